@@ -1,0 +1,67 @@
+# Each target sets up all that it needs, in .venv. The second time it is quick.
+#
+#   make demo     train on a real data set with and without pruning, and compare
+#   make test     all tests
+#   make bench    the microbenchmarks, as JSON in bench/results/
+#   make lint     ruff, mypy, clang-format
+#   make gpu      on a machine with a GPU: build for it, test and benchmark there, with the torch that is installed
+#   make clean    remove what was built
+#
+# ARGS="..." is passed on to demo, test and bench.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.14.1
+TORCHVISION ?= torchvision==0.29.1
+EXTRAS ?= dev
+OUT ?= bench/results
+
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -type f) setup.py pyproject.toml dynloader/version.py
+
+.PHONY: demo test bench lint gpu clean build
+
+build: $(VENV)/built
+
+$(VENV)/torch:
+	@echo "== a virtual environment in $(VENV), with $(TORCH) $(TORCHVISION)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH) $(TORCHVISION)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja pybind11 numpy
+	@touch $@
+
+$(VENV)/built: $(VENV)/torch $(NATIVE)
+	@echo "== the extension and the packages of the extra \"$(EXTRAS)\" (about a minute)"
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[$(EXTRAS)]" --verbose \
+	  > $(VENV)/build.log 2>&1 || { tail -n 60 $(VENV)/build.log; exit 1; }
+	@grep "dynloader: " $(VENV)/build.log || true
+	@touch $@
+
+demo: build
+	$(BIN)/python bench/train.py $(ARGS)
+
+test: build
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	@mkdir -p $(OUT)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(OUT)/ops.json $(ARGS)
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+
+# No network, no .venv: the machine's own torch, which knows its GPU.
+gpu:
+	DYNLOADER_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c \
+	  "import torch; print('%d.%d' % torch.cuda.get_device_capability())")} \
+	  $(PYTHON) setup.py build_ext --inplace
+	DYNLOADER_REQUIRE_CUDA=1 $(PYTHON) -m pytest tests
+	@mkdir -p $(OUT)
+	$(PYTHON) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/ops-gpu.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info dynloader/*.so

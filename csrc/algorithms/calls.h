@@ -1,0 +1,144 @@
+// Every call of the native core as a value: its inputs and outputs as plain pointers to memory of
+// the backend that runs it. `run` is defined in the headers beside this one and instantiated once
+// for each backend.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/random.h"
+#include "../core/score.h"
+
+namespace dynloader {
+
+// Samples 0..n-1 for all calls; n < 2^32 where there are scores.
+
+struct TopK {
+  const float* scores;
+  int64_t n, k;
+  Address address;
+  int64_t* selected;  // [k], ascending
+};
+
+struct EpsilonGreedy {
+  const float* scores;
+  int64_t n, k, num_random;
+  Address address;
+  int64_t* selected;  // [k], ascending
+};
+
+enum class WeightedRule { kRace, kPriority };
+
+struct WeightedSample {
+  const float* weights;
+  int64_t n, k;
+  Address address;
+  WeightedRule rule;
+  int64_t* selected;  // [k], ascending
+  double* tau;        // priority of the first sample left out, 0 if there is none; may be null
+};
+
+struct CheckWeights {
+  const float* weights;
+  int64_t n;
+  int64_t* counts;  // [2]: positive ones, and those negative or not finite
+};
+
+struct InfoBatch {
+  const float* scores;
+  int64_t n;
+  double drop_probability;
+  int64_t num_kept;  // exact ratio; below zero: the mean decides
+  int64_t num_candidates;
+  Address address;
+  int64_t* selected;  // [n], the first *kept of them used, ascending
+  float* weights;     // [n], likewise
+  int64_t* kept;
+};
+
+struct Order {
+  const void* selected;  // int32 or int64 [n]; null: all of 0..n-1
+  bool selected_is_int32;
+  int64_t n, start, stop;
+  Address address;
+  Purpose purpose;
+  int64_t* order;  // [stop - start]
+};
+
+struct ScoreMean {
+  const float* scores;
+  int64_t n;
+  double* mean;
+  int64_t* counts;  // [3]: finite, not finite, saturated
+};
+
+struct PowerWeights {
+  const float* scores;
+  int64_t n;
+  double exponent, offset;
+  float* weights;
+};
+
+struct VisitBonus {
+  const Record* records;
+  int64_t n;
+  double c, log_t;
+  float* scores;
+};
+
+enum class LossType { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+struct Update {
+  float* scores;
+  Record* records;
+  int64_t n;
+  const int64_t* index;
+  const void* losses;
+  LossType loss_type;
+  int64_t batch_size;
+  Scoring scoring;
+  int64_t* faults;  // [2]: indices outside [0, n), and the largest of them as unsigned
+};
+
+struct UpdateForgetting {
+  uint32_t* state;
+  int64_t n;
+  const int64_t* index;
+  const bool* correct;
+  int64_t batch_size;
+  int64_t* faults;
+};
+
+struct CountSelected {
+  int32_t* counts;
+  int64_t n;
+  const int64_t* selected;
+  int64_t num_selected;
+  int64_t* faults;
+};
+
+template <class Backend>
+void run(Backend& backend, const TopK& call);
+template <class Backend>
+void run(Backend& backend, const EpsilonGreedy& call);
+template <class Backend>
+void run(Backend& backend, const WeightedSample& call);
+template <class Backend>
+void run(Backend& backend, const CheckWeights& call);
+template <class Backend>
+void run(Backend& backend, const InfoBatch& call);
+template <class Backend>
+void run(Backend& backend, const Order& call);
+template <class Backend>
+void run(Backend& backend, const ScoreMean& call);
+template <class Backend>
+void run(Backend& backend, const PowerWeights& call);
+template <class Backend>
+void run(Backend& backend, const VisitBonus& call);
+template <class Backend>
+void run(Backend& backend, const Update& call);
+template <class Backend>
+void run(Backend& backend, const UpdateForgetting& call);
+template <class Backend>
+void run(Backend& backend, const CountSelected& call);
+
+}  // namespace dynloader

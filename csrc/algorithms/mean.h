@@ -1,0 +1,62 @@
+// Sums over all samples, in integers.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/score.h"
+#include "calls.h"
+
+namespace dynloader {
+
+struct AddScore {
+  static constexpr int kSums = 5;  // high halves, low halves, finite, not finite, saturated
+  const float* scores;
+  DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const {
+    const float score = scores[i];
+    const bool finite = is_finite(score);
+    const int64_t value = to_fixed_point(finite ? score : 0.0f);
+    const double magnitude = static_cast<double>(score < 0.0f ? -score : score);
+    sums[0] += value >> 32;
+    sums[1] += value & 0xffffffff;
+    sums[2] += finite ? 1 : 0;
+    sums[3] += finite ? 0 : 1;
+    sums[4] += finite && magnitude > kFixedPointLimit ? 1 : 0;
+  }
+};
+
+struct FinishMean {
+  const int64_t* sums;
+  double* mean;
+  int64_t* counts;
+  DYNLOADER_FN void operator()() const {
+    const double high = static_cast<double>(sums[0]) * kFixedPointOne;
+    const double low = static_cast<double>(static_cast<uint64_t>(sums[1]));
+    const double sum = (high + low) / kFixedPointOne;
+    const double nothing = bit_cast<double>(uint64_t{0x7ff8000000000000u});
+    *mean = sums[2] == 0 ? nothing : sum / static_cast<double>(sums[2]);
+    for (int j = 0; j < 3; ++j) counts[j] = sums[2 + j];
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const ScoreMean& call) {
+  auto* sums = backend.template allocate<int64_t>(AddScore::kSums);
+  backend.template accumulate<AddScore::kSums>(call.n, AddScore{call.scores}, sums);
+  backend.once(FinishMean{sums, call.mean, call.counts});
+}
+
+struct CountWeight {
+  const float* weights;
+  DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const {
+    const float weight = weights[i];
+    sums[0] += is_finite(weight) && weight > 0.0f ? 1 : 0;
+    sums[1] += is_finite(weight) && weight >= 0.0f ? 0 : 1;
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const CheckWeights& call) {
+  backend.template accumulate<2>(call.n, CountWeight{call.weights}, call.counts);
+}
+
+}  // namespace dynloader

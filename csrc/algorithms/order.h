@@ -1,0 +1,55 @@
+// The order of an epoch: any slice of it, computed where it is needed.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/permutation.h"
+#include "calls.h"
+
+namespace dynloader {
+
+struct AllSamples {
+  DYNLOADER_FN int64_t operator()(uint64_t place) const { return static_cast<int64_t>(place); }
+};
+
+template <class Index>
+struct SelectedSamples {
+  const Index* selected;
+  DYNLOADER_FN int64_t operator()(uint64_t place) const {
+    return static_cast<int64_t>(selected[place]);
+  }
+};
+
+template <class Samples>
+struct WriteOrder {
+  Samples samples;
+  Permutation permutation;
+  int64_t start;
+  int64_t* order;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    order[j] = samples(permutation(static_cast<uint64_t>(start + j)));
+  }
+};
+
+template <class Backend, class Samples>
+void write_order(Backend& backend, const Order& call, const Samples& samples) {
+  const auto permutation =
+      Permutation::keyed(call.address, call.purpose, static_cast<uint64_t>(call.n));
+  backend.for_each(call.stop - call.start,
+                   WriteOrder<Samples>{samples, permutation, call.start, call.order});
+}
+
+template <class Backend>
+void run(Backend& backend, const Order& call) {
+  if (call.selected == nullptr) {
+    write_order(backend, call, AllSamples{});
+  } else if (call.selected_is_int32) {
+    write_order(backend, call,
+                SelectedSamples<int32_t>{static_cast<const int32_t*>(call.selected)});
+  } else {
+    write_order(backend, call,
+                SelectedSamples<int64_t>{static_cast<const int64_t*>(call.selected)});
+  }
+}
+
+}  // namespace dynloader

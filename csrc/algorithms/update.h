@@ -1,0 +1,169 @@
+// Recording a batch. Duplicates within a batch have one result whatever the order: first every
+// element stages what it brings (an associative maximum or "or"), then one of those that brought
+// something settles the sample.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/loss.h"
+#include "../core/score.h"
+#include "calls.h"
+
+namespace dynloader {
+
+// An index outside [0, n) is never followed: it is counted, and the table reports it.
+DYNLOADER_FN bool is_within(int64_t index, int64_t n, int64_t* faults) {
+  if (static_cast<uint64_t>(index) < static_cast<uint64_t>(n)) return true;
+  fetch_add(faults, int64_t{1});
+  raise_to(reinterpret_cast<uint64_t*>(faults + 1), static_cast<uint64_t>(index));
+  return false;
+}
+
+// last_loss and visits of a record, as one word that atomics can work on: while a batch is staged,
+// a flag, the visits so far, and the highest loss as ordered bits.
+constexpr uint64_t kStaged = uint64_t{1} << 63;
+
+DYNLOADER_FN uint64_t* staging_word(Record* record) {
+  return reinterpret_cast<uint64_t*>(record) + 1;
+}
+
+template <class Load>
+struct StageLoss {
+  Update call;
+  Load load;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const int64_t index = call.index[j];
+    if (!is_within(index, call.n, call.faults)) return;
+    uint64_t* word = staging_word(call.records + index);
+    const uint64_t visits = (atomic_load(word) >> 32) & kMaxVisits;
+    raise_to(word, kStaged | (visits << 32) | ordered_bits(load(call.losses, j)));
+  }
+};
+
+struct SettleLoss {
+  Update call;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const int64_t index = call.index[j];
+    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
+    Record* place = call.records + index;
+    const uint64_t staged = atomic_load(staging_word(place));
+    if ((staged & kStaged) == 0) return;
+    const float loss = from_ordered_bits(static_cast<uint32_t>(staged));
+    const uint32_t visits = static_cast<uint32_t>(staged >> 32) & kMaxVisits;
+    const uint64_t settled = (uint64_t{visits_after(visits)} << 32) | bit_cast<uint32_t>(loss);
+    if (!compare_exchange(staging_word(place), staged, settled)) return;
+    // From here on this element alone touches the sample's moments and score.
+    const Record after =
+        visited({place->mean, place->variance, loss, visits}, loss, call.scoring.alpha);
+    place->mean = after.mean;
+    place->variance = after.variance;
+    call.scores[index] = score_of(after, call.scoring);
+  }
+};
+
+struct LoadFloat32 {
+  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
+    return static_cast<const float*>(losses)[j];
+  }
+};
+struct LoadFloat64 {
+  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
+    return static_cast<float>(static_cast<const double*>(losses)[j]);
+  }
+};
+struct LoadFloat16 {
+  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
+    return from_float16(static_cast<const uint16_t*>(losses)[j]);
+  }
+};
+struct LoadBFloat16 {
+  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
+    return from_bfloat16(static_cast<const uint16_t*>(losses)[j]);
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const Update& call) {
+  switch (call.loss_type) {
+    case LossType::kFloat32:
+      backend.for_each(call.batch_size, StageLoss<LoadFloat32>{call, {}});
+      break;
+    case LossType::kFloat64:
+      backend.for_each(call.batch_size, StageLoss<LoadFloat64>{call, {}});
+      break;
+    case LossType::kFloat16:
+      backend.for_each(call.batch_size, StageLoss<LoadFloat16>{call, {}});
+      break;
+    case LossType::kBFloat16:
+      backend.for_each(call.batch_size, StageLoss<LoadBFloat16>{call, {}});
+      break;
+  }
+  backend.for_each(call.batch_size, SettleLoss{call});
+}
+
+struct StageCorrect {
+  UpdateForgetting call;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const int64_t index = call.index[j];
+    if (!is_within(index, call.n, call.faults)) return;
+    fetch_or(call.state + index, kForgettingPending | (call.correct[j] ? 0u : kForgettingWrong));
+  }
+};
+
+struct SettleCorrect {
+  UpdateForgetting call;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const int64_t index = call.index[j];
+    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
+    const uint32_t staged = atomic_load(call.state + index);
+    if ((staged & kForgettingPending) == 0) return;
+    const bool correct = (staged & kForgettingWrong) == 0;
+    const uint32_t settled = forgetting_after(staged & kForgettingKept, correct);
+    compare_exchange(call.state + index, staged, settled);
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const UpdateForgetting& call) {
+  backend.for_each(call.batch_size, StageCorrect{call});
+  backend.for_each(call.batch_size, SettleCorrect{call});
+}
+
+struct CountOne {
+  CountSelected call;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const int64_t index = call.selected[j];
+    if (is_within(index, call.n, call.faults)) fetch_add(call.counts + index, 1);
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const CountSelected& call) {
+  backend.for_each(call.num_selected, CountOne{call});
+}
+
+struct WritePowerWeight {
+  PowerWeights call;
+  DYNLOADER_FN void operator()(int64_t i) const {
+    call.weights[i] = power_weight(call.scores[i], call.exponent, call.offset);
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const PowerWeights& call) {
+  backend.for_each(call.n, WritePowerWeight{call});
+}
+
+struct WriteVisitBonus {
+  VisitBonus call;
+  DYNLOADER_FN void operator()(int64_t i) const {
+    call.scores[i] = score_with_visit_bonus(call.records[i], call.c, call.log_t);
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const VisitBonus& call) {
+  backend.for_each(call.n, WriteVisitBonus{call});
+}
+
+}  // namespace dynloader

@@ -1,0 +1,217 @@
+// The loops on CPU cores. Work is cut into tiles by the index alone; threads share out the tiles,
+// so that their number shows in no result. Every primitive first evaluates its functor over a tile
+// in a loop of its own, which the compiler turns into vector code for the instruction set of the
+// translation unit, and only then does what is serial.
+#pragma once
+
+#include <cstdint>
+
+#include "scratch.h"
+
+namespace dynloader {
+
+struct HostThreads {
+  int64_t count;
+  // Calls task(context, 0), ..., task(context, tasks - 1), in any order, and returns when all have
+  // ended.
+  void (*run)(int64_t tasks, void (*task)(void* context, int64_t number), void* context);
+};
+
+// One type for each instruction set, so that their instantiations have different names.
+struct Scalar {};
+struct Avx2 {};
+struct Avx512 {};
+
+template <class Isa>
+class Cpu {
+ public:
+  Cpu(HostThreads threads, Scratch scratch) : threads_(threads), scratch_(scratch) {}
+
+  template <class T>
+  T* allocate(int64_t count) {
+    return static_cast<T*>(scratch_.allocate(scratch_.context, count * int64_t{sizeof(T)}));
+  }
+
+  template <class F>
+  void once(const F& f) {
+    f();
+  }
+
+  // f(i) for each i in [0, n), in any order.
+  template <class F>
+  void for_each(int64_t n, const F& f) {
+    in_ranges(n, ForEach<F>{f});
+  }
+
+  // sums[j] = the sum over all i of what f(i, sums) adds to sums[j].
+  template <int kSums, class F>
+  void accumulate(int64_t n, const F& f, int64_t* sums) {
+    auto* partial = allocate<int64_t>(threads_.count * kSums);
+    const int64_t ranges = in_ranges(n, Accumulate<kSums, F>{f, partial});
+    for (int j = 0; j < kSums; ++j) {
+      sums[j] = 0;
+      for (int64_t range = 0; range < ranges; ++range) sums[j] += partial[range * kSums + j];
+    }
+  }
+
+  // Counts the bins that bin(i) names, those from kBins on left out; finds, from the highest bin
+  // down, the one with the descent.rank()-th member; and hands it over with the rank within it and
+  // its count. Nothing if !descent.is_active().
+  template <int kBins, class Bin, class Descent>
+  void descend(int64_t n, const Bin& bin, const Descent& descent) {
+    if (!descent.is_active()) return;
+    auto* counts = allocate<uint32_t>(threads_.count * kLanes * (kBins + 1));
+    const int64_t ranges = in_ranges(n, Count<kBins, Bin>{bin, counts});
+    int64_t rank = descent.rank();
+    for (uint32_t b = kBins; b-- > 0;) {
+      int64_t members = 0;
+      for (int64_t lane = 0; lane < ranges * kLanes; ++lane) {
+        members += counts[lane * (kBins + 1) + b];
+      }
+      if (rank <= members) return descent.take(b, rank, members);
+      rank -= members;
+    }
+  }
+
+  // emit(i, position) for each i with keeps(i), position counting them in ascending order of i.
+  template <class Predicate, class Emit>
+  void compact(int64_t n, const Predicate& keeps, const Emit& emit) {
+    auto* starts = allocate<int64_t>(threads_.count);
+    const int64_t ranges = in_ranges(n, CountKept<Predicate>{keeps, starts});
+    int64_t start = 0;
+    for (int64_t range = 0; range < ranges; ++range) {
+      const int64_t kept = starts[range];
+      starts[range] = start;
+      start += kept;
+    }
+    in_ranges(n, EmitKept<Predicate, Emit>{keeps, emit, starts});
+  }
+
+ private:
+  static constexpr int64_t kTile = 4096;
+  // Below this a second thread costs more than it brings.
+  static constexpr int64_t kMinimumRange = 8 * kTile;
+  // Histograms side by side, so that equal neighbours do not wait for one counter.
+  static constexpr int64_t kLanes = 4;
+
+  template <class Body>
+  struct Ranges {
+    const Body* body;
+    int64_t n, tiles, ranges;
+    static void run(void* context, int64_t range) {
+      const auto& self = *static_cast<const Ranges*>(context);
+      const int64_t begin = self.tiles * range / self.ranges * kTile;
+      const int64_t end = self.tiles * (range + 1) / self.ranges * kTile;
+      (*self.body)(range, begin, end < self.n ? end : self.n);
+    }
+  };
+
+  // body(range, begin, end) for at most threads_.count ranges that make up [0, n); returns their
+  // number.
+  template <class Body>
+  int64_t in_ranges(int64_t n, const Body& body) {
+    if (n == 0) return 0;
+    const int64_t useful = (n + kMinimumRange - 1) / kMinimumRange;
+    const int64_t ranges = useful < threads_.count ? useful : threads_.count;
+    if (ranges == 1) {
+      body(0, 0, n);
+      return 1;
+    }
+    Ranges<Body> context = {&body, n, (n + kTile - 1) / kTile, ranges};
+    threads_.run(ranges, Ranges<Body>::run, &context);
+    return ranges;
+  }
+
+  template <class F>
+  struct ForEach {
+    F f;
+    void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+      const F local = f;
+      for (int64_t i = begin; i < end; ++i) local(i);
+    }
+  };
+
+  template <int kSums, class F>
+  struct Accumulate {
+    F f;
+    int64_t* partial;
+    void operator()(int64_t range, int64_t begin, int64_t end) const {
+      const F local = f;
+      int64_t sums[kSums] = {};
+      for (int64_t i = begin; i < end; ++i) local(i, sums);
+      for (int j = 0; j < kSums; ++j) partial[range * kSums + j] = sums[j];
+    }
+  };
+
+  template <int kBins, class Bin>
+  struct Count {
+    Bin bin;
+    uint32_t* counts;
+    void operator()(int64_t range, int64_t begin, int64_t end) const {
+      const Bin local = bin;
+      uint32_t* lanes = counts + range * kLanes * (kBins + 1);
+      for (int64_t j = 0; j < kLanes * (kBins + 1); ++j) lanes[j] = 0;
+      uint32_t bins[kTile];
+      for (int64_t tile = begin; tile < end; tile += kTile) {
+        const int64_t size = end - tile < kTile ? end - tile : kTile;
+        uint32_t lowest = kBins;
+        for (int64_t j = 0; j < size; ++j) {
+          const uint32_t b = local(tile + j);
+          bins[j] = b < kBins ? b : kBins;
+          lowest = b < lowest ? b : lowest;
+        }
+        if (lowest == kBins) continue;
+        for (int64_t j = 0; j < size; ++j) {
+          lanes[(j % kLanes) * (kBins + 1) + bins[j]] += 1;
+        }
+      }
+    }
+  };
+
+  template <class Predicate>
+  struct CountKept {
+    Predicate keeps;
+    int64_t* kept;
+    void operator()(int64_t range, int64_t begin, int64_t end) const {
+      const Predicate local = keeps;
+      int64_t count = 0;
+      for (int64_t tile = begin; tile < end; tile += kTile) {
+        const int64_t size = end - tile < kTile ? end - tile : kTile;
+        uint32_t in_tile = 0;
+        for (int64_t j = 0; j < size; ++j) in_tile += local(tile + j) ? 1u : 0u;
+        count += in_tile;
+      }
+      kept[range] = count;
+    }
+  };
+
+  template <class Predicate, class Emit>
+  struct EmitKept {
+    Predicate keeps;
+    Emit emit;
+    const int64_t* starts;
+    void operator()(int64_t range, int64_t begin, int64_t end) const {
+      const Predicate local_keeps = keeps;
+      const Emit local_emit = emit;
+      int64_t position = starts[range];
+      uint8_t mask[kTile];
+      uint32_t kept[kTile];
+      for (int64_t tile = begin; tile < end; tile += kTile) {
+        const int64_t size = end - tile < kTile ? end - tile : kTile;
+        for (int64_t j = 0; j < size; ++j) mask[j] = local_keeps(tile + j) ? 1 : 0;
+        int64_t count = 0;
+        for (int64_t j = 0; j < size; ++j) {
+          kept[count] = static_cast<uint32_t>(j);
+          count += mask[j];
+        }
+        for (int64_t j = 0; j < count; ++j) local_emit(tile + kept[j], position + j);
+        position += count;
+      }
+    }
+  };
+
+  HostThreads threads_;
+  Scratch scratch_;
+};
+
+}  // namespace dynloader

@@ -1,0 +1,88 @@
+// Logarithm, exponential and random variates from + - * / alone: the C library's and the GPU's
+// differ in the last bit.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "bits.h"
+#include "macros.h"
+
+namespace dynloader {
+
+constexpr double kLn2 = 0.6931471805599453;
+constexpr double kTwoToMinus64 = 0x1p-64;
+
+// ln(1 + d) for d in [sqrt(1/2) - 1, sqrt(2) - 1], with full relative precision near d = 0: 2
+// atanh(d / (2 + d)). There |s| <= 0.1716, so the first term left out, s^23 / 23, is below 2^-60 of
+// the result.
+DYNLOADER_FN double log1p_reduced(double d) {
+  const double s = d / (2.0 + d);
+  const double z = s * s;
+  double p = 1.0 / 21.0;
+  p = p * z + 1.0 / 19.0;
+  p = p * z + 1.0 / 17.0;
+  p = p * z + 1.0 / 15.0;
+  p = p * z + 1.0 / 13.0;
+  p = p * z + 1.0 / 11.0;
+  p = p * z + 1.0 / 9.0;
+  p = p * z + 1.0 / 7.0;
+  p = p * z + 1.0 / 5.0;
+  p = p * z + 1.0 / 3.0;
+  const double twice = 2.0 * s;
+  return twice + twice * (z * p);
+}
+
+// ln(x * 2^-scale) for a positive normal double.
+DYNLOADER_FN double natural_log(double x, int scale = 0) {
+  const uint64_t bits = bit_cast<uint64_t>(x);
+  int exponent = static_cast<int>(bits >> 52) - 1023;
+  double m = bit_cast<double>((bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
+  const bool above = m > 1.4142135623730951;
+  m = above ? m * 0.5 : m;
+  exponent = above ? exponent + 1 : exponent;
+  return static_cast<double>(exponent - scale) * kLn2 + log1p_reduced(m - 1.0);
+}
+
+// e^x, with x clamped to [-700, 700].
+DYNLOADER_FN double exponential(double x) {
+  x = x < -700.0 ? -700.0 : x;
+  x = x > 700.0 ? 700.0 : x;
+  const double n = floor(x * 1.4426950408889634 + 0.5);
+  // ln(2) in two parts, the first with 20 trailing zero bits, so that n times it is exact.
+  const double ln2_high = bit_cast<double>(uint64_t{0x3fe62e42fee00000u});
+  const double ln2_low = bit_cast<double>(uint64_t{0x3dea39ef35793c76u});
+  const double r = (x - n * ln2_high) - n * ln2_low;
+  double p = 1.0 / 6227020800.0;
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const int64_t exponent = static_cast<int64_t>(n) + 1023;
+  return p * bit_cast<double>(static_cast<uint64_t>(exponent) << 52);
+}
+
+// (u + 1/2) / 2^64, in (0, 1].
+DYNLOADER_FN double unit_interval(uint64_t u) {
+  return (static_cast<double>(u) + 0.5) * kTwoToMinus64;
+}
+
+// -ln((u + 1/2) / 2^64): exponential with mean 1. Above 2^64 / sqrt(2) it is taken from the
+// distance to 1, as an integer, because the smallest variates win the race and must keep their
+// relative precision.
+DYNLOADER_FN double exponential_variate(uint64_t u) {
+  const double near_one = log1p_reduced(-((static_cast<double>(~u) + 0.5) * kTwoToMinus64));
+  const double elsewhere = natural_log(static_cast<double>(u) + 0.5, 64);
+  return -(u >= 0xb504f333f9de6485u ? near_one : elsewhere);
+}
+
+}  // namespace dynloader

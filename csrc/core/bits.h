@@ -1,0 +1,57 @@
+// Bit patterns of numbers, and the total order of scores.
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+
+namespace dynloader {
+
+template <class To, class From>
+DYNLOADER_FN To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+constexpr uint32_t kCanonicalNanBits = 0x7fffffffu;
+constexpr float kFloatMax = 3.40282346638528859812e+38f;
+
+// On the bits and not by comparing floats: a processor set to flush denormals must not change an
+// answer.
+DYNLOADER_FN bool is_finite(float value) {
+  return (bit_cast<uint32_t>(value) & kCanonicalNanBits) < kInfinityBits;
+}
+
+// An unsigned integer that is ordered as the scores are. -0 counts as +0. Every NaN is the same,
+// and highest: a sample whose loss is no number is one to look at, not one to lose.
+DYNLOADER_FN uint32_t ordered_bits(float score) {
+  const uint32_t bits = bit_cast<uint32_t>(score);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t ordered = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+  const uint32_t no_zero_sign = magnitude == 0 ? 0x80000000u : ordered;
+  return magnitude > kInfinityBits ? 0xffffffffu : no_zero_sign;
+}
+
+// The score that ordered_bits came from: -0 comes back as +0, and any NaN as the canonical one.
+DYNLOADER_FN float from_ordered_bits(uint32_t ordered) {
+  return bit_cast<float>((ordered >> 31) != 0 ? ordered ^ 0x80000000u : ~ordered);
+}
+
+// Processors disagree on the payload of a NaN that arithmetic makes; results must not.
+DYNLOADER_FN float canonical(float value) { return from_ordered_bits(ordered_bits(value)); }
+
+// A finite double >= 0 as 32 bits in the same order: 11 bits of exponent, 21 of the fraction. 0 for
+// 0 alone.
+DYNLOADER_FN uint32_t priority_bits(double priority) {
+  return static_cast<uint32_t>(bit_cast<uint64_t>(priority) >> 31);
+}
+
+// The smallest double with these priority bits.
+DYNLOADER_FN double from_priority_bits(uint32_t bits) {
+  return bit_cast<double>(static_cast<uint64_t>(bits) << 31);
+}
+
+}  // namespace dynloader

@@ -1,0 +1,93 @@
+// The one header that knows which compiler reads it. Everything else in core/ is plain C++17.
+#pragma once
+
+#include <cstdint>
+
+// A function of one element. Forced inline, so that each translation unit compiles it for its own
+// instruction set and no copy made for a newer processor can be linked into the baseline.
+#ifdef __CUDACC__
+#define DYNLOADER_FN __host__ __device__ __forceinline__
+#else
+#define DYNLOADER_FN inline __attribute__((always_inline))
+#endif
+
+namespace dynloader {
+
+// Atomics on global memory, relaxed: only results that do not depend on the order are built on
+// them.
+
+DYNLOADER_FN int64_t fetch_add(int64_t* address, int64_t value) {
+#ifdef __CUDA_ARCH__
+  return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(address),
+                                        static_cast<unsigned long long>(value)));
+#else
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+#endif
+}
+
+DYNLOADER_FN int32_t fetch_add(int32_t* address, int32_t value) {
+#ifdef __CUDA_ARCH__
+  return atomicAdd(address, value);
+#else
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+#endif
+}
+
+DYNLOADER_FN uint32_t fetch_or(uint32_t* address, uint32_t value) {
+#ifdef __CUDA_ARCH__
+  return atomicOr(address, value);
+#else
+  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+#endif
+}
+
+// Each of these returns whether it was this call that changed the value.
+
+DYNLOADER_FN bool compare_exchange(uint32_t* address, uint32_t expected, uint32_t desired) {
+#ifdef __CUDA_ARCH__
+  return atomicCAS(address, expected, desired) == expected;
+#else
+  return __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED);
+#endif
+}
+
+DYNLOADER_FN bool compare_exchange(uint64_t* address, uint64_t expected, uint64_t desired) {
+#ifdef __CUDA_ARCH__
+  const auto want = static_cast<unsigned long long>(expected);
+  return atomicCAS(reinterpret_cast<unsigned long long*>(address), want,
+                   static_cast<unsigned long long>(desired)) == want;
+#else
+  return __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED);
+#endif
+}
+
+DYNLOADER_FN uint64_t atomic_load(const uint64_t* address) {
+#ifdef __CUDA_ARCH__
+  return *reinterpret_cast<const volatile unsigned long long*>(address);
+#else
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+#endif
+}
+
+DYNLOADER_FN uint32_t atomic_load(const uint32_t* address) {
+#ifdef __CUDA_ARCH__
+  return *reinterpret_cast<const volatile unsigned int*>(address);
+#else
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+#endif
+}
+
+DYNLOADER_FN void raise_to(uint64_t* address, uint64_t value) {
+#ifdef __CUDA_ARCH__
+  atomicMax(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+#else
+  uint64_t seen = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (seen < value && !__atomic_compare_exchange_n(address, &seen, value, true, __ATOMIC_RELAXED,
+                                                      __ATOMIC_RELAXED)) {
+  }
+#endif
+}
+
+}  // namespace dynloader

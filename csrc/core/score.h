@@ -1,0 +1,116 @@
+// What one sample's score means: how a loss changes its record, and what is made of the record.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "arithmetic.h"
+#include "bits.h"
+#include "macros.h"
+
+namespace dynloader {
+
+// The values are part of the operator's schema.
+enum class ScoreRule : int32_t {
+  kLastLoss = 0,
+  kMean = 1,  // the moving average of the losses
+  kMeanPlusVariance =
+      2,  // Raju, Daruwalla and Lipasti (2021): the moving average plus c times the moving variance
+};
+
+struct Scoring {
+  ScoreRule rule;
+  float alpha;  // the weight of the new value in a moving average
+  float c;
+};
+
+// The history of one sample, 16 bytes.
+struct Record {
+  float mean;
+  float variance;
+  float last_loss;
+  uint32_t visits;
+};
+static_assert(sizeof(Record) == 16, "one record is one 16-byte access");
+
+constexpr uint32_t kMaxVisits = 0x7fffffffu;
+
+DYNLOADER_FN uint32_t visits_after(uint32_t visits) {
+  return visits < kMaxVisits ? visits + 1 : kMaxVisits;
+}
+
+// The loss has its canonical bits already. The moments start at the first visit with (loss, 0), and
+// again after anything that is not finite: one diverged step must not stay in an average for ever.
+DYNLOADER_FN Record visited(Record record, float loss, float alpha) {
+  const bool starts = record.visits == 0 || !is_finite(record.mean) ||
+                      !is_finite(record.variance) || !is_finite(loss);
+  const float keep = 1.0f - alpha;
+  const float delta = loss - record.mean;
+  record.variance = starts ? 0.0f : keep * record.variance + alpha * (delta * delta);
+  record.mean = starts ? loss : keep * record.mean + alpha * loss;
+  record.last_loss = loss;
+  record.visits = visits_after(record.visits);
+  return record;
+}
+
+DYNLOADER_FN float score_of(const Record& record, const Scoring& scoring) {
+  switch (scoring.rule) {
+    case ScoreRule::kLastLoss:
+      return record.last_loss;
+    case ScoreRule::kMean:
+      return canonical(record.mean);
+    case ScoreRule::kMeanPlusVariance:
+      return canonical(record.mean + scoring.c * record.variance);
+  }
+  return record.last_loss;
+}
+
+// The classical confidence bonus of UCB1 (Auer, Cesa-Bianchi, Fischer 2002): mean + c sqrt(ln t /
+// visits). It grows while a sample is away, so that every sample returns.
+DYNLOADER_FN float score_with_visit_bonus(const Record& record, double c, double log_t) {
+  const double visits = record.visits == 0 ? 1.0 : static_cast<double>(record.visits);
+  const double bonus = c * sqrt(log_t / visits);
+  const float score = canonical(static_cast<float>(static_cast<double>(record.mean) + bonus));
+  return record.visits == 0 ? bit_cast<float>(kInfinityBits) : score;
+}
+
+// (max(score, 0) + offset)^exponent, the sampling weight. Whatever is not a number, or infinite,
+// weighs most.
+DYNLOADER_FN float power_weight(float score, double exponent, double offset) {
+  const double clamped = score > 0.0f ? static_cast<double>(score) : 0.0;
+  const double base = clamped + offset;
+  const double power = exponential(exponent * natural_log(base > 0.0 ? base : 1.0));
+  const double at_zero = exponent == 0.0 ? 1.0 : 0.0;
+  const double weight = base > 0.0 ? power : at_zero;
+  const bool diverged = ordered_bits(score) >= ordered_bits(bit_cast<float>(kInfinityBits));
+  const double largest = static_cast<double>(kFloatMax);
+  return diverged || weight > largest ? kFloatMax : static_cast<float>(weight);
+}
+
+// Forgetting events (Toneva et al. 2019) in 32 bits: bit 0 tells whether the sample was right at
+// its last visit, the bits above count how often it went from right to wrong. Bits 30 and 31 are in
+// use only while a batch is recorded.
+constexpr uint32_t kForgettingPending = 0x80000000u;
+constexpr uint32_t kForgettingWrong = 0x40000000u;
+constexpr uint32_t kForgettingKept = 0x3fffffffu;
+
+DYNLOADER_FN uint32_t forgetting_after(uint32_t state, bool correct) {
+  const bool forgotten = (state & 1u) != 0 && !correct;
+  const uint32_t events = state >> 1;
+  const uint32_t counted = forgotten && events < (kForgettingKept >> 1) ? events + 1 : events;
+  return (counted << 1) | (correct ? 1u : 0u);
+}
+
+// A score in fixed point, so that a sum does not depend on its order: steps of 2^-32, from -2^30 to
+// 2^30. The sums of the two halves of 2^32 such numbers fit 64 bits each.
+constexpr double kFixedPointLimit = 1073741824.0;
+constexpr double kFixedPointOne = 4294967296.0;
+
+DYNLOADER_FN int64_t to_fixed_point(float score) {
+  const double value = static_cast<double>(score);
+  const double above = value < -kFixedPointLimit ? -kFixedPointLimit : value;
+  const double within = above > kFixedPointLimit ? kFixedPointLimit : above;
+  return static_cast<int64_t>(within * kFixedPointOne);
+}
+
+}  // namespace dynloader

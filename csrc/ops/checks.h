@@ -1,0 +1,86 @@
+// What every operator asks of its arguments. A message holds the operator, the argument, the
+// requirement and the value.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+
+#include "../core/random.h"
+
+namespace dynloader {
+
+// Ties are broken by a bijection of 32-bit integers.
+constexpr int64_t kMaxSamples = 0xffffffff;
+
+inline void check_dtype(const char* op, const char* name, const at::Tensor& tensor,
+                        at::ScalarType dtype) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", got ",
+                   tensor.scalar_type());
+}
+
+inline void check_vector(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.dim() == 1, op, ": ", name, " must have one dimension, got shape ",
+                    tensor.sizes());
+}
+
+inline void check_length(const char* op, const char* name, const at::Tensor& tensor,
+                         int64_t length) {
+  TORCH_CHECK_VALUE(tensor.numel() == length, op, ": ", name, " must have ", length,
+                    " elements, got ", tensor.numel());
+}
+
+inline void check_same_device(const char* op, const char* name, const at::Tensor& tensor,
+                              const char* other_name, const at::Tensor& other) {
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
+                    other_name, ", ", other.device(), ", got ", tensor.device());
+}
+
+// For tensors that are written to: a copy would take the result with it.
+inline void check_contiguous(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
+                    tensor.strides());
+}
+
+// Returns the number of samples.
+inline int64_t check_samples(const char* op, const char* name, const at::Tensor& tensor,
+                             at::ScalarType dtype) {
+  check_dtype(op, name, tensor, dtype);
+  check_vector(op, name, tensor);
+  TORCH_CHECK_VALUE(tensor.numel() <= kMaxSamples, op, ": ", name,
+                    " must have fewer than 2**32 "
+                    "elements, got ",
+                    tensor.numel());
+  return tensor.numel();
+}
+
+inline void check_count(const char* op, const char* name, int64_t value, int64_t most) {
+  TORCH_CHECK_VALUE(0 <= value && value <= most, op, ": ", name, " must be in [0, ", most,
+                    "], got ", value);
+}
+
+// seed carries 64 unsigned bits.
+inline Address check_address(const char* op, int64_t seed, int64_t epoch) {
+  TORCH_CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ",
+                    epoch);
+  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)};
+}
+
+// On the CPU, an index out of range is found before anything is written.
+inline void check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
+  if (!index.is_cpu()) return;
+  const auto* values = index.const_data_ptr<int64_t>();
+  const int64_t count = index.numel();
+  bool all_within = true;
+  for (int64_t j = 0; j < count; ++j) {
+    all_within &= static_cast<uint64_t>(values[j]) < static_cast<uint64_t>(n);
+  }
+  if (all_within) return;
+  for (int64_t j = 0; j < count; ++j) {
+    TORCH_CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n,
+                      "), got ", values[j], " at position ", j);
+  }
+}
+
+}  // namespace dynloader

@@ -1,0 +1,36 @@
+// The operators as C++ functions, one for each entry of the schema in schema.cpp, for tensors on
+// any device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+namespace dynloader {
+
+at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch);
+at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
+                          int64_t epoch);
+std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
+                                              int64_t num_kept, int64_t seed, int64_t epoch);
+at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool validate);
+std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, int64_t k,
+                                                   int64_t seed, int64_t epoch, bool validate);
+at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_t seed,
+                 int64_t epoch);
+at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
+at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+                  c10::Device device);
+std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores);
+at::Tensor power_weights(const at::Tensor& scores, double exponent, double offset);
+at::Tensor ucb_visits(const at::Tensor& records, double c, double t);
+
+void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
+            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c);
+void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
+                       at::Tensor& faults);
+void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults);
+
+}  // namespace dynloader

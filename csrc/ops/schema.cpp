@@ -1,0 +1,119 @@
+// The schema of every operator, and the module that tells what was built.
+//
+// One function serves CPU and CUDA: it asks the tensors where they are. seed holds 64 unsigned bits
+// in a signed integer; dynloader/ops.py converts. The fake implementations for torch.compile are
+// there too.
+#include <torch/extension.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#ifdef DYNLOADER_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+#include <string>
+
+#include "cpu_path.h"
+#include "operators.h"
+
+#ifndef DYNLOADER_VERSION
+#define DYNLOADER_VERSION "unknown"
+#endif
+#ifndef DYNLOADER_CUDA_ARCHITECTURES
+#define DYNLOADER_CUDA_ARCHITECTURES ""
+#endif
+
+TORCH_LIBRARY(dynloader, m) {
+  m.def("top_k(Tensor scores, SymInt k, int seed, int epoch) -> Tensor");
+  m.def(
+      "epsilon_greedy(Tensor scores, SymInt k, SymInt num_random, int seed, int epoch) -> Tensor");
+  m.def(
+      "info_batch(Tensor scores, float drop_probability, SymInt num_kept, int seed, int epoch)"
+      " -> (Tensor selected, Tensor weights)");
+  m.def("sample(Tensor weights, SymInt k, int seed, int epoch, bool validate) -> Tensor");
+  m.def(
+      "priority_sample(Tensor weights, SymInt k, int seed, int epoch, bool validate)"
+      " -> (Tensor selected, Tensor tau)");
+  m.def("order(Tensor selected, SymInt start, SymInt stop, int seed, int epoch) -> Tensor");
+  m.def("order_of_range(SymInt n, SymInt start, SymInt stop, int seed, int epoch) -> Tensor");
+  m.def(
+      "subset(SymInt n, SymInt start, SymInt stop, int seed, int epoch, Device device) -> Tensor");
+  m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
+  m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
+  m.def("ucb_visits(Tensor records, float c, float t) -> Tensor");
+  m.def(
+      "update(Tensor(a!) scores, Tensor(b!) records, Tensor index, Tensor losses,"
+      " Tensor(c!) faults, int rule, float alpha, float c) -> ()");
+  m.def(
+      "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) faults) -> ()");
+  m.def("count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults) -> ()");
+}
+
+namespace dynloader {
+namespace {
+
+void implement(torch::Library& m) {
+  m.impl("top_k", top_k);
+  m.impl("epsilon_greedy", epsilon_greedy);
+  m.impl("info_batch", info_batch);
+  m.impl("sample", sample);
+  m.impl("priority_sample", priority_sample);
+  m.impl("order", order);
+  m.impl("score_mean", score_mean);
+  m.impl("power_weights", power_weights);
+  m.impl("ucb_visits", ucb_visits);
+  m.impl("update", update);
+  m.impl("update_forgetting", update_forgetting);
+  m.impl("count_selected", count_selected);
+}
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["version"] = DYNLOADER_VERSION;
+  info["torch"] = TORCH_VERSION;
+#ifdef DYNLOADER_WITH_CUDA
+  info["cuda"] =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["cuda_architectures"] = pybind11::str(DYNLOADER_CUDA_ARCHITECTURES).attr("split")(";");
+#else
+  info["cuda"] = pybind11::none();
+  info["cuda_architectures"] = pybind11::list();
+#endif
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  pybind11::list compiled;
+  for (const CpuPath path : compiled_cpu_paths()) compiled.append(name_of(path));
+  info["cpu_features_compiled"] = compiled;
+  pybind11::list available;
+  for (const CpuPath path : available_cpu_paths()) available.append(name_of(path));
+  info["cpu_features_available"] = available;
+  info["cpu_features_in_use"] = name_of(cpu_path());
+  return info;
+}
+
+}  // namespace
+}  // namespace dynloader
+
+TORCH_LIBRARY_IMPL(dynloader, CPU, m) { dynloader::implement(m); }
+
+// Registered in every build: without CUDA the operators say so, and how to get it.
+TORCH_LIBRARY_IMPL(dynloader, CUDA, m) { dynloader::implement(m); }
+
+// These take no tensor to dispatch on.
+TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {
+  m.impl("order_of_range", dynloader::order_of_range);
+  m.impl("subset", dynloader::subset);
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native core of dynloader; its operators are in torch.ops.dynloader.";
+  m.def("build_info", dynloader::build_info,
+        "What this module was built with, and what it uses.\n\n"
+        "Returns a dict: version; torch and cuda, the versions built against (cuda is None in a "
+        "build\n"
+        "without it); cuda_architectures; compiler; and the CPU paths (scalar, avx2, avx512):\n"
+        "cpu_features_compiled, cpu_features_available on this machine, cpu_features_in_use.");
+}

@@ -1,0 +1,165 @@
+// Operators that choose samples and put them in order.
+#include <ATen/Functions.h>
+
+#include <cmath>
+
+#include "checks.h"
+#include "operators.h"
+#include "run_on.h"
+
+namespace dynloader {
+namespace {
+
+at::Tensor indices_like(const at::Tensor& tensor, int64_t count) {
+  return at::empty({count}, tensor.options().dtype(at::kLong));
+}
+
+// Host waits for the GPU, if the weights are there.
+void check_weights(const char* op, const at::Tensor& weights, int64_t k) {
+  const at::Tensor counts = at::empty({2}, weights.options().dtype(at::kLong));
+  run_on(weights.device(), CheckWeights{weights.const_data_ptr<float>(), weights.numel(),
+                                        counts.mutable_data_ptr<int64_t>()});
+  const at::Tensor on_host = counts.cpu();
+  const int64_t positive = on_host.const_data_ptr<int64_t>()[0];
+  const int64_t invalid = on_host.const_data_ptr<int64_t>()[1];
+  TORCH_CHECK_VALUE(invalid == 0, op, ": weights must be finite and >= 0, got ", invalid,
+                    " that are not");
+  TORCH_CHECK_VALUE(k <= positive, op, ": weights must have at least k = ", k, " above zero, got ",
+                    positive);
+}
+
+at::Tensor sample_by(const char* op, WeightedRule rule, const at::Tensor& weights, int64_t k,
+                     int64_t seed, int64_t epoch, bool validate, double* tau) {
+  const int64_t n = check_samples(op, "weights", weights, at::kFloat);
+  check_count(op, "k", k, n);
+  const Address address = check_address(op, seed, epoch);
+  const at::Tensor input = weights.contiguous();
+  if (validate) check_weights(op, input, k);
+  at::Tensor selected = indices_like(weights, k);
+  run_on(weights.device(), WeightedSample{input.const_data_ptr<float>(), n, k, address, rule,
+                                          selected.mutable_data_ptr<int64_t>(), tau});
+  return selected;
+}
+
+at::Tensor order_by(const char* op, Purpose purpose, Order call, int64_t seed, int64_t epoch,
+                    c10::Device device) {
+  TORCH_CHECK_VALUE(0 <= call.start && call.start <= call.stop && call.stop <= call.n, op,
+                    ": start and stop must satisfy 0 <= start <= stop <= ", call.n,
+                    ", got start = ", call.start, ", stop = ", call.stop);
+  call.address = check_address(op, seed, epoch);
+  call.purpose = purpose;
+  at::Tensor result = at::empty({call.stop - call.start}, at::device(device).dtype(at::kLong));
+  call.order = result.mutable_data_ptr<int64_t>();
+  run_on(device, call);
+  return result;
+}
+
+}  // namespace
+
+at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch) {
+  const int64_t n = check_samples("top_k", "scores", scores, at::kFloat);
+  check_count("top_k", "k", k, n);
+  const Address address = check_address("top_k", seed, epoch);
+  const at::Tensor input = scores.contiguous();
+  at::Tensor selected = indices_like(scores, k);
+  run_on(scores.device(),
+         TopK{input.const_data_ptr<float>(), n, k, address, selected.mutable_data_ptr<int64_t>()});
+  return selected;
+}
+
+at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
+                          int64_t epoch) {
+  const int64_t n = check_samples("epsilon_greedy", "scores", scores, at::kFloat);
+  check_count("epsilon_greedy", "k", k, n);
+  check_count("epsilon_greedy", "num_random", num_random, k);
+  const Address address = check_address("epsilon_greedy", seed, epoch);
+  const at::Tensor input = scores.contiguous();
+  at::Tensor selected = indices_like(scores, k);
+  run_on(scores.device(), EpsilonGreedy{input.const_data_ptr<float>(), n, k, num_random, address,
+                                        selected.mutable_data_ptr<int64_t>()});
+  return selected;
+}
+
+std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
+                                              int64_t num_kept, int64_t seed, int64_t epoch) {
+  const int64_t n = check_samples("info_batch", "scores", scores, at::kFloat);
+  TORCH_CHECK_VALUE(0 <= drop_probability && drop_probability < 1,
+                    "info_batch: drop_probability must be in [0, 1), got ", drop_probability);
+  const Address address = check_address("info_batch", seed, epoch);
+  int64_t num_candidates = 0;
+  if (num_kept >= 0) {
+    check_count("info_batch", "num_kept", num_kept, n);
+    const int64_t dropped = n - num_kept;
+    if (dropped > 0) {
+      TORCH_CHECK_VALUE(drop_probability > 0,
+                        "info_batch: drop_probability must be in (0, 1) where num_kept < ", n,
+                        ", got ", drop_probability);
+      const double wanted = std::ceil(static_cast<double>(dropped) / drop_probability);
+      num_candidates = wanted < static_cast<double>(n) ? static_cast<int64_t>(wanted) : n;
+      TORCH_CHECK_VALUE(dropped < num_candidates, "info_batch: num_kept must be in [1, ", n,
+                        "], got ", num_kept);
+    }
+  }
+  const at::Tensor input = scores.contiguous();
+  const int64_t most = num_kept >= 0 ? num_kept : n;
+  at::Tensor selected = indices_like(scores, most);
+  at::Tensor weights = at::empty({most}, scores.options());
+  at::Tensor kept = indices_like(scores, 1);
+  run_on(scores.device(),
+         InfoBatch{input.const_data_ptr<float>(), n, drop_probability, num_kept, num_candidates,
+                   address, selected.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
+                   kept.mutable_data_ptr<int64_t>()});
+  if (num_kept >= 0) return {selected, weights};
+  const int64_t count = kept.item<int64_t>();
+  return {selected.narrow(0, 0, count).clone(), weights.narrow(0, 0, count).clone()};
+}
+
+at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
+                  bool validate) {
+  return sample_by("sample", WeightedRule::kRace, weights, k, seed, epoch, validate, nullptr);
+}
+
+std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, int64_t k,
+                                                   int64_t seed, int64_t epoch, bool validate) {
+  at::Tensor tau = at::empty({}, weights.options().dtype(at::kDouble));
+  at::Tensor selected = sample_by("priority_sample", WeightedRule::kPriority, weights, k, seed,
+                                  epoch, validate, tau.mutable_data_ptr<double>());
+  return {selected, tau};
+}
+
+at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_t seed,
+                 int64_t epoch) {
+  const bool is_int32 = selected.scalar_type() == at::kInt;
+  TORCH_CHECK_TYPE(is_int32 || selected.scalar_type() == at::kLong,
+                   "order: selected must be int64 or int32, got ", selected.scalar_type());
+  check_vector("order", "selected", selected);
+  const at::Tensor input = selected.contiguous();
+  Order call = {};
+  call.selected = input.const_data_ptr();
+  call.selected_is_int32 = is_int32;
+  call.n = input.numel();
+  call.start = start;
+  call.stop = stop;
+  return order_by("order", Purpose::kShuffle, call, seed, epoch, selected.device());
+}
+
+at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch) {
+  TORCH_CHECK_VALUE(n >= 0, "order: selected must be >= 0, got ", n);
+  Order call = {};
+  call.n = n;
+  call.start = start;
+  call.stop = stop;
+  return order_by("order", Purpose::kShuffle, call, seed, epoch, c10::Device(at::kCPU));
+}
+
+at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+                  c10::Device device) {
+  TORCH_CHECK_VALUE(n >= 0, "subset: n must be >= 0, got ", n);
+  Order call = {};
+  call.n = n;
+  call.start = start;
+  call.stop = stop;
+  return order_by("subset", Purpose::kSubset, call, seed, epoch, device);
+}
+
+}  // namespace dynloader

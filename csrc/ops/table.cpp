@@ -1,0 +1,146 @@
+// Operators on the score table.
+#include <ATen/Functions.h>
+
+#include <cmath>
+
+#include "checks.h"
+#include "operators.h"
+#include "run_on.h"
+
+namespace dynloader {
+namespace {
+
+const Record* records_of(const char* op, const at::Tensor& records) {
+  check_dtype(op, "records", records, at::kInt);
+  TORCH_CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
+                    ": records must have shape [n, 4], got ", records.sizes());
+  check_contiguous(op, "records", records);
+  return reinterpret_cast<const Record*>(records.const_data_ptr<int32_t>());
+}
+
+int64_t* faults_of(const char* op, at::Tensor& faults, const char* other_name,
+                   const at::Tensor& other) {
+  check_dtype(op, "faults", faults, at::kLong);
+  check_length(op, "faults", faults, 2);
+  check_contiguous(op, "faults", faults);
+  check_same_device(op, "faults", faults, other_name, other);
+  return faults.mutable_data_ptr<int64_t>();
+}
+
+// Returns the index, contiguous.
+at::Tensor checked_index(const char* op, const char* name, const at::Tensor& index,
+                         const char* other_name, const at::Tensor& other) {
+  check_dtype(op, name, index, at::kLong);
+  check_vector(op, name, index);
+  check_same_device(op, name, index, other_name, other);
+  return index.contiguous();
+}
+
+LossType loss_type(const at::Tensor& losses) {
+  switch (losses.scalar_type()) {
+    case at::kFloat:
+      return LossType::kFloat32;
+    case at::kDouble:
+      return LossType::kFloat64;
+    case at::kHalf:
+      return LossType::kFloat16;
+    case at::kBFloat16:
+      return LossType::kBFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, "update: losses must be float32, float64, float16 or bfloat16, got ",
+                       losses.scalar_type());
+  }
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores) {
+  const int64_t n = check_samples("score_mean", "scores", scores, at::kFloat);
+  const at::Tensor input = scores.contiguous();
+  at::Tensor mean = at::empty({}, scores.options().dtype(at::kDouble));
+  at::Tensor counts = at::empty({3}, scores.options().dtype(at::kLong));
+  run_on(scores.device(),
+         ScoreMean{input.const_data_ptr<float>(), n, mean.mutable_data_ptr<double>(),
+                   counts.mutable_data_ptr<int64_t>()});
+  return {mean, counts};
+}
+
+at::Tensor power_weights(const at::Tensor& scores, double exponent, double offset) {
+  const int64_t n = check_samples("power_weights", "scores", scores, at::kFloat);
+  TORCH_CHECK_VALUE(exponent >= 0 && std::isfinite(exponent),
+                    "power_weights: exponent must be finite and >= 0, got ", exponent);
+  TORCH_CHECK_VALUE(offset >= 0 && std::isfinite(offset),
+                    "power_weights: offset must be finite and >= 0, got ", offset);
+  const at::Tensor input = scores.contiguous();
+  at::Tensor weights = at::empty({n}, scores.options());
+  run_on(scores.device(), PowerWeights{input.const_data_ptr<float>(), n, exponent, offset,
+                                       weights.mutable_data_ptr<float>()});
+  return weights;
+}
+
+at::Tensor ucb_visits(const at::Tensor& records, double c, double t) {
+  const Record* data = records_of("ucb_visits", records);
+  TORCH_CHECK_VALUE(c >= 0 && std::isfinite(c), "ucb_visits: c must be finite and >= 0, got ", c);
+  TORCH_CHECK_VALUE(t >= 1 && std::isfinite(t), "ucb_visits: t must be finite and >= 1, got ", t);
+  at::Tensor scores = at::empty({records.size(0)}, records.options().dtype(at::kFloat));
+  run_on(records.device(),
+         VisitBonus{data, records.size(0), c, natural_log(t), scores.mutable_data_ptr<float>()});
+  return scores;
+}
+
+void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
+            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c) {
+  const int64_t n = check_samples("update", "scores", scores, at::kFloat);
+  check_contiguous("update", "scores", scores);
+  const Record* data = records_of("update", records);
+  TORCH_CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
+                    records.sizes());
+  check_same_device("update", "records", records, "scores", scores);
+  const at::Tensor where = checked_index("update", "index", index, "scores", scores);
+  const LossType type = loss_type(losses);
+  check_vector("update", "losses", losses);
+  check_length("update", "losses", losses, where.numel());
+  check_same_device("update", "losses", losses, "scores", scores);
+  int64_t* fault_counts = faults_of("update", faults, "scores", scores);
+  TORCH_CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
+  TORCH_CHECK_VALUE(0 < alpha && alpha <= 1, "update: alpha must be in (0, 1], got ", alpha);
+  TORCH_CHECK_VALUE(c >= 0 && std::isfinite(c), "update: c must be finite and >= 0, got ", c);
+  check_indices("update", "index", where, n);
+  const at::Tensor input = losses.contiguous();
+  const Scoring scoring = {static_cast<ScoreRule>(rule), static_cast<float>(alpha),
+                           static_cast<float>(c)};
+  run_on(scores.device(), Update{scores.mutable_data_ptr<float>(), const_cast<Record*>(data), n,
+                                 where.const_data_ptr<int64_t>(), input.const_data_ptr(), type,
+                                 where.numel(), scoring, fault_counts});
+}
+
+void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
+                       at::Tensor& faults) {
+  const int64_t n = check_samples("update_forgetting", "state", state, at::kInt);
+  check_contiguous("update_forgetting", "state", state);
+  const at::Tensor where = checked_index("update_forgetting", "index", index, "state", state);
+  check_dtype("update_forgetting", "correct", correct, at::kBool);
+  check_vector("update_forgetting", "correct", correct);
+  check_length("update_forgetting", "correct", correct, where.numel());
+  check_same_device("update_forgetting", "correct", correct, "state", state);
+  int64_t* fault_counts = faults_of("update_forgetting", faults, "state", state);
+  check_indices("update_forgetting", "index", where, n);
+  const at::Tensor input = correct.contiguous();
+  run_on(state.device(),
+         UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data_ptr<int32_t>()), n,
+                          where.const_data_ptr<int64_t>(), input.const_data_ptr<bool>(),
+                          where.numel(), fault_counts});
+}
+
+void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults) {
+  const int64_t n = check_samples("count_selected", "counts", counts, at::kInt);
+  check_contiguous("count_selected", "counts", counts);
+  const at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
+  int64_t* fault_counts = faults_of("count_selected", faults, "counts", counts);
+  check_indices("count_selected", "selected", where, n);
+  run_on(counts.device(),
+         CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
+                       where.numel(), fault_counts});
+}
+
+}  // namespace dynloader
