@@ -1,0 +1,102 @@
+"""Shapes and dtypes of the native operators, for ``torch.compile`` and ``torch.export``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def _fake(name: str) -> Callable[[_F], _F]:
+    # torch's decorator is untyped.
+    return cast("Callable[[_F], _F]", torch.library.register_fake(f"dynloader::{name}"))
+
+
+def _indices(like: Tensor, count: int) -> Tensor:
+    return like.new_empty((count,), dtype=torch.int64)
+
+
+@_fake("top_k")
+def _(scores: Tensor, k: int, seed: int, epoch: int) -> Tensor:
+    return _indices(scores, k)
+
+
+@_fake("epsilon_greedy")
+def _(scores: Tensor, k: int, num_random: int, seed: int, epoch: int) -> Tensor:
+    return _indices(scores, k)
+
+
+@_fake("info_batch")
+def _(
+    scores: Tensor, drop_probability: float, num_kept: int, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    count = num_kept if num_kept >= 0 else torch.library.get_ctx().new_dynamic_size()
+    return _indices(scores, count), scores.new_empty((count,))
+
+
+@_fake("sample")
+def _(weights: Tensor, k: int, seed: int, epoch: int, validate: bool) -> Tensor:
+    return _indices(weights, k)
+
+
+@_fake("priority_sample")
+def _(weights: Tensor, k: int, seed: int, epoch: int, validate: bool) -> tuple[Tensor, Tensor]:
+    return _indices(weights, k), weights.new_empty((), dtype=torch.float64)
+
+
+@_fake("order")
+def _(selected: Tensor, start: int, stop: int, seed: int, epoch: int) -> Tensor:
+    return _indices(selected, stop - start)
+
+
+@_fake("order_of_range")
+def _(n: int, start: int, stop: int, seed: int, epoch: int) -> Tensor:
+    return torch.empty((stop - start,), dtype=torch.int64)
+
+
+@_fake("subset")
+def _(n: int, start: int, stop: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    return torch.empty((stop - start,), dtype=torch.int64, device=device)
+
+
+@_fake("score_mean")
+def _(scores: Tensor) -> tuple[Tensor, Tensor]:
+    return scores.new_empty((), dtype=torch.float64), _indices(scores, 3)
+
+
+@_fake("power_weights")
+def _(scores: Tensor, exponent: float, offset: float) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+@_fake("ucb_visits")
+def _(records: Tensor, c: float, t: float) -> Tensor:
+    return records.new_empty((records.shape[0],), dtype=torch.float32)
+
+
+@_fake("update")
+def _(
+    scores: Tensor,
+    records: Tensor,
+    index: Tensor,
+    losses: Tensor,
+    faults: Tensor,
+    rule: int,
+    alpha: float,
+    c: float,
+) -> None:
+    return None
+
+
+@_fake("update_forgetting")
+def _(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
+    return None
+
+
+@_fake("count_selected")
+def _(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
+    return None

@@ -1,0 +1,440 @@
+"""The native operations by themselves, for CPU and CUDA tensors, usable under ``torch.compile``.
+
+Every random choice is a function of ``(seed, epoch)`` and the index of the sample alone, so results
+are equal to the bit on every device and for any number of threads, and no generator of torch is
+read or moved. ``seed`` is in [0, 2**64), ``epoch`` in [0, 2**32).
+
+All functions raise ``TypeError`` for a wrong type or dtype, ``ValueError`` for a wrong shape,
+device or value, and ``IndexError`` for an index out of range. The message holds the function, the
+argument, what it must be, and what it was. Unless a docstring says otherwise, the host does not
+wait for the GPU.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynloader import _C as _C  # registers torch.ops.dynloader
+from dynloader import fake as fake  # their shapes, for torch.compile
+
+__all__ = [
+    "ScoreMean",
+    "ScoreRule",
+    "Selection",
+    "count_selected",
+    "epsilon_greedy",
+    "info_batch",
+    "order",
+    "power_weights",
+    "priority_sample",
+    "sample",
+    "score_mean",
+    "subset",
+    "top_k",
+    "ucb_visits",
+    "update",
+    "update_forgetting",
+]
+
+_native = torch.ops.dynloader
+
+
+class ScoreRule(enum.IntEnum):
+    """What a sample's score is made of."""
+
+    LAST_LOSS = 0
+    MEAN = 1
+    MEAN_PLUS_VARIANCE = 2
+
+
+class ScoreMean(NamedTuple):
+    """The mean of the finite scores and how many there are of each kind, 0-dimensional tensors.
+
+    Attributes:
+        mean: float64.
+        num_finite: int64.
+        num_nonfinite: int64; NaN and both infinities.
+        num_saturated: int64; those of the finite beyond the range of the sum.
+    """
+
+    mean: Tensor
+    num_finite: Tensor
+    num_nonfinite: Tensor
+    num_saturated: Tensor
+
+
+class Selection(NamedTuple):
+    """Selected samples, and what the loss of each is to be multiplied by.
+
+    Attributes:
+        indices: int64 [k].
+        weights: float32 [k], in the order of ``indices``; None where all are 1.
+    """
+
+    indices: Tensor
+    weights: Tensor | None
+
+
+def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int = 0) -> Tensor:
+    """The indices of the k highest scores, in ascending order of index.
+
+    As a set, ``torch.topk(scores, k).indices``, but equal scores are chosen among at random by
+    ``(seed, epoch)``.
+
+    Args:
+        scores: float32 [n], n < 2**32. -0 counts as +0; NaN counts as highest, above +inf.
+        k: in [0, n].
+        seed: of the choice among equal scores.
+        epoch: likewise.
+
+    Returns:
+        int64 [k] on the device of ``scores``.
+    """
+    _check_tensor("top_k", "scores", scores)
+    k = _integer("top_k", "k", k)
+    return _tensor(_native.top_k(scores, k, *_address("top_k", seed, epoch)))
+
+
+def epsilon_greedy(
+    scores: Tensor, k: int, num_random: int, *, seed: int = 0, epoch: int = 0
+) -> Tensor:
+    """The k - num_random highest scores, and num_random samples drawn uniformly from the rest.
+
+    The rule of Raju, Daruwalla, Lipasti (arXiv 2111.12621) with ``num_random = floor(epsilon *
+    k)``.
+
+    Args:
+        scores: float32 [n], n < 2**32; ordered as for :func:`top_k`.
+        k: in [0, n].
+        num_random: in [0, k].
+        seed: of the choice among equal scores, and of the draw.
+        epoch: likewise.
+
+    Returns:
+        int64 [k] on the device of ``scores``, in ascending order.
+    """
+    _check_tensor("epsilon_greedy", "scores", scores)
+    k = _integer("epsilon_greedy", "k", k)
+    num_random = _integer("epsilon_greedy", "num_random", num_random)
+    address = _address("epsilon_greedy", seed, epoch)
+    return _tensor(_native.epsilon_greedy(scores, k, num_random, *address))
+
+
+def info_batch(
+    scores: Tensor,
+    drop_probability: float = 0.5,
+    *,
+    num_kept: int | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Selection:
+    """All samples but a share of those below the mean score, whose survivors weigh more in return.
+
+    The rule of InfoBatch (Qin et al., ICLR 2024), with an exact count: of the m samples with a
+    score below the mean of the finite scores, floor(drop_probability * m) drawn uniformly are
+    dropped, and the others of the m weigh the inverse of their probability to be kept. With
+    ``num_kept``, the candidates are the lowest m = ceil((n - num_kept) / drop_probability) scores
+    instead (at most n), and exactly n - num_kept of them are dropped.
+
+    Args:
+        scores: float32 [n], n < 2**32. Scores that are not finite are in no mean; only -inf is
+            below it.
+        drop_probability: in [0, 1).
+        num_kept: in [1, n], or None: as many as the scores give.
+        seed: of the draw.
+        epoch: likewise.
+
+    Returns:
+        The kept samples in ascending order, and their weights. Without ``num_kept`` the host
+        waits for the GPU, to know how many there are.
+    """
+    _check_tensor("info_batch", "scores", scores)
+    drop_probability = _number("info_batch", "drop_probability", drop_probability)
+    wanted = -1
+    if num_kept is not None:
+        wanted = _integer("info_batch", "num_kept", num_kept)
+        if wanted < 0:
+            raise ValueError(f"info_batch: num_kept must be in [0, {len(scores)}], got {wanted}")
+    address = _address("info_batch", seed, epoch)
+    return Selection(*_native.info_batch(scores, drop_probability, wanted, *address))
+
+
+def sample(
+    weights: Tensor, k: int, *, seed: int = 0, epoch: int = 0, validate: bool = True
+) -> Tensor:
+    """Draws k samples without replacement, one after another, in proportion to their weights.
+
+    The distribution of ``torch.multinomial(weights, k)``, without its limit of 2**24 samples. An
+    exponential race (Efraimidis and Spirakis 2006): the k smallest E / w, each E from 64 random
+    bits of its own.
+
+    Args:
+        weights: float32 [n], n < 2**32, finite and >= 0, at least k of them above 0. A weight of 0
+            is never drawn.
+        k: in [0, n].
+        seed: of the draw.
+        epoch: likewise.
+        validate: look at the weights first. On CUDA the host waits for that. Without it, bad
+            weights give a selection that means nothing.
+
+    Returns:
+        int64 [k] on the device of ``weights``, in ascending order.
+    """
+    _check_tensor("sample", "weights", weights)
+    k = _integer("sample", "k", k)
+    return _tensor(_native.sample(weights, k, *_address("sample", seed, epoch), bool(validate)))
+
+
+def priority_sample(
+    weights: Tensor, k: int, *, seed: int = 0, epoch: int = 0, validate: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Draws k samples by priority w / u, and the threshold that makes sums over them unbiased.
+
+    Priority sampling (Duffield, Lund, Thorup, J. ACM 2007): the k largest w / u, u uniform in (0,
+    1), with tau the (k + 1)-th. A kept sample stands for ``max(1, tau / w)`` samples: sums of
+    values so weighted are unbiased.
+
+    Args:
+        weights: as for :func:`sample`.
+        k: likewise.
+        seed: likewise.
+        epoch: likewise.
+        validate: likewise.
+
+    Returns:
+        int64 [k] in ascending order, and tau, float64 0-dimensional (0 where k = n), both on the
+        device of ``weights``.
+    """
+    _check_tensor("priority_sample", "weights", weights)
+    k = _integer("priority_sample", "k", k)
+    address = _address("priority_sample", seed, epoch)
+    selected, tau = _native.priority_sample(weights, k, *address, bool(validate))
+    return selected, tau
+
+
+def order(
+    selected: Tensor | int, start: int, stop: int, *, seed: int = 0, epoch: int = 0
+) -> Tensor:
+    """Positions [start, stop) of the shuffled order of the selected samples.
+
+    A slice of ``selected[randperm(len(selected))]`` that is computed by itself: any slice equals
+    that of the whole, and the whole is never stored.
+
+    Args:
+        selected: int64 or int32 [n]; or an int n for the samples 0..n-1, on the CPU.
+        start: with 0 <= start <= stop <= n.
+        stop: likewise.
+        seed: of the order.
+        epoch: likewise.
+
+    Returns:
+        int64 [stop - start] on the device of ``selected``.
+    """
+    start = _integer("order", "start", start)
+    stop = _integer("order", "stop", stop)
+    address = _address("order", seed, epoch)
+    if isinstance(selected, Tensor):
+        return _tensor(_native.order(selected, start, stop, *address))
+    count = _integer("order", "selected", selected)
+    return _tensor(_native.order_of_range(count, start, stop, *address))
+
+
+def subset(
+    n: int,
+    start: int,
+    stop: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Positions [start, stop) of a random permutation of 0..n-1: a uniform random subset.
+
+    In no order. Slices that do not overlap give subsets that do not overlap. No pass over n: the
+    cost is that of the result. The permutation is not the one of :func:`order`.
+
+    Args:
+        n: number of samples, below 2**63.
+        start: with 0 <= start <= stop <= n.
+        stop: likewise.
+        seed: of the permutation.
+        epoch: likewise.
+        device: of the result.
+
+    Returns:
+        int64 [stop - start].
+    """
+    n = _integer("subset", "n", n)
+    start = _integer("subset", "start", start)
+    stop = _integer("subset", "stop", stop)
+    address = _address("subset", seed, epoch)
+    return _tensor(_native.subset(n, start, stop, *address, torch.device(device)))
+
+
+def score_mean(scores: Tensor) -> ScoreMean:
+    """The mean of the finite scores, from a sum in integers, which no order of summing changes.
+
+    Steps of 2**-32; scores beyond +-2**30 count as +-2**30 and are reported. Exact for up to 2**32
+    scores.
+
+    Args:
+        scores: float32 [n], n < 2**32.
+
+    Returns:
+        The mean (NaN if no score is finite) and the counts of scores that are finite, not finite,
+        and beyond +-2**30.
+    """
+    _check_tensor("score_mean", "scores", scores)
+    mean, counts = _native.score_mean(scores)
+    return ScoreMean(mean, counts[0], counts[1], counts[2])
+
+
+def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
+    """Sampling weights ``(max(scores, 0) + offset) ** exponent``, equal to the bit on every device.
+
+    Args:
+        scores: float32 [n], n < 2**32. NaN and +inf get the largest float32.
+        exponent: finite, >= 0.
+        offset: finite, >= 0, in units of the scores. Above 0, so that no sample is out of reach.
+
+    Returns:
+        float32 [n] on the device of ``scores``.
+    """
+    _check_tensor("power_weights", "scores", scores)
+    exponent = _number("power_weights", "exponent", exponent)
+    offset = _number("power_weights", "offset", offset)
+    return _tensor(_native.power_weights(scores, exponent, offset))
+
+
+def ucb_visits(records: Tensor, c: float, t: float) -> Tensor:
+    """Scores with the bonus of UCB1: ``mean + c * sqrt(log(t) / visits)``.
+
+    Auer, Cesa-Bianchi, Fischer, "Finite-time analysis of the multiarmed bandit problem" (2002).
+
+    Args:
+        records: int32 [n, 4], as :class:`dynloader.ScoreTable` keeps them.
+        c: weight of the bonus, finite, >= 0.
+        t: rounds so far, >= 1.
+
+    Returns:
+        float32 [n]; +inf for samples never visited.
+    """
+    _check_tensor("ucb_visits", "records", records)
+    c = _number("ucb_visits", "c", c)
+    t = _number("ucb_visits", "t", t)
+    return _tensor(_native.ucb_visits(records, c, t))
+
+
+def update(
+    scores: Tensor,
+    records: Tensor,
+    index: Tensor,
+    losses: Tensor,
+    faults: Tensor,
+    *,
+    rule: int = ScoreRule.LAST_LOSS,
+    alpha: float = 0.8,
+    c: float = 1.0,
+) -> None:
+    """Records one batch of losses, in place.
+
+    The moving moments of Raju, Daruwalla, Lipasti (arXiv 2111.12621): ``variance = (1 - alpha) *
+    variance + alpha * (loss - mean)**2``, then ``mean = (1 - alpha) * mean + alpha * loss``; at the
+    first visit, and after anything that is not finite, ``mean = loss`` and ``variance = 0``. An
+    index that stands in the batch more than once counts as one visit with the highest of its losses
+    (NaN highest), whatever the order.
+
+    Args:
+        scores: float32 [n], contiguous. Gets the last loss, the mean, or mean + c * variance, by
+            ``rule``.
+        records: int32 [n, 4], contiguous: the bits of mean, variance and last loss as float32, and
+            the visits.
+        index: int64 [b], in [0, n). On CUDA an index out of range is left out and counted in
+            ``faults``.
+        losses: float32, float64, float16 or bfloat16 [b]; rounded to float32.
+        faults: int64 [2], contiguous: indices out of range so far, and the largest of them as
+            unsigned.
+        rule: a :class:`ScoreRule`.
+        alpha: weight of the new value, in (0, 1].
+        c: weight of the variance, >= 0.
+    """
+    named = {"scores": scores, "records": records, "index": index, "losses": losses}
+    for name, tensor in (named | {"faults": faults}).items():
+        _check_tensor("update", name, tensor)
+    rule = _integer("update", "rule", rule)
+    alpha = _number("update", "alpha", alpha)
+    c = _number("update", "c", c)
+    _native.update(scores, records, index, losses.detach(), faults, rule, alpha, c)
+
+
+def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
+    """Counts forgetting events, in place: a sample predicted rightly at one visit, then wrongly.
+
+    Toneva et al., "An empirical study of example forgetting" (ICLR 2019).
+
+    An index that stands in the batch more than once is right only if it is right each time.
+
+    Args:
+        state: int32 [n], contiguous: bit 0, whether the sample was right at its last visit; the
+            bits above, its events.
+        index: int64 [b], in [0, n).
+        correct: bool [b].
+        faults: as for :func:`update`.
+    """
+    named = {"state": state, "index": index, "correct": correct, "faults": faults}
+    for name, tensor in named.items():
+        _check_tensor("update_forgetting", name, tensor)
+    _native.update_forgetting(state, index, correct, faults)
+
+
+def count_selected(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
+    """Adds 1 to the counts of the selected samples, in place.
+
+    Args:
+        counts: int32 [n], contiguous.
+        selected: int64 [k], in [0, n).
+        faults: as for :func:`update`.
+    """
+    for name, tensor in {"counts": counts, "selected": selected, "faults": faults}.items():
+        _check_tensor("count_selected", name, tensor)
+    _native.count_selected(counts, selected, faults)
+
+
+def _tensor(value: Tensor) -> Tensor:
+    # torch.ops is untyped.
+    return value
+
+
+def _check_tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def _integer(op: str, name: str, value: int) -> int:
+    if isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    return operator.index(value)
+
+
+def _number(op: str, name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if math.isnan(value):
+        raise ValueError(f"{op}: {name} must be a number, got nan")
+    return float(value)
+
+
+def _address(op: str, seed: int, epoch: int) -> tuple[int, int]:
+    seed = _integer(op, "seed", seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
+    # The schema's integers are signed; the bits are what counts.
+    return seed - 2**64 if seed >= 2**63 else seed, _integer(op, "epoch", epoch)
