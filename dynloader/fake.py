@@ -16,7 +16,7 @@ def _fake(name: str) -> Callable[[_F], _F]:
     return cast("Callable[[_F], _F]", torch.library.register_fake(f"dynloader::{name}"))
 
 
-def _indices(like: Tensor, count: int) -> Tensor:
+def _indices(like: Tensor, count: int | torch.SymInt) -> Tensor:
     return like.new_empty((count,), dtype=torch.int64)
 
 
