@@ -20,23 +20,27 @@ struct SelectedSamples {
   }
 };
 
+struct WalkFrom {
+  Permutation permutation;
+  int64_t first;
+  DYNLOADER_FN uint64_t start(int64_t j) const { return static_cast<uint64_t>(first + j); }
+  DYNLOADER_FN uint64_t step(uint64_t x) const { return permutation.step(x); }
+  DYNLOADER_FN bool is_inside(uint64_t x) const { return permutation.is_inside(x); }
+};
+
 template <class Samples>
 struct WriteOrder {
   Samples samples;
-  Permutation permutation;
-  int64_t start;
   int64_t* order;
-  DYNLOADER_FN void operator()(int64_t j) const {
-    order[j] = samples(permutation(static_cast<uint64_t>(start + j)));
-  }
+  DYNLOADER_FN void operator()(int64_t j, uint64_t place) const { order[j] = samples(place); }
 };
 
 template <class Backend, class Samples>
 void write_order(Backend& backend, const Order& call, const Samples& samples) {
   const auto permutation =
       Permutation::keyed(call.address, call.purpose, static_cast<uint64_t>(call.n));
-  backend.for_each(call.stop - call.start,
-                   WriteOrder<Samples>{samples, permutation, call.start, call.order});
+  backend.walk(call.stop - call.start, WalkFrom{permutation, call.start},
+               WriteOrder<Samples>{samples, call.order});
 }
 
 template <class Backend>

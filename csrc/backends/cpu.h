@@ -43,6 +43,13 @@ class Cpu {
     in_ranges(n, ForEach<F>{f});
   }
 
+  // emit(i, x) for each i in [0, n), in any order, x being the first of step(start(i)),
+  // step(step(start(i))), ... that is inside.
+  template <class Walk, class Emit>
+  void walk(int64_t n, const Walk& walk, const Emit& emit) {
+    in_ranges(n, WalkAll<Walk, Emit>{walk, emit});
+  }
+
   // sums[j] = the sum over all i of what f(i, sums) adds to sums[j].
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
@@ -89,6 +96,8 @@ class Cpu {
 
  private:
   static constexpr int64_t kTile = 4096;
+  // Walked at a time: their places fit the first-level cache.
+  static constexpr int64_t kWalkers = 512;
   // Below this a second thread costs more than it brings.
   static constexpr int64_t kMinimumRange = 8 * kTile;
   // Histograms side by side, so that equal neighbours do not wait for one counter.
@@ -128,6 +137,47 @@ class Cpu {
     void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
       const F local = f;
       for (int64_t i = begin; i < end; ++i) local(i);
+    }
+  };
+
+  template <class Walk>
+  static void step_all(const Walk& walk, uint64_t* places, int64_t count) {
+    const Walk local = walk;
+    for (int64_t j = 0; j < count; ++j) places[j] = local.step(places[j]);
+  }
+
+  template <class Walk, class Emit>
+  struct WalkAll {
+    Walk walk;
+    Emit emit;
+    void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+      const Walk local_walk = walk;
+      const Emit local_emit = emit;
+      uint64_t places[kWalkers];
+      uint64_t outside[kWalkers];  // the places of those still walking, close together
+      uint32_t walkers[kWalkers];  // and who they are
+      for (int64_t first = begin; first < end; first += kWalkers) {
+        const int64_t size = end - first < kWalkers ? end - first : kWalkers;
+        for (int64_t j = 0; j < size; ++j) {
+          outside[j] = local_walk.start(first + j);
+          walkers[j] = static_cast<uint32_t>(j);
+        }
+        int64_t count = size;
+        while (count > 0) {
+          step_all(local_walk, outside, count);
+          int64_t left = 0;
+          for (int64_t j = 0; j < count; ++j) {
+            const uint64_t place = outside[j];
+            const uint32_t walker = walkers[j];
+            places[walker] = place;
+            outside[left] = place;
+            walkers[left] = walker;
+            left += local_walk.is_inside(place) ? 0 : 1;
+          }
+          count = left;
+        }
+        for (int64_t j = 0; j < size; ++j) local_emit(first + j, places[j]);
+      }
     }
   };
 

@@ -58,6 +58,18 @@ __global__ void __launch_bounds__(kThreads) for_each_kernel(F f, int64_t n) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i);
 }
 
+template <class Walk, class Emit>
+__global__ void __launch_bounds__(kThreads) walk_kernel(Walk walk, Emit emit, int64_t n) {
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) {
+    uint64_t x = walk.start(i);
+    do {
+      x = walk.step(x);
+    } while (!walk.is_inside(x));
+    emit(i, x);
+  }
+}
+
 template <int kSums, class F>
 __global__ void __launch_bounds__(kThreads) accumulate_kernel(F f, int64_t n, int64_t* sums) {
   int64_t local[kSums] = {};
@@ -205,6 +217,13 @@ template <class F>
 void Cuda::for_each(int64_t n, const F& f) {
   if (n == 0) return;
   launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads, for_each_kernel<F>, f, n);
+}
+
+template <class Walk, class Emit>
+void Cuda::walk(int64_t n, const Walk& walk, const Emit& emit) {
+  if (n == 0) return;
+  launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads, walk_kernel<Walk, Emit>, walk,
+         emit, n);
 }
 
 template <int kSums, class F>

@@ -25,6 +25,9 @@ class Cuda {
   template <class F>
   void for_each(int64_t n, const F& f);
 
+  template <class Walk, class Emit>
+  void walk(int64_t n, const Walk& walk, const Emit& emit);
+
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums);
 

@@ -43,13 +43,20 @@ struct Permutation {
     return permutation;
   }
 
-  DYNLOADER_FN uint64_t operator()(uint64_t position) const {
+  DYNLOADER_FN bool is_inside(uint64_t x) const { return x < n; }
+
+  // One step of the walk, which ends at the first place that is inside. With n = 1 there is no walk
+  // to take.
+  DYNLOADER_FN uint64_t step(uint64_t x) const {
     if (n <= 1) return 0;
-    uint64_t x = position;
-    do {
-      x = step(x);
-    } while (x >= n);
-    return x;
+    uint32_t left = static_cast<uint32_t>(x >> right_bits);
+    uint32_t right = static_cast<uint32_t>(x) & right_mask;
+    // Written out: compilers give up on vector code for a loop of steps with a loop in each.
+    two_rounds<0>(left, right);
+    two_rounds<2>(left, right);
+    two_rounds<4>(left, right);
+    two_rounds<6>(left, right);
+    return (static_cast<uint64_t>(left) << right_bits) | right;
   }
 
  private:
@@ -60,14 +67,10 @@ struct Permutation {
     return h ^ (h >> 16);
   }
 
-  DYNLOADER_FN uint64_t step(uint64_t x) const {
-    uint32_t left = static_cast<uint32_t>(x >> right_bits);
-    uint32_t right = static_cast<uint32_t>(x) & right_mask;
-    for (int round = 0; round < kRounds; round += 2) {
-      left ^= round_function(right, keys[round]) & left_mask;
-      right ^= round_function(left, keys[round + 1]) & right_mask;
-    }
-    return (static_cast<uint64_t>(left) << right_bits) | right;
+  template <int kRound>
+  DYNLOADER_FN void two_rounds(uint32_t& left, uint32_t& right) const {
+    left ^= round_function(right, keys[kRound]) & left_mask;
+    right ^= round_function(left, keys[kRound + 1]) & right_mask;
   }
 };
 
