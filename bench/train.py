@@ -1,0 +1,281 @@
+"""Trains the same network with and without pruning, and compares: what `make demo` runs.
+
+All methods see the same initial weights for a seed, the same batch size, and a learning rate that
+rises and falls over their own length. "full data, same steps" trains on all data, for fewer
+epochs: as many steps as the pruned runs take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dynloader
+
+try:
+    import machine
+    import train_data
+    import train_report
+    from tqdm import tqdm
+    from train_models import MODELS
+except ImportError as error:
+    raise SystemExit(
+        f"{error.name} is missing: pip install --no-build-isolation -e '.[demo]', or make demo"
+    ) from None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the comparison."""
+
+    name: str
+    policy: Callable[[argparse.Namespace], dynloader.Policy] | None
+    is_shorter: bool = False
+
+
+METHODS = {
+    "full": Method("full data", None),
+    "same-steps": Method("full data, same steps", None, is_shorter=True),
+    "static": Method("static random", lambda a: dynloader.StaticRandom(keep=a.keep)),
+    "random": Method(
+        "random dynamic",
+        lambda a: dynloader.RandomDynamic(keep=a.keep, every=a.every),
+    ),
+    "epsilon-greedy": Method(
+        "epsilon-greedy", lambda a: dynloader.EpsilonGreedy(keep=a.keep, every=a.every)
+    ),
+    "ucb": Method("UCB", lambda a: dynloader.UCB(keep=a.keep, every=a.every)),
+    "infobatch": Method("InfoBatch", lambda a: dynloader.InfoBatch(epochs=a.epochs)),
+    "weighted": Method("weighted", lambda a: dynloader.Weighted(keep=a.keep, every=a.every)),
+}
+DEFAULT_METHODS = "full,same-steps,random,epsilon-greedy,ucb,infobatch"
+
+
+class Trainer:
+    """One run: a network, its data and its schedule."""
+
+    def __init__(self, data: train_data.Data, method: Method, seed: int, args: Any) -> None:
+        self.data, self.method, self.seed, self.args = data, method, seed, args
+        self.epochs = max(1, round(args.keep * args.epochs)) if method.is_shorter else args.epochs
+        self.policy = None if method.policy is None else method.policy(args)
+        torch.manual_seed(seed)
+        channels = data.train.images.shape[1]
+        self.model = MODELS[args.model](channels, data.num_classes).to(args.device)
+        self.model = self.model.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+        self.loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
+            data.train,
+            args.batch_size,
+            shuffle=True,
+            num_workers=args.workers,
+            collate_fn=train_data.as_it_is,
+            pin_memory=args.device == "cuda",
+            policy=self.policy,
+            seed=seed,
+        )
+        self.augmentation = torch.Generator().manual_seed(seed)
+        self.mean, self.deviation = (m.to(args.device) for m in data.moments())
+
+    def run(self, progress: tqdm[Any]) -> dict[str, Any]:
+        """Train, and return what there is to report."""
+        records = []
+        samples = steps = 0
+        seconds = 0.0
+        for epoch in range(self.epochs):
+            begin = self._now()
+            trained, batches, loss = self._train(epoch)
+            seconds += self._now() - begin
+            samples, steps = samples + trained, steps + batches
+            is_last = epoch == self.epochs - 1
+            measured = is_last or epoch % self.args.eval_every == self.args.eval_every - 1
+            records.append(
+                {
+                    "samples": samples,
+                    "steps": steps,
+                    "train_seconds": seconds,
+                    "loss": loss,
+                    "accuracy": self.accuracy() if measured else None,
+                }
+            )
+            progress.update()
+        stats = self.loader.stats() if self.policy is not None else {}
+        return {
+            "method": self.method.name,
+            "policy": repr(self.policy),
+            "seed": self.seed,
+            "epochs": records,
+            "samples": samples,
+            "steps": steps,
+            "train_seconds": seconds,
+            "select_seconds": stats.get("dynloader/select_seconds", 0.0),
+            "update_seconds": stats.get("dynloader/update_seconds", 0.0),
+            "accuracy": records[-1]["accuracy"],
+        }
+
+    def _train(self, epoch: int) -> tuple[int, int, float]:
+        self.model.train()
+        samples = batches = 0
+        total = torch.zeros((), device=self.args.device)
+        length = len(self.loader)
+        for batch, (images, labels) in enumerate(self.loader):
+            self._set_learning_rate((epoch + batch / length) / self.epochs)
+            labels = labels.to(self.args.device, non_blocking=True)
+            logits = self.model(self._prepare(images, augment=self.data.augment))
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            # The full-data runs do not pay for scores that nobody reads.
+            loss = losses.mean() if self.policy is None else self.loader.update(losses)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            samples, batches = samples + len(labels), batches + 1
+            total += losses.detach().sum()
+        return samples, batches, float(total) / samples
+
+    @torch.inference_mode()
+    def accuracy(self) -> float:
+        """The share of the test set that is predicted rightly."""
+        self.model.eval()
+        right = 0
+        test = self.data.test
+        batches = zip(test.images.split(1000), test.labels.split(1000), strict=True)
+        for images, labels in batches:
+            predicted = self.model(self._prepare(images, augment=False)).argmax(1)
+            right += int((predicted == labels.to(self.args.device)).sum())
+        return right / len(test)
+
+    def _prepare(self, images: Tensor, *, augment: bool) -> Tensor:
+        images = images.to(self.args.device, non_blocking=True)
+        if augment:
+            images = train_data.shift_and_mirror(images, self.augmentation, padding=4)
+        images = (images.float() - self.mean) / self.deviation
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _set_learning_rate(self, done: float) -> None:
+        # Up over the first fifth of the training, down to zero over the rest.
+        share = min(done / 0.2, (1 - done) / 0.8)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.lr * share
+
+    def _now(self) -> float:
+        if self.args.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", default="digits", help="digits, cifar10, cifar100, mnist, ..., or a folder")
+    add("--root", help="where torchvision's data sets are")
+    add("--policy", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)}")
+    add("--keep", type=float, default=0.5, help="fraction of the samples to keep, in (0, 1]")
+    add("--every", type=int, help="epochs between selections; default: a twentieth of --epochs")
+    add("--epochs", type=int, default=40)
+    add("--seeds", type=int, default=5, help="number of runs of each method")
+    add("--model", choices=MODELS, default="cnn")
+    add("--batch-size", type=int, default=64)
+    add("--lr", type=float, default=0.1, help="highest learning rate")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--workers", type=int, default=0, help="processes that load data")
+    add("--threads", type=int, help="threads that compute")
+    add("--eval-every", type=int, default=1, help="epochs between two looks at the test set")
+    add("--out", type=Path, help="folder for the results; default: runs/ and the data's name")
+    add("--quick", action="store_true", help="4 epochs, 1 seed: a smoke test, not a comparison")
+    args = parser.parse_args(arguments)
+    if args.quick:
+        args.epochs, args.seeds = 4, 1
+    args.methods = [name.strip() for name in args.policy.split(",") if name.strip()]
+    for name in args.methods:
+        if name not in METHODS:
+            parser.error(f"--policy must be of {', '.join(METHODS)}, got {name!r}")
+    if not args.methods:
+        parser.error("--policy must name a method, got none")
+    if not 0 < args.keep <= 1:
+        parser.error(f"--keep must be in (0, 1], got {args.keep}")
+    for name in ("epochs", "seeds", "batch_size", "eval_every"):
+        if getattr(args, name) < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be at least 1, got {getattr(args, name)}")
+    if args.every is None:
+        args.every = max(1, args.epochs // 20)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device must be cpu where there is no GPU, got {args.device}")
+    return args
+
+
+def warm_up(data: train_data.Data, args: argparse.Namespace) -> None:
+    """Let the libraries load and choose their kernels before anything is timed."""
+    subset = train_data.Images(data.train.images[:512], data.train.labels[:512])
+    small = train_data.Data(data.name, subset, subset, data.num_classes, data.augment)
+    brief = argparse.Namespace(**{**vars(args), "epochs": 2, "workers": 0})
+    with tqdm(disable=True) as silent:
+        for name in ("full", "random"):
+            Trainer(small, METHODS[name], 0, brief).run(silent)
+
+
+def main() -> None:
+    """Train all methods, and report."""
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    data = train_data.load(args.data, args.root)
+    out = args.out or Path("runs") / data.name.replace(" ", "-")
+    warm_up(data, args)
+    runs = []
+    jobs = [(METHODS[name], seed) for seed in range(args.seeds) for name in args.methods]
+    trainers = (Trainer(data, method, seed, args) for method, seed in jobs)
+    total = sum(
+        max(1, round(args.keep * args.epochs)) if method.is_shorter else args.epochs
+        for method, _ in jobs
+    )
+    with tqdm(total=total, unit="epoch", dynamic_ncols=True) as progress:
+        for trainer in trainers:
+            progress.set_description(f"{trainer.method.name}, seed {trainer.seed}")
+            runs.append(trainer.run(progress))
+            progress.set_postfix_str(f"last accuracy {100 * runs[-1]['accuracy']:.2f} %")
+    # One row a method, in the order they were asked for.
+    result: dict[str, Any] = {
+        **machine.describe(),
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "test": len(data.test),
+            "classes": data.num_classes,
+        },
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "summary": train_report.summarise(runs),
+        "runs": runs,
+    }
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    title = (
+        f"{data.name}: {len(data.train):,} training images, {args.model}, {args.epochs} epochs, "
+        f"keep {args.keep}"
+    )
+    found = result["machine"]
+    device = found["gpu"] if args.device.startswith("cuda") else found["cpu"]
+    foot = (
+        f"{args.seeds} seeds, mean ± standard deviation; a network of {parameters:,} parameters; "
+        f"selection every {args.every} epochs (InfoBatch: every epoch); "
+        f"{device}, {found['threads']} threads, torch {torch.__version__}, "
+        f"commit {(result['commit']['hash'] or 'unknown')[:10]}"
+    )
+    print(f"\n{train_report.write(out, result, title, foot)}")
+    names = ("table.md", "accuracy.png", "results.json")
+    print("\n".join(f"{out / name}" for name in names))
+
+
+if __name__ == "__main__":
+    main()

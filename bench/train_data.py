@@ -1,0 +1,186 @@
+"""Image data for bench/train.py: decoded once, and kept in memory as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "mnist": "MNIST",
+    "fashionmnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+}
+
+
+class Images(Dataset[Any]):
+    """Images and labels; a whole batch is one indexing operation.
+
+    Attributes:
+        images: uint8 [n, channels, height, width].
+        labels: int64 [n].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        return self.images[index], self.labels[index]
+
+
+def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The collate function for what ``Images.__getitems__`` returns."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set for classification.
+
+    Attributes:
+        name: for the report.
+        train: to be pruned.
+        test: never augmented.
+        num_classes: number of labels.
+        augment: whether training images may be shifted and mirrored.
+    """
+
+    name: str
+    train: Images
+    test: Images
+    num_classes: int
+    augment: bool
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the training images, float32 [1, channels, 1, 1], for 0..255."""
+        # In slices: as float32, a large data set would fill the memory.
+        total = torch.zeros(2, self.train.images.shape[1], dtype=torch.float64)
+        for part in self.train.images.split(4096):
+            values = part.transpose(0, 1).flatten(1).double()
+            total += torch.stack([values.sum(1), values.square().sum(1)])
+        count = self.train.images.numel() / self.train.images.shape[1]
+        mean = total[0] / count
+        deviation = (total[1] / count - mean.square()).sqrt().clamp(min=1.0)
+        return mean.float().view(1, -1, 1, 1), deviation.float().view(1, -1, 1, 1)
+
+
+def load(name: str, root: str | None = None, test_share: float = 0.2) -> Data:
+    """The data set of that name, or in the folder of that name.
+
+    Args:
+        name: "digits", one of torchvision's (``TORCHVISION``), or a folder: a tree of one folder a
+            class, or ``train`` and ``test`` of such trees.
+        root: where torchvision's are, or are to be put.
+        test_share: of each class, where there is no test set.
+    """
+    if name == "digits":
+        return _digits(test_share)
+    if name in TORCHVISION:
+        return _torchvision(name, root)
+    folder = Path(name)
+    if not folder.is_dir():
+        choices = ", ".join(["digits", *TORCHVISION])
+        raise SystemExit(f"--data must be a folder or one of {choices}, got {name!r}")
+    return _folder(folder, test_share)
+
+
+def _digits(test_share: float) -> Data:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    # 17 levels of grey, 0..16.
+    images = torch.from_numpy((found.images * 15).astype(np.uint8)).unsqueeze(1)
+    train, test = _split(Images(images, torch.from_numpy(found.target).long()), test_share)
+    return Data("handwritten digits", train, test, num_classes=10, augment=False)
+
+
+def _torchvision(name: str, root: str | None) -> Data:
+    import torchvision
+
+    if root is None:
+        raise SystemExit(f"--root must name the folder of {name}, got nothing")
+    make = getattr(torchvision.datasets, TORCHVISION[name])
+    sets = []
+    for is_train in (True, False):
+        found = make(root, train=is_train, download=not Path(root).exists())
+        images = torch.as_tensor(found.data)
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        sets.append(Images(images.contiguous(), torch.as_tensor(found.targets).long()))
+    num_classes = int(sets[0].labels.max()) + 1
+    return Data(name, *sets, num_classes=num_classes, augment=name.startswith("cifar"))
+
+
+def _folder(folder: Path, test_share: float) -> Data:
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train, classes = _decode(folder / "train")
+        test, test_classes = _decode(folder / "test")
+        if classes != test_classes:
+            raise SystemExit(f"train and test of {folder} must have the same classes")
+    else:
+        everything, classes = _decode(folder)
+        train, test = _split(everything, test_share)
+    return Data(folder.resolve().name, train, test, num_classes=len(classes), augment=True)
+
+
+def _decode(folder: Path) -> tuple[Images, list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise SystemExit(f"--data must hold one folder of images for each class: {error}") from None
+    images = []
+    for path, _ in tqdm(found.samples, desc=f"decoding {folder.name}", unit="image", leave=False):
+        pixels = np.asarray(found.loader(path))
+        if images and pixels.shape != images[0].shape:
+            raise SystemExit(
+                f"images must be of one size, {images[0].shape[:2]}, got {pixels.shape[:2]}: {path}"
+            )
+        images.append(pixels)
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Images(stacked, torch.tensor(found.targets)), found.classes
+
+
+def _split(images: Images, test_share: float) -> tuple[Images, Images]:
+    """The same split every time: of each class, ``test_share`` goes to the test set."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    is_test = torch.zeros(len(images), dtype=torch.bool)
+    for label in images.labels.unique():
+        members = order[images.labels[order] == label]
+        is_test[members[: round(test_share * len(members))]] = True
+    return (
+        Images(images.images[~is_test], images.labels[~is_test]),
+        Images(images.images[is_test], images.labels[is_test]),
+    )
+
+
+def shift_and_mirror(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
+    """Random crops of the padded images, half of them mirrored; each image has its own draw."""
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    draws = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(images.device)
+    mirror = torch.rand(count, 1, generator=generator).to(images.device) < 0.5
+    rows = draws[0] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, -1)
+    columns = draws[1] + torch.where(mirror, width - 1 - columns, columns)
+    batch = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(
+        0, 3, 1, 2
+    )

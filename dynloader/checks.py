@@ -1,0 +1,93 @@
+"""Checks of arguments: the name, the requirement and the value found are in every message."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_number(name: str, value: Any, interval: str) -> None:
+    """Raise unless ``value`` is a number in ``interval``, such as "(0, 1]" or "[0, inf)"."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    is_above = number > low if interval[0] == "(" else number >= low
+    is_below = number < high if interval[-1] == ")" else number <= high
+    if not (is_above and is_below):
+        raise ValueError(f"{name} must be in {interval}, got {value!r}")
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise unless ``value`` is an integer of at least ``low`` and, where given, below ``high``."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    number = int(value)
+    if number < low or (high is not None and number >= high):
+        requirement = f"at least {low}" if high is None else f"in [{low}, {high})"
+        raise ValueError(f"{name} must be {requirement}, got {number}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def exact(value: float) -> Fraction:
+    """The number as it is written: 0.29 is 29/100, though the nearest double is less."""
+    return Fraction(repr(float(value)))
+
+
+def check_losses(losses: Any) -> Tensor:
+    """``losses``, or an error unless it is a floating-point tensor [b]."""
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"losses must be a tensor, got {type(losses).__name__}")
+    if not losses.is_floating_point():
+        raise TypeError(f"losses must be floating point, got {losses.dtype}")
+    if losses.ndim != 1:
+        raise ValueError(
+            "losses must have shape [b], one loss a sample "
+            f'(reduction="none" in the loss function), got {list(losses.shape)}'
+        )
+    return losses
+
+
+def check_index(index: Tensor | Sequence[int], size: int, n: int) -> Tensor:
+    """``index`` as int64 [size]; an error unless it is that and, on the CPU, within [0, n)."""
+    index = as_index(index)
+    if index.shape != (size,):
+        raise ValueError(f"index must have the shape of losses, {[size]}, got {list(index.shape)}")
+    # What is on the GPU is checked there, for that does not make the host wait.
+    if index.device.type == "cpu" and size > 0:
+        lowest, highest = (int(bound) for bound in torch.aminmax(index))
+        if lowest < 0 or highest >= n:
+            raise IndexError(f"index must be in [0, {n}), got {lowest if lowest < 0 else highest}")
+    return index
+
+
+def as_index(index: Any) -> Tensor:
+    """A tensor, array, sequence or number of integers as an int64 tensor."""
+    try:
+        tensor = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"index must hold integers, got {index!r}") from error
+    if tensor.dtype not in _INTEGERS and tensor.numel() > 0:
+        raise TypeError(f"index must hold integers, got {tensor.dtype}")
+    return tensor.long()
+
+
+def check_state(state: Mapping[str, Any], expected: Mapping[str, Any], keys: set[str]) -> None:
+    """Raise unless a state dict has the values expected, and the keys."""
+    if missing := sorted((expected.keys() | keys) - state.keys()):
+        raise ValueError(f"state must have the keys {missing}, got only {sorted(state)}")
+    for key, value in expected.items():
+        if state[key] != value:
+            raise ValueError(f"{key} of the state must be {value!r}, got {state[key]!r}")

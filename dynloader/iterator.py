@@ -1,0 +1,218 @@
+"""Tells which samples each batch of torch's loader was made of."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+from dynloader.checks import as_index
+from dynloader.run import Run
+from dynloader.sampler import PruningBatchSampler, PruningSampler
+
+
+class Record:
+    """The batches of indices that one pass over a sampler handed out, numbered from 0."""
+
+    def __init__(self) -> None:
+        self.outstanding: dict[int, Any] = {}
+        self.num_handed_out = 0
+
+    def note(self, batches: Iterator[Any], *, as_lists: bool) -> Iterator[Any]:
+        """Note ``batches`` and pass them on."""
+        for indices in batches:
+            self.outstanding[self.num_handed_out] = indices
+            self.num_handed_out += 1
+            yield indices.tolist() if as_lists else indices
+
+    @property
+    def first_outstanding(self) -> int:
+        """The number of the first batch that did not come back yet."""
+        return min(self.outstanding, default=self.num_handed_out)
+
+
+class RecordedSampler:
+    """What torch's iterators draw indices from; ``record`` is that of the pass begun last.
+
+    Args:
+        sampler: torch's index sampler. One of ours is replayed, for a batch that torch draws may
+            never reach the training: when its epoch is over, the iterator below knows.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self.record = Record()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.record = Record()
+        if isinstance(self._sampler, PruningBatchSampler):
+            return self.record.note(self._sampler.replay(), as_lists=True)
+        if isinstance(self._sampler, PruningSampler):
+            return self.record.note(self._sampler.replay(), as_lists=False)
+        return self.record.note(iter(self._sampler), as_lists=False)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+class Pairing:
+    """The batch that the next losses belong to, if that is certain."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self._indices: Any = None
+        self._num_unclaimed = 0
+
+    def forget(self) -> None:
+        """Count no batch yielded so far: a new iterator begins."""
+        self._num_unclaimed = 0
+
+    def deliver(self, indices: Any, run: Run | None) -> None:
+        """Note the batch just yielded."""
+        self._indices, self.run = indices, run
+        self._num_unclaimed += 1
+
+    def indices(self) -> Tensor:
+        """The indices of the batch last yielded, if no other one waits for its losses."""
+        if self._num_unclaimed == 0:
+            raise RuntimeError(
+                "update needs a batch that was yielded since the last update, got none: "
+                f"{_REMEDY}, if the losses belong to an earlier batch"
+            )
+        if self._num_unclaimed > 1:
+            raise RuntimeError(
+                "update needs exactly one batch yielded since the last update, got "
+                f"{self._num_unclaimed}: {_REMEDY}, if batches are fetched ahead or skipped"
+            )
+        return as_index(self._indices).reshape(-1)
+
+    def claim(self, *, by_index: bool) -> None:
+        """Note that the losses of a batch were recorded."""
+        self._num_unclaimed = max(0, self._num_unclaimed - 1)
+        # After a look at the first batch, losses that come by index are not of this epoch.
+        if self.run is not None and (self.run.is_in_use or not by_index):
+            self.run.is_updated = True
+
+
+_REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"
+
+
+class EpochIterator:
+    """One of torch's iterators, which keeps account of the batches it yields.
+
+    Args:
+        inner: torch's iterator.
+        pairing: to be told of each batch.
+        add_index: put the indices into each batch.
+        sampler: to be told how far its epoch has come; None: there are no epochs to keep.
+        batch_size: samples a batch; 1 where single samples are yielded.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        pairing: Pairing,
+        *,
+        add_index: bool,
+        sampler: PruningSampler | None,
+        batch_size: int,
+    ) -> None:
+        self.inner = inner
+        self._pairing = pairing
+        self._add_index = add_index
+        self._sampler = sampler
+        self._batch_size = batch_size
+
+    def begin(self, record: Record) -> None:
+        """Follow the epoch that ``inner`` has just begun, whose indices go to ``record``.
+
+        Torch begins anew with the same iterator where workers are persistent.
+        """
+        self._record = record
+        self._run: Run | None = None
+        if self._sampler is not None:
+            self._length = len(self.inner)
+            self._run = self._sampler.run
+            self._run.user = weakref.ref(self)
+            self._start = self._run.start
+
+    def __iter__(self) -> EpochIterator:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.inner) if self._run is None else self._length
+
+    def __next__(self) -> Any:
+        tasks = self._tasks()
+        try:
+            batch = next(self.inner)
+        except StopIteration:
+            if self._sampler is not None and self._run is not None:
+                # First: should settling the next epoch fail, this one is over all the same.
+                self._run.is_exhausted = True
+                self._sampler.finish(self._run)
+            raise
+        except BaseException:
+            # The batch that failed is over too; a timeout takes none.
+            self._take(tasks)
+            raise
+        indices = self._take(tasks)
+        self._pairing.deliver(indices, self._run)
+        if self._run is not None:
+            self._run.num_delivered += 1
+        return self._with_index(batch, indices) if self._add_index else batch
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def _tasks(self) -> set[int] | None:
+        # The numbers of the batches that workers are at. Torch numbers as Record does: in the
+        # order in which the indices are drawn.
+        tasks = getattr(self.inner, "_task_info", None)
+        return None if tasks is None else set(tasks)
+
+    def _take(self, tasks: set[int] | None) -> Any:
+        """The indices of the batch that just came back, from what torch no longer waits for."""
+        if tasks is None:
+            done = set(self._record.outstanding)
+        else:
+            done = tasks - self.inner._task_info.keys()
+        indices = None
+        # More than one only if a worker died: the batches it had are lost, and come first.
+        for number in sorted(done):
+            indices = self._record.outstanding.pop(number)
+        if self._run is not None:
+            num_done = self._record.first_outstanding
+            self._run.position = self._start + num_done * self._batch_size
+        return indices
+
+    def _with_index(self, batch: Any, indices: Any) -> Any:
+        index = as_index(indices)
+        if getattr(self.inner, "_pin_memory", False):
+            index = index.pin_memory()
+        return with_index(batch, index)
+
+
+def with_index(batch: Any, index: Tensor) -> Any:
+    """``batch`` with ``index`` as the last element, as the key "index", or beside it.
+
+    A list of strings is one column, as a tensor is, not a list of columns.
+    """
+    if isinstance(batch, Mapping):
+        if "index" in batch:
+            raise ValueError(
+                'return_index=True needs batches without the key "index", '
+                f"got the keys {list(batch)}"
+            )
+        # A copy keeps the type: a mapping may have methods of its own.
+        extended = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
+        extended["index"] = index
+        return extended
+    if isinstance(batch, list | tuple) and not all(isinstance(part, str | bytes) for part in batch):
+        return [*batch, index] if isinstance(batch, list) else (*batch, index)
+    return batch, index

@@ -1,0 +1,306 @@
+"""The pruning rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader.checks import check_flag, check_number, exact
+from dynloader.ops import ScoreRule, Selection
+from dynloader.policy import Keep, Policy, Scoring
+from dynloader.table import ScoreTable
+
+
+def _refuse_rescale(policy: Policy) -> None:
+    if policy.rescale:
+        raise ValueError(
+            f"rescale must be False for {type(policy).__name__}, got True: "
+            "no weight makes up for a sample that is never chosen"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Policy):
+    """All samples, always: the baseline. The loader still keeps scores."""
+
+    keep: Keep | None = 1.0
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep != 1:
+            raise ValueError(f"keep must be 1 for Full, got {self.keep!r}")
+
+    @override
+    def checkpoint(self, epoch: int) -> int | None:
+        return None
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return torch.arange(len(table))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticRandom(Policy):
+    """One uniformly random subset, chosen once and kept for the whole training."""
+
+    needs_scores: ClassVar[bool] = False
+    selects_once: ClassVar[bool] = True
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return ops.subset(len(table), 0, k, seed=seed, epoch=epoch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Static(Policy):
+    """The samples with the highest given scores, kept for the whole training.
+
+    Two such policies are equal only if they are the same object.
+
+    Args:
+        scores: one number a sample: a tensor, an array or a sequence, without NaN; kept as float32.
+        highest: keep the highest scores; False: the lowest. Equal ones are chosen among at random.
+    """
+
+    scores: Any = field(repr=False)
+    highest: bool = True
+
+    needs_scores: ClassVar[bool] = False
+    selects_once: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("highest", self.highest)
+        _refuse_rescale(self)
+        try:
+            scores = torch.as_tensor(self.scores).detach()
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"scores must be numbers, got {self.scores!r}") from error
+        if scores.ndim != 1:
+            raise ValueError(f"scores must have shape [n], got {list(scores.shape)}")
+        if scores.is_complex():
+            raise TypeError(f"scores must be real numbers, got {scores.dtype}")
+        scores = scores.to("cpu", torch.float32, copy=True)
+        if (num_nan := int(scores.isnan().sum())) > 0:
+            raise ValueError(f"scores must not hold NaN, got {num_nan} of {len(scores)}")
+        object.__setattr__(self, "scores", scores)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        if len(self.scores) != len(table):
+            raise ValueError(
+                f"scores must hold one number for each of {len(table)} samples, "
+                f"got {len(self.scores)}"
+            )
+        scores = self.scores if self.highest else -self.scores
+        return ops.top_k(scores, k, seed=seed, epoch=epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDynamic(Policy):
+    """A fresh uniformly random subset at every checkpoint (Raju et al. 2021, arXiv 2111.12621).
+
+    Args:
+        chunks: consecutive chunks of one permutation, so that no sample comes twice before all had
+            their turn (RS2: Okanovic et al. 2024). A round is ``n // k`` checkpoints long; the
+            ``n % k`` samples left over by a round wait for the next, which permutes anew.
+    """
+
+    chunks: bool = False
+
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("chunks", self.chunks)
+        if self.chunks and callable(self.keep):
+            raise ValueError(f"keep must be a number where chunks=True, got {self.keep!r}")
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        if not self.chunks:
+            return ops.subset(len(table), 0, k, seed=seed, epoch=epoch)
+        turn = (epoch - self.first_checkpoint) // self.every
+        permutation, chunk = divmod(turn, len(table) // k)
+        return ops.subset(len(table), chunk * k, (chunk + 1) * k, seed=seed, epoch=permutation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonGreedy(Policy):
+    """The highest mean losses, and some of the rest (Raju et al. 2021, arXiv 2111.12621).
+
+    Args:
+        epsilon: fraction of the kept samples, rounded down to whole ones, that is drawn uniformly
+            from those outside the top; in [0, 1].
+        alpha: weight of the new loss in the moving average, in (0, 1].
+        rescale: the samples drawn stand for all that are outside the top; the weights of a
+            selection have mean 1.
+    """
+
+    epsilon: float = 0.1
+    alpha: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("epsilon", self.epsilon, "[0, 1]")
+        check_number("alpha", self.alpha, "(0, 1]")
+
+    @property
+    @override
+    def scoring(self) -> Scoring:
+        return Scoring(ScoreRule.MEAN, alpha=self.alpha)
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        n, num_random = len(table), math.floor(exact(self.epsilon) * k)
+        if self.rescale and num_random == 0:
+            raise ValueError(
+                f"rescale needs epsilon * k of at least 1, got epsilon={self.epsilon!r}, k={k}"
+            )
+        indices = ops.epsilon_greedy(table.scores, k, num_random, seed=seed, epoch=epoch)
+        if not self.rescale:
+            return Selection(indices, None)
+        num_greedy = k - num_random
+        weights = torch.full((n,), (n - num_greedy) / num_random * k / n, device=indices.device)
+        weights[ops.top_k(table.scores, num_greedy, seed=seed, epoch=epoch)] = k / n
+        return Selection(indices, weights[indices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class UCB(Policy):
+    """The highest upper confidence bounds of the loss (Raju et al. 2021, arXiv 2111.12621).
+
+    Args:
+        alpha: weight of the new loss in the moving mean and variance, in (0, 1].
+        c: weight of the bonus, at least 0.
+        bonus: "variance": the score is mean + c * variance; a pruned sample's stays as it was.
+            "visits": mean + c * sqrt(ln(epoch) / visits), so that a pruned sample may return.
+    """
+
+    alpha: float = 0.8
+    c: float = 1.0
+    bonus: Literal["variance", "visits"] = "variance"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alpha", self.alpha, "(0, 1]")
+        check_number("c", self.c, "[0, inf)")
+        if self.bonus not in ("variance", "visits"):
+            raise ValueError(f"bonus must be 'variance' or 'visits', got {self.bonus!r}")
+        _refuse_rescale(self)
+
+    @property
+    @override
+    def scoring(self) -> Scoring:
+        if self.bonus == "visits":
+            return Scoring(ScoreRule.MEAN, alpha=self.alpha)
+        return Scoring(ScoreRule.MEAN_PLUS_VARIANCE, alpha=self.alpha, c=self.c)
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        scores = table.scores
+        if self.bonus == "visits":
+            scores = ops.ucb_visits(table.records, self.c, max(1, epoch))
+        return ops.top_k(scores, k, seed=seed, epoch=epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoBatch(Policy):
+    """Drops some of the samples whose last loss is below the mean (Qin et al. 2024).
+
+    Args:
+        keep: None, as published: every sample below the mean is dropped with
+            ``drop_probability``, so that how many are kept depends on the losses. A fraction: just
+            so many are kept, by dropping ``drop_probability`` of as many of the lowest as it takes.
+        drop_probability: in [0, 1).
+        rescale: a kept sample of those that could have been dropped stands for the dropped ones.
+        anneal: 0.875 as published; takes effect once ``epochs`` is given.
+    """
+
+    keep: Keep | None = None
+    every: int = 1
+    anneal: float | None = 0.875
+    rescale: bool = True
+    drop_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("drop_probability", self.drop_probability, "[0, 1)")
+        super().__post_init__()
+
+    def _check_keep(self) -> None:
+        if self.keep is not None:
+            super()._check_keep()
+            if not callable(self.keep):
+                self._check_reachable(self.keep)
+
+    def _check_reachable(self, keep: float) -> None:
+        if exact(keep) < 1 - exact(self.drop_probability):
+            raise ValueError(
+                f"keep must be at least 1 - drop_probability, got keep={keep!r}, "
+                f"drop_probability={self.drop_probability!r}"
+            )
+
+    @override
+    def keep_at(self, checkpoint: int) -> float | None:
+        keep = super().keep_at(checkpoint)
+        if keep is not None:
+            self._check_reachable(keep)
+        return keep
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        indices, weights = ops.info_batch(
+            table.scores,
+            self.drop_probability,
+            num_kept=None if self.keep is None else k,
+            seed=seed,
+            epoch=epoch,
+        )
+        return Selection(indices, weights if self.rescale else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Policy):
+    """Samples drawn without replacement, in favour of high losses.
+
+    The weight of a sample is ``(loss + offset) ** exponent``.
+
+    Args:
+        exponent: at least 0; 0 draws uniformly.
+        offset: above 0, so that no sample is out of reach.
+        rescale: draw by priority sampling (Duffield, Lund, Thorup 2007), whose loss weights make
+            the mean loss of a selection an unbiased estimate of the mean over all samples. False:
+            draw one after another, as ``torch.multinomial`` does, and weigh all losses alike.
+    """
+
+    every: int = 1
+    rescale: bool = True
+    exponent: float = 0.3
+    offset: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("exponent", self.exponent, "[0, inf)")
+        check_number("offset", self.offset, "(0, inf)")
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        weights = ops.power_weights(table.scores, self.exponent, self.offset)
+        if not self.rescale:
+            indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
+            return Selection(indices, None)
+        indices, threshold = ops.priority_sample(weights, k, seed=seed, epoch=epoch, validate=False)
+        num_represented = (threshold / weights[indices].double()).clamp(min=1)
+        return Selection(indices, (num_represented * (k / len(table))).float())

@@ -1,0 +1,190 @@
+"""What all policies share: how much is kept, when it is chosen anew, when all samples are used."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynloader.checks import check_flag, check_integer, check_number, exact
+from dynloader.ops import ScoreRule, Selection
+
+if TYPE_CHECKING:
+    from dynloader.table import ScoreTable
+
+Keep = float | Callable[[int], float]
+
+
+class Scoring(NamedTuple):
+    """How losses become scores.
+
+    Attributes:
+        rule: which statistic is the score.
+        alpha: weight of the new loss in the moving mean and variance, in (0, 1].
+        c: weight of the variance, for ``ScoreRule.MEAN_PLUS_VARIANCE``.
+    """
+
+    rule: ScoreRule = ScoreRule.LAST_LOSS
+    alpha: float = 0.8
+    c: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy(abc.ABC):
+    """Base of all policies; one of your own is a frozen dataclass with a method :meth:`select`.
+
+    A selection is made at a checkpoint and holds until the next. The first checkpoint is the end of
+    ``warmup``, though not before epoch 1 where scores are needed; others follow every ``every``
+    epochs.
+
+    Args:
+        keep: fraction of the samples to keep, in (0, 1], or a function from the epoch of a
+            checkpoint to that fraction.
+        every: epochs from one selection to the next.
+        warmup: number of epochs at the beginning that use all samples.
+        anneal: all samples are used again from epoch ``ceil(anneal * epochs)`` on; None: never.
+        epochs: length of the training, in epochs; ``anneal`` needs it.
+        rescale: weigh the losses of the kept samples so that they stand for all samples.
+    """
+
+    keep: Keep | None = 0.5
+    every: int = 10
+    warmup: int = 0
+    anneal: float | None = None
+    epochs: int | None = None
+    rescale: bool = False
+
+    needs_scores: ClassVar[bool] = True
+    """False for a rule that reads no scores: it prunes from epoch 0 on."""
+    selects_once: ClassVar[bool] = False
+    """True for a rule whose first selection is its only one."""
+
+    def __post_init__(self) -> None:
+        self._check_keep()
+        check_integer("every", self.every, 1)
+        check_integer("warmup", self.warmup, 0)
+        check_flag("rescale", self.rescale)
+        if self.epochs is not None:
+            check_integer("epochs", self.epochs, 1)
+        if self.anneal is not None:
+            check_number("anneal", self.anneal, "(0, 1]")
+            # A rule that anneals by default does so as soon as it is told the number of epochs.
+            if self.epochs is None and self.anneal != type(self).anneal:
+                raise ValueError(f"epochs must be given with anneal={self.anneal!r}, got None")
+
+    def _check_keep(self) -> None:
+        if not callable(self.keep):
+            check_number("keep", self.keep, "(0, 1]")
+
+    @abc.abstractmethod
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor | Selection:
+        """Choose ``k`` of the ``len(table)`` samples.
+
+        A pure function of its arguments: every process and every resumed run must choose alike.
+
+        Args:
+            table: the scores, and the records they come from.
+            k: how many to keep, :meth:`num_kept` of this epoch.
+            seed: in [0, 2**64).
+            epoch: that of the checkpoint.
+
+        Returns:
+            The indices kept, int64 [k], distinct, in any order; or a :class:`Selection`, which
+            holds the weights of their losses too, float32 [k] (None: all 1).
+        """
+
+    @property
+    def scoring(self) -> Scoring:
+        """How the losses of a sample become the score that :meth:`select` reads."""
+        return Scoring()
+
+    @property
+    def first_checkpoint(self) -> int:
+        """The first epoch that may be pruned."""
+        return max(self.warmup, int(self.needs_scores))
+
+    def checkpoint(self, epoch: int) -> int | None:
+        """The epoch whose selection is used in ``epoch``; None where all samples are used."""
+        if epoch < self.first_checkpoint or self._is_annealed(epoch):
+            return None
+        if self.selects_once:
+            return self.first_checkpoint
+        return epoch - (epoch - self.first_checkpoint) % self.every
+
+    def _is_annealed(self, epoch: int) -> bool:
+        if self.anneal is None or self.epochs is None:
+            return False
+        return epoch >= math.ceil(exact(self.anneal) * self.epochs)
+
+    def num_kept(self, n: int, epoch: int) -> int:
+        """How many of ``n`` samples ``epoch`` uses: ``floor(keep * n)``, in decimal arithmetic.
+
+        Raises:
+            ValueError: none would be left, or a ``keep`` function returned no fraction.
+        """
+        checkpoint = self.checkpoint(epoch)
+        keep = None if checkpoint is None else self.keep_at(checkpoint)
+        if keep is None:
+            return n
+        num_kept = math.floor(exact(keep) * n)
+        if num_kept == 0:
+            raise ValueError(f"keep must leave at least one of {n} samples, got {keep!r}")
+        return num_kept
+
+    def keep_at(self, checkpoint: int) -> float | None:
+        """The fraction kept at ``checkpoint``; None where the rule leaves it open."""
+        if not callable(self.keep):
+            return self.keep
+        keep = self.keep(checkpoint)
+        check_number(f"keep({checkpoint})", keep, "(0, 1]")
+        return keep
+
+    def describe(self) -> str:
+        """All options, the same text in every process: functions by name, tensors by size."""
+        options = ", ".join(
+            f"{field.name}={_describe(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+        )
+        return f"{type(self).__qualname__}({options})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{value.numel()} values>"
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    if isinstance(value, numbers.Integral):
+        return repr(value) if isinstance(value, bool) else str(int(value))
+    return repr(float(value)) if isinstance(value, numbers.Real) else repr(value)
+
+
+def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
+    """What ``policy.select`` returned, checked as far as that needs no look at the values."""
+    source = f"{type(policy).__name__}.select"
+    indices, weights = chosen if isinstance(chosen, tuple) else (chosen, None)
+    _check_dtype(f"{source}: indices", indices, torch.int64)
+    if indices.ndim != 1 or not 0 < len(indices) <= num_samples:
+        raise ValueError(
+            f"{source}: indices must have shape [k], k in [1, {num_samples}], "
+            f"got {list(indices.shape)}"
+        )
+    if weights is not None:
+        _check_dtype(f"{source}: weights", weights, torch.float32)
+        if weights.shape != indices.shape:
+            raise ValueError(
+                f"{source}: weights must have the shape of indices, {list(indices.shape)}, "
+                f"got {list(weights.shape)}"
+            )
+    return Selection(indices, weights)
+
+
+def _check_dtype(name: str, value: Any, dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of {dtype}, got {found}")

@@ -1,0 +1,269 @@
+"""Samplers that feed the selection of a policy, in the loader of this package or in torch's."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils.data import BatchSampler, Sampler
+
+from dynloader.checks import check_flag, check_integer
+from dynloader.ops import Selection
+from dynloader.plan import Kept, Plan
+from dynloader.policy import Policy, as_selection
+from dynloader.run import Run
+from dynloader.table import ScoreTable
+
+_T = TypeVar("_T")
+_CHUNK = 4096
+_EPOCHS = 2**32
+_SEEDS = 2**64
+
+
+class PruningSampler(Sampler[int]):
+    """The indices of the samples that a policy keeps, epoch after epoch.
+
+    In a stock ``torch.utils.data.DataLoader`` it runs ahead of the training. So an epoch whose last
+    index was handed out, or that was broken off after losses of it were recorded in the table, is
+    over, but the next one is settled only by the next ``iter()``, or by ``len()`` or ``epoch`` once
+    the iterator is gone: by then the table has the last losses. ``set_epoch`` settles at once.
+
+    The selection is a function of the scores at the checkpoint, the policy, the seed and the epoch.
+    torch's random generators are neither read nor moved.
+
+    Args:
+        data_source: the data set, or its number of samples.
+        policy: which samples to keep.
+        table: their scores, for you to update; a new one by default.
+        shuffle: feed in random order; False: in ascending order.
+        seed: of all random choices, in [0, 2**64). None is 0: every process must have the same.
+
+    Attributes:
+        run: the epoch settled last.
+        select_seconds: what selecting has cost the host so far.
+    """
+
+    def __init__(
+        self,
+        data_source: Sized | int,
+        policy: Policy,
+        *,
+        table: ScoreTable | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        if isinstance(data_source, Sized):
+            data_source = len(data_source)
+        check_integer("number of samples", data_source, 1, 2**32)
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policy must be a dynloader.Policy, got {policy!r}")
+        check_flag("shuffle", shuffle)
+        if seed is not None:
+            check_integer("seed", seed, 0, _SEEDS)
+        # So that a fraction too small for the data is refused now, not after the first epoch.
+        policy.num_kept(data_source, policy.first_checkpoint)
+        if table is None:
+            table = ScoreTable(data_source)
+        check_table(table, data_source)
+        table.scoring = policy.scoring
+        self.num_samples = data_source
+        self.policy = policy
+        self.table = table
+        self.shuffle = shuffle
+        self.seed = seed
+        self.select_seconds = 0.0
+        self._kept: Kept | None = None
+        self.run = self._settle(0)
+
+    def __iter__(self) -> Iterator[int]:
+        run = self.begin()
+        return self.use_up(run, self._indices(run.plan, run.start), len(run.plan) - run.start)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch."""
+        return self.plan.epoch
+
+    @property
+    def plan(self) -> Plan:
+        """What the current epoch feeds: the next one, if one is over and its iterator gone."""
+        if self.run.is_over and not self.run.is_in_use:
+            self.finish(self.run)
+        return self.run.plan
+
+    def set_epoch(self, epoch: int) -> None:
+        """Settle ``epoch``, unless it is the current one.
+
+        That one, if it was broken off, is begun again by the next iterator. Going back to an epoch
+        of an earlier selection selects anew, from the scores of now.
+        """
+        check_integer("epoch", epoch, 0, _EPOCHS)
+        if epoch != self.run.plan.epoch:
+            self._move_to(epoch)
+        elif self.run.is_over:
+            self.run.restart()
+
+    def begin(self) -> Run:
+        """The epoch that a new iterator is to feed: the next one where the last is over."""
+        if self.run.is_over:
+            self.finish(self.run)
+        self.run.num_delivered = 0
+        return self.run
+
+    def finish(self, run: Run) -> None:
+        """End ``run`` and settle the next epoch, if ``run`` is the current one."""
+        if run is self.run:
+            self._move_to(run.plan.epoch + 1)
+
+    def replay(self) -> Iterator[int]:
+        """The indices of the current epoch, without using it up."""
+        return self._indices(self.run.plan, self.run.start)
+
+    def use_up(self, run: Run, items: Iterator[_T], num_items: int) -> Iterator[_T]:
+        """Pass on ``items`` of ``run``; with the last of them, or after an update, it is over."""
+        user = self._mark_use(run, items, num_items)
+        run.user = weakref.ref(user)
+        return user
+
+    def _mark_use(self, run: Run, items: Iterator[_T], num_items: int) -> Iterator[_T]:
+        num_updates = self.table.num_updates
+        for number, item in enumerate(items, start=1):
+            run.is_updated |= self.table.num_updates != num_updates
+            run.is_exhausted |= number == num_items
+            yield item
+        run.is_exhausted = True
+
+    def _indices(self, plan: Plan, start: int) -> Iterator[int]:
+        for position in range(start, len(plan), _CHUNK):
+            yield from plan.batch(position, min(position + _CHUNK, len(plan))).tolist()
+
+    def _move_to(self, epoch: int) -> None:
+        self.table.check()
+        self.run = self._settle(epoch)
+
+    def _settle(self, epoch: int, start: int = 0) -> Run:
+        checkpoint = self.policy.checkpoint(epoch)
+        kept = None
+        if checkpoint is not None:
+            if self._kept is None or self._kept.checkpoint != checkpoint:
+                self._kept = self._select(checkpoint)
+            kept = self._kept
+        return Run(Plan(epoch, self.seed or 0, self.num_samples, self.shuffle, kept), start)
+
+    def _select(self, checkpoint: int) -> Kept:
+        if self.policy.needs_scores and self.table.num_updates == 0:
+            warnings.warn(
+                f"{type(self.policy).__name__} selects by scores, but none were recorded before "
+                f"epoch {checkpoint}: call loader.update(losses) or table.update(index, losses)",
+                stacklevel=2,
+            )
+        begin = time.perf_counter()
+        num_kept = self.policy.num_kept(self.num_samples, checkpoint)
+        chosen = self.policy.select(self.table, num_kept, seed=self.seed or 0, epoch=checkpoint)
+        selection = as_selection(chosen, self.policy, self.num_samples)
+        kept = Kept(selection, checkpoint, self.num_samples)
+        self.table.count_selection(selection.indices)
+        self.select_seconds += time.perf_counter() - begin
+        return kept
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two samplers to feed alike, given the same scores."""
+        return {
+            "num_samples": self.num_samples,
+            "policy": self.policy.describe(),
+            "seed": self.seed or 0,
+            "shuffle": self.shuffle,
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the current epoch stands, and the selection in force."""
+        held = self._kept
+        indices, weights = (None, None) if held is None else held.selection()
+        return {
+            "epoch": self.run.plan.epoch,
+            "position": self.run.resume_position,
+            "checkpoint": None if held is None else held.checkpoint,
+            "indices": indices,
+            "weights": weights,
+            "select_seconds": self.select_seconds,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where a snapshot was taken. The table is left to the caller."""
+        kept = None
+        if state["checkpoint"] is not None:
+            indices, weights = state["indices"].cpu(), state["weights"]
+            if weights is not None:
+                weights = weights.to(self.table.device)
+            kept = Kept(Selection(indices, weights), state["checkpoint"], self.num_samples)
+        self._kept = kept
+        self.run = self._settle(state["epoch"], state["position"])
+        self.select_seconds = state["select_seconds"]
+
+
+class PruningBatchSampler(BatchSampler):
+    """Batches of a :class:`PruningSampler`, each computed by one native call.
+
+    Args:
+        sampler: the indices.
+        batch_size: the last batch of an epoch may be smaller.
+        drop_last: leave such a batch out.
+    """
+
+    sampler: PruningSampler
+
+    def __init__(self, sampler: PruningSampler, batch_size: int, drop_last: bool = False) -> None:
+        if not isinstance(sampler, PruningSampler):
+            raise TypeError(f"sampler must be a PruningSampler, got {type(sampler).__name__}")
+        super().__init__(sampler, batch_size, drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        run = self.sampler.begin()
+        num_batches = self.num_batches(len(run.plan)) - run.start // self.batch_size
+        batches = (batch.tolist() for batch in self._batches(run.plan, run.start))
+        return self.sampler.use_up(run, batches, num_batches)
+
+    def __len__(self) -> int:
+        return self.num_batches(len(self.sampler))
+
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch."""
+        return self.sampler.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """As :meth:`PruningSampler.set_epoch`."""
+        self.sampler.set_epoch(epoch)
+
+    def num_batches(self, num_samples: int) -> int:
+        """How many batches so many samples make."""
+        partial = 0 if self.drop_last else self.batch_size - 1
+        return (num_samples + partial) // self.batch_size
+
+    def replay(self) -> Iterator[Tensor]:
+        """The batches of the current epoch as int64 tensors, without using it up."""
+        return self._batches(self.sampler.run.plan, self.sampler.run.start)
+
+    def _batches(self, plan: Plan, start: int) -> Iterator[Tensor]:
+        stop = len(plan)
+        if self.drop_last:
+            stop -= stop % self.batch_size
+        for position in range(start, stop, self.batch_size):
+            yield plan.batch(position, min(position + self.batch_size, stop))
+
+
+def check_table(table: Any, num_samples: int) -> None:
+    """Raise unless ``table`` is a table of so many samples."""
+    if not isinstance(table, ScoreTable):
+        raise TypeError(f"table must be a ScoreTable, got {type(table).__name__}")
+    if len(table) != num_samples:
+        raise ValueError(
+            f"table must have one row for each of {num_samples} samples, got {len(table)}"
+        )

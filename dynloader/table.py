@@ -1,0 +1,258 @@
+"""The table: one score a sample, and the record of losses that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader._C import build_info
+from dynloader.checks import check_index, check_integer, check_losses, check_state
+from dynloader.policy import Scoring
+
+_MEAN, _VARIANCE, _LAST_LOSS, _VISITS = range(4)
+_STATE_VERSION = 1
+_STATE_KEYS = {
+    "scores",
+    "records",
+    "selections",
+    "forgetting",
+    "num_selections",
+    "num_updates",
+}
+
+
+class Retention(NamedTuple):
+    """How many samples were kept at every selection so far, at some, and at none."""
+
+    always: int
+    sometimes: int
+    never: int
+
+
+class ScoreTable:
+    """The scores of ``n`` samples, on the GPU or the CPU.
+
+    A sample that was never seen has the score +inf, above all that were.
+
+    Args:
+        n: number of samples, in [1, 2**32).
+        device: by default the current GPU where the build and the machine have one, else the CPU.
+
+    Attributes:
+        scores: float32 [n]: all that a selection reads.
+        records: int32 [n, 4]: the bits of mean, variance and last loss as float32, and the visits.
+        selections: int32 [n]: the number of selections that kept the sample.
+        forgetting: int32 [n], or None until :meth:`update` is first given ``correct``: bit 0,
+            whether the sample was right at its last visit; the bits above, how often it was
+            forgotten (right, then wrong).
+        num_selections: number of selections made.
+        num_updates: number of batches recorded.
+        scoring: how losses become scores. A policy sets it.
+    """
+
+    def __init__(self, n: int, device: torch.device | str | None = None) -> None:
+        check_integer("n", n, 1, 2**32)
+        device = _resolve_device(device)
+        self.scores = torch.full((n,), float("inf"), device=device)
+        self.records = torch.zeros((n, 4), dtype=torch.int32, device=device)
+        self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
+        self.forgetting: Tensor | None = None
+        self.num_selections = 0
+        self.num_updates = 0
+        self.scoring = Scoring()
+        self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        return (
+            f"ScoreTable(n={len(self)}, device={self.device}, num_updates={self.num_updates}, "
+            f"num_selections={self.num_selections})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.scores.device
+
+    @property
+    def mean(self) -> Tensor:
+        """Moving mean of each sample's losses, float32 [n]; a view, 0 for samples never seen."""
+        return self.records[:, _MEAN].view(torch.float32)
+
+    @property
+    def variance(self) -> Tensor:
+        """Moving variance of each sample's losses, float32 [n]; a view."""
+        return self.records[:, _VARIANCE].view(torch.float32)
+
+    @property
+    def last_loss(self) -> Tensor:
+        """Each sample's last loss, float32 [n]; a view, 0 for samples never seen."""
+        return self.records[:, _LAST_LOSS].view(torch.float32)
+
+    @property
+    def visits(self) -> Tensor:
+        """How often each sample was updated, int32 [n]; a view."""
+        return self.records[:, _VISITS]
+
+    def update(
+        self,
+        index: Tensor | Sequence[int],
+        losses: Tensor,
+        *,
+        correct: Tensor | None = None,
+        rule: int | None = None,
+        alpha: float | None = None,
+        c: float | None = None,
+    ) -> None:
+        """Record the losses of one batch. The host does not wait for the GPU.
+
+        Of an index that comes twice in a batch the highest loss counts (NaN is highest), once.
+
+        Args:
+            index: the samples, integers [b] in [0, n), on any device.
+            losses: floating point [b], on any device.
+            correct: bool [b], whether each sample was predicted rightly: counts forgetting events.
+            rule: a :class:`dynloader.ops.ScoreRule`; by default, like the next two, ``scoring``'s.
+            alpha: weight of the new loss in the moving mean and variance.
+            c: weight of the variance in the score.
+
+        Raises:
+            TypeError, ValueError: wrong dtype or shape; nothing was recorded.
+            IndexError: ``index`` is on the CPU and out of range; nothing was recorded. Out of range
+                on the GPU, it is left out, and :meth:`check` raises.
+        """
+        losses = check_losses(losses).detach()
+        index = check_index(index, len(losses), len(self))
+        if correct is not None and (not isinstance(correct, Tensor) or correct.dtype != torch.bool):
+            found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
+            raise TypeError(f"correct must be a tensor of torch.bool, got {found}")
+        if correct is not None and correct.shape != losses.shape:
+            raise ValueError(
+                f"correct must have the shape of losses, {list(losses.shape)}, "
+                f"got {list(correct.shape)}"
+            )
+        index = self._here(index)
+        ops.update(
+            self.scores,
+            self.records,
+            index,
+            self._here(losses),
+            self._faults,
+            rule=self.scoring.rule if rule is None else rule,
+            alpha=self.scoring.alpha if alpha is None else alpha,
+            c=self.scoring.c if c is None else c,
+        )
+        self.num_updates += 1
+        if correct is not None:
+            if self.forgetting is None:
+                self.forgetting = torch.zeros_like(self.selections)
+            ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        # Only towards the GPU: a copy to the CPU that is not waited for may be read unfinished.
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+
+    def count_selection(self, indices: Tensor) -> None:
+        """Count one selection, which kept ``indices``, int64 [k]."""
+        ops.count_selected(self.selections, self._here(indices), self._faults)
+        self.num_selections += 1
+
+    def check(self) -> None:
+        """Raise IndexError if an index on the GPU was out of range since the last check.
+
+        The host waits for the GPU.
+        """
+        if self.device.type == "cpu":
+            return
+        count, highest = self._faults.tolist()
+        if count:
+            self._faults.zero_()
+            raise IndexError(
+                f"index must be in [0, {len(self)}), got {count} out of range (left out), "
+                f"such as {highest}"
+            )
+
+    def retention(self) -> Retention:
+        """The samples kept at every selection, at some, and at none. The host waits for the GPU."""
+        always = int((self.selections == self.num_selections).sum())
+        never = int((self.selections == 0).sum()) if self.num_selections else 0
+        return Retention(always, len(self) - always - never, never)
+
+    def stats(self) -> dict[str, float]:
+        """Figures for a logger. The host waits for the GPU; raises as :meth:`check` does.
+
+        The mean is over finite scores; nonfinite scores are those of samples that were seen; a
+        score is saturated where it is beyond 2**30, which the mean takes for 2**30.
+        """
+        self.check()
+        mean, _, num_nonfinite, num_saturated = ops.score_mean(self.scores)
+        num_unseen = (self.visits == 0).sum()
+        num_diverged = (num_nonfinite - num_unseen).clamp(min=0)
+        figures = torch.stack([mean, num_diverged, num_saturated, num_unseen]).tolist()
+        names = ("mean_score", "num_nonfinite", "num_saturated", "num_unseen")
+        stats = {f"dynloader/{name}": value for name, value in zip(names, figures, strict=True)}
+        return stats | {"dynloader/num_selections": float(self.num_selections)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that the table holds."""
+        return {
+            "version": _STATE_VERSION,
+            "scores": self.scores.clone(),
+            "records": self.records.clone(),
+            "selections": self.selections.clone(),
+            "forgetting": None if self.forgetting is None else self.forgetting.clone(),
+            "num_selections": self.num_selections,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, from any device.
+
+        Raises:
+            ValueError: it is of another version, or for another number of samples; the table is
+                unchanged.
+        """
+        self.check_state_dict(state)
+        forgetting = state["forgetting"]
+        self.scores.copy_(state["scores"])
+        self.records.copy_(state["records"])
+        self.selections.copy_(state["selections"])
+        self.forgetting = None if forgetting is None else forgetting.to(self.device, copy=True)
+        self.num_selections = state["num_selections"]
+        self.num_updates = state["num_updates"]
+        self._faults.zero_()
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raise as :meth:`load_state_dict` does, and change nothing."""
+        check_state(state, {"version": _STATE_VERSION}, _STATE_KEYS)
+        like = {"scores": self.scores, "records": self.records, "selections": self.selections}
+        if state["forgetting"] is not None:
+            like["forgetting"] = self.selections
+        for name, ours in like.items():
+            theirs = state[name]
+            if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+                raise ValueError(
+                    f"{name} of the state must be {ours.dtype} {list(ours.shape)}, "
+                    f"got {theirs.dtype} {list(theirs.shape)}"
+                )
+
+
+def _resolve_device(device: torch.device | str | None) -> torch.device:
+    built_with_cuda = build_info()["cuda"] is not None
+    if device is None:
+        device = "cuda" if built_with_cuda and torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be on the CPU or a CUDA GPU, got {device}")
+    if device.type == "cuda" and not built_with_cuda:
+        raise RuntimeError(
+            f"dynloader was built without CUDA: device={str(device)!r} needs a build where torch "
+            "has CUDA and nvcc is found (pip install --no-build-isolation --force-reinstall .)"
+        )
+    return device
