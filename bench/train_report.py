@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="final accuracy, %", loc="lower right", framealpha=0.95)
-    figure.supxlabel(foot, fontsize=8, color="#555555")
+    figure.supxlabel("\n".join(textwrap.wrap(foot, 120)), fontsize=8, color="#555555")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
