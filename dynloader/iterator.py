@@ -193,9 +193,9 @@ class EpochIterator:
 
     def _with_index(self, batch: Any, indices: Any) -> Any:
         index = as_index(indices)
-        if getattr(self.inner, "_pin_memory", False):
-            index = index.pin_memory()
-        return with_index(batch, index)
+        # A copy: what the caller does to it must not reach the pairing, nor the plan.
+        is_pinned = getattr(self.inner, "_pin_memory", False)
+        return with_index(batch, index.pin_memory() if is_pinned else index.clone())
 
 
 def with_index(batch: Any, index: Tensor) -> Any:

@@ -83,11 +83,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             for name, given in (("sampler", sampler), ("batch_sampler", batch_sampler)):
                 if given is not None:
                     raise ValueError(f"{name} must be None with a policy, got {given!r}")
-            shuffle = True if shuffle is None else bool(shuffle)
-            self._pruning = PruningSampler(
-                _sized(dataset), policy, table=table, shuffle=shuffle, seed=seed
-            )
-            table, shuffle, sampler = self._pruning.table, None, self._pruning
+            order = True if shuffle is None else bool(shuffle)
+            pruning = PruningSampler(_sized(dataset), policy, table=table, shuffle=order, seed=seed)
+            self._pruning, table, shuffle, sampler = pruning, pruning.table, None, pruning
         elif table is not None:
             check_table(table, len(_sized(dataset)))
         super().__init__(dataset, batch_size, shuffle, sampler, batch_sampler, *args, **kwargs)
@@ -96,14 +94,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             # single samples, and can only be replaced by giving up batch_size and drop_last.
             batches = PruningBatchSampler(self._pruning, self.batch_size, self.drop_last)
             self.__dict__["batch_sampler"] = batches
-            num_kept = self._pruning.policy.num_kept(
-                self._pruning.num_samples, self._pruning.policy.first_checkpoint
-            )
-            if batches.num_batches(num_kept) == 0:
-                raise ValueError(
-                    f"drop_last must be False where batch_size={self.batch_size} is more than the "
-                    f"{num_kept} samples kept, got True"
-                )
+            batches.check_some_batch()
         self.policy = policy
         self.table = table
         self.seed = seed
@@ -200,7 +191,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._pruning.set_epoch(epoch)
             return
         check_integer("epoch", epoch, 0)
-        self._epoch = epoch
+        self._epoch = int(epoch)
         for sampler in (self.sampler, self.batch_sampler):
             if callable(pass_on := getattr(sampler, "set_epoch", None)):
                 pass_on(epoch)

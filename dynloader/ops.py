@@ -96,7 +96,7 @@ def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int = 0) -> Tensor:
     Returns:
         int64 [k] on the device of ``scores``.
     """
-    _check_tensor("top_k", "scores", scores)
+    scores = _values("top_k", "scores", scores)
     k = _integer("top_k", "k", k)
     return _tensor(_native.top_k(scores, k, *_address("top_k", seed, epoch)))
 
@@ -119,7 +119,7 @@ def epsilon_greedy(
     Returns:
         int64 [k] on the device of ``scores``, in ascending order.
     """
-    _check_tensor("epsilon_greedy", "scores", scores)
+    scores = _values("epsilon_greedy", "scores", scores)
     k = _integer("epsilon_greedy", "k", k)
     num_random = _integer("epsilon_greedy", "num_random", num_random)
     address = _address("epsilon_greedy", seed, epoch)
@@ -154,7 +154,7 @@ def info_batch(
         The kept samples in ascending order, and their weights. Without ``num_kept`` the host
         waits for the GPU, to know how many there are.
     """
-    _check_tensor("info_batch", "scores", scores)
+    scores = _values("info_batch", "scores", scores)
     drop_probability = _number("info_batch", "drop_probability", drop_probability)
     wanted = -1
     if num_kept is not None:
@@ -186,7 +186,7 @@ def sample(
     Returns:
         int64 [k] on the device of ``weights``, in ascending order.
     """
-    _check_tensor("sample", "weights", weights)
+    weights = _values("sample", "weights", weights)
     k = _integer("sample", "k", k)
     return _tensor(_native.sample(weights, k, *_address("sample", seed, epoch), bool(validate)))
 
@@ -211,7 +211,7 @@ def priority_sample(
         int64 [k] in ascending order, and tau, float64 0-dimensional (0 where k = n), both on the
         device of ``weights``.
     """
-    _check_tensor("priority_sample", "weights", weights)
+    weights = _values("priority_sample", "weights", weights)
     k = _integer("priority_sample", "k", k)
     address = _address("priority_sample", seed, epoch)
     selected, tau = _native.priority_sample(weights, k, *address, bool(validate))
@@ -290,7 +290,7 @@ def score_mean(scores: Tensor) -> ScoreMean:
         The mean (NaN if no score is finite) and the counts of scores that are finite, not finite,
         and beyond +-2**30.
     """
-    _check_tensor("score_mean", "scores", scores)
+    scores = _values("score_mean", "scores", scores)
     mean, counts = _native.score_mean(scores)
     return ScoreMean(mean, counts[0], counts[1], counts[2])
 
@@ -306,7 +306,7 @@ def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
     Returns:
         float32 [n] on the device of ``scores``.
     """
-    _check_tensor("power_weights", "scores", scores)
+    scores = _values("power_weights", "scores", scores)
     exponent = _number("power_weights", "exponent", exponent)
     offset = _number("power_weights", "offset", offset)
     return _tensor(_native.power_weights(scores, exponent, offset))
@@ -414,6 +414,12 @@ def _tensor(value: Tensor) -> Tensor:
 def _check_tensor(op: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def _values(op: str, name: str, value: Tensor) -> Tensor:
+    _check_tensor(op, name, value)
+    # A choice has no gradient, and needs none.
+    return value.detach()
 
 
 def _integer(op: str, name: str, value: int) -> int:

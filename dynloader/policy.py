@@ -66,6 +66,7 @@ class Policy(abc.ABC):
     """True for a rule whose first selection is its only one."""
 
     def __post_init__(self) -> None:
+        self._take_plain_numbers()
         self._check_keep()
         check_integer("every", self.every, 1)
         check_integer("warmup", self.warmup, 0)
@@ -77,6 +78,14 @@ class Policy(abc.ABC):
             # A rule that anneals by default does so as soon as it is told the number of epochs.
             if self.epochs is None and self.anneal != type(self).anneal:
                 raise ValueError(f"epochs must be given with anneal={self.anneal!r}, got None")
+
+    def _take_plain_numbers(self) -> None:
+        # NumPy's, for example, are refused by the native operations, and by torch.load.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, numbers.Real) and type(value).__module__ != "builtins":
+                plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+                object.__setattr__(self, field.name, plain)
 
     def _check_keep(self) -> None:
         if not callable(self.keep):
@@ -159,15 +168,13 @@ def _describe(value: Any) -> str:
         return f"<{value.numel()} values>"
     if callable(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
-    if isinstance(value, numbers.Integral):
-        return repr(value) if isinstance(value, bool) else str(int(value))
-    return repr(float(value)) if isinstance(value, numbers.Real) else repr(value)
+    return repr(value)
 
 
 def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
     """What ``policy.select`` returned, checked as far as that needs no look at the values."""
     source = f"{type(policy).__name__}.select"
-    indices, weights = chosen if isinstance(chosen, tuple) else (chosen, None)
+    indices, weights = chosen if isinstance(chosen, Selection) else (chosen, None)
     _check_dtype(f"{source}: indices", indices, torch.int64)
     if indices.ndim != 1 or not 0 < len(indices) <= num_samples:
         raise ValueError(

@@ -70,11 +70,11 @@ class PruningSampler(Sampler[int]):
             table = ScoreTable(data_source)
         check_table(table, data_source)
         table.scoring = policy.scoring
-        self.num_samples = data_source
+        self.num_samples = int(data_source)
         self.policy = policy
         self.table = table
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = None if seed is None else int(seed)
         self.select_seconds = 0.0
         self._kept: Kept | None = None
         self.run = self._settle(0)
@@ -106,7 +106,7 @@ class PruningSampler(Sampler[int]):
         """
         check_integer("epoch", epoch, 0, _EPOCHS)
         if epoch != self.run.plan.epoch:
-            self._move_to(epoch)
+            self._move_to(int(epoch))
         elif self.run.is_over:
             self.run.restart()
 
@@ -246,6 +246,16 @@ class PruningBatchSampler(BatchSampler):
         """How many batches so many samples make."""
         partial = 0 if self.drop_last else self.batch_size - 1
         return (num_samples + partial) // self.batch_size
+
+    def check_some_batch(self) -> None:
+        """Raise ValueError if the first pruned epoch is less than a batch, and that is dropped."""
+        policy = self.sampler.policy
+        num_kept = policy.num_kept(self.sampler.num_samples, policy.first_checkpoint)
+        if self.num_batches(num_kept) == 0:
+            raise ValueError(
+                f"drop_last must be False where batch_size={self.batch_size} is more than the "
+                f"{num_kept} samples kept, got True"
+            )
 
     def replay(self) -> Iterator[Tensor]:
         """The batches of the current epoch as int64 tensors, without using it up."""

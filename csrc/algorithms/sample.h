@@ -40,7 +40,7 @@ void run(Backend& backend, const WeightedSample& call) {
   select_top(backend, key, call.n, call.k, call.selected);
   if (call.tau == nullptr) return;
   const Threshold* next =
-      call.k == call.n ? nullptr : threshold_of(backend, key, call.n, call.k + 1);
+      call.k == call.n ? nullptr : high_of_kth(backend, key, call.n, call.k + 1);
   backend.once(WriteTau{next, call.tau});
 }
 

@@ -31,8 +31,10 @@ struct DigitOf {
   }
 };
 
-// What the backend asks and tells while it walks a histogram from its highest bin down.
-template <int kShift>
+// What the backend asks and tells while it walks a histogram from its highest bin down. With
+// kToTheEnd the digits are looked for even where those found so far settle which samples are
+// selected: the key itself is wanted.
+template <int kShift, bool kToTheEnd>
 struct Descent {
   Threshold* threshold;
 
@@ -41,7 +43,7 @@ struct Descent {
   DYNLOADER_FN void take(uint32_t digit, int64_t rank, int64_t count) const {
     threshold->prefix |= static_cast<uint64_t>(digit) << kShift;
     threshold->rank = rank;
-    threshold->settled = rank == count ? 1 : 0;
+    threshold->settled = !kToTheEnd && rank == count ? 1 : 0;
   }
 };
 
@@ -51,10 +53,10 @@ struct StartSearch {
   DYNLOADER_FN void operator()() const { *threshold = {0, k, 0}; }
 };
 
-template <int kShift, int kBits, class Backend, class Key>
+template <int kShift, int kBits, bool kToTheEnd = false, class Backend, class Key>
 void descend(Backend& backend, const Key& key, int64_t n, Threshold* threshold) {
   backend.template descend<(1 << kBits)>(n, DigitOf<Key, kShift, kBits>{key, threshold},
-                                         Descent<kShift>{threshold});
+                                         Descent<kShift, kToTheEnd>{threshold});
 }
 
 // On entry threshold->rank is k, 1 <= k <= n; on return `reaches` holds for exactly k samples.
@@ -94,6 +96,18 @@ Threshold* threshold_of(Backend& backend, const Key& key, int64_t n, int64_t k) 
   auto* threshold = backend.template allocate<Threshold>(1);
   backend.once(StartSearch{threshold, k});
   search(backend, key, n, threshold);
+  return threshold;
+}
+
+// The high half of the k-th largest key, in the high half of the prefix.
+template <class Backend, class Key>
+Threshold* high_of_kth(Backend& backend, const Key& key, int64_t n, int64_t k) {
+  static_assert(Key::kHighBits == 32, "these digits make up the high half");
+  auto* threshold = backend.template allocate<Threshold>(1);
+  backend.once(StartSearch{threshold, k});
+  descend<53, 11, true>(backend, key, n, threshold);
+  descend<42, 11, true>(backend, key, n, threshold);
+  descend<32, 10, true>(backend, key, n, threshold);
   return threshold;
 }
 

@@ -16,7 +16,7 @@ namespace dynloader {
 struct Threshold {
   uint64_t prefix;  // the digits found so far; when the search is over, the threshold itself
   int64_t rank;     // how many of the keys that start with the prefix are among the k largest
-  int32_t settled;  // all keys that start with the prefix are: the digits below are zero
+  int32_t settled;  // all keys that start with the prefix are: the digits below stay zero
 };
 
 template <class Key>

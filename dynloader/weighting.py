@@ -1,0 +1,103 @@
+"""The rules whose losses are weighed, so that the samples kept stand for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader.checks import check_number, exact
+from dynloader.ops import Selection
+from dynloader.policy import Keep, Policy
+from dynloader.table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoBatch(Policy):
+    """Drops some of the samples whose last loss is below the mean (Qin et al. 2024).
+
+    Args:
+        keep: None, as published: every sample below the mean is dropped with
+            ``drop_probability``, so that how many are kept depends on the losses. A fraction: just
+            so many are kept, by dropping ``drop_probability`` of as many of the lowest as it takes.
+        drop_probability: in [0, 1).
+        rescale: a kept sample of those that could have been dropped stands for the dropped ones.
+        anneal: 0.875 as published; takes effect once ``epochs`` is given.
+    """
+
+    keep: Keep | None = None
+    every: int = 1
+    anneal: float | None = 0.875
+    rescale: bool = True
+    drop_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("drop_probability", self.drop_probability, "[0, 1)")
+        super().__post_init__()
+
+    def _check_keep(self) -> None:
+        if self.keep is not None:
+            super()._check_keep()
+            if not callable(self.keep):
+                self._check_reachable(self.keep)
+
+    def _check_reachable(self, keep: float) -> None:
+        if exact(keep) < 1 - exact(self.drop_probability):
+            raise ValueError(
+                f"keep must be at least 1 - drop_probability, got keep={keep!r}, "
+                f"drop_probability={self.drop_probability!r}"
+            )
+
+    @override
+    def keep_at(self, checkpoint: int) -> float | None:
+        keep = super().keep_at(checkpoint)
+        if keep is not None:
+            self._check_reachable(keep)
+        return keep
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        indices, weights = ops.info_batch(
+            table.scores,
+            self.drop_probability,
+            num_kept=None if self.keep is None else k,
+            seed=seed,
+            epoch=epoch,
+        )
+        return Selection(indices, weights if self.rescale else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Policy):
+    """Samples drawn without replacement, in favour of high losses.
+
+    The weight of a sample is ``(loss + offset) ** exponent``.
+
+    Args:
+        exponent: at least 0; 0 draws uniformly.
+        offset: above 0, so that no sample is out of reach.
+        rescale: draw by priority sampling (Duffield, Lund, Thorup 2007), whose loss weights make
+            the mean loss of a selection an unbiased estimate of the mean over all samples. False:
+            draw one after another, as ``torch.multinomial`` does, and weigh all losses alike.
+    """
+
+    every: int = 1
+    rescale: bool = True
+    exponent: float = 0.3
+    offset: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("exponent", self.exponent, "[0, inf)")
+        check_number("offset", self.offset, "(0, inf)")
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        weights = ops.power_weights(table.scores, self.exponent, self.offset)
+        if not self.rescale:
+            indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
+            return Selection(indices, None)
+        indices, threshold = ops.priority_sample(weights, k, seed=seed, epoch=epoch, validate=False)
+        num_represented = (threshold / weights[indices].double()).clamp(min=1)
+        return Selection(indices, (num_represented * (k / len(table))).float())
