@@ -13,8 +13,7 @@ wait for the GPU.
 from __future__ import annotations
 
 import enum
-import math
-import operator
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -425,17 +424,19 @@ def _values(op: str, name: str, value: Tensor) -> Tensor:
 def _integer(op: str, name: str, value: int) -> int:
     if isinstance(value, torch.SymInt):
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    return operator.index(value)
+    return int(value)
 
 
 def _number(op: str, name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    symbols = (torch.SymFloat, torch.SymInt)
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, *symbols)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    if math.isnan(value):
+    # Not math.isnan: under torch.compile with dynamic shapes, numbers are symbols.
+    if value != value:
         raise ValueError(f"{op}: {name} must be a number, got nan")
-    return float(value)
+    return value if isinstance(value, symbols) else float(value)
 
 
 def _address(op: str, seed: int, epoch: int) -> tuple[int, int]:

@@ -1,0 +1,63 @@
+"""Where the tests run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import dynloader
+
+
+def need_cuda() -> torch.device:
+    """The CUDA device, or else the test is skipped; it fails under DYNLOADER_REQUIRE_CUDA=1."""
+    missing = None
+    if not torch.cuda.is_available():
+        missing = "torch sees no GPU"
+    elif dynloader.build_info()["cuda"] is None:
+        missing = "dynloader was built without CUDA"
+    if missing is not None:
+        if os.environ.get("DYNLOADER_REQUIRE_CUDA") == "1":
+            pytest.fail(f"DYNLOADER_REQUIRE_CUDA=1, but {missing}")
+        pytest.skip(missing)
+    return torch.device("cuda")
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+THREADS = [1, 2, 7]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return need_cuda() if request.param == "cuda" else torch.device("cpu")
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """For tests of what only CUDA does; they carry the marker ``cuda``."""
+    return need_cuda()
+
+
+@pytest.fixture(params=THREADS)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A number of threads, set for the length of the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(
+    params=[f"cpu-{count}" for count in THREADS] + [pytest.param("cuda", marks=pytest.mark.cuda)]
+)
+def place(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A device; the CPU once for each number of threads."""
+    if request.param == "cuda":
+        yield need_cuda()
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(request.param.removeprefix("cpu-")))
+    yield torch.device("cpu")
+    torch.set_num_threads(before)

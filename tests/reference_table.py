@@ -1,0 +1,110 @@
+"""What the score table holds after each update, and the scores and weights made of it: plain NumPy.
+
+The other half of the specification, beside reference.py. Arrays are changed in place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from reference import Array, exponential, natural_log, ordered_bits
+
+LAST_LOSS, MEAN, MEAN_PLUS_VARIANCE = range(3)
+
+CANONICAL_NAN = np.uint32(0x7FFFFFFF).view(np.float32)
+FLOAT32_MAX = np.finfo(np.float32).max
+
+
+def canonical_nan(x: Array) -> Array:
+    """Every NaN as the same bits: processors differ in those that they make."""
+    return np.where(np.isnan(x), CANONICAL_NAN, x)
+
+
+def canonical(x: Array) -> Array:
+    """As float32, with one NaN and one zero."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        x = x.astype(np.float32)
+    return canonical_nan(np.where(x == 0, np.float32(0), x))
+
+
+def highest_of_each(index: Array, losses: Array) -> tuple[Array, Array]:
+    """The distinct indices, and the highest loss of each."""
+    by_index_then_loss = np.lexsort((ordered_bits(losses), index))
+    index, losses = index[by_index_then_loss], losses[by_index_then_loss]
+    last = np.append(index[1:] != index[:-1], np.ones(len(index[:1]), bool))
+    return index[last], losses[last]
+
+
+def update(
+    scores: Array,
+    records: Array,
+    index: Array,
+    losses: Array,
+    *,
+    rule: int = LAST_LOSS,
+    alpha: float = 0.8,
+    c: float = 1.0,
+) -> None:
+    """One batch: the moving mean and variance of Raju, Daruwalla, Lipasti (arXiv 2111.12621).
+
+    All in float32. ``records`` is int32 [n, 4]: the bits of mean, variance and last loss, and the
+    visits.
+    """
+    index, loss = highest_of_each(index, canonical(losses))
+    moments = records.view(np.float32)
+    mean, variance, visits = moments[index, 0], moments[index, 1], records[index, 3]
+    known = (visits != 0) & np.isfinite(mean) & np.isfinite(variance) & np.isfinite(loss)
+
+    a = np.float32(alpha)
+    b = np.float32(1) - a
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = loss - mean
+        variance = np.where(known, b * variance + a * (delta * delta), np.float32(0))
+        mean = np.where(known, b * mean + a * loss, loss)
+        mean_plus_variance = mean + np.float32(c) * variance
+
+    moments[index, 0], moments[index, 1], moments[index, 2] = mean, variance, loss
+    records[index, 3] = np.minimum(visits.astype(np.int64) + 1, 2**31 - 1)
+    scores[index] = canonical((loss, mean, mean_plus_variance)[rule])
+
+
+def update_forgetting(state: Array, index: Array, correct: Array) -> None:
+    """Counts how often a sample goes from right to wrong (Toneva et al., ICLR 2019).
+
+    Bit 0: right at its last visit; the bits above: the events. An index that comes more than once
+    is right only if it is right each time.
+    """
+    index, wrong = highest_of_each(index, np.where(correct, np.float32(0), np.float32(1)))
+    was_correct, events = state[index] & 1, state[index] >> 1
+    is_correct = 1 - wrong.astype(np.int32)
+    state[index] = (events + was_correct * (1 - is_correct)) << 1 | is_correct
+
+
+def count_selected(counts: Array, selected: Array) -> None:
+    """One more for every selected sample."""
+    np.add.at(counts, selected, 1)
+
+
+def ucb_visits(records: Array, c: float, t: float) -> Array:
+    """mean + c * sqrt(ln(t) / visits), +inf where there are no visits.
+
+    UCB1 of Auer, Cesa-Bianchi, Fischer, "Finite-time analysis of the multiarmed bandit problem"
+    (2002).
+    """
+    visits = records[:, 3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = records.view(np.float32)[:, 0].astype(np.float64)
+        bonus = c * np.sqrt(natural_log(t) / np.maximum(visits, 1))
+        scores = (mean + bonus).astype(np.float32)
+    return canonical_nan(np.where(visits == 0, np.float32("inf"), scores))
+
+
+def power_weights(scores: Array, exponent: float, offset: float) -> Array:
+    """(max(score, 0) + offset) ** exponent, at most the largest float32; that for NaN and +inf."""
+    highest = np.isnan(scores) | (scores == np.inf)
+    base = np.maximum(np.where(highest, np.float32(1), scores).astype(np.float64), 0.0) + offset
+    with np.errstate(over="ignore", under="ignore"):
+        power = exponential(exponent * natural_log(np.where(base == 0, 1.0, base)))
+        weights = np.minimum(power, np.float64(FLOAT32_MAX)).astype(np.float32)
+    at_zero = np.float32(1 if exponent == 0 else 0)
+    weights = np.where(base == 0, at_zero, weights)
+    return np.where(highest, FLOAT32_MAX, weights)

@@ -1,0 +1,114 @@
+"""What setup.py decides, and what the build tells of itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import stat
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import dynloader
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dynloader_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n" + text + "\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_a_wrapper_of_nvcc_is_asked_for_its_toolkit(setup: ModuleType, tmp_path: Path) -> None:
+    toolkit = tmp_path / "toolkit"
+    (toolkit / "bin").mkdir(parents=True)
+    script(tmp_path / "bin" / "nvcc", f"echo '#$ TOP={toolkit}/bin/..' >&2")
+    found = setup.find_toolkit({"PATH": str(tmp_path / "bin") + ":/usr/bin:/bin"})
+    assert found == str(toolkit.resolve())
+
+
+def test_an_nvcc_that_says_nothing_is_taken_by_its_place(setup: ModuleType, tmp_path: Path) -> None:
+    script(tmp_path / "toolkit" / "bin" / "nvcc", "exit 1")
+    path = str(tmp_path / "toolkit" / "bin") + ":/usr/bin:/bin"
+    assert setup.find_toolkit({"PATH": path}) == str(tmp_path / "toolkit")
+
+
+def test_cuda_home_goes_first(setup: ModuleType, tmp_path: Path) -> None:
+    assert setup.find_toolkit({"CUDA_HOME": "/a", "PATH": str(tmp_path)}) == "/a"
+
+
+@pytest.mark.parametrize(
+    ("forced", "torch_cuda", "toolkit", "home"),
+    [
+        (None, "13.0", "/cuda", "/cuda"),
+        ("1", "13.0", "/cuda", "/cuda"),
+        ("0", "13.0", "/cuda", None),
+        (None, None, "/cuda", None),
+        (None, "13.0", None, None),
+    ],
+)
+def test_choice(
+    setup: ModuleType,
+    forced: str | None,
+    torch_cuda: str | None,
+    toolkit: str | None,
+    home: str | None,
+) -> None:
+    environ = {} if forced is None else {"DYNLOADER_CUDA": forced}
+    choice = setup.choose_cuda(environ, torch_cuda, toolkit)
+    assert choice.home == home
+    assert choice.reason
+
+
+@pytest.mark.parametrize(
+    ("forced", "torch_cuda", "toolkit", "message"),
+    [
+        ("1", None, "/cuda", "built without CUDA"),
+        ("1", "13.0", None, "nvcc was not found"),
+        ("yes", "13.0", "/cuda", "must be 0, 1 or unset, got 'yes'"),
+    ],
+)
+def test_what_cannot_be_forced_is_refused(
+    setup: ModuleType, forced: str, torch_cuda: str | None, toolkit: str | None, message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        setup.choose_cuda({"DYNLOADER_CUDA": forced}, torch_cuda, toolkit)
+
+
+def test_every_source_is_compiled(setup: ModuleType) -> None:
+    files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.c*") if p.is_file()}
+    assert set(setup.sources(cuda=True)) == files
+    assert {name for name in files if not name.endswith(".cu")} == set(setup.sources(cuda=False))
+
+
+def test_build_info() -> None:
+    info = dynloader.build_info()
+    assert info["version"] == dynloader.__version__
+    assert info["torch"] == torch.__version__.split("+")[0]
+    assert info["compiler"].split()[0] in ("gcc", "clang")
+    assert info["cpu_features_in_use"] in info["cpu_features_available"]
+    assert set(info["cpu_features_available"]) <= set(info["cpu_features_compiled"])
+    if platform.machine() == "x86_64":
+        assert info["cpu_features_compiled"] == ["scalar", "avx2", "avx512"]
+    if torch.version.cuda is None:
+        assert info["cuda"] is None
+    assert bool(info["cuda_architectures"]) == (info["cuda"] is not None)
+
+
+def test_typing_marker() -> None:
+    assert (Path(dynloader.__file__).parent / "py.typed").exists()

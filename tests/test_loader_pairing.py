@@ -1,0 +1,339 @@
+"""Which samples a batch was made of: the index in the batch, and the pairing of losses."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from ledger import Numbers, assert_scores_are_losses, feed, flat, loss_of, train
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dynloader import UCB, DataLoader, Full, RandomDynamic, ScoreTable
+
+N = 50
+
+
+def same_length(batch: list[Any]) -> Any:
+    return [len(batch), batch]
+
+
+# --- the index in the batch ----------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    image: Tensor
+    label: int
+
+
+class Samples(Dataset[Any]):
+    """Samples of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        image = torch.full((2,), float(index))
+        return {
+            "tensor": image,
+            "number": index,
+            "string": f"sample {index}",
+            "tuple": (image, index),
+            "list": [image, index],
+            "namedtuple": Pair(image, index),
+            "dict": {"image": image, "label": index},
+        }[self.kind]
+
+
+@pytest.mark.parametrize("policy", [None, Full()])
+@pytest.mark.parametrize(
+    ("kind", "batch_type"),
+    [
+        ("tensor", tuple),
+        ("number", tuple),
+        ("string", tuple),
+        ("tuple", list),  # torch's default_collate makes lists of tuples
+        ("list", list),
+        ("namedtuple", tuple),
+        ("dict", dict),
+    ],
+)
+def test_return_index(kind: str, batch_type: type, policy: Full | None) -> None:
+    loader = DataLoader(Samples(kind), batch_size=4, policy=policy, return_index=True)
+    plain = torch.utils.data.DataLoader(Samples(kind))
+    collate = plain.collate_fn
+    seen: list[int] = []
+    for batch in loader:
+        assert type(batch) is batch_type
+        index = batch["index"] if kind == "dict" else batch[-1]
+        assert index.dtype == torch.int64
+        seen += index.tolist()
+        expected = collate([Samples(kind)[i] for i in index.tolist()])
+        if kind == "dict":
+            assert list(batch) == ["image", "label", "index"]
+            assert flat([batch["image"], batch["label"]]) == flat(list(expected.values()))
+        elif kind in ("tuple", "list", "namedtuple"):
+            assert flat(batch[:-1]) == flat(expected)
+        else:
+            assert flat(batch[0]) == flat(expected)
+    assert sorted(seen) == list(range(10))
+
+
+def test_return_index_of_single_samples() -> None:
+    loader = DataLoader(Samples("tuple"), batch_size=None, policy=Full(), return_index=True)
+    for _, label, index in loader:
+        assert index.shape == ()
+        assert label == int(index)
+        loader.update(loss_of(index.reshape(1)), index)
+    assert_scores_are_losses(loader.table, list(range(10)))
+
+
+def test_return_index_keeps_the_type_of_a_mapping() -> None:
+    loader = DataLoader(
+        Samples("dict"), collate_fn=lambda batch: collections.UserDict(batch[0]), return_index=True
+    )
+    for batch in loader:
+        assert type(batch) is collections.UserDict
+        assert batch["index"].tolist() == [batch["label"]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_is_done_to_the_index_stays_there(shuffle: bool) -> None:
+    policy = RandomDynamic(keep=0.5, every=2)
+    loader = DataLoader(Numbers(N), 5, shuffle, policy=policy, return_index=True)
+    expected = feed(DataLoader(Numbers(N), 5, shuffle, policy=policy))
+    for _ in range(2):
+        fed: list[int] = []
+        for number, index in loader:
+            index += 1000
+            loader.update(loss_of(number))
+            fed += number.tolist()
+        assert sorted(fed) == sorted(expected)
+    assert_scores_are_losses(loader.table, expected)
+
+
+def test_return_index_refuses_to_overwrite() -> None:
+    loader = DataLoader(
+        Numbers(4), collate_fn=lambda batch: {"index": batch}, policy=Full(), return_index=True
+    )
+    with pytest.raises(ValueError, match='return_index=True needs batches without the key "index"'):
+        next(iter(loader))
+
+
+def test_return_index_needs_integer_indices() -> None:
+    data = {"a": 1, "b": 2}
+    loader = DataLoader(data, sampler=["a", "b"], return_index=True)
+    with pytest.raises(TypeError, match="index must hold integers"):
+        next(iter(loader))
+
+
+def test_custom_collate_fn() -> None:
+    loader = DataLoader(
+        Numbers(N), batch_size=8, collate_fn=same_length, policy=Full(), return_index=True
+    )
+    for length, samples, index in loader:
+        assert length == len(index)
+        assert samples == index.tolist()
+
+
+# --- pairing -------------------------------------------------------------------------------------
+
+
+class Uneven(Dataset[int]):
+    """Some samples take long, some fail."""
+
+    def __init__(self, *, slow: int = 0, failing: frozenset[int] = frozenset()) -> None:
+        self.slow = slow
+        self.failing = failing
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> int:
+        if index in self.failing:
+            raise LookupError(f"sample {index}")
+        if self.slow and index % self.slow == 0:
+            time.sleep(0.02)
+        return index
+
+
+WORKERS: list[dict[str, Any]] = [
+    {"num_workers": 2},
+    {"num_workers": 2, "persistent_workers": True},
+    {"num_workers": 2, "in_order": False},
+    {"num_workers": 2, "in_order": False, "persistent_workers": True, "prefetch_factor": 3},
+]
+
+
+@pytest.mark.parametrize("options", WORKERS, ids=str)
+def test_scores_reach_their_samples(options: dict[str, Any]) -> None:
+    policy = UCB(keep=0.5, every=1, c=0.0, alpha=1.0)
+    loader = DataLoader(Uneven(slow=5), batch_size=4, policy=policy, return_index=True, **options)
+    for epoch in range(3):
+        fed = []
+        for number, index in loader:
+            assert torch.equal(number, index)
+            loader.update(loss_of(number))
+            fed += number.tolist()
+        assert len(fed) == len(set(fed)) == (N if epoch == 0 else N // 2)
+        assert_scores_are_losses(loader.table, list(range(N)))
+
+
+def test_scores_reach_their_samples_without_a_policy() -> None:
+    loader = DataLoader(Uneven(), batch_size=4, shuffle=True, table=ScoreTable(N), num_workers=2)
+    train(loader)
+    assert_scores_are_losses(loader.table, list(range(N)))
+
+
+def test_batches_out_of_order_do_come() -> None:
+    """That the pairing above was put to the test."""
+    loader = DataLoader(
+        Uneven(slow=8),
+        batch_size=4,
+        shuffle=False,
+        policy=Full(),
+        num_workers=2,
+        in_order=False,
+        return_index=True,
+    )
+    fed = []
+    for number, index in loader:
+        assert torch.equal(number, index)
+        fed += number.tolist()
+    assert sorted(fed) == list(range(N))
+    assert fed != sorted(fed)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_going_on_after_a_batch_failed(num_workers: int, in_order: bool) -> None:
+    loader = DataLoader(
+        Uneven(failing=frozenset({7, 30})),
+        batch_size=4,
+        shuffle=False,
+        policy=Full(),
+        num_workers=num_workers,
+        in_order=in_order,
+    )
+    iterator = iter(loader)
+    fed: list[int] = []
+    num_failed = 0
+    while True:
+        try:
+            index = next(iterator)
+        except LookupError:
+            num_failed += 1
+            continue
+        except StopIteration:
+            break
+        loader.update(loss_of(index))
+        fed += index.tolist()
+    assert num_failed == 2
+    assert sorted(fed) == [*range(4), *range(8, 28), *range(32, N)]
+    assert_scores_are_losses(loader.table, fed)
+    assert loader.epoch == 1
+
+
+class SlowOnce(Dataset[int]):
+    """Sample 0 takes longer than the timeout."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> int:
+        if index == 0:
+            time.sleep(1.5)
+        return index
+
+
+def test_going_on_after_a_timeout() -> None:
+    loader = DataLoader(
+        SlowOnce(), batch_size=4, shuffle=False, policy=Full(), num_workers=1, timeout=1
+    )
+    iterator = iter(loader)
+    with pytest.raises(RuntimeError, match="timed out"):
+        next(iterator)
+    time.sleep(0.6)
+    for index in iterator:
+        loader.update(loss_of(index))
+    assert_scores_are_losses(loader.table, list(range(12)))
+
+
+def test_two_live_iterators() -> None:
+    loader = DataLoader(Numbers(N), batch_size=4, policy=Full(), return_index=True)
+    fed: list[int] = []
+    for (first, index), (second, same) in zip(loader, loader, strict=True):
+        assert torch.equal(first, index)
+        assert torch.equal(second, same)
+        loader.update(loss_of(first), index)
+        loader.update(loss_of(second), same)
+        fed += first.tolist()
+    assert sorted(fed) == list(range(N))
+    assert loader.epoch == 1
+
+
+def test_persistent_workers_have_one_iterator() -> None:
+    loader = DataLoader(
+        Numbers(N),
+        batch_size=4,
+        policy=Full(),
+        num_workers=1,
+        persistent_workers=True,
+        return_index=True,
+    )
+    first = iter(loader)
+    next(first), next(first)
+    second = iter(loader)
+    assert second is first
+    assert loader.epoch == 1
+    fed = []
+    for number, index in first:
+        assert torch.equal(number, index)
+        fed += number.tolist()
+    assert sorted(fed) == list(range(N))
+    assert loader.epoch == 2
+
+
+def test_an_iterator_has_torchs_attributes_and_length() -> None:
+    loader = DataLoader(Numbers(N), batch_size=4, policy=RandomDynamic(keep=0.5))
+    iterator = iter(loader)
+    assert iter(iterator) is iterator
+    assert len(iterator) == len(loader) == 7
+    next(iterator)
+    assert iterator._num_yielded == 1
+    with pytest.raises(AttributeError, match="no_such_attribute"):
+        _ = iterator.no_such_attribute
+
+
+def test_an_exhausted_iterator_stays_so() -> None:
+    loader = DataLoader(Numbers(N), batch_size=4, policy=Full())
+    iterator = iter(loader)
+    assert len(list(iterator)) == 13
+    assert list(iterator) == []
+    assert loader.epoch == 1
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_pin_memory() -> None:
+    loader = DataLoader(Numbers(N), batch_size=8, policy=Full(), pin_memory=True, return_index=True)
+    for number, index in loader:
+        assert torch.equal(number, index)
+        assert number.is_pinned() == index.is_pinned() == torch.accelerator.is_available()
+
+
+def test_with_an_index_for_samples_in_pieces() -> None:
+    """__getitems__ is used, as torch uses it."""
+
+    class Fast(Numbers):
+        def __getitems__(self, index: list[int]) -> list[int]:
+            assert type(index) is list
+            assert all(type(i) is int for i in index)
+            return index
+
+    assert sorted(train(DataLoader(Fast(N), batch_size=8, policy=Full()))) == list(range(N))

@@ -1,0 +1,220 @@
+"""One answer by every path: the instruction sets of the CPU, torch.compile, and other releases."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import SCORES, WEIGHTS, address, bits, counts_of, same, tensor, values
+from torch import Tensor
+
+import dynloader
+from dynloader import ops
+
+HERE = Path(__file__).resolve().parent
+PATHS = ("scalar", "avx2", "avx512")
+
+
+@cache
+def digest(device: torch.device | str = "cpu") -> str:
+    """One hash of the results of all operations, at sizes around a vector and around a block."""
+    found = hashlib.sha256()
+
+    def add(*results: Tensor) -> None:
+        for x in results:
+            found.update(bits(x).tobytes())
+
+    for i, n in enumerate((1, 33, 1000, 4097, 70_001)):
+        at = address(i)
+        for family in SCORES if n < 10_000 else SCORES[-3:]:
+            scores = tensor(values(family, n), device)
+            for k in counts_of(n):
+                add(ops.top_k(scores, k, **at), ops.epsilon_greedy(scores, k, k // 3, **at))
+            add(*ops.info_batch(scores, 0.5, **at), *ops.score_mean(scores))
+            add(ops.power_weights(scores, 0.3, 0.05), ops.power_weights(scores, 7.0, 0.0))
+        for family in WEIGHTS:
+            weights = tensor(values(family, n), device)
+            k = int((weights > 0).sum()) // 2
+            add(ops.sample(weights, k, **at), *ops.priority_sample(weights, k, **at))
+        add(ops.subset(n, 0, n, **at, device=device))
+        samples = torch.arange(n, device=device)
+        add(ops.order(samples, 0, n, **at), ops.order(samples.int(), n // 3, n, **at))
+        add(*table_after_updates(n, device))
+    return found.hexdigest()
+
+
+def table_after_updates(n: int, device: torch.device | str) -> list[Tensor]:
+    scores = torch.full((n,), torch.inf, device=device)
+    records = torch.zeros(n, 4, dtype=torch.int32, device=device)
+    state, counts = torch.zeros(2, n, dtype=torch.int32, device=device)
+    faults = torch.zeros(2, dtype=torch.int64, device=device)
+    for batch, family in enumerate(SCORES):
+        rng = np.random.default_rng([n, batch])
+        index = tensor(rng.integers(0, n, n // 2 + 1), device)
+        losses = tensor(values(family, n)[: n // 2 + 1], device)
+        ops.update(scores, records, index, losses, faults, rule=batch % 3, alpha=0.7, c=0.5)
+        ops.update_forgetting(state, index, losses < 0, faults)
+        ops.count_selected(counts, torch.arange(batch % n, n, 2, device=device), faults)
+    bonus = ops.ucb_visits(records, 1.5, 100.0)
+    return [scores, records, state, counts, faults, bonus]
+
+
+def run_with(path: str) -> subprocess.CompletedProcess[str]:
+    package = Path(dynloader.__file__).parent.parent
+    environ = {**os.environ, "DYNLOADER_CPU": path, "PYTHONPATH": str(package)}
+    return subprocess.run(
+        [sys.executable, __file__], env=environ, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_instruction_set_gives_the_same(path: str) -> None:
+    if path not in dynloader.build_info()["cpu_features_available"]:
+        pytest.skip(f"no {path} on this machine")
+    done = run_with(path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [path, digest()]
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error() -> None:
+    done = run_with("mmx")
+    assert done.returncode != 0
+    assert "DYNLOADER_CPU must be one of scalar" in done.stderr
+    assert "got mmx" in done.stderr
+
+
+@pytest.mark.cuda
+def test_cuda_gives_the_same(cuda: torch.device) -> None:
+    assert digest(cuda) == digest()
+
+
+# --- frozen answers -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def freeze() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("freeze", HERE / "vectors" / "freeze.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def rows(freeze: ModuleType) -> list[dict[str, Any]]:
+    return json.loads(freeze.ANSWERS.read_text())
+
+
+def test_frozen_answers_are_those_of_the_reference(
+    freeze: ModuleType, rows: list[dict[str, Any]]
+) -> None:
+    assert {row["op"] for row in rows} == set(ops.__all__) - {"ScoreMean", "ScoreRule", "Selection"}
+    for number, row in enumerate(rows):
+        arguments = {name: freeze.decode(value) for name, value in row["arguments"].items()}
+        answers = [freeze.encode(x) for x in freeze.by_reference(row["op"], arguments)]
+        assert answers == row["answers"], (number, row["op"])
+
+
+def test_frozen_answers_are_those_of_the_operations(
+    freeze: ModuleType, rows: list[dict[str, Any]], place: torch.device
+) -> None:
+    for number, row in enumerate(rows):
+        op = row["op"]
+        arguments = {name: freeze.decode(value) for name, value in row["arguments"].items()}
+        arguments = {
+            name: tensor(value, place) if isinstance(value, np.ndarray) else value
+            for name, value in arguments.items()
+        }
+        if op in freeze.CHANGED:
+            arguments["faults"] = torch.zeros(2, dtype=torch.int64, device=place)
+        if op == "subset":
+            arguments["device"] = place
+        results = getattr(ops, op)(**arguments)
+        if op in freeze.CHANGED:
+            results = tuple(arguments[name] for name in freeze.CHANGED[op])
+        results = results if isinstance(results, tuple) else (results,)
+        assert len(results) == len(row["answers"])
+        for found, answer in zip(results, row["answers"], strict=True):
+            same(found, freeze.decode(answer), number, op)
+
+
+# --- torch.compile --------------------------------------------------------------------------------
+
+
+def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
+    scores = tensor(np.abs(values("normal", 50)), device)
+    records = torch.zeros(50, 4, dtype=torch.int32, device=device)
+    index = torch.tensor([3, 1, 3, 40], device=device)
+    losses = torch.tensor([0.5, 2.5, -1.0, 3.0], device=device)
+    faults = torch.zeros(2, dtype=torch.int64, device=device)
+    counts = torch.zeros(50, dtype=torch.int32, device=device)
+    return {
+        "top_k": (scores, 7, 1, 2),
+        "epsilon_greedy": (scores, 7, 2, 1, 2),
+        "info_batch": (scores, 0.5, 30, 1, 2),
+        "sample": (scores, 7, 1, 2, True),
+        "priority_sample": (scores, 7, 1, 2, True),
+        "order": (index, 1, 3, 1, 2),
+        "order_of_range": (50, 1, 30, 1, 2),
+        "subset": (50, 1, 30, 1, 2, device),
+        "score_mean": (scores,),
+        "power_weights": (scores, 0.5, 0.1),
+        "ucb_visits": (records, 1.0, 10.0),
+        "update": (scores, records, index, losses, faults, 2, 0.8, 1.0),
+        "update_forgetting": (counts, index, losses > 0, faults),
+        "count_selected": (counts, index, faults),
+    }
+
+
+@pytest.mark.parametrize("op", list(native_calls(torch.device("cpu"))))
+def test_opcheck(op: str, device: torch.device) -> None:
+    native = getattr(torch.ops.dynloader, op).default
+    torch.library.opcheck(native, native_calls(device)[op])
+
+
+def test_opcheck_where_the_scores_decide_how_many(device: torch.device) -> None:
+    scores = tensor(values("normal", 50), device)
+    torch.library.opcheck(torch.ops.dynloader.info_batch.default, (scores, 0.5, -1, 1, 2))
+
+
+def record_and_select(
+    scores: Tensor, records: Tensor, index: Tensor, losses: Tensor, faults: Tensor
+) -> Tensor:
+    ops.update(scores, records, index, losses, faults, rule=ops.ScoreRule.MEAN)
+    return ops.top_k(scores, scores.shape[0] // 3, seed=2**64 - 1, epoch=5) + 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_in_one_graph(dynamic: bool, device: torch.device) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        record_and_select, fullgraph=True, backend="aot_eager", dynamic=dynamic
+    )
+    for n in (50, 77, 1000):
+        scores = torch.full((n,), torch.inf, device=device)
+        records = torch.zeros(n, 4, dtype=torch.int32, device=device)
+        faults = torch.zeros(2, dtype=torch.int64, device=device)
+        index = torch.arange(0, n, 2, device=device)
+        losses = tensor(values("mixed", n)[::2], device)
+        eager = [x.clone() for x in (scores, records, index, losses, faults)]
+        found = compiled(scores, records, index, losses, faults)
+        wanted = record_and_select(*eager)
+        same(found, bits(wanted), n)
+        same(scores, eager[0].cpu().numpy(), n)
+        same(records, bits(eager[1]), n)
+
+
+if __name__ == "__main__":
+    print(dynloader.build_info()["cpu_features_in_use"], digest())

@@ -1,0 +1,337 @@
+"""What the rules select, and the weights they give."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ledger import Lowest, Numbers, feed, loss_of, train
+from torch import Tensor
+
+import dynloader
+from dynloader import (
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    Full,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    Selection,
+    Static,
+    StaticRandom,
+    Weighted,
+)
+
+N = 100
+SCORES = torch.arange(N) / 10.0
+
+
+def table_of(losses: Tensor, policy: Policy) -> ScoreTable:
+    """A table in which each sample had this one loss."""
+    table = ScoreTable(len(losses))
+    table.scoring = policy.scoring
+    table.update(torch.arange(len(losses)), losses)
+    return table
+
+
+def select(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> Selection:
+    k = policy.num_kept(len(losses), epoch)
+    chosen = policy.select(table_of(losses, policy), k, seed=seed, epoch=epoch)
+    if isinstance(chosen, Tensor):
+        return Selection(chosen.cpu(), None)
+    weights = None if chosen.weights is None else chosen.weights.cpu()
+    return Selection(chosen.indices.cpu(), weights)
+
+
+# --- what is selected ----------------------------------------------------------------------------
+
+
+def test_full_prunes_never_and_keeps_scores() -> None:
+    loader = DataLoader(Numbers(N), batch_size=8, policy=Full())
+    for _ in range(3):
+        assert sorted(train(loader)) == list(range(N))
+    assert torch.equal(loader.table.scores.cpu(), loss_of(torch.arange(N)))
+    assert loader.table.num_selections == 0
+
+
+def test_static_random_keeps_one_subset() -> None:
+    def subsets(seed: int) -> list[frozenset[int]]:
+        loader = DataLoader(Numbers(N), policy=StaticRandom(keep=0.3, every=1), seed=seed)
+        return [frozenset(feed(loader)) for _ in range(4)]
+
+    first = subsets(0)
+    assert len(first[0]) == 30
+    assert len(set(first)) == 1
+    assert first != subsets(1)
+
+
+@pytest.mark.parametrize(
+    "scores", [SCORES, SCORES.double(), SCORES.numpy(), SCORES.tolist(), torch.arange(N)]
+)
+def test_static_keeps_the_highest_or_the_lowest(scores: Any) -> None:
+    highest = DataLoader(Numbers(N), policy=Static(scores=scores, keep=0.3))
+    lowest = DataLoader(Numbers(N), policy=Static(scores=scores, keep=0.3, highest=False))
+    for _ in range(2):
+        assert sorted(feed(highest)) == list(range(70, 100))
+        assert sorted(feed(lowest)) == list(range(30))
+
+
+def test_static_has_its_own_copy_of_the_scores() -> None:
+    scores = SCORES.clone()
+    policy = Static(scores=scores, keep=0.1)
+    scores.zero_()
+    assert sorted(select(policy, SCORES, epoch=0).indices.tolist()) == list(range(90, 100))
+
+
+def test_random_dynamic_draws_anew_at_every_checkpoint() -> None:
+    loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.3, every=2))
+    subsets = [frozenset(feed(loader)) for _ in range(6)]
+    assert subsets[0::2] == subsets[1::2]
+    assert len(set(subsets)) == 3
+    assert {len(subset) for subset in subsets} == {30}
+
+
+def test_chunks_visit_all_samples_before_any_comes_again() -> None:
+    loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.25, every=2, warmup=1, chunks=True))
+    assert sorted(feed(loader)) == list(range(N))
+    rounds = []
+    for _ in range(2):
+        chunks = [(feed(loader), feed(loader)) for _ in range(4)]
+        assert all(sorted(once) == sorted(again) for once, again in chunks)
+        assert sorted(sample for once, _ in chunks for sample in once) == list(range(N))
+        rounds.append([sorted(once) for once, _ in chunks])
+    assert rounds[0] != rounds[1]
+
+
+def test_what_a_round_of_chunks_leaves_over_waits_for_the_next() -> None:
+    loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.4, every=1, chunks=True))
+    for _ in range(10):
+        first, second = feed(loader), feed(loader)
+        assert len(first) == len(second) == 40
+        assert not set(first) & set(second)
+
+
+def test_ucb_adds_the_variance() -> None:
+    policy = UCB(keep=0.5, alpha=0.5, c=2.0)
+    table = ScoreTable(4)
+    table.scoring = policy.scoring
+    everyone = torch.arange(4)
+    table.update(everyone, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    table.update(everyone, torch.tensor([5.0, 2.0, 1.0, 4.0]))
+    # delta 4, 0, -2, 0: mean 3, 2, 2, 4; variance 8, 0, 2, 0
+    assert table.mean.tolist() == [3, 2, 2, 4]
+    assert table.variance.tolist() == [8, 0, 2, 0]
+    assert table.scores.tolist() == [19, 2, 6, 4]
+    assert policy.select(table, 2, seed=0, epoch=1).tolist() == [0, 2]
+
+
+def test_ucb_with_visits_brings_a_pruned_sample_back() -> None:
+    policy = UCB(keep=0.5, c=1.0, bonus="visits")
+    table = ScoreTable(4)
+    table.scoring = policy.scoring
+    table.update(torch.arange(4), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    for _ in range(8):
+        table.update([2, 3], torch.tensor([3.0, 4.0]))
+    assert table.scores.tolist() == [1, 2, 3, 4]
+    # visits 1, 1, 9, 9: bonus sqrt(ln t) or a third of it
+    for epoch, expected in ((1, [2, 3]), (50, [1, 3]), (1000, [1, 3]), (10**9, [0, 1])):
+        bonus = math.sqrt(math.log(epoch))
+        scores = torch.tensor([1 + bonus, 2 + bonus, 3 + bonus / 3, 4 + bonus / 3])
+        assert scores.topk(2).indices.sort().values.tolist() == expected
+        assert policy.select(table, 2, seed=0, epoch=epoch).tolist() == expected
+
+
+def test_samples_never_seen_come_first() -> None:
+    table = ScoreTable(5)
+    table.update([0, 1, 2], torch.tensor([9.0, 8.0, 7.0]))
+    for policy in (UCB(), EpsilonGreedy(epsilon=0.0), UCB(bonus="visits")):
+        chosen = policy.select(table, 3, seed=0, epoch=1)
+        indices = chosen if isinstance(chosen, Tensor) else chosen.indices
+        assert indices.tolist() == [0, 3, 4]
+
+
+def test_epsilon_greedy_takes_the_top_and_some_of_the_rest() -> None:
+    policy = EpsilonGreedy(keep=0.2, epsilon=0.25)
+    explored = torch.zeros(N)
+    for seed in range(400):
+        chosen, weights = select(policy, SCORES, seed=seed)
+        assert weights is None
+        assert chosen[-15:].tolist() == list(range(85, 100))
+        assert len(chosen) == 20
+        explored[chosen[:-15]] += 1
+    # Each of the 85 with probability 5/85: mean 23.5, deviation 4.7.
+    assert explored[:85].min() > 5
+    assert explored[:85].max() < 45
+    assert explored.sum() == 400 * 5
+
+
+def test_epsilon_is_taken_as_written() -> None:
+    chosen, _ = select(EpsilonGreedy(keep=0.5, epsilon=0.58), SCORES)  # 28.999... in doubles
+    assert chosen[-21:].tolist() == list(range(79, 100))
+    assert int((chosen >= 79).sum()) <= 21 + 29
+    greedy_only, _ = select(EpsilonGreedy(keep=0.5, epsilon=0.0), SCORES)
+    assert greedy_only.tolist() == list(range(50, 100))
+
+
+def test_epsilon_greedy_weights() -> None:
+    policy = EpsilonGreedy(keep=0.4, epsilon=0.5, rescale=True)
+    chosen, weights = select(policy, torch.arange(10.0))
+    # 2 at the top stand for themselves, 2 of the other 8 for 4 samples each; times k/n = 0.4.
+    assert weights is not None
+    assert chosen[2:].tolist() == [8, 9]
+    torch.testing.assert_close(weights, torch.tensor([1.6, 1.6, 0.4, 0.4]))
+
+
+def test_info_batch_as_published() -> None:
+    losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])  # mean 3.2
+    kept_low: set[int] = set()
+    for seed in range(20):
+        chosen, weights = select(InfoBatch(), losses, seed=seed)
+        assert weights is not None
+        assert len(chosen) == 3
+        assert chosen[-1] == 4
+        assert weights.tolist() == [2, 2, 1]
+        kept_low |= set(chosen[:2].tolist())
+    assert kept_low == {0, 1, 2, 3}
+
+
+def test_info_batch_without_weights() -> None:
+    assert select(InfoBatch(rescale=False), SCORES).weights is None
+
+
+def test_info_batch_with_an_exact_count() -> None:
+    policy = InfoBatch(keep=0.7, drop_probability=0.5)
+    chosen, weights = select(policy, SCORES)
+    assert weights is not None
+    # 30 dropped out of the lowest 60, whose other 30 weigh twice.
+    assert len(chosen) == 70
+    assert chosen[30:].tolist() == list(range(60, 100))
+    assert weights.tolist() == [2.0] * 30 + [1.0] * 40
+    everyone, ones = select(InfoBatch(keep=1.0), SCORES)
+    assert everyone.tolist() == list(range(N))
+    assert ones is not None
+    assert ones.tolist() == [1.0] * N
+
+
+def test_info_batch_at_the_least_it_can_keep() -> None:
+    chosen, weights = select(InfoBatch(keep=0.5, drop_probability=0.5), SCORES)
+    assert weights is not None
+    assert len(chosen) == 50
+    assert weights.tolist() == [2.0] * 50
+
+
+def test_weighted_prefers_high_losses() -> None:
+    for rescale in (True, False):
+        counts = torch.zeros(N)
+        for seed in range(200):
+            counts[
+                select(Weighted(keep=0.2, exponent=1.0, rescale=rescale), SCORES, seed=seed)[0]
+            ] += 1
+        assert counts[80:].mean() > 4 * counts[:20].mean() > 0
+
+
+def test_weights_of_equal_samples_are_1() -> None:
+    _, weights = select(Weighted(keep=0.5, exponent=0.0), SCORES)
+    assert weights is not None
+    # Each stands for tau >= 1 samples; their number is only estimated.
+    assert len(weights.unique()) == 1
+    assert weights.mean().item() == pytest.approx(1, abs=0.3)
+    assert select(Weighted(keep=1.0), SCORES).weights.tolist() == [1.0] * N
+    assert select(Weighted(rescale=False), SCORES).weights is None
+
+
+UNBIASED = [
+    Weighted(keep=0.3),
+    Weighted(keep=0.5, exponent=1.0),
+    InfoBatch(),
+    InfoBatch(drop_probability=0.8),
+    InfoBatch(keep=0.7),
+    EpsilonGreedy(keep=0.3, epsilon=0.4, rescale=True),
+    RandomDynamic(keep=0.3, rescale=True),
+]
+
+
+@pytest.mark.parametrize("policy", UNBIASED, ids=Policy.describe)
+def test_weights_are_unbiased_in_expectation(policy: Policy) -> None:
+    """The weighted mean over a selection estimates the mean over all samples, of anything."""
+    values = torch.linspace(-1, 2, N, dtype=torch.float64) ** 3
+    table = table_of(loss_of(torch.arange(N)), policy)
+    estimates = []
+    for seed in range(1500):
+        chosen = policy.select(table, policy.num_kept(N, 1), seed=seed, epoch=1)
+        indices, weights = chosen if isinstance(chosen, tuple) else (chosen, None)
+        indices = indices.cpu()
+        weighted = values[indices] if weights is None else values[indices] * weights.cpu().double()
+        # InfoBatch's weights sum to n: its loss is larger, and its steps are as many as published.
+        size = N if isinstance(policy, InfoBatch) else len(indices)
+        estimates.append(float(weighted.sum()) / size)
+    error = np.mean(estimates) - float(values.mean())
+    assert abs(error) < 4 * np.std(estimates) / math.sqrt(len(estimates))
+    assert np.std(estimates) > 0
+
+
+# --- a policy of one's own -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(Policy):
+    """Even samples at even checkpoints, odd ones at odd ones, with weights; in no order."""
+
+    every: int = 1
+    needs_scores = False
+
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        indices = torch.arange(epoch % 2, len(table), 2).flip(0)
+        return Selection(indices, indices.float())
+
+
+def test_a_policy_of_ones_own() -> None:
+    loader = DataLoader(Numbers(N), batch_size=10, policy=Halves(), return_index=True)
+    for parity in (0, 1, 0):
+        fed = []
+        for index, _ in loader:
+            fed += index.tolist()
+            loss = loader.update(torch.ones(10), index)
+            assert float(loss) == pytest.approx(float(index.float().mean()))
+        assert sorted(fed) == list(range(parity, N, 2))
+
+
+def test_a_selection_may_be_of_another_size_than_k() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Ten(Lowest):
+        def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+            return torch.arange(10)
+
+    loader = DataLoader(Numbers(N), batch_size=4, policy=Ten())
+    train(loader)
+    assert len(loader) == 3
+    assert sorted(train(loader)) == list(range(10))
+
+
+def test_always_sometimes_never() -> None:
+    loader = DataLoader(Numbers(N), batch_size=10, policy=UCB(keep=0.3, every=1))
+    assert loader.table.retention() == (N, 0, 0)
+    train(loader)
+    assert loader.table.retention() == (30, 0, 70)
+    loader.set_epoch(2)
+    loader.table.update(torch.arange(N), torch.arange(N).float())
+    loader.set_epoch(3)
+    always, sometimes, never = loader.table.retention()
+    assert always + sometimes + never == N
+    assert sometimes > 0
+    assert loader.table.selections.sum() == 90
+    assert loader.table.num_selections == 3
+
+
+def test_the_selection_of_a_checkpoint_is_counted_once() -> None:
+    loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.3, every=5))
+    for _ in range(7):
+        feed(loader)
+    assert loader.table.num_selections == 2
+    assert dynloader.ops.score_mean(loader.table.scores).num_finite == 0

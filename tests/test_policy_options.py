@@ -1,0 +1,141 @@
+"""The options of the rules, and the schedules they make."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynloader import (
+    UCB,
+    EpsilonGreedy,
+    Full,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    Static,
+    StaticRandom,
+    Weighted,
+)
+
+N = 100
+SCORES = torch.arange(N) / 10.0
+
+
+def test_defaults() -> None:
+    common = {"keep": 0.5, "every": 10, "warmup": 0, "anneal": None, "epochs": None}
+    common["rescale"] = False
+    expected: dict[Policy, dict[str, Any]] = {
+        Full(): {"keep": 1.0},
+        StaticRandom(): {},
+        Static(scores=[1.0]): {"highest": True},
+        RandomDynamic(): {"chunks": False},
+        EpsilonGreedy(): {"epsilon": 0.1, "alpha": 0.8},
+        UCB(): {"alpha": 0.8, "c": 1.0, "bonus": "variance"},
+        InfoBatch(): {
+            "keep": None,
+            "every": 1,
+            "anneal": 0.875,
+            "rescale": True,
+            "drop_probability": 0.5,
+        },
+        Weighted(): {"every": 1, "exponent": 0.3, "offset": 0.05, "rescale": True},
+    }
+    for policy, own in expected.items():
+        for name, value in (common | own).items():
+            assert getattr(policy, name) == value, (policy, name)
+
+
+def test_policies_are_values() -> None:
+    assert UCB(keep=0.3) == UCB(keep=0.3) != UCB(keep=0.4)
+    assert len({UCB(), UCB(), EpsilonGreedy()}) == 2
+    assert pickle.loads(pickle.dumps(UCB(keep=0.3))) == UCB(keep=0.3)
+    with pytest.raises(FrozenInstanceError):
+        UCB().keep = 0.3
+    with pytest.raises(TypeError):
+        UCB(0.3)
+
+
+def test_static_policies_are_equal_only_to_themselves() -> None:
+    first, second = Static(scores=SCORES), Static(scores=SCORES)
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
+    assert "tensor" not in repr(first)
+
+
+def test_numbers_of_other_kinds_become_plain_ones() -> None:
+    policy = UCB(keep=np.float64(0.25), every=np.int64(3), alpha=np.float32(0.5), c=Fraction(1, 4))
+    assert policy == UCB(keep=0.25, every=3, alpha=0.5, c=0.25)
+    assert policy.describe() == UCB(keep=0.25, every=3, alpha=0.5, c=0.25).describe()
+    assert type(policy.every) is int
+
+
+@pytest.mark.parametrize(
+    ("keep", "n", "expected"),
+    [
+        (0.29, 100, 29),  # 28.999... in doubles
+        (0.57, 100, 57),
+        (0.1, 30, 3),
+        (0.7, 10, 7),
+        (1.0, 7, 7),
+        (1, 7, 7),
+        (0.999, 10, 9),
+        (1 / 3, 9, 2),  # the double nearest to it is less
+        (np.float64(0.29), 100, 29),
+        (0.5, 2**32 - 1, 2**31 - 1),
+    ],
+)
+def test_num_kept_is_exact(keep: float, n: int, expected: int) -> None:
+    assert RandomDynamic(keep=keep).num_kept(n, 0) == expected
+
+
+def schedule(policy: Policy, epochs: int) -> list[int | None]:
+    return [policy.checkpoint(epoch) for epoch in range(epochs)]
+
+
+def test_checkpoints() -> None:
+    assert schedule(RandomDynamic(every=3), 7) == [0, 0, 0, 3, 3, 3, 6]
+    assert schedule(UCB(every=3), 8) == [None, 1, 1, 1, 4, 4, 4, 7]
+    assert schedule(UCB(every=3, warmup=2), 7) == [None, None, 2, 2, 2, 5, 5]
+    assert schedule(RandomDynamic(every=1, warmup=1), 3) == [None, 1, 2]
+    assert schedule(StaticRandom(every=2, warmup=2), 6) == [None, None, 2, 2, 2, 2]
+    assert schedule(Static(scores=SCORES), 3) == [0, 0, 0]
+    assert schedule(Full(), 3) == [None, None, None]
+
+
+def test_annealing() -> None:
+    assert schedule(UCB(every=2, anneal=0.5, epochs=5), 5) == [None, 1, 1, None, None]
+    assert schedule(InfoBatch(epochs=8), 9) == [None, 1, 2, 3, 4, 5, 6, None, None]
+    assert schedule(InfoBatch(epochs=10), 10)[8:] == [8, None]  # ceil(8.75) is 9
+    assert schedule(InfoBatch(), 9)[8] == 8
+    # 0.7 * 10 is 7.000000000000001 in doubles
+    assert schedule(RandomDynamic(every=1, anneal=0.7, epochs=10), 8)[6:] == [6, None]
+
+
+def test_keep_is_evaluated_at_the_checkpoint() -> None:
+    asked: list[int] = []
+
+    def keep(epoch: int) -> float:
+        asked.append(epoch)
+        return 0.5 if epoch < 4 else 0.2
+
+    policy = UCB(keep=keep, every=3)
+    assert [policy.num_kept(N, epoch) for epoch in range(9)] == [N, 50, 50, 50, 20, 20, 20, 20, 20]
+    assert set(asked) == {1, 4, 7}
+
+
+def test_describe_is_the_same_in_every_process() -> None:
+    def keep(epoch: int) -> float:
+        return 0.5
+
+    text = UCB(keep=keep, alpha=np.float32(0.5)).describe()
+    assert "0x" not in text
+    assert "keep=" + keep.__qualname__ in text
+    assert "alpha=0.5" in text
+    assert "<100 values>" in Static(scores=SCORES).describe()

@@ -1,0 +1,65 @@
+"""What the README shows runs, and its figures are those of the result files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+import dynloader
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_example_trains() -> None:
+    torch.manual_seed(0)
+    train_set = TensorDataset(torch.randn(300, 4), torch.randint(3, (300,)))
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names = {"F": F, "train_set": train_set, "model": model, "optimizer": optimizer}
+    # As it stands, but for workers and length.
+    code = PYTHON[0].replace("num_workers=8, pin_memory=True,", "")
+    code = code.replace("range(200)", "range(3)")
+    assert code.count("range(3)") == 1
+    before = model.weight.detach().clone()
+    exec(code, names)
+    loader = names["loader"]
+    assert isinstance(loader, dynloader.DataLoader)
+    # The first epoch with all samples, the others with half of them; every batch recorded.
+    assert int(loader.table.visits.sum()) == 300 + 150 + 150
+    assert not torch.equal(before, model.weight)
+
+
+def test_the_policy_of_ten_lines_selects_the_middle() -> None:
+    names = {"dataclasses": dataclasses, "dynloader": dynloader}
+    exec(PYTHON[1], names)
+    assert len(PYTHON[1].splitlines()) <= 10
+    middle = names["Middle"](keep=0.5, every=1)
+    loader = dynloader.DataLoader(range(8), batch_size=8, policy=middle)
+    losses = torch.tensor([9.0, 1.0, 5.0, 4.0, 0.0, 6.0, 8.0, 3.0])
+    for index in loader:
+        loader.update(losses[index])
+    assert sorted(next(iter(loader)).tolist()) == [2, 3, 5, 7]
+
+
+@pytest.mark.parametrize("path", re.findall(r"<!-- (bench/results/\S+) -->", README))
+def test_a_table_is_that_of_its_file(path: str) -> None:
+    start = f"<!-- {path} -->\n"
+    shown = README.split(start)[1].split("<!-- end -->")[0]
+    assert shown.strip() == (ROOT / path).read_text().strip()
+
+
+def test_what_the_readme_names_is_there() -> None:
+    for name in re.findall(r"`dynloader\.([A-Za-z_.]+)", README):
+        target: object = dynloader
+        for part in name.split("."):
+            target = getattr(target, part)
+    for path in re.findall(r"`((?:bench|tests|csrc|docs)/[\w./-]+)`", README):
+        assert (ROOT / path).exists(), path

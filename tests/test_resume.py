@@ -1,0 +1,309 @@
+"""A resumed run feeds what the broken-off one would have fed."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from ledger import Numbers, batches_of, loss_of, train
+
+from dynloader import (
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    Full,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    StaticRandom,
+    Weighted,
+)
+
+N = 60
+
+POLICIES = [
+    Full(),
+    StaticRandom(),
+    RandomDynamic(keep=0.3, every=2),
+    RandomDynamic(keep=0.3, every=1, chunks=True),
+    EpsilonGreedy(every=2, rescale=True, keep=0.7),
+    UCB(every=1),
+    UCB(every=3, bonus="visits", keep=lambda epoch: 0.9 - epoch / 20),
+    InfoBatch(),
+    InfoBatch(anneal=0.5, epochs=6),
+    Weighted(),
+]
+
+
+def make(policy: Policy, **options: Any) -> DataLoader[int]:
+    return DataLoader(Numbers(N), policy=policy, **{"batch_size": 4, "seed": 11} | options)
+
+
+def saved(loader: DataLoader[int]) -> dict[str, Any]:
+    """The state after a way through a file."""
+    file = io.BytesIO()
+    torch.save(loader.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def trace(loader: DataLoader[int], iterator: Any) -> list[Any]:
+    """The rest of the epoch: batches and their weighted losses."""
+    return [(index.tolist(), float(loader.update(loss_of(index)))) for index in iterator]
+
+
+def run(loader: DataLoader[int], epochs: int) -> list[Any]:
+    return [trace(loader, loader) for _ in range(epochs)]
+
+
+def same_tables(first: ScoreTable, second: ScoreTable) -> bool:
+    names = ("scores", "records", "selections", "num_selections", "num_updates")
+    states = first.state_dict(), second.state_dict()
+    return all(torch.equal(*map(torch.as_tensor, (s[name] for s in states))) for name in names)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=Policy.describe)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_resuming_inside_an_epoch(policy: Policy, shuffle: bool) -> None:
+    loader = make(policy, shuffle=shuffle)
+    run(loader, 2)
+    iterator = iter(loader)
+    for _ in range(3):
+        loader.update(loss_of(next(iterator)))
+    state = saved(loader)
+    assert (state["epoch"], state["batch"]) == (2, 3)
+    expected = [trace(loader, iterator), *run(loader, 4)]
+
+    resumed = make(policy, shuffle=shuffle)
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 2
+    assert run(resumed, 5) == expected
+    assert same_tables(resumed.table, loader.table)
+    assert resumed.stats()["dynloader/select_seconds"] >= state["select_seconds"]
+
+
+@pytest.mark.parametrize("policy", [UCB(every=1), InfoBatch()], ids=Policy.describe)
+def test_resuming_between_epochs(policy: Policy) -> None:
+    loader = make(policy)
+    run(loader, 2)
+    state = saved(loader)
+    assert (state["epoch"], state["batch"]) == (2, 0)
+    resumed = make(policy)
+    resumed.load_state_dict(state)
+    assert len(resumed) == len(loader)
+    assert run(resumed, 3) == run(loader, 3)
+
+
+def test_resuming_after_the_loop_was_broken_off() -> None:
+    loader = make(UCB(every=1))
+    run(loader, 1)
+    expected = list(batches_of(resumed_from(loader)))
+    for number, index in enumerate(loader, start=1):
+        loader.update(loss_of(index))
+        if number == 3:
+            break
+    state = saved(loader)
+    assert (state["epoch"], state["batch"]) == (1, 3)
+    assert list(batches_of(resumed_from(loader))) == expected[3:]
+    assert loader.epoch == 2
+
+
+def resumed_from(loader: DataLoader[int]) -> DataLoader[int]:
+    twin = make(loader.policy)
+    twin.load_state_dict(saved(loader))
+    return twin
+
+
+def test_a_peek_is_not_resumed_after() -> None:
+    loader = make(Full())
+    next(iter(loader))
+    assert saved(loader)["batch"] == 0
+
+
+def test_a_resumed_epoch_may_be_peeked_at_and_set() -> None:
+    loader = make(Full())
+    expected = list(batches_of(make(Full())))
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    resumed = resumed_from(loader)
+    assert len(resumed) == 15
+    assert next(iter(resumed)).tolist() == expected[2]
+    resumed.set_epoch(0)
+    assert saved(resumed)["batch"] == 2
+    assert list(batches_of(resumed)) == expected[2:]
+    assert resumed.epoch == 1
+
+
+def test_resuming_twice() -> None:
+    loader = make(RandomDynamic(keep=0.5))
+    expected = list(batches_of(make(RandomDynamic(keep=0.5))))
+    for num_batches in (2, 3, 2):
+        iterator = batches_of(loader)
+        for _ in range(num_batches):
+            assert next(iterator) == expected.pop(0)
+        loader = resumed_from(loader)
+    assert list(batches_of(loader)) == expected
+
+
+def test_resuming_at_the_very_end() -> None:
+    loader = make(UCB(every=1))
+    iterator = iter(loader)
+    for _ in range(len(loader)):
+        loader.update(loss_of(next(iterator)))
+    resumed = resumed_from(loader)
+    assert list(resumed) == []
+    assert resumed.epoch == 1
+    assert list(iterator) == []
+    assert run(resumed, 2) == run(loader, 2)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_batches_that_workers_fetched_ahead_are_fed_again(in_order: bool) -> None:
+    loader = make(Full(), num_workers=2, in_order=in_order)
+    iterator = iter(loader)
+    fed = [sample for _ in range(4) for sample in next(iterator).tolist()]
+    resumed = make(Full())
+    resumed.load_state_dict(saved(loader))
+    rest = train(resumed)
+    assert set(fed) | set(rest) == set(range(N))
+    if in_order:
+        assert len(fed) + len(rest) == N
+
+
+def test_a_batch_that_failed_is_not_fed_again() -> None:
+    class Failing(Numbers):
+        def __getitem__(self, index: int) -> int:
+            if index == 1:
+                raise LookupError
+            return index
+
+    loader = DataLoader(Failing(N), batch_size=4, shuffle=False, policy=Full())
+    iterator = iter(loader)
+    with pytest.raises(LookupError):
+        next(iterator)
+    next(iterator)
+    assert loader.state_dict()["batch"] == 2
+
+
+def test_single_samples() -> None:
+    loader = make(Full(), batch_size=None)
+    iterator = iter(loader)
+    fed = [next(iterator) for _ in range(7)]
+    resumed = make(Full(), batch_size=None)
+    resumed.load_state_dict(saved(loader))
+    assert sorted([*fed, *resumed]) == list(range(N))
+
+
+def test_torchs_loader_of_our_samplers_resumes_too() -> None:
+    loader = make(Full())
+    expected = list(batches_of(make(Full())))
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    resumed = resumed_from(loader)
+    stock = torch.utils.data.DataLoader(Numbers(N), batch_sampler=resumed.batch_sampler)
+    assert list(batches_of(stock)) == expected[2:]
+    assert resumed.epoch == 1
+
+
+def test_without_a_policy() -> None:
+    loader = DataLoader(Numbers(N), batch_size=4, table=ScoreTable(N))
+    train(loader)
+    loader.set_epoch(3)
+    resumed = DataLoader(Numbers(N), batch_size=4, table=ScoreTable(N))
+    resumed.load_state_dict(saved(loader))
+    assert resumed.epoch == 3
+    assert same_tables(resumed.table, loader.table)
+    plain = DataLoader(Numbers(N))
+    plain.load_state_dict(saved(plain))
+
+
+# --- states that are refused ---------------------------------------------------------------------
+
+
+def assert_refused(loader: DataLoader[int], state: dict[str, Any], message: str) -> None:
+    before = saved(loader)
+    with pytest.raises(ValueError, match=message):
+        loader.load_state_dict(state)
+    after = saved(loader)
+    for name in before:
+        if name != "table":
+            assert str(after[name]) == str(before[name])
+    assert all(
+        torch.equal(torch.as_tensor(after["table"][name]), torch.as_tensor(before["table"][name]))
+        for name in ("scores", "records", "selections", "num_updates")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 8}, "batch_size of the state must be 8, got 4"),
+        ({"batch_size": None}, "batch_size of the state must be None, got 4"),
+        ({"drop_last": True}, "drop_last of the state must be True, got False"),
+        ({"seed": 12}, "seed of the state must be 12, got 11"),
+        ({"shuffle": False}, "shuffle of the state must be False, got True"),
+    ],
+)
+def test_a_state_of_other_options(options: dict[str, Any], message: str) -> None:
+    loader = make(Full())
+    train(loader)
+    assert_refused(make(Full(), **options), saved(loader), message)
+
+
+def test_a_state_of_another_policy() -> None:
+    loader = make(UCB(keep=0.5))
+    for policy in (UCB(keep=0.4), EpsilonGreedy(), UCB(alpha=0.7)):
+        assert_refused(
+            make(policy), saved(loader), r"policy of the state must be .*got .UCB\(keep=0.5"
+        )
+
+
+def test_a_state_of_other_data() -> None:
+    loader = DataLoader(Numbers(N + 1), batch_size=4, seed=11, policy=Full())
+    assert_refused(make(Full()), saved(loader), "num_samples of the state must be 60, got 61")
+
+
+def test_a_state_without_a_policy_or_table() -> None:
+    plain = DataLoader(Numbers(N), batch_size=4)
+    assert_refused(make(Full()), saved(plain), "state must have the keys .*'num_samples'")
+    state = saved(make(Full()))
+    with pytest.raises(ValueError, match=r"policy of the state must be None, got 'Full\("):
+        plain.load_state_dict(state)
+    table = DataLoader(Numbers(N), batch_size=4, table=ScoreTable(N))
+    assert_refused(table, saved(plain), "has_table of the state must be True, got False")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 0}, "version of the state must be 1, got 0"),
+        ({"table": ScoreTable(N + 1).state_dict()}, r"must be torch.float32 \[60\], got.*\[61\]"),
+        ({"table": {}}, "state must have the keys"),
+    ],
+)
+def test_a_broken_state(change: dict[str, Any], message: str) -> None:
+    loader = make(Full())
+    train(loader)
+    assert_refused(make(Full()), saved(loader) | change, message)
+
+
+@pytest.mark.parametrize("name", ["epoch", "position", "indices", "table", "update_seconds"])
+def test_a_state_with_a_part_missing(name: str) -> None:
+    state = saved(make(UCB()))
+    del state[name]
+    assert_refused(make(UCB()), state, rf"state must have the keys \['{name}'\]")
+
+
+def test_a_schedule_is_told_apart_by_its_name() -> None:
+    def first(epoch: int) -> float:
+        return 0.5
+
+    def second(epoch: int) -> float:
+        return 0.5
+
+    state = saved(make(UCB(keep=first)))
+    make(UCB(keep=first)).load_state_dict(state)
+    assert_refused(make(UCB(keep=second)), state, "policy of the state must be .*second")

@@ -1,0 +1,244 @@
+"""The table: what an update records, what it reports, and its state."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import dynloader
+from dynloader import ScoreTable
+from dynloader.ops import ScoreRule
+from dynloader.policy import Scoring
+
+INF, NAN = float("inf"), float("nan")
+
+
+def test_a_new_table_has_seen_nothing() -> None:
+    table = ScoreTable(5)
+    assert len(table) == 5
+    assert table.scores.tolist() == [INF] * 5
+    assert table.records.tolist() == [[0] * 4] * 5
+    assert table.visits.tolist() == [0] * 5
+    assert table.selections.tolist() == [0] * 5
+    assert table.forgetting is None
+    assert (table.num_selections, table.num_updates) == (0, 0)
+    assert table.scoring == Scoring(ScoreRule.LAST_LOSS)
+
+
+def test_device() -> None:
+    has_gpu = dynloader.build_info()["cuda"] is not None and torch.cuda.is_available()
+    assert ScoreTable(5).device.type == ("cuda" if has_gpu else "cpu")
+    assert ScoreTable(5, "cpu").device == torch.device("cpu")
+    assert ScoreTable(5, device="cpu").scores.device.type == "cpu"
+
+
+def test_repr() -> None:
+    table = ScoreTable(5, "cpu")
+    assert repr(table) == "ScoreTable(n=5, device=cpu, num_updates=0, num_selections=0)"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (ScoreRule.LAST_LOSS, [5.0, 3.0]),
+        (ScoreRule.MEAN, [4.0, 3.0]),
+        (ScoreRule.MEAN_PLUS_VARIANCE, [28.0, 3.0]),
+    ],
+)
+def test_update(rule: ScoreRule, expected: list[float]) -> None:
+    table = ScoreTable(4)
+    table.update([1, 2], torch.tensor([1.0, 3.0]), rule=rule, alpha=0.75, c=2.0)
+    table.update([1], torch.tensor([5.0]), rule=rule, alpha=0.75, c=2.0)
+    # delta 4: variance 0.75 * 16 = 12, mean 0.25 + 3.75 = 4
+    assert table.scores.tolist() == [INF, *expected, INF]
+    assert table.mean.tolist() == [0, 4, 3, 0]
+    assert table.variance.tolist() == [0, 12, 0, 0]
+    assert table.last_loss.tolist() == [0, 5, 3, 0]
+    assert table.visits.tolist() == [0, 2, 1, 0]
+    assert table.num_updates == 2
+
+
+def test_scoring_is_the_default() -> None:
+    by_scoring, by_argument = ScoreTable(4), ScoreTable(4)
+    by_scoring.scoring = Scoring(ScoreRule.MEAN_PLUS_VARIANCE, alpha=0.3, c=0.7)
+    for losses in (torch.tensor([1.0, 2.0]), torch.tensor([4.0, 1.0])):
+        by_scoring.update([0, 3], losses)
+        by_argument.update([0, 3], losses, rule=2, alpha=0.3, c=0.7)
+    assert torch.equal(by_scoring.scores, by_argument.scores)
+    assert torch.equal(by_scoring.records, by_argument.records)
+
+
+def test_the_highest_of_duplicates_counts_once() -> None:
+    table = ScoreTable(3)
+    table.update([1, 1, 1, 2], torch.tensor([2.0, 7.0, -1.0, 1.0]))
+    assert table.scores.tolist() == [INF, 7, 1]
+    assert table.visits.tolist() == [0, 1, 1]
+    table.update([1, 1], torch.tensor([NAN, 7.0]))
+    assert table.scores.isnan().tolist() == [False, True, False]
+
+
+def test_a_diverged_sample_recovers() -> None:
+    table = ScoreTable(2)
+    table.scoring = Scoring(ScoreRule.MEAN)
+    for loss in (1.0, INF, 3.0):
+        table.update([0], torch.tensor([loss]))
+    assert table.mean[0] == table.scores[0] == 3
+    assert table.variance[0] == 0
+    assert table.visits[0] == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_losses_of_any_float(dtype: torch.dtype) -> None:
+    table = ScoreTable(3)
+    table.update([0, 2], torch.tensor([0.5, -1.5], dtype=dtype, requires_grad=True))
+    assert table.scores.tolist() == [0.5, INF, -1.5]
+    assert table.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [2, 0],
+        (2, 0),
+        np.array([2, 0]),
+        np.array([2, 0], dtype=np.uint8),
+        torch.tensor([2, 0]),
+        torch.tensor([2, 0], dtype=torch.int32),
+        torch.tensor([[2, 9], [0, 9]])[:, 0],  # not contiguous
+    ],
+    ids=lambda index: f"{type(index).__name__}-{getattr(index, 'dtype', '')}",
+)
+def test_index_of_any_integers(index: object) -> None:
+    table = ScoreTable(3)
+    table.update(index, torch.tensor([1.0, 2.0]))
+    assert table.scores.tolist() == [2, INF, 1]
+
+
+def test_losses_need_not_be_contiguous() -> None:
+    table = ScoreTable(3)
+    table.update([0, 1], torch.tensor([[1.0, 9.0], [2.0, 9.0]])[:, 0])
+    assert table.scores.tolist() == [1, 2, INF]
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    table = ScoreTable(3)
+    table.update([], torch.tensor([]))
+    assert table.scores.tolist() == [INF] * 3
+
+
+def test_statistics_are_views() -> None:
+    table = ScoreTable(3)
+    mean, visits = table.mean, table.visits
+    table.update([1], torch.tensor([2.0]))
+    assert mean.tolist() == [0, 2, 0]
+    assert visits.tolist() == [0, 1, 0]
+
+
+def test_forgetting() -> None:
+    table = ScoreTable(4)
+    history = {0: [True, False, True, False], 1: [False, False, True, True], 2: [True] * 4}
+    for step in range(4):
+        correct = torch.tensor([history[sample][step] for sample in history])
+        table.update(list(history), torch.ones(3), correct=correct)
+    assert table.forgetting is not None
+    assert (table.forgetting >> 1).tolist() == [2, 0, 0, 0]
+    assert (table.forgetting & 1).tolist() == [0, 1, 1, 0]
+
+
+def test_stats() -> None:
+    table = ScoreTable(5)
+    table.update([0, 1, 2, 3], torch.tensor([1.0, 3.0, NAN, INF]))
+    assert table.stats() == {
+        "dynloader/mean_score": 2.0,
+        "dynloader/num_nonfinite": 2.0,
+        "dynloader/num_saturated": 0.0,
+        "dynloader/num_unseen": 1.0,
+        "dynloader/num_selections": 0.0,
+    }
+    assert np.isnan(ScoreTable(3).stats()["dynloader/mean_score"])
+
+
+def test_retention() -> None:
+    table = ScoreTable(4)
+    table.count_selection(torch.tensor([3, 1]))
+    table.count_selection(torch.tensor([1, 2]))
+    assert table.selections.tolist() == [0, 2, 1, 1]
+    assert table.retention() == (1, 2, 1)
+
+
+def used() -> ScoreTable:
+    table = ScoreTable(4)
+    table.update([0, 1], torch.tensor([1.0, NAN]), correct=torch.tensor([True, False]))
+    table.count_selection(torch.tensor([1, 2]))
+    return table
+
+
+def assert_same(first: ScoreTable, second: ScoreTable) -> None:
+    for name in ("scores", "records", "selections", "forgetting"):
+        a, b = getattr(first, name), getattr(second, name)
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), name
+    assert first.num_selections == second.num_selections
+    assert first.num_updates == second.num_updates
+
+
+def test_state_round_trip() -> None:
+    table = used()
+    file = io.BytesIO()
+    torch.save(table.state_dict(), file)
+    file.seek(0)
+    other = ScoreTable(4)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_same(other, table)
+
+
+def test_the_state_is_a_copy_on_both_sides() -> None:
+    table, other = used(), ScoreTable(4)
+    state = table.state_dict()
+    other.load_state_dict(state)
+    table.update([0], torch.tensor([9.0]), correct=torch.tensor([False]))
+    assert other.scores[0] == state["scores"][0] == 1
+    other.update([0], torch.tensor([5.0]), correct=torch.tensor([False]))
+    assert state["scores"][0] == 1
+    assert state["forgetting"][0] == 1
+
+
+def test_loading_a_state_without_forgetting() -> None:
+    table = used()
+    table.load_state_dict(ScoreTable(4).state_dict())
+    assert table.forgetting is None
+    assert table.visits.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies(duplicate: object) -> None:
+    table = used()
+    other = duplicate(table)
+    assert_same(other, table)
+    other.update([3], torch.tensor([9.0]))
+    assert table.scores[3] == INF
+
+
+@pytest.mark.cuda
+def test_an_index_on_the_gpu_out_of_range_is_left_out_and_reported(cuda: str) -> None:
+    table = ScoreTable(4, cuda)
+    table.update(torch.tensor([1, 4, -1], device=cuda), torch.tensor([1.0, 2.0, 3.0]))
+    assert table.scores.tolist() == [INF, 1, INF, INF]
+    with pytest.raises(IndexError, match=r"index must be in \[0, 4\), got 2 out of range"):
+        table.check()
+    table.check()
+
+
+@pytest.mark.cuda
+def test_losses_may_be_anywhere(cuda: str) -> None:
+    for table_device, losses_device in (("cpu", cuda), (cuda, "cpu")):
+        table = ScoreTable(3, table_device)
+        table.update([0, 2], torch.tensor([1.0, 2.0], device=losses_device))
+        assert table.scores.tolist() == [1, INF, 2]
+        other = ScoreTable(3, losses_device)
+        other.load_state_dict(table.state_dict())
+        assert other.scores.tolist() == [1, INF, 2]
