@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import dynloader
+INSTALL = "pip install --no-build-isolation -e '.[demo]', or make demo"
 
 try:
     import machine
@@ -26,10 +26,10 @@ try:
     import train_report
     from tqdm import tqdm
     from train_models import MODELS
+
+    import dynloader
 except ImportError as error:
-    raise SystemExit(
-        f"{error.name} is missing: pip install --no-build-isolation -e '.[demo]', or make demo"
-    ) from None
+    raise SystemExit(f"{error.name} is missing: {INSTALL}") from None
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,25 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
+        # By default the table would be on the GPU of the machine, wherever the network is.
+        on_cpu = self.policy is not None and args.device == "cpu"
+        table = dynloader.ScoreTable(len(data.train), "cpu") if on_cpu else None
         self.loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
             data.train,
             args.batch_size,
             shuffle=True,
+            # Batch normalisation over one or two samples, the rest of an epoch, ruins a network;
+            # and how large the rest is depends on the method.
+            drop_last=min(args.keep, 0.5) * len(data.train) > args.batch_size,
             num_workers=args.workers,
             collate_fn=train_data.as_it_is,
-            pin_memory=args.device == "cuda",
+            pin_memory=args.device.startswith("cuda"),
             policy=self.policy,
+            table=table,
             seed=seed,
         )
         self.augmentation = torch.Generator().manual_seed(seed)
-        self.mean, self.deviation = (m.to(args.device) for m in data.moments())
+        self.mean, self.deviation = (m.to(args.device) for m in data.moments)
 
     def run(self, progress: tqdm[Any]) -> dict[str, Any]:
         """Train, and return what there is to report."""
@@ -167,7 +174,7 @@ class Trainer:
             group["lr"] = self.args.lr * share
 
     def _now(self) -> float:
-        if self.args.device == "cuda":
+        if self.args.device.startswith("cuda"):
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -187,8 +194,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="number of runs of each method")
     add("--model", choices=MODELS, default="cnn")
     add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=0.1, help="highest learning rate")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--lr", type=float, help="highest learning rate; default: 0.02 for digits, else 0.1")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one")
     add("--workers", type=int, default=0, help="processes that load data")
     add("--threads", type=int, help="threads that compute")
     add("--eval-every", type=int, default=1, help="epochs between two looks at the test set")
@@ -209,8 +216,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
             parser.error(f"--{option} must be at least 1, got {getattr(args, name)}")
+    if args.lr is None:
+        args.lr = 0.02 if args.data == "digits" else 0.1
     if args.every is None:
         args.every = max(1, args.epochs // 20)
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device must be cpu where there is no GPU, got {args.device}")
     return args
@@ -231,7 +242,10 @@ def main() -> None:
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
-    data = train_data.load(args.data, args.root)
+    try:
+        data = train_data.load(args.data, args.root)
+    except ImportError as error:
+        raise SystemExit(f"--data {args.data} needs {error.name}: {INSTALL}") from None
     out = args.out or Path("runs") / data.name.replace(" ", "-")
     warm_up(data, args)
     runs = []
@@ -266,10 +280,12 @@ def main() -> None:
     )
     found = result["machine"]
     device = found["gpu"] if args.device.startswith("cuda") else found["cpu"]
+    seeds = "one seed" if args.seeds == 1 else f"{args.seeds} seeds, mean ± standard deviation"
+    every = "every epoch" if args.every == 1 else f"every {args.every} epochs"
     foot = (
-        f"{args.seeds} seeds, mean ± standard deviation; a network of {parameters:,} parameters; "
-        f"selection every {args.every} epochs (InfoBatch: every epoch); "
-        f"{device}, {found['threads']} threads, torch {torch.__version__}, "
+        f"{seeds}; a network of {parameters:,} parameters; "
+        f"selection {every} (InfoBatch: every epoch); "
+        f"{device}, threads: {found['threads']}, torch {torch.__version__}, "
         f"commit {(result['commit']['hash'] or 'unknown')[:10]}"
     )
     print(f"\n{train_report.write(out, result, title, foot)}")

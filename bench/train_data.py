@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class Data:
     num_classes: int
     augment: bool
 
+    @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the training images, float32 [1, channels, 1, 1], for 0..255."""
         # In slices: as float32, a large data set would fill the memory.
@@ -119,7 +121,12 @@ def _torchvision(name: str, root: str | None) -> Data:
     make = getattr(torchvision.datasets, TORCHVISION[name])
     sets = []
     for is_train in (True, False):
-        found = make(root, train=is_train, download=not Path(root).exists())
+        try:
+            found = make(root, train=is_train, download=True)  # where it is not there yet
+        except (OSError, RuntimeError) as error:
+            raise SystemExit(
+                f"--root must hold {name}, or let it be downloaded to there: {error}"
+            ) from None
         images = torch.as_tensor(found.data)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
         sets.append(Images(images.contiguous(), torch.as_tensor(found.targets).long()))
@@ -136,7 +143,9 @@ def _folder(folder: Path, test_share: float) -> Data:
     else:
         everything, classes = _decode(folder)
         train, test = _split(everything, test_share)
-    return Data(folder.resolve().name, train, test, num_classes=len(classes), augment=True)
+    # Meant for photographs of things; letters, say, are not to be mirrored.
+    augment = train.images.shape[1:] == (3, 32, 32)
+    return Data(folder.resolve().name, train, test, num_classes=len(classes), augment=augment)
 
 
 def _decode(folder: Path) -> tuple[Images, list[str]]:

@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 # One colour for a method, whichever are shown; distinguishable with the usual colour deficiencies.
 COLOURS = ("#4d4d4d", "#999999", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 COLUMNS = (
@@ -81,12 +83,8 @@ def table(rows: list[dict[str, Any]], title: str, foot: str) -> str:
 
 def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
     """Accuracy against samples trained: the mean over the seeds, and their range as a band."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9.6, 5.8), layout="constrained")
+    figure = Figure(figsize=(9.6, 5.8), layout="constrained")
+    axes = figure.subplots()
     methods = list(dict.fromkeys(run["method"] for run in runs))
     finals = []
     for number, method in enumerate(methods):
@@ -118,7 +116,6 @@ def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
     axes.legend(title="final accuracy, %", loc="lower right", framealpha=0.95)
     figure.supxlabel("\n".join(textwrap.wrap(foot, 120)), fontsize=8, color="#555555")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def write(folder: Path, result: dict[str, Any], title: str, foot: str) -> str:
