@@ -275,8 +275,8 @@ def main() -> None:
     }
     parameters = sum(p.numel() for p in trainer.model.parameters())
     title = (
-        f"{data.name}: {len(data.train):,} training images, {args.model}, {args.epochs} epochs, "
-        f"keep {args.keep}"
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, "
+        f"{args.model}, {args.epochs} epochs, keep {args.keep}"
     )
     found = result["machine"]
     device = found["gpu"] if args.device.startswith("cuda") else found["cpu"]

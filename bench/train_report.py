@@ -105,7 +105,9 @@ def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
         finals += [mean[-1], mean[len(mean) // 2]]
     # The first epochs of all methods are alike, and would take most of the room.
     best, worst = max(finals), min(finals)
-    axes.set_ylim(worst - 0.35 * (best - worst) - 0.5, best + 0.12 * (best - worst) + 0.3)
+    # Never so close that a handful of test images looks like a difference.
+    spread = best - worst
+    axes.set_ylim(worst - max(0.35 * spread, 5.0), min(best + max(0.12 * spread, 0.8), 100.5))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("samples trained")
