@@ -273,7 +273,11 @@ def subset(
     start = _integer("subset", "start", start)
     stop = _integer("subset", "stop", stop)
     address = _address("subset", seed, epoch)
-    return _tensor(_native.subset(n, start, stop, *address, torch.device(device)))
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"subset: device must name a device, got {device!r}") from None
+    return _tensor(_native.subset(n, start, stop, *address, device))
 
 
 def score_mean(scores: Tensor) -> ScoreMean:
@@ -300,7 +304,8 @@ def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
     Args:
         scores: float32 [n], n < 2**32. NaN and +inf get the largest float32.
         exponent: finite, >= 0.
-        offset: finite, >= 0, in units of the scores. Above 0, so that no sample is out of reach.
+        offset: 0 or a normal number above 0, in units of the scores. Above 0, no sample is out of
+            reach.
 
     Returns:
         float32 [n] on the device of ``scores``.
@@ -360,8 +365,8 @@ def update(
         faults: int64 [2], contiguous: indices out of range so far, and the largest of them as
             unsigned.
         rule: a :class:`ScoreRule`.
-        alpha: weight of the new value, in (0, 1].
-        c: weight of the variance, >= 0.
+        alpha: weight of the new value, in (0, 1]; used as float32.
+        c: weight of the variance, finite, >= 0; used as float32.
     """
     named = {"scores": scores, "records": records, "index": index, "losses": losses}
     for name, tensor in (named | {"faults": faults}).items():

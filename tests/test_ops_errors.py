@@ -247,11 +247,11 @@ def test_not_a_number(op: str, device: torch.device) -> None:
     ("op", "name", "values"),
     [
         ("power_weights", "exponent", (-0.5, INF, -INF)),
-        ("power_weights", "offset", (-0.5, INF, -INF)),
+        ("power_weights", "offset", (-0.5, 1e-310, INF, -INF)),
         ("ucb_visits", "c", (-0.5, INF, -INF)),
         ("ucb_visits", "t", (0.5, 0.0, -1.0, INF)),
-        ("update", "alpha", (0.0, -0.5, 1.5, INF)),
-        ("update", "c", (-0.5, INF, -INF)),
+        ("update", "alpha", (0.0, -0.5, 1e-50, 1.5, INF)),
+        ("update", "c", (-0.5, 1e300, INF, -INF)),
     ],
 )
 def test_numbers_out_of_range(
@@ -259,6 +259,11 @@ def test_numbers_out_of_range(
 ) -> None:
     for value in values:
         refuse(device, op, ValueError, f"{value:g}", **{name: value})
+
+
+def test_no_such_device() -> None:
+    with pytest.raises(ValueError, match="subset: device must name a device, got 'nope'"):
+        ops.subset(5, 0, 5, device="nope")
 
 
 def test_rule_out_of_range(device: torch.device) -> None:

@@ -69,8 +69,10 @@ at::Tensor power_weights(const at::Tensor& scores, double exponent, double offse
   const int64_t n = check_samples("power_weights", "scores", scores, at::kFloat);
   TORCH_CHECK_VALUE(exponent >= 0 && std::isfinite(exponent),
                     "power_weights: exponent must be finite and >= 0, got ", exponent);
-  TORCH_CHECK_VALUE(offset >= 0 && std::isfinite(offset),
-                    "power_weights: offset must be finite and >= 0, got ", offset);
+  // natural_log takes normal numbers only.
+  TORCH_CHECK_VALUE(offset == 0 || std::isnormal(offset),
+                    "power_weights: offset must be 0 or a normal number > 0, got ", offset);
+  TORCH_CHECK_VALUE(offset >= 0, "power_weights: offset must be >= 0, got ", offset);
   const at::Tensor input = scores.contiguous();
   at::Tensor weights = at::empty({n}, scores.options());
   run_on(scores.device(), PowerWeights{input.const_data_ptr<float>(), n, exponent, offset,
@@ -103,8 +105,10 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
   check_same_device("update", "losses", losses, "scores", scores);
   int64_t* fault_counts = faults_of("update", faults, "scores", scores);
   TORCH_CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
-  TORCH_CHECK_VALUE(0 < alpha && alpha <= 1, "update: alpha must be in (0, 1], got ", alpha);
-  TORCH_CHECK_VALUE(c >= 0 && std::isfinite(c), "update: c must be finite and >= 0, got ", c);
+  TORCH_CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
+                    "update: alpha must be in (0, 1] as float32, got ", alpha);
+  TORCH_CHECK_VALUE(0 <= c && c <= kFloatMax, "update: c must be finite and >= 0 as float32, got ",
+                    c);
   check_indices("update", "index", where, n);
   const at::Tensor input = losses.contiguous();
   const Scoring scoring = {static_cast<ScoreRule>(rule), static_cast<float>(alpha),
