@@ -186,6 +186,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", default="digits", help="digits, cifar10, cifar100, mnist, ..., or a folder")
+    add("--name", help="what the report calls the data; default: --data, or the folder's name")
     add("--root", help="where torchvision's data sets are")
     add("--policy", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)}")
     add("--keep", type=float, default=0.5, help="fraction of the samples to keep, in (0, 1]")
@@ -246,7 +247,8 @@ def main() -> None:
         data = train_data.load(args.data, args.root)
     except ImportError as error:
         raise SystemExit(f"--data {args.data} needs {error.name}: {INSTALL}") from None
-    out = args.out or Path("runs") / data.name.replace(" ", "-")
+    name = args.name or data.name
+    out = args.out or Path("runs") / name.replace(" ", "-")
     warm_up(data, args)
     runs = []
     jobs = [(METHODS[name], seed) for seed in range(args.seeds) for name in args.methods]
@@ -264,18 +266,19 @@ def main() -> None:
     result: dict[str, Any] = {
         **machine.describe(),
         "data": {
-            "name": data.name,
+            "name": name,
             "train": len(data.train),
             "test": len(data.test),
             "classes": data.num_classes,
         },
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        # Where things are on this machine is of no use on another.
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "root", "out")},
         "summary": train_report.summarise(runs),
         "runs": runs,
     }
     parameters = sum(p.numel() for p in trainer.model.parameters())
     title = (
-        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, "
+        f"{name}: {len(data.train):,} training and {len(data.test):,} test images, "
         f"{args.model}, {args.epochs} epochs, keep {args.keep}"
     )
     found = result["machine"]
