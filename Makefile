@@ -19,23 +19,28 @@ OUT ?= bench/results
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml dynloader/version.py
 
-.PHONY: demo test bench lint gpu clean build
+.PHONY: demo test bench lint gpu clean build FORCE
 
 build: $(VENV)/built
 
-$(VENV)/torch:
+# Changes only when another torch is asked for than the one that is installed.
+$(VENV)/wanted: FORCE
+	@mkdir -p $(VENV)
+	@echo "$(TORCH) $(TORCHVISION) $(EXTRAS)" | cmp -s - $@ || echo "$(TORCH) $(TORCHVISION) $(EXTRAS)" > $@
+
+$(VENV)/torch: $(VENV)/wanted
 	@echo "== a virtual environment in $(VENV), with $(TORCH) $(TORCHVISION)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) $(TORCHVISION)
-	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja pybind11 numpy
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet $(TORCH) $(TORCHVISION)
+	@$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja pybind11 numpy
 	@touch $@
 
 $(VENV)/built: $(VENV)/torch $(NATIVE)
 	@echo "== the extension and the packages of the extra \"$(EXTRAS)\" (about a minute)"
-	$(BIN)/python -m pip install --no-build-isolation --editable ".[$(EXTRAS)]" --verbose \
+	@$(BIN)/python -m pip install --no-build-isolation --editable ".[$(EXTRAS)]" --verbose \
 	  > $(VENV)/build.log 2>&1 || { tail -n 60 $(VENV)/build.log; exit 1; }
-	@grep "dynloader: " $(VENV)/build.log || true
+	@sed -n 's/^ *\(dynloader: .*\)/   \1/p' $(VENV)/build.log | sort -u
 	@touch $@
 
 demo: build

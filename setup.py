@@ -11,6 +11,7 @@ Environment variables:
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -52,13 +53,36 @@ def find_toolkit(environ: dict[str, str]) -> str | None:
     return str(Path(nvcc).resolve().parent.parent)
 
 
-def choose_cuda(environ: dict[str, str], torch_cuda: str | None, toolkit: str | None) -> CudaChoice:
+def toolkit_version(toolkit: str | None) -> str | None:
+    """The CUDA version of the toolkit, "13.0", as its nvcc says; None if that does not run."""
+    if toolkit is None:
+        return None
+    try:
+        asked = subprocess.run(
+            [str(Path(toolkit) / "bin" / "nvcc"), "--version"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    release = re.search(r"release (\d+\.\d+)", asked.stdout)
+    return None if release is None else release.group(1)
+
+
+def choose_cuda(
+    environ: dict[str, str],
+    torch_cuda: str | None,
+    toolkit: str | None,
+    toolkit_cuda: str | None,
+) -> CudaChoice:
     """Decide from what is installed. Whether a GPU is present has no say: it may be elsewhere.
 
     Args:
         environ: the environment variables.
         torch_cuda: the CUDA version torch was built with.
         toolkit: the root of the toolkit.
+        toolkit_cuda: the CUDA version of the toolkit.
     """
     forced = environ.get("DYNLOADER_CUDA", "")
     if forced not in ("", "0", "1"):
@@ -70,11 +94,21 @@ def choose_cuda(environ: dict[str, str], torch_cuda: str | None, toolkit: str | 
         missing = "the installed torch was built without CUDA; install one with it"
     elif toolkit is None:
         missing = "nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to it"
+    elif toolkit_cuda is None:
+        missing = f"there is no working nvcc in {toolkit}/bin; set CUDA_HOME to a CUDA toolkit"
+    elif toolkit_cuda.split(".")[0] != torch_cuda.split(".")[0]:
+        # Torch refuses to build with it: the runtime's interface changes with the major version.
+        missing = (
+            f"torch has CUDA {torch_cuda} and the toolkit in {toolkit} is {toolkit_cuda}; "
+            f"set CUDA_HOME to a toolkit of CUDA {torch_cuda.split('.')[0]}"
+        )
     if missing is not None:
         if forced == "1":
             raise SystemExit(f"DYNLOADER_CUDA=1, but {missing}")
         return CudaChoice(None, missing)
-    return CudaChoice(toolkit, f"torch has CUDA {torch_cuda}, and the toolkit is in {toolkit}")
+    return CudaChoice(
+        toolkit, f"torch has CUDA {torch_cuda}, and the toolkit in {toolkit} is {toolkit_cuda}"
+    )
 
 
 def version() -> str:
@@ -99,16 +133,23 @@ def main() -> None:
     import torch
 
     environ = dict(os.environ)
-    choice = choose_cuda(environ, torch.version.cuda, find_toolkit(environ))
+    toolkit = find_toolkit(environ)
+    choice = choose_cuda(environ, torch.version.cuda, toolkit, toolkit_version(toolkit))
     print(f"dynloader: building with{'' if choice.home else 'out'} CUDA: {choice.reason}")
     if choice.home is not None:
         # Before cpp_extension is imported: it reads the variable once.
         os.environ["CUDA_HOME"] = choice.home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = (
+            environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+        )
         print(f"dynloader: for the architectures {os.environ['TORCH_CUDA_ARCH_LIST']}")
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 
     from torch.utils import cpp_extension
+
+    if choice.home is not None:
+        # In case something else had imported it before.
+        cpp_extension.CUDA_HOME = choice.home
 
     macros: list[tuple[str, str | None]] = [("DYNLOADER_VERSION", f'"{version()}"')]
     cxx = [
@@ -120,6 +161,8 @@ def main() -> None:
         "-fopenmp",
         # The same helpers are compiled for several instruction sets: none may leave the module.
         "-fvisibility=hidden",
+        # Python's own flags ask for debug information, which is most of the module's size.
+        "-g0",
     ]
     nvcc = [
         "-O3",
@@ -127,6 +170,7 @@ def main() -> None:
         # Profilers and compute-sanitizer name source lines; the code stays as it is.
         "-lineinfo",
         "-Xcompiler=-ffp-contract=off",
+        "-Xcompiler=-fvisibility=hidden",
     ]
     warnings = ["-Wall", "-Wextra"]
     if environ.get("DYNLOADER_WERROR") == "1":
@@ -144,6 +188,21 @@ def main() -> None:
         architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
         macros.append(("DYNLOADER_CUDA_ARCHITECTURES", f'"{architectures}"'))
 
+    # One for each kind of build: ninja compiles all again where a command has changed.
+    kind = "cpu" if choice.home is None else "cuda"
+    objects = f"build/objects-{sys.implementation.cache_tag}-{platform.machine()}-{kind}"
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """Keeps the objects: an editable install would put them in a temporary folder.
+
+        Then every change would compile all files. The option build_temp does not help, for such an
+        install resets the options.
+        """
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.build_temp = objects
+
     setuptools.setup(
         version=version(),
         packages=["dynloader"],
@@ -157,9 +216,9 @@ def main() -> None:
                 extra_link_args=["-fopenmp"],
             )
         ],
-        cmdclass={"build_ext": cpp_extension.BuildExtension},
+        cmdclass={"build_ext": BuildExtension},
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

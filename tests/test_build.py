@@ -48,18 +48,33 @@ def test_an_nvcc_that_says_nothing_is_taken_by_its_place(setup: ModuleType, tmp_
     assert setup.find_toolkit({"PATH": path}) == str(tmp_path / "toolkit")
 
 
+def test_the_toolkit_tells_its_version(setup: ModuleType, tmp_path: Path) -> None:
+    script(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.1'")
+    assert setup.toolkit_version(str(tmp_path)) == "12.4"
+
+
+def test_a_toolkit_without_a_working_nvcc_has_no_version(setup: ModuleType, tmp_path: Path) -> None:
+    assert setup.toolkit_version(None) is None
+    assert setup.toolkit_version(str(tmp_path)) is None
+    script(tmp_path / "bin" / "nvcc", "exit 1")
+    assert setup.toolkit_version(str(tmp_path)) is None
+
+
 def test_cuda_home_goes_first(setup: ModuleType, tmp_path: Path) -> None:
     assert setup.find_toolkit({"CUDA_HOME": "/a", "PATH": str(tmp_path)}) == "/a"
 
 
 @pytest.mark.parametrize(
-    ("forced", "torch_cuda", "toolkit", "home"),
+    ("forced", "torch_cuda", "toolkit", "toolkit_cuda", "home"),
     [
-        (None, "13.0", "/cuda", "/cuda"),
-        ("1", "13.0", "/cuda", "/cuda"),
-        ("0", "13.0", "/cuda", None),
-        (None, None, "/cuda", None),
-        (None, "13.0", None, None),
+        (None, "13.0", "/cuda", "13.0", "/cuda"),
+        (None, "13.0", "/cuda", "13.2", "/cuda"),
+        ("1", "13.0", "/cuda", "13.0", "/cuda"),
+        ("0", "13.0", "/cuda", "13.0", None),
+        (None, None, "/cuda", "13.0", None),
+        (None, "13.0", None, None, None),
+        (None, "13.0", "/cuda", None, None),
+        (None, "13.0", "/cuda", "12.8", None),
     ],
 )
 def test_choice(
@@ -67,27 +82,35 @@ def test_choice(
     forced: str | None,
     torch_cuda: str | None,
     toolkit: str | None,
+    toolkit_cuda: str | None,
     home: str | None,
 ) -> None:
     environ = {} if forced is None else {"DYNLOADER_CUDA": forced}
-    choice = setup.choose_cuda(environ, torch_cuda, toolkit)
+    choice = setup.choose_cuda(environ, torch_cuda, toolkit, toolkit_cuda)
     assert choice.home == home
     assert choice.reason
 
 
 @pytest.mark.parametrize(
-    ("forced", "torch_cuda", "toolkit", "message"),
+    ("forced", "torch_cuda", "toolkit", "toolkit_cuda", "message"),
     [
-        ("1", None, "/cuda", "built without CUDA"),
-        ("1", "13.0", None, "nvcc was not found"),
-        ("yes", "13.0", "/cuda", "must be 0, 1 or unset, got 'yes'"),
+        ("1", None, "/cuda", "13.0", "built without CUDA"),
+        ("1", "13.0", None, None, "nvcc was not found"),
+        ("1", "13.0", "/cuda", None, "no working nvcc in /cuda/bin; set CUDA_HOME"),
+        ("1", "13.0", "/cuda", "12.8", "the toolkit in /cuda is 12.8; set CUDA_HOME"),
+        ("yes", "13.0", "/cuda", "13.0", "must be 0, 1 or unset, got 'yes'"),
     ],
 )
 def test_what_cannot_be_forced_is_refused(
-    setup: ModuleType, forced: str, torch_cuda: str | None, toolkit: str | None, message: str
+    setup: ModuleType,
+    forced: str,
+    torch_cuda: str | None,
+    toolkit: str | None,
+    toolkit_cuda: str | None,
+    message: str,
 ) -> None:
     with pytest.raises(SystemExit, match=message):
-        setup.choose_cuda({"DYNLOADER_CUDA": forced}, torch_cuda, toolkit)
+        setup.choose_cuda({"DYNLOADER_CUDA": forced}, torch_cuda, toolkit, toolkit_cuda)
 
 
 def test_every_source_is_compiled(setup: ModuleType) -> None:

@@ -19,6 +19,7 @@ ROOMS = {
 }
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/")
 CUDA = re.compile(r"cuda|cub/|thrust/|cooperative_groups")
+STANDARD = re.compile(r"[a-z_0-9]+$")  # <cstdint>, and not <omp.h>, <Python.h>, <boost/...>
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMPILER = re.compile(r"__CUDACC__|__CUDA_ARCH__")
 
@@ -44,6 +45,10 @@ def faults(csrc: Path) -> list[str]:
                     found.append(f"{name}: includes torch's {included}")
                 if CUDA.match(included) and room not in ("backends", "ops"):
                     found.append(f"{name}: includes CUDA's {included}")
+                if room != "ops" and not any(
+                    rule.match(included) for rule in (STANDARD, TORCH, CUDA)
+                ):
+                    found.append(f"{name}: includes {included}, which is not standard C++")
                 if included.startswith("ATen/cuda/"):
                     found.append(f"{name}: includes {included}, which needs all of the toolkit")
                 continue
@@ -69,6 +74,8 @@ def test_every_room_has_files() -> None:
     [
         ("core/a.h", "#include <torch/extension.h>", "includes torch's"),
         ("core/a.h", "#include <cuda_runtime.h>", "includes CUDA's"),
+        ("core/a.h", "#include <omp.h>", "not standard C++"),
+        ("backends/a.h", "#include <Python.h>", "not standard C++"),
         ("core/a.h", '#include "../algorithms/b.h"', "reaches out"),
         ("algorithms/a.h", '#include "../backends/b.h"', "reaches out"),
         ("backends/a.cu", "#include <ATen/Functions.h>", "includes torch's"),
