@@ -2,12 +2,13 @@
 
 All methods see the same initial weights for a seed, the same batch size, and a learning rate that
 rises and falls over their own length. "full data, same steps" trains on all data, for fewer
-epochs: as many steps as the pruned runs take.
+epochs: as many steps as the runs that prune by scores take.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +65,10 @@ class Trainer:
 
     def __init__(self, data: train_data.Data, method: Method, seed: int, args: Any) -> None:
         self.data, self.method, self.seed, self.args = data, method, seed, args
-        self.epochs = max(1, round(args.keep * args.epochs)) if method.is_shorter else args.epochs
+        self.epochs, self.max_steps = args.epochs, None
+        if method.is_shorter:
+            self.max_steps = pruned_steps(len(data.train), args)
+            self.epochs = shorter_epochs(len(data.train), args)
         self.policy = None if method.policy is None else method.policy(args)
         torch.manual_seed(seed)
         channels = data.train.images.shape[1]
@@ -100,7 +104,7 @@ class Trainer:
         seconds = 0.0
         for epoch in range(self.epochs):
             begin = self._now()
-            trained, batches, loss = self._train(epoch)
+            trained, batches, loss = self._train(epoch, steps)
             seconds += self._now() - begin
             samples, steps = samples + trained, steps + batches
             is_last = epoch == self.epochs - 1
@@ -129,13 +133,18 @@ class Trainer:
             "accuracy": records[-1]["accuracy"],
         }
 
-    def _train(self, epoch: int) -> tuple[int, int, float]:
+    def _train(self, epoch: int, steps_before: int) -> tuple[int, int, float]:
         self.model.train()
         samples = batches = 0
         total = torch.zeros((), device=self.args.device)
         length = len(self.loader)
         for batch, (images, labels) in enumerate(self.loader):
-            self._set_learning_rate((epoch + batch / length) / self.epochs)
+            if self.max_steps is None:
+                self._set_learning_rate((epoch + batch / length) / self.epochs)
+            elif steps_before + batch < self.max_steps:
+                self._set_learning_rate((steps_before + batch) / self.max_steps)
+            else:
+                break
             labels = labels.to(self.args.device, non_blocking=True)
             logits = self.model(self._prepare(images, augment=self.data.augment))
             losses = F.cross_entropy(logits, labels, reduction="none")
@@ -177,6 +186,19 @@ class Trainer:
         if self.args.device.startswith("cuda"):
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def pruned_steps(num_samples: int, args: argparse.Namespace) -> int:
+    """The steps of a run that prunes by scores: the first epoch has all samples."""
+    policy = dynloader.UCB(keep=args.keep, every=args.every)
+    kept = (policy.num_kept(num_samples, epoch) for epoch in range(args.epochs))
+    return sum(max(1, num_samples // args.batch_size) for num_samples in kept)
+
+
+def shorter_epochs(num_samples: int, args: argparse.Namespace) -> int:
+    """The epochs of all samples, the last one begun, that make up so many steps."""
+    steps_of_all = max(1, num_samples // args.batch_size)
+    return math.ceil(pruned_steps(num_samples, args) / steps_of_all)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -254,7 +276,7 @@ def main() -> None:
     jobs = [(METHODS[name], seed) for seed in range(args.seeds) for name in args.methods]
     trainers = (Trainer(data, method, seed, args) for method, seed in jobs)
     total = sum(
-        max(1, round(args.keep * args.epochs)) if method.is_shorter else args.epochs
+        shorter_epochs(len(data.train), args) if method.is_shorter else args.epochs
         for method, _ in jobs
     )
     with tqdm(total=total, unit="epoch", dynamic_ncols=True) as progress:
