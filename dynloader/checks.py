@@ -43,7 +43,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def exact(value: float) -> Fraction:
     """The number as it is written: 0.29 is 29/100, though the nearest double is less."""
-    return Fraction(repr(float(value)))
+    return Fraction(str(value))
 
 
 def check_losses(losses: Any) -> Tensor:

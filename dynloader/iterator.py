@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -66,9 +67,15 @@ class Pairing:
         self._indices: Any = None
         self._num_unclaimed = 0
 
+    @property
+    def num_unclaimed(self) -> int:
+        """How many batches were yielded whose losses have not come."""
+        return self._num_unclaimed
+
     def forget(self) -> None:
-        """Count no batch yielded so far: a new iterator begins."""
+        """Count no batch yielded so far."""
         self._num_unclaimed = 0
+        self.run = None
 
     def deliver(self, indices: Any, run: Run | None) -> None:
         """Note the batch just yielded."""
@@ -89,12 +96,9 @@ class Pairing:
             )
         return as_index(self._indices).reshape(-1)
 
-    def claim(self, *, by_index: bool) -> None:
+    def claim(self) -> None:
         """Note that the losses of a batch were recorded."""
         self._num_unclaimed = max(0, self._num_unclaimed - 1)
-        # After a look at the first batch, losses that come by index are not of this epoch.
-        if self.run is not None and (self.run.is_in_use or not by_index):
-            self.run.is_updated = True
 
 
 _REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"
@@ -151,9 +155,7 @@ class EpochIterator:
             batch = next(self.inner)
         except StopIteration:
             if self._sampler is not None and self._run is not None:
-                # First: should settling the next epoch fail, this one is over all the same.
-                self._run.is_exhausted = True
-                self._sampler.finish(self._run)
+                self._end(self._sampler, self._run)
             raise
         except BaseException:
             # The batch that failed is over too; a timeout takes none.
@@ -163,7 +165,19 @@ class EpochIterator:
         self._pairing.deliver(indices, self._run)
         if self._run is not None:
             self._run.num_delivered += 1
+            self._run.is_started = True
         return self._with_index(batch, indices) if self._add_index else batch
+
+    def _end(self, sampler: PruningSampler, run: Run) -> None:
+        run.is_exhausted = True
+        run.user = None
+        sampler.table.check()
+        if self._pairing.num_unclaimed > 0:
+            return  # their losses may be on the way: who asks for the next epoch settles it
+        # What fails here fails again when the next epoch is asked for. After the last one nobody
+        # asks: a schedule may end with the training.
+        with contextlib.suppress(Exception):
+            sampler.finish(run)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
@@ -213,6 +227,8 @@ def with_index(batch: Any, index: Tensor) -> Any:
         extended = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         extended["index"] = index
         return extended
-    if isinstance(batch, list | tuple) and not all(isinstance(part, str | bytes) for part in batch):
-        return [*batch, index] if isinstance(batch, list) else (*batch, index)
+    if isinstance(batch, tuple):
+        return (*batch, index)
+    if isinstance(batch, list) and not all(isinstance(part, str | bytes) for part in batch):
+        return [*batch, index]
     return batch, index

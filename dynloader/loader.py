@@ -19,6 +19,7 @@ from dynloader.table import ScoreTable
 
 _T_co = TypeVar("_T_co", covariant=True)
 _STATE_VERSION = 1
+_OURS = ("policy", "table", "seed", "return_index")
 _STATE_KEYS = {"epoch", "update_seconds", "table"}
 _EPOCH_KEYS = _STATE_KEYS | {"position", "checkpoint", "indices", "weights", "select_seconds"}
 
@@ -113,11 +114,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def __iter__(self) -> Any:
         if self._recorded is None:
             return super().__iter__()
+        iterator = None if self._iterating is None else self._iterating()
+        if not self._awaits_losses(iterator):
+            self._pairing.forget()
         if self._pruning is not None:
             self._pruning.begin()
-        self._pairing.forget()
         inner = super().__iter__()
-        iterator = None if self._iterating is None else self._iterating()
         if iterator is None or iterator.inner is not inner:
             iterator = EpochIterator(
                 inner,
@@ -129,6 +131,19 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._iterating = weakref.ref(iterator)
         iterator.begin(self._recorded.record)
         return iterator
+
+    def _awaits_losses(self, iterator: EpochIterator | None) -> bool:
+        """Whether losses of batches yielded so far may still come, now that a pass begins.
+
+        Not of a look at the first batch, and not of a pass that recorded none.
+        """
+        run = self._pairing.run
+        was_trained = (
+            run is not None
+            and self.table is not None
+            and (self.table.num_updates != run.updates_before)
+        )
+        return was_trained or (iterator is not None and self._pairing.num_unclaimed > 1)
 
     def update(self, losses: Tensor, index: Tensor | Sequence[int] | None = None) -> Tensor:
         """Record the losses of a batch, and return their mean, the loss to minimise.
@@ -154,7 +169,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if len(losses) == 0:
             raise ValueError("losses must hold at least one loss, got shape [0]")
         begin = time.perf_counter()
-        by_index = index is not None
         if index is None:
             index = self._pairing.indices()
             if len(index) != len(losses):
@@ -170,7 +184,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if run is None and self._pruning is not None:
             run = self._pruning.run
         self.table.update(index, losses)
-        self._pairing.claim(by_index=by_index)
+        self._pairing.claim()
         weights = None if run is None else run.plan.weights_of(index)
         self._update_seconds += time.perf_counter() - begin
         if weights is None:
@@ -188,6 +202,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         Without a policy, it is passed on to a sampler that has such a method.
         """
         if self._pruning is not None:
+            if epoch != self._pruning.run.plan.epoch:
+                self._pairing.forget()
             self._pruning.set_epoch(epoch)
             return
         check_integer("epoch", epoch, 0)
@@ -231,7 +247,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to feed the same batches from here on.
 
-        ``batch`` counts the batches of this epoch that were yielded. With ``in_order=False`` some
+        ``batch`` counts the batches of this epoch that were yielded; after a ``break`` too, unless
+        the next epoch was asked for. With ``in_order=False`` some
         that came early come again. Without a policy, the epoch resumes from its beginning.
         """
         state = {"epoch": self._epoch, "position": 0}
@@ -255,12 +272,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         check_state(state, self._identity(), _STATE_KEYS if self._pruning is None else _EPOCH_KEYS)
         if self.table is not None:
             self.table.check_state_dict(state["table"])
+        if self._pruning is not None:
+            self._pruning.check_snapshot(state, self.batch_size or 1)
+        else:
+            check_integer("epoch of the state", state["epoch"], 0)
+        if self.table is not None:
+            self.table.load_state_dict(state["table"])
         if self._pruning is None:
             self.set_epoch(state["epoch"])
         else:
             self._pruning.restore(state)
-        if self.table is not None:
-            self.table.load_state_dict(state["table"])
         self._update_seconds = state["update_seconds"]
         self._pairing.forget()
 
@@ -273,6 +294,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "has_table": self.table is not None,
             **({} if self._pruning is None else self._pruning.identity()),
         }
+
+    def __setattr__(self, attr: str, value: Any) -> None:
+        if attr in _OURS and attr in self.__dict__:
+            raise ValueError(f"{attr} must not be set after DataLoader is initialized")
+        super().__setattr__(attr, value)
 
     def __repr__(self) -> str:
         size = len(self.dataset) if isinstance(self.dataset, Sized) else "unknown"

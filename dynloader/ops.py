@@ -158,8 +158,8 @@ def info_batch(
     wanted = -1
     if num_kept is not None:
         wanted = _integer("info_batch", "num_kept", num_kept)
-        if wanted < 0:
-            raise ValueError(f"info_batch: num_kept must be in [0, {len(scores)}], got {wanted}")
+        if wanted < 0:  # to the native operator this is "as many as the scores give"
+            raise ValueError(f"info_batch: num_kept must be in [1, n], got {wanted}")
     address = _address("info_batch", seed, epoch)
     return Selection(*_native.info_batch(scores, drop_probability, wanted, *address))
 
@@ -187,7 +187,11 @@ def sample(
     """
     weights = _values("sample", "weights", weights)
     k = _integer("sample", "k", k)
-    return _tensor(_native.sample(weights, k, *_address("sample", seed, epoch), bool(validate)))
+    return _tensor(
+        _native.sample(
+            weights, k, *_address("sample", seed, epoch), _flag("sample", "validate", validate)
+        )
+    )
 
 
 def priority_sample(
@@ -213,7 +217,9 @@ def priority_sample(
     weights = _values("priority_sample", "weights", weights)
     k = _integer("priority_sample", "k", k)
     address = _address("priority_sample", seed, epoch)
-    selected, tau = _native.priority_sample(weights, k, *address, bool(validate))
+    selected, tau = _native.priority_sample(
+        weights, k, *address, _flag("priority_sample", "validate", validate)
+    )
     return selected, tau
 
 
@@ -240,7 +246,7 @@ def order(
     address = _address("order", seed, epoch)
     if isinstance(selected, Tensor):
         return _tensor(_native.order(selected, start, stop, *address))
-    count = _integer("order", "selected", selected)
+    count = _integer("order", "selected", selected, "an int64 or int32 tensor, or an int")
     return _tensor(_native.order_of_range(count, start, stop, *address))
 
 
@@ -273,6 +279,8 @@ def subset(
     start = _integer("subset", "start", start)
     stop = _integer("subset", "stop", stop)
     address = _address("subset", seed, epoch)
+    if not isinstance(device, torch.device | str):
+        raise TypeError(f"subset: device must be a device or a str, got {type(device).__name__}")
     try:
         device = torch.device(device)
     except RuntimeError:
@@ -283,8 +291,8 @@ def subset(
 def score_mean(scores: Tensor) -> ScoreMean:
     """The mean of the finite scores, from a sum in integers, which no order of summing changes.
 
-    Steps of 2**-32; scores beyond +-2**30 count as +-2**30 and are reported. Exact for up to 2**32
-    scores.
+    Each score is cut to a multiple of 2**-32, towards 0, and to +-2**30, which is reported; the sum
+    of up to 2**32 of them is exact.
 
     Args:
         scores: float32 [n], n < 2**32.
@@ -426,11 +434,20 @@ def _values(op: str, name: str, value: Tensor) -> Tensor:
     return value.detach()
 
 
-def _integer(op: str, name: str, value: int) -> int:
+def _flag(op: str, name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def _integer(op: str, name: str, value: int, expected: str = "an int") -> int:
     if isinstance(value, torch.SymInt):
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+        raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+    # Beyond this the dispatcher has no type for it.
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
     return int(value)
 
 
@@ -441,12 +458,18 @@ def _number(op: str, name: str, value: float) -> float:
     # Not math.isnan: under torch.compile with dynamic shapes, numbers are symbols.
     if value != value:
         raise ValueError(f"{op}: {name} must be a number, got nan")
-    return value if isinstance(value, symbols) else float(value)
+    if isinstance(value, symbols):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{op}: {name} must be a number within float64") from None
 
 
 def _address(op: str, seed: int, epoch: int) -> tuple[int, int]:
-    seed = _integer(op, "seed", seed)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
-    # The schema's integers are signed; the bits are what counts.
-    return seed - 2**64 if seed >= 2**63 else seed, _integer(op, "epoch", epoch)
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
+        # The schema's integers are signed; the bits are what counts.
+        seed = seed - 2**64 if seed >= 2**63 else seed
+    return _integer(op, "seed", seed), _integer(op, "epoch", epoch)

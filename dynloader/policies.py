@@ -98,12 +98,16 @@ class Static(Policy):
     __hash__ = object.__hash__
 
     @override
-    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        if len(self.scores) != len(table):
+    def check(self, num_samples: int) -> None:
+        super().check(num_samples)
+        if len(self.scores) != num_samples:
             raise ValueError(
-                f"scores must hold one number for each of {len(table)} samples, "
+                f"scores must hold one number for each of {num_samples} samples, "
                 f"got {len(self.scores)}"
             )
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         scores = self.scores if self.highest else -self.scores
         return ops.top_k(scores, k, seed=seed, epoch=epoch)
 
@@ -113,9 +117,9 @@ class RandomDynamic(Policy):
     """A fresh uniformly random subset at every checkpoint (Raju et al. 2021, arXiv 2111.12621).
 
     Args:
-        chunks: consecutive chunks of one permutation, so that no sample comes twice before all had
-            their turn (RS2: Okanovic et al. 2024). A round is ``n // k`` checkpoints long; the
-            ``n % k`` samples left over by a round wait for the next, which permutes anew.
+        chunks: consecutive chunks of one permutation (RS2: Okanovic et al. 2024). A round is
+            ``n // k`` checkpoints long, and no sample comes twice in it; the ``n % k`` samples left
+            over are as likely as all others to come in the next, which permutes anew.
     """
 
     chunks: bool = False
@@ -163,12 +167,21 @@ class EpsilonGreedy(Policy):
         return Scoring(ScoreRule.MEAN, alpha=self.alpha)
 
     @override
-    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        n, num_random = len(table), math.floor(exact(self.epsilon) * k)
+    def check(self, num_samples: int) -> None:
+        super().check(num_samples)
+        self._num_random(self.num_kept(num_samples, self.first_checkpoint))
+
+    def _num_random(self, k: int) -> int:
+        num_random = math.floor(exact(self.epsilon) * k)
         if self.rescale and num_random == 0:
             raise ValueError(
                 f"rescale needs epsilon * k of at least 1, got epsilon={self.epsilon!r}, k={k}"
             )
+        return num_random
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        n, num_random = len(table), self._num_random(k)
         indices = ops.epsilon_greedy(table.scores, k, num_random, seed=seed, epoch=epoch)
         if not self.rescale:
             return Selection(indices, None)

@@ -141,10 +141,19 @@ class Policy(abc.ABC):
         keep = None if checkpoint is None else self.keep_at(checkpoint)
         if keep is None:
             return n
-        num_kept = math.floor(exact(keep) * n)
+        # The decimal as it is written, or the double that it became: 0.29 of 100 is 29, and a
+        # third of 3 is 1.
+        num_kept = max(math.floor(exact(keep) * n), math.floor(keep * n))
         if num_kept == 0:
             raise ValueError(f"keep must leave at least one of {n} samples, got {keep!r}")
         return num_kept
+
+    def check(self, num_samples: int) -> None:
+        """Raise ValueError where the rule cannot be followed with so many samples.
+
+        A fraction too small for the data is refused when the loader is made, not an epoch later.
+        """
+        self.num_kept(num_samples, self.first_checkpoint)
 
     def keep_at(self, checkpoint: int) -> float | None:
         """The fraction kept at ``checkpoint``; None where the rule leaves it open."""
@@ -172,7 +181,7 @@ def _describe(value: Any) -> str:
 
 
 def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
-    """What ``policy.select`` returned, checked as far as that needs no look at the values."""
+    """What ``policy.select`` returned, checked."""
     source = f"{type(policy).__name__}.select"
     indices, weights = chosen if isinstance(chosen, Selection) else (chosen, None)
     _check_dtype(f"{source}: indices", indices, torch.int64)
@@ -181,6 +190,14 @@ def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
             f"{source}: indices must have shape [k], k in [1, {num_samples}], "
             f"got {list(indices.shape)}"
         )
+    if not type(policy).__module__.startswith("dynloader."):
+        # A look at the values, but only where somebody else's rule may have drawn with replacement.
+        num_distinct = len(indices.unique())
+        if num_distinct != len(indices):
+            raise ValueError(
+                f"{source}: indices must be distinct, got {num_distinct} samples at "
+                f"{len(indices)} places"
+            )
     if weights is not None:
         _check_dtype(f"{source}: weights", weights, torch.float32)
         if weights.shape != indices.shape:

@@ -65,7 +65,7 @@ class PruningSampler(Sampler[int]):
         if seed is not None:
             check_integer("seed", seed, 0, _SEEDS)
         # So that a fraction too small for the data is refused now, not after the first epoch.
-        policy.num_kept(data_source, policy.first_checkpoint)
+        policy.check(data_source)
         if table is None:
             table = ScoreTable(data_source)
         check_table(table, data_source)
@@ -94,7 +94,7 @@ class PruningSampler(Sampler[int]):
     @property
     def plan(self) -> Plan:
         """What the current epoch feeds: the next one, if one is over and its iterator gone."""
-        if self.run.is_over and not self.run.is_in_use:
+        if self._is_over(self.run) and not self.run.is_in_use:
             self.finish(self.run)
         return self.run.plan
 
@@ -107,15 +107,18 @@ class PruningSampler(Sampler[int]):
         check_integer("epoch", epoch, 0, _EPOCHS)
         if epoch != self.run.plan.epoch:
             self._move_to(int(epoch))
-        elif self.run.is_over:
+        elif self._is_over(self.run):
             self.run.restart()
 
     def begin(self) -> Run:
         """The epoch that a new iterator is to feed: the next one where the last is over."""
-        if self.run.is_over:
+        if self._is_over(self.run):
             self.finish(self.run)
-        self.run.num_delivered = 0
+        self.run.begin(self.table.num_updates)
         return self.run
+
+    def _is_over(self, run: Run) -> bool:
+        return run.is_over(self.table.num_updates)
 
     def finish(self, run: Run) -> None:
         """End ``run`` and settle the next epoch, if ``run`` is the current one."""
@@ -133,9 +136,8 @@ class PruningSampler(Sampler[int]):
         return user
 
     def _mark_use(self, run: Run, items: Iterator[_T], num_items: int) -> Iterator[_T]:
-        num_updates = self.table.num_updates
         for number, item in enumerate(items, start=1):
-            run.is_updated |= self.table.num_updates != num_updates
+            run.is_started = True
             run.is_exhausted |= number == num_items
             yield item
         run.is_exhausted = True
@@ -184,16 +186,38 @@ class PruningSampler(Sampler[int]):
 
     def snapshot(self) -> dict[str, Any]:
         """Where the current epoch stands, and the selection in force."""
-        held = self._kept
+        if self.run.is_exhausted:
+            self.finish(self.run)
+        run, held = self.run, self._kept
+        is_begun = self._is_over(run) or run.is_in_use
         indices, weights = (None, None) if held is None else held.selection()
         return {
-            "epoch": self.run.plan.epoch,
-            "position": self.run.resume_position,
+            "epoch": run.plan.epoch,
+            "position": run.position if is_begun else run.start,
             "checkpoint": None if held is None else held.checkpoint,
             "indices": indices,
             "weights": weights,
             "select_seconds": self.select_seconds,
         }
+
+    def check_snapshot(self, state: Mapping[str, Any], batch_size: int) -> None:
+        """Raise ValueError unless :meth:`restore` can go on from ``state``."""
+        epoch, position, checkpoint = state["epoch"], state["position"], state["checkpoint"]
+        check_integer("epoch of the state", epoch, 0, _EPOCHS)
+        check_integer("position of the state", position, 0)
+        needed = self.policy.checkpoint(epoch)
+        if needed is not None and needed != checkpoint:
+            raise ValueError(f"checkpoint of the state must be {needed}, got {checkpoint!r}")
+        num_fed = self.num_samples
+        if checkpoint is not None:
+            chosen = Selection(state["indices"], state["weights"])
+            num_kept = len(as_selection(chosen, self.policy, self.num_samples).indices)
+            num_fed = num_fed if needed is None else num_kept
+        if position > num_fed or (position % batch_size and position != num_fed):
+            raise ValueError(
+                f"position of the state must be a multiple of {batch_size} up to {num_fed}, "
+                f"got {position}"
+            )
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where a snapshot was taken. The table is left to the caller."""
@@ -265,6 +289,11 @@ class PruningBatchSampler(BatchSampler):
         stop = len(plan)
         if self.drop_last:
             stop -= stop % self.batch_size
+        if stop == 0:
+            raise ValueError(
+                f"drop_last must be False where batch_size={self.batch_size} is more than the "
+                f"{len(plan)} samples kept in epoch {plan.epoch}, got True"
+            )
         for position in range(start, stop, self.batch_size):
             yield plan.batch(position, min(position + self.batch_size, stop))
 

@@ -113,6 +113,7 @@ class ScoreTable:
         """Record the losses of one batch. The host does not wait for the GPU.
 
         Of an index that comes twice in a batch the highest loss counts (NaN is highest), once.
+        One update at a time: not from two threads, nor on two streams.
 
         Args:
             index: the samples, integers [b] in [0, n), on any device.

@@ -23,6 +23,8 @@ class InfoBatch(Policy):
             so many are kept, by dropping ``drop_probability`` of as many of the lowest as it takes.
         drop_probability: in [0, 1).
         rescale: a kept sample of those that could have been dropped stands for the dropped ones.
+            As published, that keeps the sum over an epoch unbiased; the mean over a batch, which
+            the loader returns, is larger by the inverse of the kept fraction.
         anneal: 0.875 as published; takes effect once ``epochs`` is given.
     """
 
@@ -72,7 +74,7 @@ class InfoBatch(Policy):
 class Weighted(Policy):
     """Samples drawn without replacement, in favour of high losses.
 
-    The weight of a sample is ``(loss + offset) ** exponent``.
+    The weight of a sample is ``(max(loss, 0) + offset) ** exponent``.
 
     Args:
         exponent: at least 0; 0 draws uniformly.

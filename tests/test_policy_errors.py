@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from ledger import Lowest, Numbers, train
+from ledger import Lowest, Numbers
+from torch import Tensor
 
 from dynloader import (
     UCB,
@@ -155,9 +156,18 @@ def test_keep_so_small_that_nothing_is_left() -> None:
 
 
 def test_explored_samples_that_are_none_cannot_be_weighed() -> None:
-    loader = DataLoader(Numbers(N), policy=EpsilonGreedy(keep=0.5, epsilon=0.05, rescale=True))
+    policy = EpsilonGreedy(keep=0.5, epsilon=0.05, rescale=True)
     with fails(ValueError, "rescale needs epsilon \\* k of at least 1, got epsilon=0.05, k=10"):
-        train(loader)
+        DataLoader(Numbers(N), policy=policy)
+
+
+def test_a_rule_of_a_user_must_not_draw_a_sample_twice() -> None:
+    class Twice(RandomDynamic):
+        def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+            return torch.zeros(k, dtype=torch.int64)
+
+    with fails(ValueError, "Twice.select: indices must be distinct, got 1 samples at 10 places"):
+        DataLoader(Numbers(N), policy=Twice(keep=0.5))
 
 
 def test_static_scores_of_another_length() -> None:

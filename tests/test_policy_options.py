@@ -86,7 +86,7 @@ def test_numbers_of_other_kinds_become_plain_ones() -> None:
         (1.0, 7, 7),
         (1, 7, 7),
         (0.999, 10, 9),
-        (1 / 3, 9, 2),  # the double nearest to it is less
+        (1 / 3, 9, 3),  # the double nearest to it is less, but 9 times that is 3
         (np.float64(0.29), 100, 29),
         (0.5, 2**32 - 1, 2**31 - 1),
     ],

@@ -84,9 +84,8 @@ def test_stock_set_epoch() -> None:
         assert len(train_stock(loader, sampler.sampler.table)) == (N if epoch == 0 else N // 2)
 
 
-def test_an_epoch_without_a_batch_ends() -> None:
+def test_an_epoch_without_a_batch_is_an_error() -> None:
     pruning = dynloader.PruningSampler(N, RandomDynamic(keep=0.05, every=1))
     sampler = PruningBatchSampler(pruning, 8, drop_last=True)
-    for epoch in range(3):
-        assert sampler.epoch == epoch
-        assert list(sampler) == []
+    with pytest.raises(ValueError, match="drop_last must be False where batch_size=8 is more than"):
+        list(sampler)

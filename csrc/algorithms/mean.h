@@ -17,7 +17,7 @@ struct AddScore {
     const int64_t value = to_fixed_point(finite ? score : 0.0f);
     const double magnitude = static_cast<double>(score < 0.0f ? -score : score);
     sums[0] += value >> 32;
-    sums[1] += value & 0xffffffff;
+    sums[1] = add_wrapping(sums[1], value & 0xffffffff);
     sums[2] += finite ? 1 : 0;
     sums[3] += finite ? 0 : 1;
     sums[4] += finite && magnitude > kFixedPointLimit ? 1 : 0;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../core/bits.h"
 #include "scratch.h"
 
 namespace dynloader {
@@ -57,7 +58,9 @@ class Cpu {
     const int64_t ranges = in_ranges(n, Accumulate<kSums, F>{f, partial});
     for (int j = 0; j < kSums; ++j) {
       sums[j] = 0;
-      for (int64_t range = 0; range < ranges; ++range) sums[j] += partial[range * kSums + j];
+      for (int64_t range = 0; range < ranges; ++range) {
+        sums[j] = add_wrapping(sums[j], partial[range * kSums + j]);
+      }
     }
   }
 

@@ -21,12 +21,16 @@ constexpr int kBlocksPerProcessor = 8;
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("dynloader: ") + what + ": " + cudaGetErrorString(status));
+  std::string message = std::string("dynloader: ") + what + ": " + cudaGetErrorString(status);
+  if (status == cudaErrorNoKernelImageForDevice) {
+    message += "; rebuild dynloader with TORCH_CUDA_ARCH_LIST set to this GPU's compute capability";
+  }
+  throw std::runtime_error(message);
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many blocks as there is work for, and no more than the GPU holds at once: the kernels stride.
+// As many blocks as there is work for, and no more than keep the GPU busy: the kernels stride.
 int64_t resident_blocks(int64_t blocks) {
   int device = 0;
   int processors = 0;

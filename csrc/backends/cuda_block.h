@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../core/bits.h"
+
 namespace dynloader {
 
 constexpr int kWarp = 32;
@@ -15,7 +17,7 @@ __device__ __forceinline__ int warp_number() { return static_cast<int>(threadIdx
 
 __device__ __forceinline__ int64_t warp_sum(int64_t value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_down_sync(kWholeWarp, value, distance);
+    value = add_wrapping(value, __shfl_down_sync(kWholeWarp, value, distance));
   }
   return value;  // in lane 0
 }

@@ -15,6 +15,11 @@ DYNLOADER_FN To bit_cast(From from) {
   return to;
 }
 
+// Sums of up to 2^64 - 1 pass through signed variables on their way.
+DYNLOADER_FN int64_t add_wrapping(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
+
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr uint32_t kCanonicalNanBits = 0x7fffffffu;
 constexpr float kFloatMax = 3.40282346638528859812e+38f;

@@ -24,8 +24,8 @@ struct Scoring {
   float c;
 };
 
-// The history of one sample, 16 bytes.
-struct Record {
+// The history of one sample.
+struct alignas(16) Record {
   float mean;
   float variance;
   float last_loss;
@@ -102,7 +102,7 @@ DYNLOADER_FN uint32_t forgetting_after(uint32_t state, bool correct) {
 }
 
 // A score in fixed point, so that a sum does not depend on its order: steps of 2^-32, from -2^30 to
-// 2^30. The sums of the two halves of 2^32 such numbers fit 64 bits each.
+// 2^30. The sums of the two halves of 2^32 such numbers fit 64 unsigned bits each.
 constexpr double kFixedPointLimit = 1073741824.0;
 constexpr double kFixedPointOne = 4294967296.0;
 

@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <string_view>
 
 #include "../core/random.h"
 
@@ -14,10 +15,24 @@ namespace dynloader {
 // Ties are broken by a bijection of 32-bit integers.
 constexpr int64_t kMaxSamples = 0xffffffff;
 
+// Before any result is allocated there.
+inline void check_device(const char* op, c10::Device device) {
+  TORCH_CHECK_VALUE(device.is_cpu() || device.is_cuda(), op,
+                    ": tensors must be on the CPU or a CUDA GPU, got ", device);
+#ifndef DYNLOADER_WITH_CUDA
+  TORCH_CHECK(device.is_cpu(), "dynloader was built without CUDA: ", op,
+              " needs tensors on the CPU, got ", device,
+              ". Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1");
+#endif
+}
+
+// As Python spells it.
+inline std::string_view name_of(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
+
 inline void check_dtype(const char* op, const char* name, const at::Tensor& tensor,
                         at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", got ",
-                   tensor.scalar_type());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, op, ": ", name, " must be ", name_of(dtype),
+                   ", got ", name_of(tensor.scalar_type()));
 }
 
 inline void check_vector(const char* op, const char* name, const at::Tensor& tensor) {
@@ -37,15 +52,24 @@ inline void check_same_device(const char* op, const char* name, const at::Tensor
                     other_name, ", ", other.device(), ", got ", tensor.device());
 }
 
-// For tensors that are written to: a copy would take the result with it.
-inline void check_contiguous(const char* op, const char* name, const at::Tensor& tensor) {
+// For tensors that are written to: a copy would take the result with it, and no gradient passes
+// through.
+inline void check_written(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(!tensor.requires_grad(), op, ": ", name,
+                    " must not require a gradient, got requires_grad=True");
   TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
                     tensor.strides());
+}
+
+// So that autograd notices when it has kept the tensor for a backward pass.
+inline void mark_written(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
 // Returns the number of samples.
 inline int64_t check_samples(const char* op, const char* name, const at::Tensor& tensor,
                              at::ScalarType dtype) {
+  check_device(op, tensor.device());
   check_dtype(op, name, tensor, dtype);
   check_vector(op, name, tensor);
   TORCH_CHECK_VALUE(tensor.numel() <= kMaxSamples, op, ": ", name,

@@ -12,6 +12,7 @@
 #include "../algorithms/calls.h"
 #include "../backends/cpu.h"
 #include "cpu_path.h"
+#include "denormals.h"
 
 #ifdef DYNLOADER_WITH_CUDA
 #include <c10/cuda/CUDAGuard.h>
@@ -43,12 +44,14 @@ class TensorScratch {
 
 inline void run_tasks(int64_t tasks, void (*task)(void*, int64_t), void* context) {
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    const KeepDenormals keep;
     for (int64_t number = begin; number < end; ++number) task(context, number);
   });
 }
 
 template <class Call>
 void run_on_cpu(Scratch scratch, const Call& call) {
+  const KeepDenormals keep;
   const HostThreads threads = {at::in_parallel_region() ? 1 : at::get_num_threads(), run_tasks};
   switch (cpu_path()) {
 #if defined(__x86_64__)
@@ -68,18 +71,18 @@ void run_on_cpu(Scratch scratch, const Call& call) {
   }
 }
 
+// The device was checked.
 template <class Call>
 void run_on(c10::Device device, const Call& call) {
   TensorScratch scratch(device);
-  if (device.is_cpu()) return run_on_cpu(scratch.view(), call);
 #ifdef DYNLOADER_WITH_CUDA
-  const c10::cuda::CUDAGuard guard(device);
-  Cuda backend(c10::cuda::getCurrentCUDAStream(device.index()).stream(), scratch.view());
-  run(backend, call);
-#else
-  TORCH_CHECK(false, "dynloader was built without CUDA: tensors must be on the CPU, got ", device,
-              ". Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1");
+  if (device.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(device);
+    Cuda backend(c10::cuda::getCurrentCUDAStream(device.index()).stream(), scratch.view());
+    return run(backend, call);
+  }
 #endif
+  run_on_cpu(scratch.view(), call);
 }
 
 }  // namespace dynloader

@@ -24,20 +24,23 @@
 #endif
 
 TORCH_LIBRARY(dynloader, m) {
-  m.def("top_k(Tensor scores, SymInt k, int seed, int epoch) -> Tensor");
+  m.def("top_k(Tensor scores, SymInt k, SymInt seed, SymInt epoch) -> Tensor");
   m.def(
-      "epsilon_greedy(Tensor scores, SymInt k, SymInt num_random, int seed, int epoch) -> Tensor");
+      "epsilon_greedy(Tensor scores, SymInt k, SymInt num_random, SymInt seed, SymInt epoch) -> "
+      "Tensor");
   m.def(
-      "info_batch(Tensor scores, float drop_probability, SymInt num_kept, int seed, int epoch)"
+      "info_batch(Tensor scores, float drop_probability, SymInt num_kept, SymInt seed, SymInt "
+      "epoch)"
       " -> (Tensor selected, Tensor weights)");
-  m.def("sample(Tensor weights, SymInt k, int seed, int epoch, bool validate) -> Tensor");
+  m.def("sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, bool validate) -> Tensor");
   m.def(
-      "priority_sample(Tensor weights, SymInt k, int seed, int epoch, bool validate)"
+      "priority_sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, bool validate)"
       " -> (Tensor selected, Tensor tau)");
-  m.def("order(Tensor selected, SymInt start, SymInt stop, int seed, int epoch) -> Tensor");
-  m.def("order_of_range(SymInt n, SymInt start, SymInt stop, int seed, int epoch) -> Tensor");
+  m.def("order(Tensor selected, SymInt start, SymInt stop, SymInt seed, SymInt epoch) -> Tensor");
+  m.def("order_of_range(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch) -> Tensor");
   m.def(
-      "subset(SymInt n, SymInt start, SymInt stop, int seed, int epoch, Device device) -> Tensor");
+      "subset(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch, Device device) -> "
+      "Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
   m.def("ucb_visits(Tensor records, float c, float t) -> Tensor");

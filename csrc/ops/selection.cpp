@@ -88,7 +88,9 @@ std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double d
   const Address address = check_address("info_batch", seed, epoch);
   int64_t num_candidates = 0;
   if (num_kept >= 0) {
-    check_count("info_batch", "num_kept", num_kept, n);
+    const int64_t least = n == 0 ? 0 : 1;
+    TORCH_CHECK_VALUE(least <= num_kept && num_kept <= n, "info_batch: num_kept must be in [",
+                      least, ", ", n, "], got ", num_kept);
     const int64_t dropped = n - num_kept;
     if (dropped > 0) {
       TORCH_CHECK_VALUE(drop_probability > 0,
@@ -96,8 +98,6 @@ std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double d
                         ", got ", drop_probability);
       const double wanted = std::ceil(static_cast<double>(dropped) / drop_probability);
       num_candidates = wanted < static_cast<double>(n) ? static_cast<int64_t>(wanted) : n;
-      TORCH_CHECK_VALUE(dropped < num_candidates, "info_batch: num_kept must be in [1, ", n,
-                        "], got ", num_kept);
     }
   }
   const at::Tensor input = scores.contiguous();
@@ -129,9 +129,10 @@ std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, in
 
 at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_t seed,
                  int64_t epoch) {
+  check_device("order", selected.device());
   const bool is_int32 = selected.scalar_type() == at::kInt;
   TORCH_CHECK_TYPE(is_int32 || selected.scalar_type() == at::kLong,
-                   "order: selected must be int64 or int32, got ", selected.scalar_type());
+                   "order: selected must be int64 or int32, got ", name_of(selected.scalar_type()));
   check_vector("order", "selected", selected);
   const at::Tensor input = selected.contiguous();
   Order call = {};
@@ -154,6 +155,7 @@ at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, 
 
 at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
                   c10::Device device) {
+  check_device("subset", device);
   TORCH_CHECK_VALUE(n >= 0, "subset: n must be >= 0, got ", n);
   Order call = {};
   call.n = n;

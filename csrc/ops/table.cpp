@@ -11,10 +11,16 @@ namespace dynloader {
 namespace {
 
 const Record* records_of(const char* op, const at::Tensor& records) {
+  check_device(op, records.device());
   check_dtype(op, "records", records, at::kInt);
   TORCH_CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
                     ": records must have shape [n, 4], got ", records.sizes());
-  check_contiguous(op, "records", records);
+  TORCH_CHECK_VALUE(records.is_contiguous(), op, ": records must be contiguous, got strides ",
+                    records.strides());
+  const auto address = reinterpret_cast<uintptr_t>(records.const_data_ptr());
+  TORCH_CHECK_VALUE(address % alignof(Record) == 0, op, ": records must begin at a multiple of ",
+                    alignof(Record), " bytes, got an address with remainder ",
+                    address % alignof(Record));
   return reinterpret_cast<const Record*>(records.const_data_ptr<int32_t>());
 }
 
@@ -22,7 +28,7 @@ int64_t* faults_of(const char* op, at::Tensor& faults, const char* other_name,
                    const at::Tensor& other) {
   check_dtype(op, "faults", faults, at::kLong);
   check_length(op, "faults", faults, 2);
-  check_contiguous(op, "faults", faults);
+  check_written(op, "faults", faults);
   check_same_device(op, "faults", faults, other_name, other);
   return faults.mutable_data_ptr<int64_t>();
 }
@@ -48,7 +54,7 @@ LossType loss_type(const at::Tensor& losses) {
       return LossType::kBFloat16;
     default:
       TORCH_CHECK_TYPE(false, "update: losses must be float32, float64, float16 or bfloat16, got ",
-                       losses.scalar_type());
+                       name_of(losses.scalar_type()));
   }
 }
 
@@ -93,7 +99,8 @@ at::Tensor ucb_visits(const at::Tensor& records, double c, double t) {
 void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
             const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c) {
   const int64_t n = check_samples("update", "scores", scores, at::kFloat);
-  check_contiguous("update", "scores", scores);
+  check_written("update", "scores", scores);
+  check_written("update", "records", records);
   const Record* data = records_of("update", records);
   TORCH_CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
                     records.sizes());
@@ -116,12 +123,13 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
   run_on(scores.device(), Update{scores.mutable_data_ptr<float>(), const_cast<Record*>(data), n,
                                  where.const_data_ptr<int64_t>(), input.const_data_ptr(), type,
                                  where.numel(), scoring, fault_counts});
+  for (const at::Tensor& written : {scores, records, faults}) mark_written(written);
 }
 
 void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
                        at::Tensor& faults) {
   const int64_t n = check_samples("update_forgetting", "state", state, at::kInt);
-  check_contiguous("update_forgetting", "state", state);
+  check_written("update_forgetting", "state", state);
   const at::Tensor where = checked_index("update_forgetting", "index", index, "state", state);
   check_dtype("update_forgetting", "correct", correct, at::kBool);
   check_vector("update_forgetting", "correct", correct);
@@ -134,17 +142,19 @@ void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Ten
          UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data_ptr<int32_t>()), n,
                           where.const_data_ptr<int64_t>(), input.const_data_ptr<bool>(),
                           where.numel(), fault_counts});
+  for (const at::Tensor& written : {state, faults}) mark_written(written);
 }
 
 void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults) {
   const int64_t n = check_samples("count_selected", "counts", counts, at::kInt);
-  check_contiguous("count_selected", "counts", counts);
+  check_written("count_selected", "counts", counts);
   const at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
   int64_t* fault_counts = faults_of("count_selected", faults, "counts", counts);
   check_indices("count_selected", "selected", where, n);
   run_on(counts.device(),
          CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
                        where.numel(), fault_counts});
+  for (const at::Tensor& written : {counts, faults}) mark_written(written);
 }
 
 }  // namespace dynloader
