@@ -471,5 +471,6 @@ def _address(op: str, seed: int, epoch: int) -> tuple[int, int]:
         if not 0 <= seed < 2**64:
             raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
         # The schema's integers are signed; the bits are what counts.
+        seed = int(seed)
         seed = seed - 2**64 if seed >= 2**63 else seed
     return _integer(op, "seed", seed), _integer(op, "epoch", epoch)
