@@ -13,7 +13,6 @@ wait for the GPU.
 from __future__ import annotations
 
 import enum
-import numbers
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,14 @@ from torch import Tensor
 
 from dynloader import _C as _C  # registers torch.ops.dynloader
 from dynloader import fake as fake  # their shapes, for torch.compile
+from dynloader.arguments import (
+    address_arguments,
+    flag_argument,
+    integer_argument,
+    number_argument,
+    tensor_argument,
+    values_argument,
+)
 
 __all__ = [
     "ScoreMean",
@@ -95,9 +102,9 @@ def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int = 0) -> Tensor:
     Returns:
         int64 [k] on the device of ``scores``.
     """
-    scores = _values("top_k", "scores", scores)
-    k = _integer("top_k", "k", k)
-    return _tensor(_native.top_k(scores, k, *_address("top_k", seed, epoch)))
+    scores = values_argument("top_k", "scores", scores)
+    k = integer_argument("top_k", "k", k)
+    return _tensor(_native.top_k(scores, k, *address_arguments("top_k", seed, epoch)))
 
 
 def epsilon_greedy(
@@ -118,10 +125,10 @@ def epsilon_greedy(
     Returns:
         int64 [k] on the device of ``scores``, in ascending order.
     """
-    scores = _values("epsilon_greedy", "scores", scores)
-    k = _integer("epsilon_greedy", "k", k)
-    num_random = _integer("epsilon_greedy", "num_random", num_random)
-    address = _address("epsilon_greedy", seed, epoch)
+    scores = values_argument("epsilon_greedy", "scores", scores)
+    k = integer_argument("epsilon_greedy", "k", k)
+    num_random = integer_argument("epsilon_greedy", "num_random", num_random)
+    address = address_arguments("epsilon_greedy", seed, epoch)
     return _tensor(_native.epsilon_greedy(scores, k, num_random, *address))
 
 
@@ -153,14 +160,14 @@ def info_batch(
         The kept samples in ascending order, and their weights. Without ``num_kept`` the host
         waits for the GPU, to know how many there are.
     """
-    scores = _values("info_batch", "scores", scores)
-    drop_probability = _number("info_batch", "drop_probability", drop_probability)
+    scores = values_argument("info_batch", "scores", scores)
+    drop_probability = number_argument("info_batch", "drop_probability", drop_probability)
     wanted = -1
     if num_kept is not None:
-        wanted = _integer("info_batch", "num_kept", num_kept)
+        wanted = integer_argument("info_batch", "num_kept", num_kept)
         if wanted < 0:  # to the native operator this is "as many as the scores give"
             raise ValueError(f"info_batch: num_kept must be in [1, n], got {wanted}")
-    address = _address("info_batch", seed, epoch)
+    address = address_arguments("info_batch", seed, epoch)
     return Selection(*_native.info_batch(scores, drop_probability, wanted, *address))
 
 
@@ -185,11 +192,14 @@ def sample(
     Returns:
         int64 [k] on the device of ``weights``, in ascending order.
     """
-    weights = _values("sample", "weights", weights)
-    k = _integer("sample", "k", k)
+    weights = values_argument("sample", "weights", weights)
+    k = integer_argument("sample", "k", k)
     return _tensor(
         _native.sample(
-            weights, k, *_address("sample", seed, epoch), _flag("sample", "validate", validate)
+            weights,
+            k,
+            *address_arguments("sample", seed, epoch),
+            flag_argument("sample", "validate", validate),
         )
     )
 
@@ -214,11 +224,11 @@ def priority_sample(
         int64 [k] in ascending order, and tau, float64 0-dimensional (0 where k = n), both on the
         device of ``weights``.
     """
-    weights = _values("priority_sample", "weights", weights)
-    k = _integer("priority_sample", "k", k)
-    address = _address("priority_sample", seed, epoch)
+    weights = values_argument("priority_sample", "weights", weights)
+    k = integer_argument("priority_sample", "k", k)
+    address = address_arguments("priority_sample", seed, epoch)
     selected, tau = _native.priority_sample(
-        weights, k, *address, _flag("priority_sample", "validate", validate)
+        weights, k, *address, flag_argument("priority_sample", "validate", validate)
     )
     return selected, tau
 
@@ -241,12 +251,12 @@ def order(
     Returns:
         int64 [stop - start] on the device of ``selected``.
     """
-    start = _integer("order", "start", start)
-    stop = _integer("order", "stop", stop)
-    address = _address("order", seed, epoch)
+    start = integer_argument("order", "start", start)
+    stop = integer_argument("order", "stop", stop)
+    address = address_arguments("order", seed, epoch)
     if isinstance(selected, Tensor):
         return _tensor(_native.order(selected, start, stop, *address))
-    count = _integer("order", "selected", selected, "an int64 or int32 tensor, or an int")
+    count = integer_argument("order", "selected", selected, "an int64 or int32 tensor, or an int")
     return _tensor(_native.order_of_range(count, start, stop, *address))
 
 
@@ -275,10 +285,10 @@ def subset(
     Returns:
         int64 [stop - start].
     """
-    n = _integer("subset", "n", n)
-    start = _integer("subset", "start", start)
-    stop = _integer("subset", "stop", stop)
-    address = _address("subset", seed, epoch)
+    n = integer_argument("subset", "n", n)
+    start = integer_argument("subset", "start", start)
+    stop = integer_argument("subset", "stop", stop)
+    address = address_arguments("subset", seed, epoch)
     if not isinstance(device, torch.device | str):
         raise TypeError(f"subset: device must be a device or a str, got {type(device).__name__}")
     try:
@@ -301,7 +311,7 @@ def score_mean(scores: Tensor) -> ScoreMean:
         The mean (NaN if no score is finite) and the counts of scores that are finite, not finite,
         and beyond +-2**30.
     """
-    scores = _values("score_mean", "scores", scores)
+    scores = values_argument("score_mean", "scores", scores)
     mean, counts = _native.score_mean(scores)
     return ScoreMean(mean, counts[0], counts[1], counts[2])
 
@@ -318,9 +328,9 @@ def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
     Returns:
         float32 [n] on the device of ``scores``.
     """
-    scores = _values("power_weights", "scores", scores)
-    exponent = _number("power_weights", "exponent", exponent)
-    offset = _number("power_weights", "offset", offset)
+    scores = values_argument("power_weights", "scores", scores)
+    exponent = number_argument("power_weights", "exponent", exponent)
+    offset = number_argument("power_weights", "offset", offset)
     return _tensor(_native.power_weights(scores, exponent, offset))
 
 
@@ -337,9 +347,9 @@ def ucb_visits(records: Tensor, c: float, t: float) -> Tensor:
     Returns:
         float32 [n]; +inf for samples never visited.
     """
-    _check_tensor("ucb_visits", "records", records)
-    c = _number("ucb_visits", "c", c)
-    t = _number("ucb_visits", "t", t)
+    tensor_argument("ucb_visits", "records", records)
+    c = number_argument("ucb_visits", "c", c)
+    t = number_argument("ucb_visits", "t", t)
     return _tensor(_native.ucb_visits(records, c, t))
 
 
@@ -378,10 +388,10 @@ def update(
     """
     named = {"scores": scores, "records": records, "index": index, "losses": losses}
     for name, tensor in (named | {"faults": faults}).items():
-        _check_tensor("update", name, tensor)
-    rule = _integer("update", "rule", rule)
-    alpha = _number("update", "alpha", alpha)
-    c = _number("update", "c", c)
+        tensor_argument("update", name, tensor)
+    rule = integer_argument("update", "rule", rule)
+    alpha = number_argument("update", "alpha", alpha)
+    c = number_argument("update", "c", c)
     _native.update(scores, records, index, losses.detach(), faults, rule, alpha, c)
 
 
@@ -401,7 +411,7 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
     """
     named = {"state": state, "index": index, "correct": correct, "faults": faults}
     for name, tensor in named.items():
-        _check_tensor("update_forgetting", name, tensor)
+        tensor_argument("update_forgetting", name, tensor)
     _native.update_forgetting(state, index, correct, faults)
 
 
@@ -414,63 +424,10 @@ def count_selected(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
         faults: as for :func:`update`.
     """
     for name, tensor in {"counts": counts, "selected": selected, "faults": faults}.items():
-        _check_tensor("count_selected", name, tensor)
+        tensor_argument("count_selected", name, tensor)
     _native.count_selected(counts, selected, faults)
 
 
 def _tensor(value: Tensor) -> Tensor:
     # torch.ops is untyped.
     return value
-
-
-def _check_tensor(op: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-
-
-def _values(op: str, name: str, value: Tensor) -> Tensor:
-    _check_tensor(op, name, value)
-    # A choice has no gradient, and needs none.
-    return value.detach()
-
-
-def _flag(op: str, name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
-    return value
-
-
-def _integer(op: str, name: str, value: int, expected: str = "an int") -> int:
-    if isinstance(value, torch.SymInt):
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
-    # Beyond this the dispatcher has no type for it.
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
-    return int(value)
-
-
-def _number(op: str, name: str, value: float) -> float:
-    symbols = (torch.SymFloat, torch.SymInt)
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, *symbols)):
-        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    # Not math.isnan: under torch.compile with dynamic shapes, numbers are symbols.
-    if value != value:
-        raise ValueError(f"{op}: {name} must be a number, got nan")
-    if isinstance(value, symbols):
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{op}: {name} must be a number within float64") from None
-
-
-def _address(op: str, seed: int, epoch: int) -> tuple[int, int]:
-    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
-        # The schema's integers are signed; the bits are what counts.
-        seed = int(seed)
-        seed = seed - 2**64 if seed >= 2**63 else seed
-    return _integer(op, "seed", seed), _integer(op, "epoch", epoch)

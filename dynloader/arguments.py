@@ -1,0 +1,69 @@
+"""What the operations ask of their arguments before the native core checks the rest.
+
+A message holds the operation, the argument, what it must be, and what it was.
+"""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+from torch import Tensor
+
+
+def tensor_argument(op: str, name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def values_argument(op: str, name: str, value: Tensor) -> Tensor:
+    """The tensor, without its gradient: a choice has none, and needs none."""
+    tensor_argument(op, name, value)
+    return value.detach()
+
+
+def flag_argument(op: str, name: str, value: bool) -> bool:
+    """The value, which must be True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def integer_argument(op: str, name: str, value: int, expected: str = "an int") -> int:
+    """The value as an int of 64 bits; symbols of torch.compile pass."""
+    if isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+    # Beyond this the dispatcher has no type for it.
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
+    return int(value)
+
+
+def number_argument(op: str, name: str, value: float) -> float:
+    """The value as a float that is not NaN; symbols of torch.compile pass."""
+    symbols = (torch.SymFloat, torch.SymInt)
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, *symbols)):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    # Not math.isnan: under torch.compile with dynamic shapes, numbers are symbols.
+    if value != value:
+        raise ValueError(f"{op}: {name} must be a number, got nan")
+    if isinstance(value, symbols):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{op}: {name} must be a number within float64") from None
+
+
+def address_arguments(op: str, seed: int, epoch: int) -> tuple[int, int]:
+    """Seed and epoch as the schema takes them: the seed's 64 bits as a signed integer."""
+    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
+        # The schema's integers are signed; the bits are what counts.
+        seed = int(seed)
+        seed = seed - 2**64 if seed >= 2**63 else seed
+    return integer_argument(op, "seed", seed), integer_argument(op, "epoch", epoch)
