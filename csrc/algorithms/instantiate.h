@@ -4,6 +4,7 @@
 #include "calls.h"
 #include "mean.h"
 #include "order.h"
+#include "rescore.h"
 #include "sample.h"
 #include "select.h"
 #include "update.h"
