@@ -20,6 +20,7 @@ ROOMS = {
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/")
 CUDA = re.compile(r"cuda|cub/|thrust/|cooperative_groups")
 STANDARD = re.compile(r"[a-z_0-9]+$")  # <cstdint>, and not <omp.h>, <Python.h>, <boost/...>
+VECTORS = re.compile(r"immintrin\.h$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMPILER = re.compile(r"__CUDACC__|__CUDA_ARCH__")
 
@@ -45,8 +46,10 @@ def faults(csrc: Path) -> list[str]:
                     found.append(f"{name}: includes torch's {included}")
                 if CUDA.match(included) and room not in ("backends", "ops"):
                     found.append(f"{name}: includes CUDA's {included}")
+                if VECTORS.match(included) and room in ("core", "algorithms"):
+                    found.append(f"{name}: is for every processor, but includes {included}")
                 if room != "ops" and not any(
-                    rule.match(included) for rule in (STANDARD, TORCH, CUDA)
+                    rule.match(included) for rule in (STANDARD, TORCH, CUDA, VECTORS)
                 ):
                     found.append(f"{name}: includes {included}, which is not standard C++")
                 if included.startswith("ATen/cuda/"):
@@ -75,6 +78,7 @@ def test_every_room_has_files() -> None:
         ("core/a.h", "#include <torch/extension.h>", "includes torch's"),
         ("core/a.h", "#include <cuda_runtime.h>", "includes CUDA's"),
         ("core/a.h", "#include <omp.h>", "not standard C++"),
+        ("algorithms/a.h", "#include <immintrin.h>", "for every processor"),
         ("backends/a.h", "#include <Python.h>", "not standard C++"),
         ("core/a.h", '#include "../algorithms/b.h"', "reaches out"),
         ("algorithms/a.h", '#include "../backends/b.h"', "reaches out"),

@@ -18,9 +18,10 @@ struct AddScore {
     const double magnitude = static_cast<double>(score < 0.0f ? -score : score);
     sums[0] += value >> 32;
     sums[1] = add_wrapping(sums[1], value & 0xffffffff);
-    sums[2] += finite ? 1 : 0;
-    sums[3] += finite ? 0 : 1;
-    sums[4] += finite && magnitude > kFixedPointLimit ? 1 : 0;
+    // Without && and branches, for which there is no vector code.
+    sums[2] += static_cast<int64_t>(finite);
+    sums[3] += static_cast<int64_t>(!finite);
+    sums[4] += static_cast<int64_t>(finite & (magnitude > kFixedPointLimit));
   }
 };
 
@@ -49,8 +50,8 @@ struct CountWeight {
   const float* weights;
   DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const {
     const float weight = weights[i];
-    sums[0] += is_finite(weight) && weight > 0.0f ? 1 : 0;
-    sums[1] += is_finite(weight) && weight >= 0.0f ? 0 : 1;
+    sums[0] += static_cast<int64_t>(is_finite(weight) & (weight > 0.0f));
+    sums[1] += static_cast<int64_t>(!(is_finite(weight) & (weight >= 0.0f)));
   }
 };
 

@@ -21,8 +21,14 @@ struct SelectedSamples {
 };
 
 struct WalkFrom {
-  Permutation permutation;
-  int64_t first;
+  int64_t n, first;
+  Address address;
+  Purpose purpose;
+  Permutation permutation = {};
+  DYNLOADER_FN void fetch() {
+    address.fetch();
+    permutation = Permutation::keyed(address, purpose, static_cast<uint64_t>(n));
+  }
   DYNLOADER_FN uint64_t start(int64_t j) const { return static_cast<uint64_t>(first + j); }
   DYNLOADER_FN uint64_t step(uint64_t x) const { return permutation.step(x); }
   DYNLOADER_FN bool is_inside(uint64_t x) const { return permutation.is_inside(x); }
@@ -37,9 +43,7 @@ struct WriteOrder {
 
 template <class Backend, class Samples>
 void write_order(Backend& backend, const Order& call, const Samples& samples) {
-  const auto permutation =
-      Permutation::keyed(call.address, call.purpose, static_cast<uint64_t>(call.n));
-  backend.walk(call.stop - call.start, WalkFrom{permutation, call.start},
+  backend.walk(call.stop - call.start, WalkFrom{call.n, call.start, call.address, call.purpose},
                WriteOrder<Samples>{samples, call.order});
 }
 

@@ -8,40 +8,40 @@
 
 namespace dynloader {
 
-template <class Priority>
-struct WritePriority {
-  Priority priority;
-  uint32_t* priorities;
-  DYNLOADER_FN void operator()(int64_t i) const { priorities[i] = priority(i); }
-};
-
 struct WriteTau {
-  const Threshold* threshold;  // null: every sample was kept
+  const Search* search;  // null: every sample was kept
   double* tau;
   DYNLOADER_FN void operator()() const {
-    *tau = threshold == nullptr
+    *tau = search == nullptr
                ? 0.0
-               : from_priority_bits(static_cast<uint32_t>(threshold->prefix >> 32));
+               : from_priority_bits(static_cast<uint32_t>(search->threshold.prefix >> 32));
   }
 };
+
+template <class Priority, class Backend>
+void sample_by(Backend& backend, const WeightedSample& call) {
+  using Key = PriorityKey<Priority>;
+  const Key key = {call.weights, call.address};
+  if (call.tau == nullptr || call.k == call.n) {
+    select_top(backend, key, call.n, call.k, call.selected);
+    if (call.tau != nullptr) backend.once(WriteTau{nullptr, call.tau});
+    return;
+  }
+  // The first sample left out gives both tau and the others.
+  Search* search = start_search(backend, call.k + 1);
+  Top<true, Backend, Key> top(backend, key, call.n, search);
+  top.find();
+  backend.once(WriteTau{search, call.tau});
+  if (call.k > 0) backend.emit(call.n, top.mark(), EmitIndex{call.selected});
+}
 
 template <class Backend>
 void run(Backend& backend, const WeightedSample& call) {
-  // Computed once, because a draw costs more than reading its result back five times.
-  auto* priorities = backend.template allocate<uint32_t>(call.n);
   if (call.rule == WeightedRule::kRace) {
-    const RacePriority race = {call.weights, call.address};
-    backend.for_each(call.n, WritePriority<RacePriority>{race, priorities});
+    sample_by<RacePriority>(backend, call);
   } else {
-    const UniformPriority uniform = {call.weights, call.address};
-    backend.for_each(call.n, WritePriority<UniformPriority>{uniform, priorities});
+    sample_by<UniformPriority>(backend, call);
   }
-  const PriorityKey key = {priorities, Shuffle32::keyed(call.address, Purpose::kTie)};
-  select_top(backend, key, call.n, call.k, call.selected);
-  if (call.tau == nullptr) return;
-  const Threshold* next =
-      call.k == call.n ? nullptr : high_of_kth(backend, key, call.n, call.k + 1);
-  backend.once(WriteTau{next, call.tau});
 }
 
 }  // namespace dynloader

@@ -9,23 +9,26 @@
 
 namespace dynloader {
 
-DYNLOADER_FN ScoreKey score_key(const float* scores, Address address) {
-  return {scores, Shuffle32::keyed(address, Purpose::kTie)};
-}
-
 template <class Backend>
 void run(Backend& backend, const TopK& call) {
-  select_top(backend, score_key(call.scores, call.address), call.n, call.k, call.selected);
+  select_top(backend, ScoreKey{call.scores, call.address}, call.n, call.k, call.selected);
+}
+
+// The smallest of the `count` largest keys by score; null where count is 0.
+template <class Backend>
+const uint64_t* smallest_of(Backend& backend, const ScoreKey& key, int64_t n, int64_t count) {
+  if (count == 0) return nullptr;
+  Search* search = start_search(backend, count);
+  Top<false, Backend, ScoreKey>(backend, key, n, search).find();
+  return &search->first_kept;
 }
 
 template <class Backend>
 void run(Backend& backend, const EpsilonGreedy& call) {
-  const ScoreKey by_score = score_key(call.scores, call.address);
-  const int64_t num_greedy = call.k - call.num_random;
-  const Threshold* greedy =
-      num_greedy == 0 ? nullptr : threshold_of(backend, by_score, call.n, num_greedy);
-  const ClassKey<IsGreedy> greedy_first = {{by_score, greedy},
-                                           Shuffle32::keyed(call.address, Purpose::kExplore)};
+  const ScoreKey by_score = {call.scores, call.address};
+  const IsGreedy is_greedy = {by_score,
+                              smallest_of(backend, by_score, call.n, call.k - call.num_random)};
+  const ClassKey<IsGreedy> greedy_first = {is_greedy, call.address, Purpose::kExplore};
   select_top(backend, greedy_first, call.n, call.k, call.selected);
 }
 
@@ -39,7 +42,7 @@ struct DropPlan {
 struct PlanDrop {
   InfoBatch call;
   DropPlan* plan;
-  Threshold* threshold;
+  Search* search;
   DYNLOADER_FN void operator()() const {
     const bool exact = call.num_kept >= 0;
     const int64_t candidates = exact ? call.num_candidates : plan->num_candidates;
@@ -51,7 +54,9 @@ struct PlanDrop {
     plan->weight = dropped == 0 ? 1.0f
                                 : static_cast<float>(static_cast<double>(candidates) /
                                                      static_cast<double>(candidates - dropped));
-    *threshold = {0, call.n - dropped, 0};
+    *search = {};
+    search->threshold.rank = call.n - dropped;
+    search->bracket.is_active = 1;
     *call.kept = call.n - dropped;
   }
 };
@@ -59,6 +64,7 @@ struct PlanDrop {
 template <class IsSafe>
 struct CountCandidate {
   IsSafe is_safe;
+  DYNLOADER_FN void fetch() { is_safe.fetch(); }
   DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const { sums[0] += is_safe(i) ? 0 : 1; }
 };
 
@@ -68,32 +74,39 @@ struct EmitWeighted {
   const DropPlan* plan;
   int64_t* selected;
   float* weights;
+  float weight = 1.0f;
+  DYNLOADER_FN void fetch() {
+    is_safe.fetch();
+    weight = plan->weight;
+  }
   DYNLOADER_FN void operator()(int64_t i, int64_t position) const {
     selected[position] = i;
-    weights[position] = is_safe(i) ? 1.0f : plan->weight;
+    // From memory, for a branch would be mispredicted every other time.
+    const float choice[2] = {weight, 1.0f};
+    weights[position] = choice[is_safe(i) ? 1 : 0];
   }
 };
 
 template <class Backend, class IsSafe>
 void drop(Backend& backend, const InfoBatch& call, const IsSafe& is_safe) {
   auto* plan = backend.template allocate<DropPlan>(1);
-  auto* threshold = backend.template allocate<Threshold>(1);
+  auto* search = backend.template allocate<Search>(1);
   backend.template accumulate<1>(call.n, CountCandidate<IsSafe>{is_safe}, &plan->num_candidates);
-  backend.once(PlanDrop{call, plan, threshold});
-  const ClassKey<IsSafe> safe_first = {is_safe, Shuffle32::keyed(call.address, Purpose::kDrop)};
-  search(backend, safe_first, call.n, threshold);
-  backend.compact(call.n, Reaches<ClassKey<IsSafe>>{safe_first, threshold},
-                  EmitWeighted<IsSafe>{is_safe, plan, call.selected, call.weights});
+  backend.once(PlanDrop{call, plan, search});
+  if (call.n == 0) return;
+  const ClassKey<IsSafe> safe_first = {is_safe, call.address, Purpose::kDrop};
+  Top<false, Backend, ClassKey<IsSafe>> top(backend, safe_first, call.n, search);
+  top.find();
+  backend.emit(call.n, top.mark(),
+               EmitWeighted<IsSafe>{is_safe, plan, call.selected, call.weights});
 }
 
 template <class Backend>
 void run(Backend& backend, const InfoBatch& call) {
   if (call.num_kept >= 0) {
-    const ScoreKey by_score = score_key(call.scores, call.address);
+    const ScoreKey by_score = {call.scores, call.address};
     const int64_t num_safe = call.n - call.num_candidates;
-    const Threshold* safe =
-        num_safe == 0 ? nullptr : threshold_of(backend, by_score, call.n, num_safe);
-    drop(backend, call, IsGreedy{by_score, safe});
+    drop(backend, call, IsGreedy{by_score, smallest_of(backend, by_score, call.n, num_safe)});
     return;
   }
   auto* mean = backend.template allocate<double>(1);

@@ -1,9 +1,14 @@
-// Selection by predicate: find the k-th largest key digit by digit, then keep what reaches it.
+// Selection by predicate: find the k-th largest key, then keep what reaches it.
+//
+// The key is looked for inside a bracket, and where the bracket has missed it, digit by digit.
+// Either way it is the same key.
 #pragma once
 
 #include <cstdint>
 
 #include "../core/selection_key.h"
+#include "bracket.h"
+#include "marks.h"
 
 namespace dynloader {
 
@@ -18,7 +23,12 @@ struct DigitOf {
 
   Key key;
   const Threshold* threshold;
+  uint64_t prefix = 0;
 
+  DYNLOADER_FN void fetch() {
+    dynloader::fetch(key, 0);
+    prefix = threshold->prefix;
+  }
   DYNLOADER_FN uint32_t operator()(int64_t i) const {
     uint64_t bits = static_cast<uint64_t>(key.high(i)) << 32;
     if constexpr (kShift < 32) bits |= key.low(i);
@@ -26,14 +36,12 @@ struct DigitOf {
     if constexpr (kIsFirst) return digit;
     // The shift is masked because both branches are compiled; kTop is below 64 in this one.
     constexpr int kPrefixShift = kTop & 63;
-    const bool matches = (bits >> kPrefixShift) == (threshold->prefix >> kPrefixShift);
+    const bool matches = (bits >> kPrefixShift) == (prefix >> kPrefixShift);
     return matches ? digit : kNoDigit;
   }
 };
 
-// What the backend asks and tells while it walks a histogram from its highest bin down. With
-// kToTheEnd the digits are looked for even where those found so far settle which samples are
-// selected: the key itself is wanted.
+// What the backend asks and tells while it walks a histogram from its highest bin down.
 template <int kShift, bool kToTheEnd>
 struct Descent {
   Threshold* threshold;
@@ -43,47 +51,100 @@ struct Descent {
   DYNLOADER_FN void take(uint32_t digit, int64_t rank, int64_t count) const {
     threshold->prefix |= static_cast<uint64_t>(digit) << kShift;
     threshold->rank = rank;
+    // All that start with these digits are selected. With kToTheEnd the key itself is wanted.
     threshold->settled = !kToTheEnd && rank == count ? 1 : 0;
   }
 };
 
-struct StartSearch {
-  Threshold* threshold;
-  int64_t k;
-  DYNLOADER_FN void operator()() const { *threshold = {0, k, 0}; }
-};
-
-template <int kShift, int kBits, bool kToTheEnd = false, class Backend, class Key>
+template <int kShift, int kBits, bool kToTheEnd, class Backend, class Key>
 void descend(Backend& backend, const Key& key, int64_t n, Threshold* threshold) {
   backend.template descend<(1 << kBits)>(n, DigitOf<Key, kShift, kBits>{key, threshold},
                                          Descent<kShift, kToTheEnd>{threshold});
 }
 
-// On entry threshold->rank is k, 1 <= k <= n; on return `reaches` holds for exactly k samples.
+// On entry threshold->rank is k, 1 <= k <= n; on return exactly k keys are at least the prefix.
 // Digits of 11 bits: 2,048 counters fit the first-level cache of a core and the shared memory of a
 // GPU's block.
-template <class Backend, class Key>
-void search(Backend& backend, const Key& key, int64_t n, Threshold* threshold) {
+template <bool kToTheEnd, class Backend, class Key>
+void search_digits(Backend& backend, const Key& key, int64_t n, Threshold* threshold) {
   if constexpr (Key::kHighBits == 32) {
-    descend<53, 11>(backend, key, n, threshold);
-    descend<42, 11>(backend, key, n, threshold);
-    descend<32, 10>(backend, key, n, threshold);
-    descend<21, 11>(backend, key, n, threshold);
-    descend<10, 11>(backend, key, n, threshold);
-    descend<0, 10>(backend, key, n, threshold);
+    descend<53, 11, kToTheEnd>(backend, key, n, threshold);
+    descend<42, 11, kToTheEnd>(backend, key, n, threshold);
+    descend<32, 10, kToTheEnd>(backend, key, n, threshold);
+    descend<21, 11, kToTheEnd>(backend, key, n, threshold);
+    descend<10, 11, kToTheEnd>(backend, key, n, threshold);
+    descend<0, 10, kToTheEnd>(backend, key, n, threshold);
   } else {
     static_assert(Key::kHighBits == 1, "33 bits are three digits of 11");
-    descend<22, 11>(backend, key, n, threshold);
-    descend<11, 11>(backend, key, n, threshold);
-    descend<0, 11>(backend, key, n, threshold);
+    descend<22, 11, kToTheEnd>(backend, key, n, threshold);
+    descend<11, 11, kToTheEnd>(backend, key, n, threshold);
+    descend<0, 11, kToTheEnd>(backend, key, n, threshold);
   }
 }
 
-template <class Key>
-struct Reaches {
-  Key key;
-  const Threshold* threshold;
-  DYNLOADER_FN bool operator()(int64_t i) const { return reaches(key, *threshold, i); }
+struct StartSearch {
+  Search* search;
+  int64_t k;
+  DYNLOADER_FN void operator()() const {
+    *search = {};
+    search->threshold.rank = k;
+    search->bracket.is_active = 1;
+  }
+};
+
+// Which samples stay: the search->threshold.rank largest keys, or with kAbove what lies above the
+// smallest of those, which is one less.
+template <bool kAbove, class Backend, class Key>
+class Top {
+ public:
+  Top(Backend& backend, const Key& key, int64_t n, Search* search)
+      : backend_(backend), key_(key), n_(n), search_(search) {}
+
+  // search->first_kept. Half of the work of mark(), which is to be called after it, if at all.
+  void find() {
+    if (n_ <= Backend::kAllKeysUpTo) {
+      look_at_all();
+    } else {
+      if (n_ >= Backend::kBracketFrom) look_at_some();
+      // Does nothing where the bracket has hit.
+      search_digits<kAbove>(backend_, key_, n_, &search_->threshold);
+    }
+    backend_.once(Conclude{search_, kAbove ? 1u : 0u});
+  }
+
+  Marks mark() {
+    if (marks_.bits == nullptr) marks_ = Marks::allocate(backend_, n_, 0, search_->totals);
+    backend_.mark(n_, key_, &search_->bracket, marks_);
+    if (marks_.open_capacity > 0) backend_.settle(n_, &search_->first_kept, marks_);
+    return marks_;
+  }
+
+ private:
+  void look_at_all() {
+    auto* keys = backend_.template allocate<uint64_t>(n_);
+    backend_.for_each(n_, WriteKey<Key>{key_, keys});
+    backend_.kth(keys, n_, nullptr, &search_->threshold.rank, &search_->threshold.prefix);
+  }
+
+  void look_at_some() {
+    const int64_t looks = looks_at(n_);
+    auto* keys = backend_.template allocate<uint64_t>(looks);
+    backend_.for_each(looks, LookAtKey<Key>{key_, n_, floor_log2(looks), keys});
+    backend_.once(PlanBracket{search_, n_, looks});
+    backend_.kth(keys, looks, nullptr, &search_->sample_ranks[0], &search_->bracket.upper);
+    backend_.kth(keys, looks, nullptr, &search_->sample_ranks[1], &search_->bracket.lower);
+    marks_ = Marks::allocate(backend_, n_, open_capacity(n_, looks), search_->totals);
+    backend_.mark(n_, key_, &search_->bracket, marks_);
+    backend_.once(Locate{search_, marks_.open_capacity});
+    backend_.kth(marks_.open_keys, marks_.open_capacity, &search_->totals[1], &search_->open_rank,
+                 &search_->open_threshold);
+  }
+
+  Backend& backend_;
+  const Key key_;
+  const int64_t n_;
+  Search* const search_;
+  Marks marks_ = {};
 };
 
 struct EmitIndex {
@@ -91,31 +152,19 @@ struct EmitIndex {
   DYNLOADER_FN void operator()(int64_t i, int64_t position) const { selected[position] = i; }
 };
 
-template <class Backend, class Key>
-Threshold* threshold_of(Backend& backend, const Key& key, int64_t n, int64_t k) {
-  auto* threshold = backend.template allocate<Threshold>(1);
-  backend.once(StartSearch{threshold, k});
-  search(backend, key, n, threshold);
-  return threshold;
-}
-
-// The high half of the k-th largest key, in the high half of the prefix.
-template <class Backend, class Key>
-Threshold* high_of_kth(Backend& backend, const Key& key, int64_t n, int64_t k) {
-  static_assert(Key::kHighBits == 32, "these digits make up the high half");
-  auto* threshold = backend.template allocate<Threshold>(1);
-  backend.once(StartSearch{threshold, k});
-  descend<53, 11, true>(backend, key, n, threshold);
-  descend<42, 11, true>(backend, key, n, threshold);
-  descend<32, 10, true>(backend, key, n, threshold);
-  return threshold;
+template <class Backend>
+Search* start_search(Backend& backend, int64_t k) {
+  auto* search = backend.template allocate<Search>(1);
+  backend.once(StartSearch{search, k});
+  return search;
 }
 
 template <class Backend, class Key>
 void select_top(Backend& backend, const Key& key, int64_t n, int64_t k, int64_t* selected) {
   if (k == 0) return;
-  const Threshold* threshold = threshold_of(backend, key, n, k);
-  backend.compact(n, Reaches<Key>{key, threshold}, EmitIndex{selected});
+  Top<false, Backend, Key> top(backend, key, n, start_search(backend, k));
+  top.find();
+  backend.emit(n, top.mark(), EmitIndex{selected});
 }
 
 }  // namespace dynloader

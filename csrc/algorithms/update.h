@@ -82,23 +82,23 @@ struct LoadBFloat16 {
   }
 };
 
+template <class Backend, class Load>
+void record(Backend& backend, const Update& call, const Load& load) {
+  backend.in_two_steps(call.batch_size, StageLoss<Load>{call, load}, SettleLoss{call});
+}
+
 template <class Backend>
 void run(Backend& backend, const Update& call) {
   switch (call.loss_type) {
     case LossType::kFloat32:
-      backend.for_each(call.batch_size, StageLoss<LoadFloat32>{call, {}});
-      break;
+      return record(backend, call, LoadFloat32{});
     case LossType::kFloat64:
-      backend.for_each(call.batch_size, StageLoss<LoadFloat64>{call, {}});
-      break;
+      return record(backend, call, LoadFloat64{});
     case LossType::kFloat16:
-      backend.for_each(call.batch_size, StageLoss<LoadFloat16>{call, {}});
-      break;
+      return record(backend, call, LoadFloat16{});
     case LossType::kBFloat16:
-      backend.for_each(call.batch_size, StageLoss<LoadBFloat16>{call, {}});
-      break;
+      return record(backend, call, LoadBFloat16{});
   }
-  backend.for_each(call.batch_size, SettleLoss{call});
 }
 
 struct StageCorrect {
@@ -125,8 +125,7 @@ struct SettleCorrect {
 
 template <class Backend>
 void run(Backend& backend, const UpdateForgetting& call) {
-  backend.for_each(call.batch_size, StageCorrect{call});
-  backend.for_each(call.batch_size, SettleCorrect{call});
+  backend.in_two_steps(call.batch_size, StageCorrect{call}, SettleCorrect{call});
 }
 
 struct CountOne {

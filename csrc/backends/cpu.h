@@ -6,7 +6,10 @@
 
 #include <cstdint>
 
+#include "../algorithms/marks.h"
 #include "../core/bits.h"
+#include "cpu_marks.h"
+#include "cpu_search.h"
 #include "scratch.h"
 
 namespace dynloader {
@@ -18,14 +21,13 @@ struct HostThreads {
   void (*run)(int64_t tasks, void (*task)(void* context, int64_t number), void* context);
 };
 
-// One type for each instruction set, so that their instantiations have different names.
-struct Scalar {};
-struct Avx2 {};
-struct Avx512 {};
-
 template <class Isa>
 class Cpu {
  public:
+  // Up to here all keys are looked at, from there on some.
+  static constexpr int64_t kAllKeysUpTo = 2048;
+  static constexpr int64_t kBracketFrom = kAllKeysUpTo + 1;
+
   Cpu(HostThreads threads, Scratch scratch) : threads_(threads), scratch_(scratch) {}
 
   template <class T>
@@ -35,13 +37,20 @@ class Cpu {
 
   template <class F>
   void once(const F& f) {
-    f();
+    fetched(f)();
   }
 
   // f(i) for each i in [0, n), in any order.
   template <class F>
   void for_each(int64_t n, const F& f) {
     in_ranges(n, ForEach<F>{f});
+  }
+
+  // second(i) for each i in [0, n), in any order, when first(i) has been called for all of them.
+  template <class First, class Second>
+  void in_two_steps(int64_t n, const First& first, const Second& second) {
+    for_each(n, first);
+    for_each(n, second);
   }
 
   // emit(i, x) for each i in [0, n), in any order, x being the first of step(start(i)),
@@ -55,6 +64,7 @@ class Cpu {
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
     auto* partial = allocate<int64_t>(threads_.count * kSums);
+    for (int64_t j = 0; j < threads_.count * kSums; ++j) partial[j] = 0;
     const int64_t ranges = in_ranges(n, Accumulate<kSums, F>{f, partial});
     for (int j = 0; j < kSums; ++j) {
       sums[j] = 0;
@@ -83,26 +93,53 @@ class Cpu {
     }
   }
 
-  // emit(i, position) for each i with keeps(i), position counting them in ascending order of i.
-  template <class Predicate, class Emit>
-  void compact(int64_t n, const Predicate& keeps, const Emit& emit) {
-    auto* starts = allocate<int64_t>(threads_.count);
-    const int64_t ranges = in_ranges(n, CountKept<Predicate>{keeps, starts});
-    int64_t start = 0;
-    for (int64_t range = 0; range < ranges; ++range) {
-      const int64_t kept = starts[range];
-      starts[range] = start;
-      start += kept;
+  // *result = the *rank-th largest of the keys, all distinct; all ones where *rank < 1, 0 where it
+  // is beyond their number. That is *count, or `capacity` where count is null.
+  void kth(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
+           uint64_t* result) {
+    const int64_t size = count == nullptr ? capacity : *count;
+    if (*rank < 1) {
+      *result = ~uint64_t{0};
+    } else if (*rank > size || size > capacity) {
+      *result = 0;
+    } else {
+      const int64_t room = size + Simd<Isa>::kSlack;
+      *result =
+          key_of_rank<Isa>(keys, size, *rank, allocate<uint64_t>(room), allocate<uint64_t>(room));
     }
-    in_ranges(n, EmitKept<Predicate, Emit>{keeps, emit, starts});
+  }
+
+  // For every sample: its bit, and a place in the list of open samples where its key is between the
+  // bounds.
+  template <class Key>
+  void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks) {
+    if (bracket->is_active == 0) return;
+    in_ranges(n, MarkTiles<Isa, Key>{key, *bracket, marks});
+  }
+
+  // Decides the open samples: their keys reach the threshold or not.
+  void settle(int64_t n, const uint64_t* threshold, const Marks& marks) {
+    in_ranges(n, SettleTiles<Isa>{*threshold, marks});
+  }
+
+  // emit(i, position) for each marked i, position counting them in ascending order of i.
+  template <class Emit>
+  void emit(int64_t n, const Marks& marks, const Emit& emit) {
+    int64_t before = 0;
+    for (int64_t tile = 0; tile < Marks::tiles_of(n); ++tile) {
+      const int64_t count = marks.tile_counts[tile];
+      marks.tile_counts[tile] = before;
+      before += count;
+    }
+    in_ranges(n, EmitMarked<Isa, Emit>{emit, marks});
   }
 
  private:
-  static constexpr int64_t kTile = 4096;
+  static constexpr int64_t kTile = Marks::kTile;
   // Walked at a time: their places fit the first-level cache.
   static constexpr int64_t kWalkers = 512;
   // Below this a second thread costs more than it brings.
-  static constexpr int64_t kMinimumRange = 8 * kTile;
+  static constexpr int64_t kMinimumRange = 2 * kTile;
   // Histograms side by side, so that equal neighbours do not wait for one counter.
   static constexpr int64_t kLanes = 4;
 
@@ -138,11 +175,12 @@ class Cpu {
   struct ForEach {
     F f;
     void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
-      const F local = f;
+      const F local = fetched(f);
       for (int64_t i = begin; i < end; ++i) local(i);
     }
   };
 
+  // In a function of its own, where no name stands for the same memory twice.
   template <class Walk>
   static void step_all(const Walk& walk, uint64_t* places, int64_t count) {
     const Walk local = walk;
@@ -154,8 +192,8 @@ class Cpu {
     Walk walk;
     Emit emit;
     void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
-      const Walk local_walk = walk;
-      const Emit local_emit = emit;
+      const Walk local_walk = fetched(walk);
+      const Emit local_emit = fetched(emit);
       uint64_t places[kWalkers];
       uint64_t outside[kWalkers];  // the places of those still walking, close together
       uint32_t walkers[kWalkers];  // and who they are
@@ -189,10 +227,10 @@ class Cpu {
     F f;
     int64_t* partial;
     void operator()(int64_t range, int64_t begin, int64_t end) const {
-      const F local = f;
+      const F local = fetched(f);
       int64_t sums[kSums] = {};
       for (int64_t i = begin; i < end; ++i) local(i, sums);
-      for (int j = 0; j < kSums; ++j) partial[range * kSums + j] = sums[j];
+      for (int j = 0; j < kSums; ++j) partial[range * kSums + j] += sums[j];
     }
   };
 
@@ -201,7 +239,7 @@ class Cpu {
     Bin bin;
     uint32_t* counts;
     void operator()(int64_t range, int64_t begin, int64_t end) const {
-      const Bin local = bin;
+      const Bin local = fetched(bin);
       uint32_t* lanes = counts + range * kLanes * (kBins + 1);
       for (int64_t j = 0; j < kLanes * (kBins + 1); ++j) lanes[j] = 0;
       uint32_t bins[kTile];
@@ -217,48 +255,6 @@ class Cpu {
         for (int64_t j = 0; j < size; ++j) {
           lanes[(j % kLanes) * (kBins + 1) + bins[j]] += 1;
         }
-      }
-    }
-  };
-
-  template <class Predicate>
-  struct CountKept {
-    Predicate keeps;
-    int64_t* kept;
-    void operator()(int64_t range, int64_t begin, int64_t end) const {
-      const Predicate local = keeps;
-      int64_t count = 0;
-      for (int64_t tile = begin; tile < end; tile += kTile) {
-        const int64_t size = end - tile < kTile ? end - tile : kTile;
-        uint32_t in_tile = 0;
-        for (int64_t j = 0; j < size; ++j) in_tile += local(tile + j) ? 1u : 0u;
-        count += in_tile;
-      }
-      kept[range] = count;
-    }
-  };
-
-  template <class Predicate, class Emit>
-  struct EmitKept {
-    Predicate keeps;
-    Emit emit;
-    const int64_t* starts;
-    void operator()(int64_t range, int64_t begin, int64_t end) const {
-      const Predicate local_keeps = keeps;
-      const Emit local_emit = emit;
-      int64_t position = starts[range];
-      uint8_t mask[kTile];
-      uint32_t kept[kTile];
-      for (int64_t tile = begin; tile < end; tile += kTile) {
-        const int64_t size = end - tile < kTile ? end - tile : kTile;
-        for (int64_t j = 0; j < size; ++j) mask[j] = local_keeps(tile + j) ? 1 : 0;
-        int64_t count = 0;
-        for (int64_t j = 0; j < size; ++j) {
-          kept[count] = static_cast<uint32_t>(j);
-          count += mask[j];
-        }
-        for (int64_t j = 0; j < count; ++j) local_emit(tile + kept[j], position + j);
-        position += count;
       }
     }
   };

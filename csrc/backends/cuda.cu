@@ -7,17 +7,16 @@
 
 #include "../algorithms/instantiate.h"
 #include "cuda.h"
-#include "cuda_block.h"
+#include "cuda_loops.h"
+#include "cuda_marks.h"
+#include "cuda_search.h"
 
 namespace dynloader {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kItems = 16;  // of one thread in a tile
-constexpr int64_t kTile = kThreads * kItems;
-constexpr int kScanThreads = 1024;
 constexpr int kBlocksPerProcessor = 8;
+// More keys than this are searched by all of the GPU.
+constexpr int64_t kKeysOfOneBlock = 65536;
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -51,164 +50,38 @@ void launch(cudaStream_t stream, int64_t blocks, int threads, void (*kernel)(Par
         "cudaLaunchKernel");
 }
 
-template <class F>
-__global__ void once_kernel(F f) {
-  f();
-}
-
-template <class F>
-__global__ void __launch_bounds__(kThreads) for_each_kernel(F f, int64_t n) {
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i);
-}
-
-template <class Walk, class Emit>
-__global__ void __launch_bounds__(kThreads) walk_kernel(Walk walk, Emit emit, int64_t n) {
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) {
-    uint64_t x = walk.start(i);
-    do {
-      x = walk.step(x);
-    } while (!walk.is_inside(x));
-    emit(i, x);
+// A list of keys as what a descent reads.
+struct ListKey {
+  static constexpr int kHighBits = 32;
+  const uint64_t* keys;
+  const int64_t* count;
+  int64_t size = 0;
+  DYNLOADER_FN void fetch() { size = *count; }
+  // What is not there comes last.
+  DYNLOADER_FN uint32_t high(int64_t i) const {
+    return i < size ? static_cast<uint32_t>(keys[i] >> 32) : 0;
   }
-}
+  DYNLOADER_FN uint32_t low(int64_t i) const {
+    return i < size ? static_cast<uint32_t>(keys[i]) : 0;
+  }
+};
 
-template <int kSums, class F>
-__global__ void __launch_bounds__(kThreads) accumulate_kernel(F f, int64_t n, int64_t* sums) {
-  int64_t local[kSums] = {};
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i, local);
-  for (int j = 0; j < kSums; ++j) {
-    const int64_t sum = warp_sum(local[j]);
-    if (lane_number() == 0 && sum != 0) fetch_add(sums + j, sum);
+struct StartList {
+  Threshold* threshold;
+  const int64_t* count;
+  int64_t capacity;
+  const int64_t* rank;
+  DYNLOADER_FN void operator()() const {
+    const bool found = 1 <= *rank && *rank <= *count && *count <= capacity;
+    *threshold = {*rank < 1 ? ~uint64_t{0} : 0, *rank, found ? 0 : 1};
   }
-}
+};
 
-// One round of a descent: every block counts its share in shared memory and adds it to the global
-// counts; the block that comes last walks them. counts: [kBins], zero; ticket: zero.
-template <int kBins, class Bin, class Descent>
-__global__ void __launch_bounds__(kThreads)
-    descend_kernel(Bin bin, Descent descent, int64_t n, uint32_t* counts, uint32_t* ticket) {
-  if (!descent.is_active()) return;
-  __shared__ uint32_t local[kBins];
-  __shared__ int64_t warp_sums[kWarps];
-  __shared__ bool is_last;
-  for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) local[b] = 0;
-  __syncthreads();
-
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t base = int64_t{blockIdx.x} * kThreads; base < n; base += stride) {
-    const int64_t i = base + threadIdx.x;
-    const uint32_t b = i < n ? bin(i) : kNoDigit;
-    // A warp of equal bins (all scores equal, most samples ruled out already) costs one addition,
-    // not 32.
-    const uint32_t first = __shfl_sync(kWholeWarp, b, 0);
-    if (__all_sync(kWholeWarp, b == first)) {
-      if (lane_number() == 0 && b < kBins) atomicAdd(&local[b], unsigned{kWarp});
-    } else if (b < kBins) {
-      atomicAdd(&local[b], 1u);
-    }
-  }
-  __syncthreads();
-
-  for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) {
-    if (local[b] != 0) atomicAdd(&counts[b], local[b]);
-  }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-
-  constexpr int kMine = kBins / kThreads;
-  static_assert(kBins % kThreads == 0, "every thread walks as many bins");
-  const int highest = kBins - 1 - static_cast<int>(threadIdx.x) * kMine;
-  uint32_t mine[kMine];
-  int64_t sum = 0;
-  for (int j = 0; j < kMine; ++j) {
-    mine[j] = atomic_load(counts + highest - j);
-    sum += mine[j];
-  }
-  const int64_t rank = descent.rank();
-  int64_t total = 0;
-  int64_t above = block_exclusive_scan<kThreads>(sum, warp_sums, &total);
-  if (rank <= above || rank > above + sum) return;
-  for (int j = 0; j < kMine; ++j) {
-    if (rank <= above + mine[j]) {
-      descent.take(static_cast<uint32_t>(highest - j), rank - above, mine[j]);
-      return;
-    }
-    above += mine[j];
-  }
-}
-
-template <class Predicate>
-__global__ void __launch_bounds__(kThreads)
-    count_kept_kernel(Predicate keeps, int64_t n, int64_t* kept) {
-  __shared__ int64_t warp_sums[kWarps];
-  const int64_t tile = int64_t{blockIdx.x} * kTile;
-  int64_t mine = 0;
-  for (int item = 0; item < kItems; ++item) {
-    const int64_t i = tile + item * kThreads + threadIdx.x;
-    if (i < n && keeps(i)) ++mine;
-  }
-  int64_t total = 0;
-  block_exclusive_scan<kThreads>(mine, warp_sums, &total);
-  if (threadIdx.x == 0) kept[blockIdx.x] = total;
-}
-
-// values[j] = the sum of the values before it. One block.
-__global__ void __launch_bounds__(kScanThreads) exclusive_scan_kernel(int64_t* values, int64_t n) {
-  __shared__ int64_t warp_sums[kScanThreads / kWarp];
-  int64_t carry = 0;
-  for (int64_t base = 0; base < n; base += kScanThreads) {
-    const int64_t i = base + threadIdx.x;
-    int64_t total = 0;
-    const int64_t before =
-        block_exclusive_scan<kScanThreads>(i < n ? values[i] : 0, warp_sums, &total);
-    if (i < n) values[i] = carry + before;
-    carry += total;
-    __syncthreads();
-  }
-}
-
-template <class Predicate, class Emit>
-__global__ void __launch_bounds__(kThreads)
-    emit_kept_kernel(Predicate keeps, Emit emit, int64_t n, const int64_t* starts) {
-  __shared__ int64_t warp_sums[kWarps];
-  // Kept samples of each (item, warp), in the order of their indices.
-  __shared__ uint32_t kept[kItems * kWarps];
-  __shared__ uint32_t before[kItems * kWarps];
-  static_assert(kItems * kWarps <= kThreads, "one thread scans one entry");
-  const int64_t tile = int64_t{blockIdx.x} * kTile;
-  uint32_t mine = 0;  // bit item: this thread keeps its sample of that item
-  uint32_t votes[kItems];
-  for (int item = 0; item < kItems; ++item) {
-    const int64_t i = tile + item * kThreads + threadIdx.x;
-    const bool keep = i < n && keeps(i);
-    votes[item] = __ballot_sync(kWholeWarp, keep);
-    mine |= (keep ? 1u : 0u) << item;
-    if (lane_number() == 0) {
-      kept[item * kWarps + warp_number()] = static_cast<uint32_t>(__popc(votes[item]));
-    }
-  }
-  __syncthreads();
-  const int entry = static_cast<int>(threadIdx.x);
-  int64_t total = 0;
-  const int64_t scanned =
-      block_exclusive_scan<kThreads>(entry < kItems * kWarps ? kept[entry] : 0, warp_sums, &total);
-  if (entry < kItems * kWarps) before[entry] = static_cast<uint32_t>(scanned);
-  __syncthreads();
-  const uint32_t lower_lanes = (1u << lane_number()) - 1;
-  for (int item = 0; item < kItems; ++item) {
-    if ((mine >> item & 1u) == 0) continue;
-    const int64_t i = tile + item * kThreads + threadIdx.x;
-    emit(i, starts[blockIdx.x] + before[item * kWarps + warp_number()] +
-                __popc(votes[item] & lower_lanes));
-  }
-}
+struct FinishList {
+  const Threshold* threshold;
+  uint64_t* result;
+  DYNLOADER_FN void operator()() const { *result = threshold->prefix; }
+};
 
 }  // namespace
 
@@ -223,11 +96,28 @@ void Cuda::for_each(int64_t n, const F& f) {
   launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads, for_each_kernel<F>, f, n);
 }
 
+template <class First, class Second>
+void Cuda::in_two_steps(int64_t n, const First& first, const Second& second) {
+  if (n == 0) return;
+  if (n > kOneBlock) {
+    for_each(n, first);
+    return for_each(n, second);
+  }
+  launch(stream_, 1, kOneBlockThreads, in_two_steps_kernel<First, Second>, first, second, n);
+}
+
 template <class Walk, class Emit>
 void Cuda::walk(int64_t n, const Walk& walk, const Emit& emit) {
   if (n == 0) return;
   launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads, walk_kernel<Walk, Emit>, walk,
          emit, n);
+}
+
+template <class Walk, class Emit>
+void Cuda::walk_shared(int64_t n, const Walk& walk, const Emit& emit) {
+  if (n == 0) return;
+  launch(stream_, resident_blocks(divide_up(n, kWarps)), kThreads, walk_shared_kernel<Walk, Emit>,
+         walk, emit, n);
 }
 
 template <int kSums, class F>
@@ -240,22 +130,46 @@ void Cuda::accumulate(int64_t n, const F& f, int64_t* sums) {
 
 template <int kBins, class Bin, class Descent>
 void Cuda::descend(int64_t n, const Bin& bin, const Descent& descent) {
+  static_assert(kBins <= kSearchBins, "all descents of a call share their counters");
   if (n == 0) return;
-  auto* counts = allocate<uint32_t>(kBins + 1);
-  check(cudaMemsetAsync(counts, 0, (kBins + 1) * sizeof(uint32_t), stream_), "cudaMemsetAsync");
+  if (counts_ == nullptr) {
+    counts_ = allocate<uint32_t>(kSearchBins + 1);
+    check(cudaMemsetAsync(counts_, 0, (kSearchBins + 1) * sizeof(uint32_t), stream_),
+          "cudaMemsetAsync");
+  }
   launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads,
-         descend_kernel<kBins, Bin, Descent>, bin, descent, n, counts, counts + kBins);
+         descend_kernel<kBins, Bin, Descent>, bin, descent, n, counts_, counts_ + kSearchBins);
 }
 
-template <class Predicate, class Emit>
-void Cuda::compact(int64_t n, const Predicate& keeps, const Emit& emit) {
+void Cuda::kth(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
+               uint64_t* result) {
+  if (capacity <= kKeysOfOneBlock || count == nullptr) {
+    return launch(stream_, 1, kSearchThreads, kth_kernel, keys, capacity, count, rank, result);
+  }
+  auto* threshold = allocate<Threshold>(1);
+  once(StartList{threshold, count, capacity, rank});
+  search_digits<true>(*this, ListKey{keys, count}, capacity, threshold);
+  once(FinishList{threshold, result});
+}
+
+template <class Key>
+void Cuda::mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks) {
   if (n == 0) return;
-  const int64_t tiles = divide_up(n, kTile);
-  auto* starts = allocate<int64_t>(tiles);
-  launch(stream_, tiles, kThreads, count_kept_kernel<Predicate>, keeps, n, starts);
-  launch(stream_, 1, kScanThreads, exclusive_scan_kernel, starts, tiles);
-  launch(stream_, tiles, kThreads, emit_kept_kernel<Predicate, Emit>, keeps, emit, n,
-         static_cast<const int64_t*>(starts));
+  launch(stream_, Marks::tiles_of(n), kThreads, mark_kernel<Key>, key, n, bracket, marks);
+}
+
+void Cuda::settle(int64_t n, const uint64_t* threshold, const Marks& marks) {
+  if (n == 0) return;
+  const int64_t tiles = Marks::tiles_of(n);
+  launch(stream_, divide_up(tiles, kWarps), kThreads, settle_kernel, tiles, threshold, marks);
+}
+
+template <class Emit>
+void Cuda::emit(int64_t n, const Marks& marks, const Emit& emit) {
+  if (n == 0) return;
+  const int64_t tiles = Marks::tiles_of(n);
+  launch(stream_, 1, kScanThreads, exclusive_scan_kernel, marks.tile_counts, tiles);
+  launch(stream_, tiles, kThreads, emit_kernel<Emit>, emit, n, marks);
 }
 
 DYNLOADER_INSTANTIATE(Cuda);

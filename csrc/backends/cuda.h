@@ -6,12 +6,18 @@
 
 #include <cstdint>
 
+#include "../algorithms/marks.h"
 #include "scratch.h"
 
 namespace dynloader {
 
 class Cuda {
  public:
+  // Up to here one block looks at all keys. A bracket pays from where reading all keys three times
+  // costs more than the launches that it takes.
+  static constexpr int64_t kAllKeysUpTo = 16384;
+  static constexpr int64_t kBracketFrom = int64_t{1} << 22;
+
   Cuda(cudaStream_t stream, Scratch scratch) : stream_(stream), scratch_(scratch) {}
 
   template <class T>
@@ -25,8 +31,14 @@ class Cuda {
   template <class F>
   void for_each(int64_t n, const F& f);
 
+  template <class First, class Second>
+  void in_two_steps(int64_t n, const First& first, const Second& second);
+
   template <class Walk, class Emit>
   void walk(int64_t n, const Walk& walk, const Emit& emit);
+
+  template <class Walk, class Emit>
+  void walk_shared(int64_t n, const Walk& walk, const Emit& emit);
 
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums);
@@ -34,12 +46,21 @@ class Cuda {
   template <int kBins, class Bin, class Descent>
   void descend(int64_t n, const Bin& bin, const Descent& descent);
 
-  template <class Predicate, class Emit>
-  void compact(int64_t n, const Predicate& keeps, const Emit& emit);
+  void kth(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
+           uint64_t* result);
+
+  template <class Key>
+  void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks);
+
+  void settle(int64_t n, const uint64_t* threshold, const Marks& marks);
+
+  template <class Emit>
+  void emit(int64_t n, const Marks& marks, const Emit& emit);
 
  private:
   cudaStream_t stream_;
   Scratch scratch_;
+  uint32_t* counts_ = nullptr;  // of a descent, zero between two of them
 };
 
 }  // namespace dynloader

@@ -33,15 +33,24 @@ DYNLOADER_FN double log1p_reduced(double d) {
   return twice + twice * (z * p);
 }
 
-// ln(x * 2^-scale) for a positive normal double.
-DYNLOADER_FN double natural_log(double x, int scale = 0) {
+// x * 2^-scale = (1 + d) * 2^exponent, for a positive normal double.
+struct Reduced {
+  double d;
+  double exponent;
+};
+
+DYNLOADER_FN Reduced reduce(double x, int scale) {
   const uint64_t bits = bit_cast<uint64_t>(x);
-  int exponent = static_cast<int>(bits >> 52) - 1023;
-  double m = bit_cast<double>((bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
+  const double m = bit_cast<double>((bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
   const bool above = m > 1.4142135623730951;
-  m = above ? m * 0.5 : m;
-  exponent = above ? exponent + 1 : exponent;
-  return static_cast<double>(exponent - scale) * kLn2 + log1p_reduced(m - 1.0);
+  const int64_t exponent = static_cast<int64_t>(bits >> 52) - 1023 - scale + (above ? 1 : 0);
+  return {(above ? m * 0.5 : m) - 1.0, static_cast<double>(exponent)};
+}
+
+// ln(x) for a positive normal double.
+DYNLOADER_FN double natural_log(double x) {
+  const Reduced reduced = reduce(x, 0);
+  return reduced.exponent * kLn2 + log1p_reduced(reduced.d);
 }
 
 // e^x, with x clamped to [-700, 700].
@@ -80,9 +89,11 @@ DYNLOADER_FN double unit_interval(uint64_t u) {
 // distance to 1, as an integer, because the smallest variates win the race and must keep their
 // relative precision.
 DYNLOADER_FN double exponential_variate(uint64_t u) {
-  const double near_one = log1p_reduced(-((static_cast<double>(~u) + 0.5) * kTwoToMinus64));
-  const double elsewhere = natural_log(static_cast<double>(u) + 0.5, 64);
-  return -(u >= 0xb504f333f9de6485u ? near_one : elsewhere);
+  const bool near_one = u >= 0xb504f333f9de6485u;
+  const Reduced elsewhere = reduce(static_cast<double>(u) + 0.5, 64);
+  const double distance = (static_cast<double>(~u) + 0.5) * kTwoToMinus64;
+  const double exponent = near_one ? 0.0 : elsewhere.exponent;
+  return -(exponent * kLn2 + log1p_reduced(near_one ? -distance : elsewhere.d));
 }
 
 }  // namespace dynloader

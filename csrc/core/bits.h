@@ -34,10 +34,13 @@ DYNLOADER_FN bool is_finite(float value) {
 // and highest: a sample whose loss is no number is one to look at, not one to lose.
 DYNLOADER_FN uint32_t ordered_bits(float score) {
   const uint32_t bits = bit_cast<uint32_t>(score);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t ordered = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-  const uint32_t no_zero_sign = magnitude == 0 ? 0x80000000u : ordered;
-  return magnitude > kInfinityBits ? 0xffffffffu : no_zero_sign;
+  // All bits of a negative number, the sign of any other.
+  const uint32_t flipped = static_cast<uint32_t>(bit_cast<int32_t>(bits) >> 31) | 0x80000000u;
+  const uint32_t ordered = bits ^ flipped;
+  const uint32_t no_zero_sign = ordered + (ordered == 0x7fffffffu ? 1u : 0u);
+  // Beyond -inf at one end, and beyond +inf at the other.
+  const bool is_nan = ordered - 0x007fffffu > 0xff800000u - 0x007fffffu;
+  return is_nan ? 0xffffffffu : no_zero_sign;
 }
 
 // The score that ordered_bits came from: -0 comes back as +0, and any NaN as the canonical one.

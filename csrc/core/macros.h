@@ -13,9 +13,26 @@
 
 namespace dynloader {
 
+// What a functor needs of the results of earlier calls lies in the backend's memory. Every loop
+// reads it once, by fetch(), before its first element: compilers do not, for the loop might change
+// it.
+template <class F>
+DYNLOADER_FN auto fetch(F& f, int) -> decltype(f.fetch()) {
+  f.fetch();
+}
+template <class F>
+DYNLOADER_FN void fetch(F&, long) {}
+
+template <class F>
+DYNLOADER_FN F fetched(F f) {
+  fetch(f, 0);
+  return f;
+}
+
 // Atomics on global memory, relaxed: only results that do not depend on the order are built on
 // them.
 
+// Returns the value before.
 DYNLOADER_FN int64_t fetch_add(int64_t* address, int64_t value) {
 #ifdef __CUDA_ARCH__
   return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(address),

@@ -23,25 +23,41 @@ enum class Purpose : uint32_t {
 struct Address {
   uint64_t seed;
   uint32_t epoch;
+  // Where the epoch is read instead, in the backend's memory; null: nowhere. A CUDA graph is
+  // replayed with a new epoch in the same place.
+  const int64_t* epoch_at = nullptr;
+
+  DYNLOADER_FN void fetch() {
+    if (epoch_at != nullptr) epoch = static_cast<uint32_t>(*epoch_at);
+  }
 };
 
 struct Words {
   uint32_t word[4];
 };
 
-DYNLOADER_FN Words philox4x32_10(Words counter, uint32_t key0, uint32_t key1) {
-  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c0;
-    const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
-    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key0;
-    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key1;
-    c1 = static_cast<uint32_t>(product1);
-    c3 = static_cast<uint32_t>(product0);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return {{c0, c1, c2, c3}};
+DYNLOADER_FN Words philox_round(Words c, uint32_t key0, uint32_t key1) {
+  const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c.word[0];
+  const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * c.word[2];
+  return {
+      {static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ key0, static_cast<uint32_t>(product1),
+       static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(product0)}};
+}
+
+// Written out: compilers give up on vector code for a loop of calls with a loop in each.
+DYNLOADER_FN Words philox4x32_10(Words c, uint32_t key0, uint32_t key1) {
+  constexpr uint32_t kStep0 = 0x9E3779B9u;
+  constexpr uint32_t kStep1 = 0xBB67AE85u;
+  c = philox_round(c, key0, key1);
+  c = philox_round(c, key0 + kStep0, key1 + kStep1);
+  c = philox_round(c, key0 + 2 * kStep0, key1 + 2 * kStep1);
+  c = philox_round(c, key0 + 3 * kStep0, key1 + 3 * kStep1);
+  c = philox_round(c, key0 + 4 * kStep0, key1 + 4 * kStep1);
+  c = philox_round(c, key0 + 5 * kStep0, key1 + 5 * kStep1);
+  c = philox_round(c, key0 + 6 * kStep0, key1 + 6 * kStep1);
+  c = philox_round(c, key0 + 7 * kStep0, key1 + 7 * kStep1);
+  c = philox_round(c, key0 + 8 * kStep0, key1 + 8 * kStep1);
+  return philox_round(c, key0 + 9 * kStep0, key1 + 9 * kStep1);
 }
 
 DYNLOADER_FN Words random_words(Address address, Purpose purpose, uint64_t index) {
@@ -51,13 +67,20 @@ DYNLOADER_FN Words random_words(Address address, Purpose purpose, uint64_t index
                        static_cast<uint32_t>(address.seed >> 32));
 }
 
-// 64 bits for sample i. Samples 2j and 2j + 1 share the four words of one Philox call.
+// 64 bits for each of the samples 2j and 2j + 1, which share the four words of one Philox call.
+struct BitsOfPair {
+  uint64_t even, odd;
+};
+
+DYNLOADER_FN BitsOfPair random_bits_of_pair(Address address, Purpose purpose, uint64_t j) {
+  const Words words = random_words(address, purpose, j);
+  return {(static_cast<uint64_t>(words.word[0]) << 32) | words.word[1],
+          (static_cast<uint64_t>(words.word[2]) << 32) | words.word[3]};
+}
+
 DYNLOADER_FN uint64_t random_bits64(Address address, Purpose purpose, uint64_t i) {
-  const Words words = random_words(address, purpose, i >> 1);
-  const bool odd = (i & 1) != 0;
-  const uint32_t high = odd ? words.word[2] : words.word[0];
-  const uint32_t low = odd ? words.word[3] : words.word[1];
-  return (static_cast<uint64_t>(high) << 32) | low;
+  const BitsOfPair bits = random_bits_of_pair(address, purpose, i >> 1);
+  return (i & 1) != 0 ? bits.odd : bits.even;
 }
 
 // A keyed bijection of the 32-bit integers: equal scores get distinct low halves of their keys.

@@ -1,6 +1,7 @@
 // Keys: what makes one sample come before another. All keys of a selection are distinct 64-bit
 // integers, so that the k largest are one set, whoever looks for them. A key is asked for in
-// halves, because the low one (a keyed bijection of the index) is rarely needed.
+// halves, because the low one (a keyed bijection of the index) is rarely needed. Before the first,
+// fetch() is called.
 #pragma once
 
 #include <cstdint>
@@ -20,27 +21,20 @@ struct Threshold {
 };
 
 template <class Key>
-DYNLOADER_FN bool reaches(const Key& key, const Threshold& threshold, int64_t i) {
-  const uint32_t high = key.high(i);
-  const uint32_t threshold_high = static_cast<uint32_t>(threshold.prefix >> 32);
-  const uint32_t threshold_low = static_cast<uint32_t>(threshold.prefix);
-  if (threshold_low == 0) return high >= threshold_high;
-  return (high > threshold_high) | ((high == threshold_high) & (key.low(i) >= threshold_low));
+DYNLOADER_FN uint64_t whole(const Key& key, int64_t i) {
+  return (static_cast<uint64_t>(key.high(i)) << 32) | key.low(i);
 }
 
 struct ScoreKey {
   static constexpr int kHighBits = 32;
   const float* scores;
-  Shuffle32 tie;
+  Address address;
+  Shuffle32 tie = {};
+  DYNLOADER_FN void fetch() {
+    address.fetch();
+    tie = Shuffle32::keyed(address, Purpose::kTie);
+  }
   DYNLOADER_FN uint32_t high(int64_t i) const { return ordered_bits(scores[i]); }
-  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
-};
-
-struct PriorityKey {
-  static constexpr int kHighBits = 32;
-  const uint32_t* priorities;
-  Shuffle32 tie;
-  DYNLOADER_FN uint32_t high(int64_t i) const { return priorities[i]; }
   DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
 };
 
@@ -49,17 +43,35 @@ template <class IsFirst>
 struct ClassKey {
   static constexpr int kHighBits = 1;
   IsFirst is_first;
-  Shuffle32 shuffle;
+  Address address;
+  Purpose purpose;
+  Shuffle32 shuffle = {};
+  DYNLOADER_FN void fetch() {
+    is_first.fetch();
+    address.fetch();
+    shuffle = Shuffle32::keyed(address, purpose);
+  }
   DYNLOADER_FN uint32_t high(int64_t i) const { return is_first(i) ? 1u : 0u; }
   DYNLOADER_FN uint32_t low(int64_t i) const { return shuffle(static_cast<uint32_t>(i)); }
 };
 
-// Epsilon-greedy: the samples that the greedy part took. No threshold: it took none.
+// The samples whose keys by score reach a threshold: those that epsilon-greedy takes for their
+// scores. No threshold: it takes none.
 struct IsGreedy {
   ScoreKey key;
-  const Threshold* threshold;
+  const uint64_t* threshold;
+  uint32_t above = 0xffffffffu;  // the halves of the threshold
+  uint32_t least = 0xffffffffu;
+  DYNLOADER_FN void fetch() {
+    key.fetch();
+    if (threshold == nullptr) return;
+    above = static_cast<uint32_t>(*threshold >> 32);
+    least = static_cast<uint32_t>(*threshold);
+  }
   DYNLOADER_FN bool operator()(int64_t i) const {
-    return threshold != nullptr && reaches(key, *threshold, i);
+    const uint32_t high = key.high(i);
+    const bool reaches = (high > above) | ((high == above) & (key.low(i) >= least));
+    return reaches & (threshold != nullptr);
   }
 };
 
@@ -67,32 +79,58 @@ struct IsGreedy {
 struct IsNotBelowMean {
   const float* scores;
   const double* mean;
+  double value = 0.0;
+  DYNLOADER_FN void fetch() { value = *mean; }
   DYNLOADER_FN bool operator()(int64_t i) const {
-    return !(static_cast<double>(scores[i]) < *mean);
+    return !(static_cast<double>(scores[i]) < value);
   }
 };
 
 // Weighted sampling, one sample after another without replacement, as an exponential race
 // (Efraimidis and Spirakis 2006): the k smallest E / w, that is the k largest w / E.
 struct RacePriority {
-  const float* weights;
-  Address address;
-  DYNLOADER_FN uint32_t operator()(int64_t i) const {
-    const double weight = static_cast<double>(weights[i]);
-    const uint64_t bits = random_bits64(address, Purpose::kRace, static_cast<uint64_t>(i));
-    return priority_bits(weight > 0.0 ? weight / exponential_variate(bits) : 0.0);
+  static constexpr Purpose kPurpose = Purpose::kRace;
+  static DYNLOADER_FN double of(double weight, uint64_t bits) {
+    return weight / exponential_variate(bits);
   }
 };
 
 // Priority sampling (Duffield, Lund, Thorup 2007): the k largest w / u; the (k + 1)-th gives
 // unbiased weights.
 struct UniformPriority {
+  static constexpr Purpose kPurpose = Purpose::kPriority;
+  static DYNLOADER_FN double of(double weight, uint64_t bits) {
+    return weight / unit_interval(bits);
+  }
+};
+
+// Drawn where it is needed, and so only once: a selection reads every key once.
+template <class Priority>
+struct PriorityKey {
+  static constexpr int kHighBits = 32;
   const float* weights;
   Address address;
-  DYNLOADER_FN uint32_t operator()(int64_t i) const {
+  Shuffle32 tie = {};
+  DYNLOADER_FN void fetch() {
+    address.fetch();
+    tie = Shuffle32::keyed(address, Purpose::kTie);
+  }
+  DYNLOADER_FN uint32_t high(int64_t i) const {
+    return of(i, random_bits64(address, Priority::kPurpose, static_cast<uint64_t>(i)));
+  }
+  // Those of the samples 2j and 2j + 1, for the price of one draw.
+  DYNLOADER_FN void high_of_pair(int64_t j, uint32_t* high) const {
+    const BitsOfPair bits =
+        random_bits_of_pair(address, Priority::kPurpose, static_cast<uint64_t>(j));
+    high[0] = of(2 * j, bits.even);
+    high[1] = of(2 * j + 1, bits.odd);
+  }
+  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
+
+ private:
+  DYNLOADER_FN uint32_t of(int64_t i, uint64_t bits) const {
     const double weight = static_cast<double>(weights[i]);
-    const uint64_t bits = random_bits64(address, Purpose::kPriority, static_cast<uint64_t>(i));
-    return priority_bits(weight > 0.0 ? weight / unit_interval(bits) : 0.0);
+    return priority_bits(weight > 0.0 ? Priority::of(weight, bits) : 0.0);
   }
 };
 

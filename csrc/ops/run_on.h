@@ -1,18 +1,17 @@
 // From tensors to a backend: which device, which stream, which instruction set, and whose memory.
 #pragma once
 
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <cstdint>
-#include <vector>
 
 #include "../algorithms/calls.h"
 #include "../backends/cpu.h"
 #include "cpu_path.h"
 #include "denormals.h"
+#include "memory.h"
 
 #ifdef DYNLOADER_WITH_CUDA
 #include <c10/cuda/CUDAGuard.h>
@@ -22,25 +21,6 @@
 #endif
 
 namespace dynloader {
-
-// Working memory from torch's allocator, given back when the call has been queued: on CUDA the
-// caching allocator hands it out again in stream order.
-class TensorScratch {
- public:
-  explicit TensorScratch(c10::Device device) : options_(at::device(device).dtype(at::kByte)) {}
-
-  Scratch view() { return {this, &TensorScratch::allocate}; }
-
- private:
-  static void* allocate(void* context, int64_t bytes) {
-    auto& self = *static_cast<TensorScratch*>(context);
-    self.held_.push_back(at::empty({bytes}, self.options_));
-    return self.held_.back().mutable_data_ptr();
-  }
-
-  at::TensorOptions options_;
-  std::vector<at::Tensor> held_;
-};
 
 inline void run_tasks(int64_t tasks, void (*task)(void*, int64_t), void* context) {
   at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

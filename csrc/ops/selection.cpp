@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "checks.h"
+#include "memory.h"
 #include "operators.h"
 #include "run_on.h"
 
@@ -11,7 +12,7 @@ namespace dynloader {
 namespace {
 
 at::Tensor indices_like(const at::Tensor& tensor, int64_t count) {
-  return at::empty({count}, tensor.options().dtype(at::kLong));
+  return empty_vector(count, tensor.options().dtype(at::kLong));
 }
 
 // Host waits for the GPU, if the weights are there.
@@ -48,7 +49,7 @@ at::Tensor order_by(const char* op, Purpose purpose, Order call, int64_t seed, i
                     ", got start = ", call.start, ", stop = ", call.stop);
   call.address = check_address(op, seed, epoch);
   call.purpose = purpose;
-  at::Tensor result = at::empty({call.stop - call.start}, at::device(device).dtype(at::kLong));
+  at::Tensor result = empty_vector(call.stop - call.start, at::device(device).dtype(at::kLong));
   call.order = result.mutable_data_ptr<int64_t>();
   run_on(device, call);
   return result;
@@ -103,7 +104,7 @@ std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double d
   const at::Tensor input = scores.contiguous();
   const int64_t most = num_kept >= 0 ? num_kept : n;
   at::Tensor selected = indices_like(scores, most);
-  at::Tensor weights = at::empty({most}, scores.options());
+  at::Tensor weights = empty_vector(most, scores.options());
   at::Tensor kept = indices_like(scores, 1);
   run_on(scores.device(),
          InfoBatch{input.const_data_ptr<float>(), n, drop_probability, num_kept, num_candidates,
@@ -111,7 +112,7 @@ std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double d
                    kept.mutable_data_ptr<int64_t>()});
   if (num_kept >= 0) return {selected, weights};
   const int64_t count = kept.item<int64_t>();
-  return {selected.narrow(0, 0, count).clone(), weights.narrow(0, 0, count).clone()};
+  return {cut_short(selected, count), cut_short(weights, count)};
 }
 
 at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "checks.h"
+#include "memory.h"
 #include "operators.h"
 #include "run_on.h"
 
@@ -80,7 +81,7 @@ at::Tensor power_weights(const at::Tensor& scores, double exponent, double offse
                     "power_weights: offset must be 0 or a normal number > 0, got ", offset);
   TORCH_CHECK_VALUE(offset >= 0, "power_weights: offset must be >= 0, got ", offset);
   const at::Tensor input = scores.contiguous();
-  at::Tensor weights = at::empty({n}, scores.options());
+  at::Tensor weights = empty_vector(n, scores.options());
   run_on(scores.device(), PowerWeights{input.const_data_ptr<float>(), n, exponent, offset,
                                        weights.mutable_data_ptr<float>()});
   return weights;
@@ -90,7 +91,7 @@ at::Tensor ucb_visits(const at::Tensor& records, double c, double t) {
   const Record* data = records_of("ucb_visits", records);
   TORCH_CHECK_VALUE(c >= 0 && std::isfinite(c), "ucb_visits: c must be finite and >= 0, got ", c);
   TORCH_CHECK_VALUE(t >= 1 && std::isfinite(t), "ucb_visits: t must be finite and >= 1, got ", t);
-  at::Tensor scores = at::empty({records.size(0)}, records.options().dtype(at::kFloat));
+  at::Tensor scores = empty_vector(records.size(0), records.options().dtype(at::kFloat));
   run_on(records.device(),
          VisitBonus{data, records.size(0), c, natural_log(t), scores.mutable_data_ptr<float>()});
   return scores;

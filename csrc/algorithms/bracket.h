@@ -1,0 +1,127 @@
+// Where the k-th largest key lies, from a look at a few of the keys: so all of them are read only
+// once (Floyd and Rivest, "Expected time bounds for selection", CACM 1975).
+#pragma once
+
+#include <cstdint>
+
+#include "../core/selection_key.h"
+#include "marks.h"
+
+namespace dynloader {
+
+// One search, in the backend's memory.
+struct Search {
+  Threshold threshold;
+  Bracket bracket;
+  int64_t sample_ranks[2];  // of bracket.upper and bracket.lower among the keys looked at
+  int64_t open_rank;        // of the threshold among the open keys
+  uint64_t open_threshold;
+  int64_t totals[2];  // as in Marks
+  uint64_t first_kept;
+};
+
+inline int floor_log2(int64_t n) {
+  int bits = 0;
+  while ((int64_t{2} << bits) <= n) ++bits;
+  return bits;
+}
+
+// So many keys are looked at: about n^(2/3), where looking costs as much as what it leaves open.
+// Fewer where the scores are beyond the cache: a look waits for memory, a pass over all does not.
+inline int64_t looks_at(int64_t n) {
+  const int log2_n = floor_log2(n);
+  const int wanted = (2 * log2_n + 1) / 3 + (log2_n < 22 ? 1 : -1);
+  return int64_t{1} << (wanted < 11 ? 11 : wanted > 18 ? 18 : wanted);
+}
+
+DYNLOADER_FN int64_t integer_sqrt(int64_t x) {
+  int64_t root = 0;
+  for (int64_t bit = int64_t{1} << 31; bit > 0; bit >>= 1) {
+    if ((root + bit) * (root + bit) <= x) root += bit;
+  }
+  return root;
+}
+
+// Four standard deviations of a rank among `looks` keys, of which `above` are expected above it.
+DYNLOADER_FN int64_t rank_margin(int64_t above, int64_t looks) {
+  return integer_sqrt(16 * (above * (looks - above) / looks)) + 4;
+}
+
+// Twice the number of open samples that is to be expected at most, and a tile.
+inline int64_t open_capacity(int64_t n, int64_t looks) {
+  const int64_t margin = rank_margin(looks / 2, looks);
+  const int64_t expected = (2 * margin + 2) * (n / looks + 1);
+  const int64_t wanted = 2 * expected + Marks::kTile;
+  return wanted < n ? wanted : n;
+}
+
+template <class Key>
+struct WriteKey {
+  Key key;
+  uint64_t* keys;
+  DYNLOADER_FN void fetch() { dynloader::fetch(key, 0); }
+  DYNLOADER_FN void operator()(int64_t i) const { keys[i] = whole(key, i); }
+};
+
+// One sample of each of `looks` stretches of equal length (a power of two of them), at a place in
+// it that no regular pattern of the scores follows. Which ones decides how fast the answer comes,
+// not which it is.
+template <class Key>
+struct LookAtKey {
+  Key key;
+  int64_t n;
+  int log2_looks;
+  uint64_t* keys;
+  DYNLOADER_FN void fetch() { dynloader::fetch(key, 0); }
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const uint64_t first = (static_cast<uint64_t>(j) * static_cast<uint64_t>(n)) >> log2_looks;
+    const uint64_t length = static_cast<uint64_t>(n) >> log2_looks;
+    uint32_t hash = static_cast<uint32_t>(j) * 0x9E3779B1u;
+    hash ^= hash >> 15;
+    hash *= 0x85EBCA77u;
+    const uint64_t place = first + ((hash * length) >> 32);
+    keys[j] = whole(key, static_cast<int64_t>(place));
+  }
+};
+
+struct PlanBracket {
+  Search* search;
+  int64_t n, looks;
+  DYNLOADER_FN void operator()() const {
+    const double share = static_cast<double>(looks) / static_cast<double>(n);
+    const auto above = static_cast<int64_t>(static_cast<double>(search->threshold.rank) * share);
+    const int64_t margin = rank_margin(above < looks ? above : looks, looks);
+    search->sample_ranks[0] = above - margin;
+    search->sample_ranks[1] = above + margin + 1;
+    search->bracket.is_active = 1;
+    search->totals[0] = search->totals[1] = 0;
+  }
+};
+
+// After marking: is the threshold among the open keys?
+struct Locate {
+  Search* search;
+  int64_t open_capacity;
+  DYNLOADER_FN void operator()() const {
+    const int64_t rank = search->threshold.rank - search->totals[0];
+    const int64_t open = search->totals[1];
+    const bool hit = 1 <= rank && rank <= open && open <= open_capacity;
+    search->open_rank = hit ? rank : 0;
+    search->threshold.settled = hit ? 1 : 0;
+    search->bracket.is_active = hit ? 0 : 1;
+  }
+};
+
+// After the search by digits, which does nothing where the bracket had hit.
+struct Conclude {
+  Search* search;
+  uint64_t beyond;  // 0: the threshold is kept; 1: only what lies above it
+  DYNLOADER_FN void operator()() const {
+    if (search->bracket.is_active == 0) search->threshold.prefix = search->open_threshold;
+    search->first_kept = search->threshold.prefix + beyond;
+    search->bracket.lower = search->bracket.upper = search->first_kept;
+    if (search->bracket.is_active != 0) search->totals[0] = search->totals[1] = 0;
+  }
+};
+
+}  // namespace dynloader

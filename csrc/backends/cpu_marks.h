@@ -1,0 +1,171 @@
+// Tiles of samples marked as bits, and written out, by one core.
+#pragma once
+
+#include <cstdint>
+
+#include "../algorithms/marks.h"
+#include "../core/macros.h"
+#include "cpu_simd.h"
+
+namespace dynloader {
+
+// Marked at a time: what is known of a block fits the first-level cache.
+constexpr int64_t kMarkBlock = 1024;
+
+template <class Isa, class Key>
+struct MarkTiles {
+  Key key;
+  Bracket bracket;
+  Marks marks;
+
+  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+    const MarkTiles local = {fetched(key), bracket, marks};
+    int64_t total = 0;
+    for (int64_t first = begin; first < end; first += Marks::kTile) {
+      total += local.mark_tile(first, end - first < Marks::kTile ? end - first : Marks::kTile);
+    }
+    fetch_add(marks.totals, total);
+  }
+
+  // Block by block, because what is known of a block fits the first-level cache.
+  int64_t mark_tile(int64_t first, int64_t size) const {
+    uint64_t keys[Marks::kTile + Simd<Isa>::kSlack];
+    uint32_t samples[Marks::kTile + Simd<Isa>::kSlack];
+    int64_t count = 0;
+    int64_t num_open = 0;
+    for (int64_t start = 0; start < size; start += kMarkBlock) {
+      const int64_t length = size - start < kMarkBlock ? size - start : kMarkBlock;
+      count += mark_block(first, start, length, keys, samples, &num_open);
+    }
+    const int64_t tile = first / Marks::kTile;
+    marks.tile_counts[tile] = count;
+    marks.open_counts[tile] = 0;
+    if (num_open == 0) return count;
+    const int64_t place = fetch_add(marks.totals + 1, num_open);
+    // Too many: their number tells.
+    if (place + num_open > marks.open_capacity) return count;
+    marks.open_starts[tile] = place;
+    marks.open_counts[tile] = static_cast<int32_t>(num_open);
+    for (int64_t j = 0; j < num_open; ++j) marks.open_keys[place + j] = keys[j];
+    for (int64_t j = 0; j < num_open; ++j) {
+      marks.open_samples[place + j] = static_cast<uint16_t>(samples[j]);
+    }
+    return count;
+  }
+
+  int64_t mark_block(int64_t first, int64_t start, int64_t length, uint64_t* keys,
+                     uint32_t* samples, int64_t* num_open) const {
+    const Key local = key;
+    const int64_t begin = first + start;
+    const uint32_t upper = static_cast<uint32_t>(bracket.upper >> 32);
+    const uint32_t lower = static_cast<uint32_t>(bracket.lower >> 32);
+    uint32_t high[kMarkBlock];
+    write_high(local, begin, length, high, 0);
+    uint32_t is_equal = 0;
+    for (int64_t j = 0; j < length; ++j) {
+      is_equal |= static_cast<uint32_t>(high[j] == upper) | static_cast<uint32_t>(high[j] == lower);
+    }
+    const int64_t words = (length + 63) / 64;
+    for (int64_t j = length; j < words * 64; ++j) high[j] = 0;
+
+    uint64_t* bits = marks.bits + begin / 64;
+    uint64_t open[kMarkBlock / 64];
+    if (is_equal == 0) {
+      for (int64_t w = 0; w < words; ++w) {
+        bits[w] = Simd<Isa>::at_least(high + 64 * w, upper);
+        open[w] = Simd<Isa>::at_least(high + 64 * w, lower) & ~bits[w];
+      }
+    } else {
+      uint32_t low[kMarkBlock];
+      for (int64_t j = 0; j < length; ++j) low[j] = local.low(begin + j);
+      for (int64_t j = length; j < words * 64; ++j) low[j] = 0;
+      for (int64_t w = 0; w < words; ++w) {
+        bits[w] = reaching(high + 64 * w, low + 64 * w, bracket.upper);
+        open[w] = reaching(high + 64 * w, low + 64 * w, bracket.lower) & ~bits[w];
+      }
+    }
+    const uint64_t last = length % 64 == 0 ? ~uint64_t{0} : (uint64_t{1} << (length % 64)) - 1;
+    bits[words - 1] &= last;
+    open[words - 1] &= last;
+
+    int64_t count = 0;
+    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
+    const int64_t already = *num_open;
+    int64_t listed = already;
+    for (int64_t w = 0; w < words; ++w) {
+      if (open[w] == 0) continue;
+      const auto place = static_cast<uint32_t>(start + 64 * w);
+      listed += Simd<Isa>::places(open[w], place, samples + listed);
+    }
+    for (int64_t j = already; j < listed; ++j) {
+      const uint32_t place = samples[j];
+      keys[j] = (static_cast<uint64_t>(high[place - start]) << 32) | local.low(first + place);
+    }
+    *num_open = listed;
+    return count;
+  }
+
+  template <class K>
+  static auto write_high(const K& key, int64_t begin, int64_t length, uint32_t* high, int)
+      -> decltype(key.high_of_pair(begin, high)) {
+    for (int64_t j = 0; j < length / 2; ++j) key.high_of_pair(begin / 2 + j, high + 2 * j);
+    if (length % 2 != 0) high[length - 1] = key.high(begin + length - 1);
+  }
+  template <class K>
+  static void write_high(const K& key, int64_t begin, int64_t length, uint32_t* high, long) {
+    for (int64_t j = 0; j < length; ++j) high[j] = key.high(begin + j);
+  }
+
+  static uint64_t reaching(const uint32_t* high, const uint32_t* low, uint64_t bound) {
+    const auto bound_high = static_cast<uint32_t>(bound >> 32);
+    const uint64_t not_below = Simd<Isa>::at_least(high, bound_high);
+    const uint64_t above =
+        bound_high == 0xffffffffu ? 0 : Simd<Isa>::at_least(high, bound_high + 1);
+    return above | (not_below & Simd<Isa>::at_least(low, static_cast<uint32_t>(bound)));
+  }
+};
+
+template <class Isa>
+struct SettleTiles {
+  uint64_t threshold;
+  Marks marks;
+  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+    for (int64_t first = begin; first < end; first += Marks::kTile) {
+      const int64_t tile = first / Marks::kTile;
+      const int64_t count = marks.open_counts[tile];
+      if (count == 0) continue;
+      const uint64_t* keys = marks.open_keys + marks.open_starts[tile];
+      const uint16_t* samples = marks.open_samples + marks.open_starts[tile];
+      uint64_t* bits = marks.bits + first / 64;
+      int64_t kept = 0;
+      for (int64_t j = 0; j < count; ++j) {
+        const uint64_t reaches = keys[j] >= threshold ? 1 : 0;
+        bits[samples[j] / 64] |= reaches << (samples[j] % 64);
+        kept += static_cast<int64_t>(reaches);
+      }
+      marks.tile_counts[tile] += kept;
+    }
+  }
+};
+
+template <class Isa, class Emit>
+struct EmitMarked {
+  Emit emit;
+  Marks marks;
+  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+    const Emit local = fetched(emit);
+    uint32_t places[Marks::kTile + Simd<Isa>::kSlack];
+    for (int64_t first = begin; first < end; first += Marks::kTile) {
+      const int64_t size = end - first < Marks::kTile ? end - first : Marks::kTile;
+      const uint64_t* bits = marks.bits + first / 64;
+      int64_t count = 0;
+      for (int64_t w = 0; w < (size + 63) / 64; ++w) {
+        count += Simd<Isa>::places(bits[w], static_cast<uint32_t>(64 * w), places + count);
+      }
+      const int64_t position = marks.tile_counts[first / Marks::kTile];
+      for (int64_t j = 0; j < count; ++j) local(first + places[j], position + j);
+    }
+  }
+};
+
+}  // namespace dynloader

@@ -1,0 +1,64 @@
+// The key of a rank in a list of keys, on one core.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_simd.h"
+
+namespace dynloader {
+
+// Narrows a range of keys around the one of that rank: between two of a few, those that lie some
+// way off on either side of it (Floyd and Rivest 1975).
+template <class Isa>
+uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t* here,
+                     uint64_t* there) {
+  constexpr int64_t kFew = 31;
+  constexpr int64_t kMargin = 4;
+  uint64_t lowest = 0;
+  uint64_t highest = ~uint64_t{0};
+  for (int round = 0; count > kFew; ++round) {
+    uint64_t few[kFew];  // best first
+    for (int64_t j = 0; j < kFew; ++j) {
+      const uint64_t key = keys[count * j / kFew];
+      int64_t place = j;
+      for (; place > 0 && few[place - 1] < key; --place) few[place] = few[place - 1];
+      few[place] = key;
+    }
+    const int64_t middle = (rank - 1) * kFew / count;
+    uint64_t upper = middle >= kMargin ? few[middle - kMargin] : highest;
+    uint64_t lower = middle + kMargin < kFew ? few[middle + kMargin] : lowest;
+    if (round % 4 == 3) {
+      // So that it ends soon whatever the keys are.
+      upper = highest;
+      lower = lowest + (highest - lowest) / 2 + 1;
+    }
+    int64_t above = 0;
+    int64_t reaching = 0;
+    for (int64_t j = 0; j < count; ++j) {
+      above += static_cast<int64_t>(keys[j] > upper);
+      reaching += static_cast<int64_t>(keys[j] >= lower);
+    }
+    if (rank <= above) {
+      lowest = upper + 1;
+    } else if (rank <= reaching) {
+      rank -= above;
+      lowest = lower;
+      highest = upper;
+    } else {
+      rank -= reaching;
+      highest = lower - 1;
+    }
+    count = Simd<Isa>::keep(keys, count, lowest, highest, here);
+    keys = here;
+    here = there;
+    there = const_cast<uint64_t*>(keys);
+  }
+  for (int64_t j = 0; j < count; ++j) {
+    int64_t above = 0;
+    for (int64_t other = 0; other < count; ++other) above += keys[other] > keys[j] ? 1 : 0;
+    if (above == rank - 1) return keys[j];
+  }
+  return 0;  // never: the keys are distinct
+}
+
+}  // namespace dynloader

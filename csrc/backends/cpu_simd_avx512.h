@@ -1,0 +1,59 @@
+// The steps of cpu_simd.h where there is AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "cpu_simd.h"
+
+namespace dynloader {
+
+template <>
+struct Simd<Avx512> {
+  static constexpr int64_t kSlack = 16;
+
+  static inline uint64_t at_least(const uint32_t* values, uint32_t bound) {
+    const __m512i bounds = _mm512_set1_epi32(static_cast<int>(bound));
+    uint64_t bits = 0;
+    for (int part = 0; part < 4; ++part) {
+      const __mmask16 mask =
+          _mm512_cmpge_epu32_mask(_mm512_loadu_si512(values + 16 * part), bounds);
+      bits |= static_cast<uint64_t>(_cvtmask16_u32(mask)) << (16 * part);
+    }
+    return bits;
+  }
+
+  static inline int64_t places(uint64_t bits, uint32_t first, uint32_t* out) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    int64_t count = 0;
+    for (uint32_t part = 0; part < 4; ++part) {
+      const uint32_t mask = static_cast<uint32_t>(bits >> (16 * part)) & 0xffffu;
+      const __m512i here =
+          _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first + 16 * part)));
+      // In a register and then stored whole: compressing to memory is slow on some processors.
+      _mm512_storeu_si512(out + count, _mm512_maskz_compress_epi32(_cvtu32_mask16(mask), here));
+      count += __builtin_popcount(mask);
+    }
+    return count;
+  }
+
+  static inline int64_t keep(const uint64_t* keys, int64_t count, uint64_t lowest, uint64_t highest,
+                             uint64_t* out) {
+    const __m512i low = _mm512_set1_epi64(static_cast<int64_t>(lowest));
+    const __m512i high = _mm512_set1_epi64(static_cast<int64_t>(highest));
+    int64_t kept = 0;
+    for (int64_t j = 0; j < count; j += 8) {
+      const int64_t left = count - j;
+      const __mmask8 here = _cvtu32_mask8(left >= 8 ? 0xffu : (1u << left) - 1);
+      const __m512i values = _mm512_maskz_loadu_epi64(here, keys + j);
+      const __mmask8 mask = _mm512_mask_cmple_epu64_mask(
+          _mm512_mask_cmpge_epu64_mask(here, values, low), values, high);
+      _mm512_storeu_si512(out + kept, _mm512_maskz_compress_epi64(mask, values));
+      kept += __builtin_popcount(_cvtmask8_u32(mask));
+    }
+    return kept;
+  }
+};
+
+}  // namespace dynloader

@@ -1,0 +1,85 @@
+// Kernels that treat every element by itself, and sums over them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda_block.h"
+
+namespace dynloader {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+// A step that must end before the next begins, for so many elements: one block can do both.
+constexpr int64_t kOneBlock = 4096;
+constexpr int kOneBlockThreads = 1024;
+
+template <class F>
+__global__ void once_kernel(F f) {
+  fetch(f, 0);
+  f();
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads) for_each_kernel(F f, int64_t n) {
+  fetch(f, 0);
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i);
+}
+
+// One block, for its barrier holds no others.
+template <class First, class Second>
+__global__ void __launch_bounds__(kOneBlockThreads)
+    in_two_steps_kernel(First first, Second second, int64_t n) {
+  fetch(first, 0);
+  fetch(second, 0);
+  for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) first(i);
+  __threadfence();
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) second(i);
+}
+
+template <class Walk>
+__device__ __forceinline__ uint64_t walk_from(const Walk& walk, int64_t i) {
+  uint64_t x = walk.start(i);
+  do {
+    x = walk.step(x);
+  } while (!walk.is_inside(x));
+  return x;
+}
+
+template <class Walk, class Emit>
+__global__ void __launch_bounds__(kThreads) walk_kernel(Walk walk, Emit emit, int64_t n) {
+  fetch(walk, 0);
+  fetch(emit, 0);
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) {
+    emit(i, walk_from(walk, i));
+  }
+}
+
+// A warp for each element: all lanes take the same walk, and then share what is to be done.
+template <class Walk, class Emit>
+__global__ void __launch_bounds__(kThreads) walk_shared_kernel(Walk walk, Emit emit, int64_t n) {
+  fetch(walk, 0);
+  fetch(emit, 0);
+  const int64_t stride = int64_t{gridDim.x} * kWarps;
+  for (int64_t i = int64_t{blockIdx.x} * kWarps + warp_number(); i < n; i += stride) {
+    emit(i, walk_from(walk, i), lane_number(), kWarp);
+  }
+}
+
+template <int kSums, class F>
+__global__ void __launch_bounds__(kThreads) accumulate_kernel(F f, int64_t n, int64_t* sums) {
+  fetch(f, 0);
+  int64_t local[kSums] = {};
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i, local);
+  for (int j = 0; j < kSums; ++j) {
+    const int64_t sum = warp_sum(local[j]);
+    if (lane_number() == 0 && sum != 0) fetch_add(sums + j, sum);
+  }
+}
+
+}  // namespace dynloader

@@ -1,0 +1,112 @@
+"""A look at a few keys decides how fast a selection comes, never which it is.
+
+The scores here are made for the places that are looked at, so that the bracket is wrong: the
+threshold lies above it, below it, or nearly all samples lie in it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from cases import Array, address, same, tensor
+
+from dynloader import ops
+
+SIZES = (2049, 4097, 50_000, 2**17 - 1)
+
+
+def looked_at(n: int) -> Array:
+    """The samples that csrc/algorithms/bracket.h looks at, on the CPU, for n < 2**22."""
+    log2_looks = max(11, (2 * (n.bit_length() - 1) + 1) // 3 + 1)
+    j = np.arange(2**log2_looks, dtype=np.uint64)
+    mixed = (j * 0x9E3779B1) % 2**32
+    mixed ^= mixed >> np.uint64(15)
+    mixed = (mixed * 0x85EBCA77) % 2**32
+    length = np.uint64(n >> log2_looks)
+    return ((j * np.uint64(n)) >> np.uint64(log2_looks)) + ((mixed * length) >> np.uint64(32))
+
+
+def scores_against(kind: str, n: int) -> Array:
+    rng = np.random.default_rng(n)
+    scores = rng.standard_normal(n, np.float32)
+    places = looked_at(n)
+    assert places.max() < n
+    assert len(np.unique(places)) == len(places)
+    if kind == "all looked at are high":
+        scores[places] += 1000
+    elif kind == "all looked at are low":
+        scores[places] -= 1000
+    elif kind == "all looked at are NaN":
+        scores[places] = np.nan
+    elif kind == "those looked at are spread, the others close":
+        scores *= np.float32(1e-6)
+        scores[places] = np.linspace(-1, 1, len(places), dtype=np.float32)
+    elif kind == "those looked at are equal":
+        scores[places] = 0.5
+    else:
+        scores[:] = 0.5
+        scores[places] = rng.standard_normal(len(places), np.float32)
+    return scores
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "all looked at are high",
+        "all looked at are low",
+        "all looked at are NaN",
+        "those looked at are spread, the others close",
+        "those looked at are equal",
+        "all but those looked at are equal",
+    ],
+)
+def test_a_wrong_bracket_changes_nothing(kind: str, place: torch.device) -> None:
+    for i, n in enumerate(SIZES):
+        scores = scores_against(kind, n)
+        on_device = tensor(scores, place)
+        for k in (1, n // 10, n // 2, n - n // 10, n - 1, n):
+            found = ops.top_k(on_device, k, **address(i))
+            same(found, reference.top_k(scores, k, **address(i)), kind, n, k)
+        k = n // 2
+        found = ops.epsilon_greedy(on_device, k, k // 3, **address(i))
+        same(found, reference.epsilon_greedy(scores, k, k // 3, **address(i)), kind, n)
+        indices, weights = ops.info_batch(on_device, num_kept=k + 1, **address(i))
+        wanted = reference.info_batch(scores, 0.5, num_kept=k + 1, **address(i))
+        same(indices, wanted[0], kind, n)
+        assert weights is not None
+        same(weights, wanted[1], kind, n)
+
+
+@pytest.mark.parametrize("rule", ["sample", "priority_sample"])
+def test_a_wrong_bracket_of_priorities_changes_nothing(rule: str, place: torch.device) -> None:
+    for i, n in enumerate(SIZES):
+        for factor in (1e-6, 1e6):
+            weights = np.random.default_rng(n).random(n, np.float32) + np.float32(0.01)
+            weights[looked_at(n)] *= np.float32(factor)
+            for k in (1, n // 3, n - 1):
+                found = getattr(ops, rule)(tensor(weights, place), k, **address(i))
+                wanted = getattr(reference, rule)(weights, k, **address(i))
+                for one, other in zip(
+                    found if isinstance(found, tuple) else [found],
+                    wanted if isinstance(wanted, tuple) else [wanted],
+                    strict=True,
+                ):
+                    same(one, other, rule, n, factor, k)
+
+
+def test_keys_in_any_arrangement(place: torch.device) -> None:
+    """Up to 2,048 samples, all keys are in the list that is searched: pivots must not depend."""
+    for n in (31, 32, 33, 500, 2047, 2048):
+        ramp = np.arange(n, dtype=np.float32)
+        arrangements = {
+            "organ pipe": np.minimum(ramp, ramp[::-1]),
+            "saw": ramp % 31,
+            "powers": np.exp2(ramp % 250 - 125),
+            "one far away": np.where(ramp == n // 2, np.float32(1e30), np.float32(0)),
+        }
+        for name, scores in arrangements.items():
+            for k in range(1, n, max(1, n // 40)):
+                found = ops.top_k(tensor(scores, place), k, **address(n))
+                same(found, reference.top_k(scores, k, **address(n)), name, n, k)
