@@ -298,6 +298,11 @@ def subset(
     return _tensor(_native.subset(n, start, stop, *address, device))
 
 
+def empty(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor for a table: as ``torch.empty``, on the CPU in large pages of memory."""
+    return _tensor(_native.empty(size, dtype, device))
+
+
 def score_mean(scores: Tensor) -> ScoreMean:
     """The mean of the finite scores, from a sum in integers, which no order of summing changes.
 

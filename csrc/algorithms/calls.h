@@ -112,6 +112,7 @@ struct CountSelected {
   int32_t* counts;
   int64_t n;
   const int64_t* selected;
+  bool is_ascending;  // known to be, and within [0, n): no two elements count the same sample
   int64_t num_selected;
   int64_t* faults;
 };

@@ -12,10 +12,11 @@
 namespace dynloader {
 
 // An index outside [0, n) is never followed: it is counted, and the table reports it.
+template <class Access>
 DYNLOADER_FN bool is_within(int64_t index, int64_t n, int64_t* faults) {
   if (static_cast<uint64_t>(index) < static_cast<uint64_t>(n)) return true;
-  fetch_add(faults, int64_t{1});
-  raise_to(reinterpret_cast<uint64_t*>(faults + 1), static_cast<uint64_t>(index));
+  Access::fetch_add(faults, int64_t{1});
+  Access::raise_to(reinterpret_cast<uint64_t*>(faults + 1), static_cast<uint64_t>(index));
   return false;
 }
 
@@ -31,27 +32,33 @@ template <class Load>
 struct StageLoss {
   Update call;
   Load load;
-  DYNLOADER_FN void operator()(int64_t j) const {
+  DYNLOADER_FN void ask_for(int64_t j) const {
+    prefetch(call.records + call.index[j]);
+    prefetch(call.scores + call.index[j]);
+  }
+  template <class Access>
+  DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
-    if (!is_within(index, call.n, call.faults)) return;
+    if (!is_within<Access>(index, call.n, call.faults)) return;
     uint64_t* word = staging_word(call.records + index);
-    const uint64_t visits = (atomic_load(word) >> 32) & kMaxVisits;
-    raise_to(word, kStaged | (visits << 32) | ordered_bits(load(call.losses, j)));
+    const uint64_t visits = (Access::atomic_load(word) >> 32) & kMaxVisits;
+    Access::raise_to(word, kStaged | (visits << 32) | ordered_bits(load(call.losses, j)));
   }
 };
 
 struct SettleLoss {
   Update call;
-  DYNLOADER_FN void operator()(int64_t j) const {
+  template <class Access>
+  DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
     Record* place = call.records + index;
-    const uint64_t staged = atomic_load(staging_word(place));
+    const uint64_t staged = Access::atomic_load(staging_word(place));
     if ((staged & kStaged) == 0) return;
     const float loss = from_ordered_bits(static_cast<uint32_t>(staged));
     const uint32_t visits = static_cast<uint32_t>(staged >> 32) & kMaxVisits;
     const uint64_t settled = (uint64_t{visits_after(visits)} << 32) | bit_cast<uint32_t>(loss);
-    if (!compare_exchange(staging_word(place), staged, settled)) return;
+    if (!Access::compare_exchange(staging_word(place), staged, settled)) return;
     // From here on this element alone touches the sample's moments and score.
     const Record after =
         visited({place->mean, place->variance, loss, visits}, loss, call.scoring.alpha);
@@ -103,23 +110,27 @@ void run(Backend& backend, const Update& call) {
 
 struct StageCorrect {
   UpdateForgetting call;
-  DYNLOADER_FN void operator()(int64_t j) const {
+  DYNLOADER_FN void ask_for(int64_t j) const { prefetch(call.state + call.index[j]); }
+  template <class Access>
+  DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
-    if (!is_within(index, call.n, call.faults)) return;
-    fetch_or(call.state + index, kForgettingPending | (call.correct[j] ? 0u : kForgettingWrong));
+    if (!is_within<Access>(index, call.n, call.faults)) return;
+    Access::fetch_or(call.state + index,
+                     kForgettingPending | (call.correct[j] ? 0u : kForgettingWrong));
   }
 };
 
 struct SettleCorrect {
   UpdateForgetting call;
-  DYNLOADER_FN void operator()(int64_t j) const {
+  template <class Access>
+  DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
-    const uint32_t staged = atomic_load(call.state + index);
+    const uint32_t staged = Access::atomic_load(call.state + index);
     if ((staged & kForgettingPending) == 0) return;
     const bool correct = (staged & kForgettingWrong) == 0;
     const uint32_t settled = forgetting_after(staged & kForgettingKept, correct);
-    compare_exchange(call.state + index, staged, settled);
+    Access::compare_exchange(call.state + index, staged, settled);
   }
 };
 
@@ -128,17 +139,22 @@ void run(Backend& backend, const UpdateForgetting& call) {
   backend.in_two_steps(call.batch_size, StageCorrect{call}, SettleCorrect{call});
 }
 
+template <class Access>
 struct CountOne {
   CountSelected call;
   DYNLOADER_FN void operator()(int64_t j) const {
     const int64_t index = call.selected[j];
-    if (is_within(index, call.n, call.faults)) fetch_add(call.counts + index, 1);
+    if (is_within<Access>(index, call.n, call.faults)) Access::fetch_add(call.counts + index, 1);
   }
 };
 
 template <class Backend>
 void run(Backend& backend, const CountSelected& call) {
-  backend.for_each(call.num_selected, CountOne{call});
+  if (call.is_ascending) {
+    backend.for_each(call.num_selected, CountOne<Alone>{call});
+  } else {
+    backend.for_each(call.num_selected, CountOne<Shared>{call});
+  }
 }
 
 }  // namespace dynloader

@@ -46,11 +46,20 @@ class Cpu {
     in_ranges(n, ForEach<F>{f});
   }
 
-  // second(i) for each i in [0, n), in any order, when first(i) has been called for all of them.
+  // second.element<Access>(i) for each i in [0, n), in any order, when first.element<Access>(i) has
+  // been called for all of them. Access: who else touches the same memory meanwhile.
+  // first.ask_for(i) names the memory that both will touch: waiting for one sample after another
+  // takes three times as long.
   template <class First, class Second>
   void in_two_steps(int64_t n, const First& first, const Second& second) {
-    for_each(n, first);
-    for_each(n, second);
+    if (n <= kMinimumRange) {
+      for (int64_t i = 0; i < n; ++i) first.ask_for(i);
+      step<Alone>(0, n, first);
+      step<Alone>(0, n, second);
+    } else {
+      in_ranges(n, SharedStep<First>{first});
+      in_ranges(n, SharedStep<Second>{second});
+    }
   }
 
   // emit(i, x) for each i in [0, n), in any order, x being the first of step(start(i)),
@@ -170,6 +179,20 @@ class Cpu {
     threads_.run(ranges, Ranges<Body>::run, &context);
     return ranges;
   }
+
+  template <class Access, class Step>
+  static void step(int64_t begin, int64_t end, const Step& step) {
+    const Step local = fetched(step);
+    for (int64_t i = begin; i < end; ++i) local.template element<Access>(i);
+  }
+
+  template <class Step>
+  struct SharedStep {
+    Step step_of;
+    void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+      step<Shared>(begin, end, step_of);
+    }
+  };
 
   template <class F>
   struct ForEach {

@@ -24,7 +24,7 @@ struct MarkTiles {
     for (int64_t first = begin; first < end; first += Marks::kTile) {
       total += local.mark_tile(first, end - first < Marks::kTile ? end - first : Marks::kTile);
     }
-    fetch_add(marks.totals, total);
+    Shared::fetch_add(marks.totals, total);
   }
 
   // Block by block, because what is known of a block fits the first-level cache.
@@ -41,7 +41,7 @@ struct MarkTiles {
     marks.tile_counts[tile] = count;
     marks.open_counts[tile] = 0;
     if (num_open == 0) return count;
-    const int64_t place = fetch_add(marks.totals + 1, num_open);
+    const int64_t place = Shared::fetch_add(marks.totals + 1, num_open);
     // Too many: their number tells.
     if (place + num_open > marks.open_capacity) return count;
     marks.open_starts[tile] = place;

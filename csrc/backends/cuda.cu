@@ -100,8 +100,8 @@ template <class First, class Second>
 void Cuda::in_two_steps(int64_t n, const First& first, const Second& second) {
   if (n == 0) return;
   if (n > kOneBlock) {
-    for_each(n, first);
-    return for_each(n, second);
+    for_each(n, SharedStep<First>{first});
+    return for_each(n, SharedStep<Second>{second});
   }
   launch(stream_, 1, kOneBlockThreads, in_two_steps_kernel<First, Second>, first, second, n);
 }

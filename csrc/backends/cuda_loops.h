@@ -21,6 +21,14 @@ __global__ void once_kernel(F f) {
   f();
 }
 
+// What one step does with an element that other threads may touch too.
+template <class Step>
+struct SharedStep {
+  Step step;
+  DYNLOADER_FN void fetch() { dynloader::fetch(step, 0); }
+  DYNLOADER_FN void operator()(int64_t i) const { step.template element<Shared>(i); }
+};
+
 template <class F>
 __global__ void __launch_bounds__(kThreads) for_each_kernel(F f, int64_t n) {
   fetch(f, 0);
@@ -34,10 +42,10 @@ __global__ void __launch_bounds__(kOneBlockThreads)
     in_two_steps_kernel(First first, Second second, int64_t n) {
   fetch(first, 0);
   fetch(second, 0);
-  for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) first(i);
+  for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) first.template element<Shared>(i);
   __threadfence();
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) second(i);
+  for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) second.template element<Shared>(i);
 }
 
 template <class Walk>
@@ -78,7 +86,7 @@ __global__ void __launch_bounds__(kThreads) accumulate_kernel(F f, int64_t n, in
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i, local);
   for (int j = 0; j < kSums; ++j) {
     const int64_t sum = warp_sum(local[j]);
-    if (lane_number() == 0 && sum != 0) fetch_add(sums + j, sum);
+    if (lane_number() == 0 && sum != 0) Shared::fetch_add(sums + j, sum);
   }
 }
 

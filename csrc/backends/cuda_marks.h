@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads)
   block_exclusive_scan<kThreads>(lane_number() == 0 ? marked : 0, warp_sums, &num_marked);
   if (threadIdx.x == 0) {
     marks.tile_counts[tile] = num_marked;
-    fetch_add(marks.totals, num_marked);
-    const int64_t start = num_open == 0 ? 0 : fetch_add(marks.totals + 1, num_open);
+    Shared::fetch_add(marks.totals, num_marked);
+    const int64_t start = num_open == 0 ? 0 : Shared::fetch_add(marks.totals + 1, num_open);
     const bool fits = start + num_open <= marks.open_capacity;
     marks.open_starts[tile] = start;
     marks.open_counts[tile] = fits ? static_cast<int32_t>(num_open) : 0;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int32_t j = lane_number(); j < count; j += kWarp) {
     if (marks.open_keys[start + j] < *threshold) continue;
     const uint32_t sample = marks.open_samples[start + j];
-    fetch_or(halves_of(marks, tile) + sample / kWarp, 1u << (sample % kWarp));
+    Shared::fetch_or(halves_of(marks, tile) + sample / kWarp, 1u << (sample % kWarp));
     ++marked;
   }
   const int64_t sum = warp_sum(marked);

@@ -35,7 +35,7 @@ __device__ __forceinline__ void find_bin(const uint32_t* counts, int64_t rank, i
   uint32_t mine[kMine];
   int64_t sum = 0;
   for (int j = 0; j < kMine; ++j) {
-    mine[j] = atomic_load(counts + highest - j);
+    mine[j] = Shared::atomic_load(counts + highest - j);
     sum += mine[j];
   }
   int64_t total = 0;

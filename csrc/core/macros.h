@@ -29,82 +29,122 @@ DYNLOADER_FN F fetched(F f) {
   return f;
 }
 
-// Atomics on global memory, relaxed: only results that do not depend on the order are built on
-// them.
-
-// Returns the value before.
-DYNLOADER_FN int64_t fetch_add(int64_t* address, int64_t value) {
-#ifdef __CUDA_ARCH__
-  return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(address),
-                                        static_cast<unsigned long long>(value)));
-#else
-  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+// Asks for memory that will be written soon; a GPU has other threads to run meanwhile.
+DYNLOADER_FN void prefetch([[maybe_unused]] const void* address) {
+#ifndef __CUDA_ARCH__
+  __builtin_prefetch(address, 1);
 #endif
 }
 
-DYNLOADER_FN int32_t fetch_add(int32_t* address, int32_t value) {
+// Access to memory that other threads write to at the same time: relaxed, for only results that do
+// not depend on the order are built on it.
+struct Shared {
+  // Returns the value before.
+  static DYNLOADER_FN int64_t fetch_add(int64_t* address, int64_t value) {
 #ifdef __CUDA_ARCH__
-  return atomicAdd(address, value);
+    return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(address),
+                                          static_cast<unsigned long long>(value)));
 #else
-  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 #endif
-}
-
-DYNLOADER_FN uint32_t fetch_or(uint32_t* address, uint32_t value) {
-#ifdef __CUDA_ARCH__
-  return atomicOr(address, value);
-#else
-  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
-#endif
-}
-
-// Each of these returns whether it was this call that changed the value.
-
-DYNLOADER_FN bool compare_exchange(uint32_t* address, uint32_t expected, uint32_t desired) {
-#ifdef __CUDA_ARCH__
-  return atomicCAS(address, expected, desired) == expected;
-#else
-  return __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
-                                     __ATOMIC_RELAXED);
-#endif
-}
-
-DYNLOADER_FN bool compare_exchange(uint64_t* address, uint64_t expected, uint64_t desired) {
-#ifdef __CUDA_ARCH__
-  const auto want = static_cast<unsigned long long>(expected);
-  return atomicCAS(reinterpret_cast<unsigned long long*>(address), want,
-                   static_cast<unsigned long long>(desired)) == want;
-#else
-  return __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
-                                     __ATOMIC_RELAXED);
-#endif
-}
-
-DYNLOADER_FN uint64_t atomic_load(const uint64_t* address) {
-#ifdef __CUDA_ARCH__
-  return *reinterpret_cast<const volatile unsigned long long*>(address);
-#else
-  return __atomic_load_n(address, __ATOMIC_RELAXED);
-#endif
-}
-
-DYNLOADER_FN uint32_t atomic_load(const uint32_t* address) {
-#ifdef __CUDA_ARCH__
-  return *reinterpret_cast<const volatile unsigned int*>(address);
-#else
-  return __atomic_load_n(address, __ATOMIC_RELAXED);
-#endif
-}
-
-DYNLOADER_FN void raise_to(uint64_t* address, uint64_t value) {
-#ifdef __CUDA_ARCH__
-  atomicMax(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
-#else
-  uint64_t seen = __atomic_load_n(address, __ATOMIC_RELAXED);
-  while (seen < value && !__atomic_compare_exchange_n(address, &seen, value, true, __ATOMIC_RELAXED,
-                                                      __ATOMIC_RELAXED)) {
   }
+
+  static DYNLOADER_FN int32_t fetch_add(int32_t* address, int32_t value) {
+#ifdef __CUDA_ARCH__
+    return atomicAdd(address, value);
+#else
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 #endif
-}
+  }
+
+  static DYNLOADER_FN uint32_t fetch_or(uint32_t* address, uint32_t value) {
+#ifdef __CUDA_ARCH__
+    return atomicOr(address, value);
+#else
+    return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+#endif
+  }
+
+  // Each of these returns whether it was this call that changed the value.
+
+  static DYNLOADER_FN bool compare_exchange(uint32_t* address, uint32_t expected,
+                                            uint32_t desired) {
+#ifdef __CUDA_ARCH__
+    return atomicCAS(address, expected, desired) == expected;
+#else
+    return __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
+                                       __ATOMIC_RELAXED);
+#endif
+  }
+
+  static DYNLOADER_FN bool compare_exchange(uint64_t* address, uint64_t expected,
+                                            uint64_t desired) {
+#ifdef __CUDA_ARCH__
+    const auto want = static_cast<unsigned long long>(expected);
+    return atomicCAS(reinterpret_cast<unsigned long long*>(address), want,
+                     static_cast<unsigned long long>(desired)) == want;
+#else
+    return __atomic_compare_exchange_n(address, &expected, desired, false, __ATOMIC_RELAXED,
+                                       __ATOMIC_RELAXED);
+#endif
+  }
+
+  static DYNLOADER_FN uint64_t atomic_load(const uint64_t* address) {
+#ifdef __CUDA_ARCH__
+    return *reinterpret_cast<const volatile unsigned long long*>(address);
+#else
+    return __atomic_load_n(address, __ATOMIC_RELAXED);
+#endif
+  }
+
+  static DYNLOADER_FN uint32_t atomic_load(const uint32_t* address) {
+#ifdef __CUDA_ARCH__
+    return *reinterpret_cast<const volatile unsigned int*>(address);
+#else
+    return __atomic_load_n(address, __ATOMIC_RELAXED);
+#endif
+  }
+
+  static DYNLOADER_FN void raise_to(uint64_t* address, uint64_t value) {
+#ifdef __CUDA_ARCH__
+    atomicMax(reinterpret_cast<unsigned long long*>(address),
+              static_cast<unsigned long long>(value));
+#else
+    uint64_t seen = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (seen < value && !__atomic_compare_exchange_n(address, &seen, value, true,
+                                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+#endif
+  }
+};
+
+// The same for one thread that has the memory to itself. A processor waits at every atomic until
+// memory has answered; without them it asks for many samples at once.
+struct Alone {
+  template <class T>
+  static DYNLOADER_FN T fetch_add(T* address, T value) {
+    const T before = *address;
+    *address = before + value;
+    return before;
+  }
+  static DYNLOADER_FN uint32_t fetch_or(uint32_t* address, uint32_t value) {
+    const uint32_t before = *address;
+    *address = before | value;
+    return before;
+  }
+  template <class T>
+  static DYNLOADER_FN bool compare_exchange(T* address, T expected, T desired) {
+    if (*address != expected) return false;
+    *address = desired;
+    return true;
+  }
+  template <class T>
+  static DYNLOADER_FN T atomic_load(const T* address) {
+    return *address;
+  }
+  static DYNLOADER_FN void raise_to(uint64_t* address, uint64_t value) {
+    if (*address < value) *address = value;
+  }
+};
 
 }  // namespace dynloader

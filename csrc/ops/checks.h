@@ -91,20 +91,25 @@ inline Address check_address(const char* op, int64_t seed, int64_t epoch) {
   return {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)};
 }
 
-// On the CPU, an index out of range is found before anything is written.
-inline void check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
-  if (!index.is_cpu()) return;
+// On the CPU, an index out of range is found before anything is written. Returns whether each is
+// known to be greater than the one before it.
+inline bool check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
+  if (!index.is_cpu()) return false;
   const auto* values = index.const_data_ptr<int64_t>();
   const int64_t count = index.numel();
   bool all_within = true;
   for (int64_t j = 0; j < count; ++j) {
     all_within &= static_cast<uint64_t>(values[j]) < static_cast<uint64_t>(n);
   }
-  if (all_within) return;
-  for (int64_t j = 0; j < count; ++j) {
-    TORCH_CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n,
-                      "), got ", values[j], " at position ", j);
+  if (!all_within) {
+    for (int64_t j = 0; j < count; ++j) {
+      TORCH_CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n,
+                        "), got ", values[j], " at position ", j);
+    }
   }
+  bool ascending = true;
+  for (int64_t j = 1; j < count; ++j) ascending &= values[j] > values[j - 1];
+  return ascending;
 }
 
 }  // namespace dynloader

@@ -1,9 +1,10 @@
-// Large results on the CPU.
+// Large tensors on the CPU.
 //
 // Fresh memory comes from the kernel page by page, each filled with zeros when it is first touched:
 // for ten million samples that takes two to three times as long as the selection itself. So memory
 // of this size is asked for in large pages, and what one selection has left the next one takes, as
-// torch's allocator does on CUDA.
+// torch's allocator does on CUDA. Large pages are worth as much again to a table, whose rows are
+// visited at random: the processor remembers where far more of it is.
 #include "memory.h"
 
 #include <ATen/Functions.h>

@@ -23,6 +23,8 @@ at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_
 at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
 at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
                   c10::Device device);
+// For tables: memory.cpp tells what is different about it.
+at::Tensor empty(at::IntArrayRef size, at::ScalarType dtype, c10::Device device);
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores);
 at::Tensor power_weights(const at::Tensor& scores, double exponent, double offset);
 at::Tensor ucb_visits(const at::Tensor& records, double c, double t);

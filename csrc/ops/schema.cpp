@@ -41,6 +41,7 @@ TORCH_LIBRARY(dynloader, m) {
   m.def(
       "subset(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch, Device device) -> "
       "Tensor");
+  m.def("empty(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
   m.def("ucb_visits(Tensor records, float c, float t) -> Tensor");
@@ -109,6 +110,7 @@ TORCH_LIBRARY_IMPL(dynloader, CUDA, m) { dynloader::implement(m); }
 TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {
   m.impl("order_of_range", dynloader::order_of_range);
   m.impl("subset", dynloader::subset);
+  m.impl("empty", dynloader::empty);
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -61,6 +61,10 @@ LossType loss_type(const at::Tensor& losses) {
 
 }  // namespace
 
+at::Tensor empty(at::IntArrayRef size, at::ScalarType dtype, c10::Device device) {
+  return empty_vector(c10::multiply_integers(size), at::device(device).dtype(dtype)).view(size);
+}
+
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores) {
   const int64_t n = check_samples("score_mean", "scores", scores, at::kFloat);
   const at::Tensor input = scores.contiguous();
@@ -151,10 +155,10 @@ void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& 
   check_written("count_selected", "counts", counts);
   const at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
   int64_t* fault_counts = faults_of("count_selected", faults, "counts", counts);
-  check_indices("count_selected", "selected", where, n);
+  const bool is_ascending = check_indices("count_selected", "selected", where, n);
   run_on(counts.device(),
          CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
-                       where.numel(), fault_counts});
+                       is_ascending, where.numel(), fault_counts});
   for (const at::Tensor& written : {counts, faults}) mark_written(written);
 }
 
