@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -22,12 +22,20 @@ class Record:
         self.outstanding: dict[int, Any] = {}
         self.num_handed_out = 0
 
-    def note(self, batches: Iterator[Any], *, as_lists: bool) -> Iterator[Any]:
-        """Note ``batches`` and pass them on."""
-        for indices in batches:
+    def note(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
+        """Note the first of each pair, the indices of a batch, and pass on the second."""
+        for indices, passed_on in batches:
             self.outstanding[self.num_handed_out] = indices
             self.num_handed_out += 1
-            yield indices.tolist() if as_lists else indices
+            yield passed_on
+
+    def take_all(self) -> Any:
+        """The indices of the batch noted last, if any is outstanding; now none is."""
+        if not self.outstanding:
+            return None
+        _, indices = self.outstanding.popitem()
+        self.outstanding.clear()
+        return indices
 
     @property
     def first_outstanding(self) -> int:
@@ -49,14 +57,18 @@ class RecordedSampler:
 
     def __iter__(self) -> Iterator[Any]:
         self.record = Record()
-        if isinstance(self._sampler, PruningBatchSampler):
-            return self.record.note(self._sampler.replay(), as_lists=True)
-        if isinstance(self._sampler, PruningSampler):
-            return self.record.note(self._sampler.replay(), as_lists=False)
-        return self.record.note(iter(self._sampler), as_lists=False)
+        sampler = self._sampler
+        if isinstance(sampler, PruningBatchSampler):
+            return self.record.note(sampler.replay_with_lists())
+        indices = sampler.replay() if isinstance(sampler, PruningSampler) else iter(sampler)
+        return self.record.note((index, index) for index in indices)
 
     def __len__(self) -> int:
         return len(self._sampler)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no pass of its own. Batches are views, and would take all their memory along.
+        return self.__dict__ | {"record": Record()}
 
 
 class Pairing:
@@ -129,6 +141,7 @@ class EpochIterator:
         self._add_index = add_index
         self._sampler = sampler
         self._batch_size = batch_size
+        self._has_workers = hasattr(inner, "_task_info")
 
     def begin(self, record: Record) -> None:
         """Follow the epoch that ``inner`` has just begun, whose indices go to ``record``.
@@ -150,7 +163,9 @@ class EpochIterator:
         return len(self.inner) if self._run is None else self._length
 
     def __next__(self) -> Any:
-        tasks = self._tasks()
+        # The numbers of the batches that workers are at. Torch numbers as Record does: in the order
+        # in which the indices are drawn.
+        tasks = set(self.inner._task_info) if self._has_workers else None
         try:
             batch = next(self.inner)
         except StopIteration:
@@ -162,10 +177,11 @@ class EpochIterator:
             self._take(tasks)
             raise
         indices = self._take(tasks)
-        self._pairing.deliver(indices, self._run)
-        if self._run is not None:
-            self._run.num_delivered += 1
-            self._run.is_started = True
+        run = self._run
+        self._pairing.deliver(indices, run)
+        if run is not None:
+            run.num_delivered += 1
+            run.is_started = True
         return self._with_index(batch, indices) if self._add_index else batch
 
     def _end(self, sampler: PruningSampler, run: Run) -> None:
@@ -184,24 +200,19 @@ class EpochIterator:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-    def _tasks(self) -> set[int] | None:
-        # The numbers of the batches that workers are at. Torch numbers as Record does: in the
-        # order in which the indices are drawn.
-        tasks = getattr(self.inner, "_task_info", None)
-        return None if tasks is None else set(tasks)
-
     def _take(self, tasks: set[int] | None) -> Any:
         """The indices of the batch that just came back, from what torch no longer waits for."""
+        record = self._record
         if tasks is None:
-            done = set(self._record.outstanding)
+            indices = record.take_all()
+            num_done = record.num_handed_out
         else:
-            done = tasks - self.inner._task_info.keys()
-        indices = None
-        # More than one only if a worker died: the batches it had are lost, and come first.
-        for number in sorted(done):
-            indices = self._record.outstanding.pop(number)
+            indices = None
+            # More than one only if a worker died: the batches it had are lost, and come first.
+            for number in sorted(tasks - self.inner._task_info.keys()):
+                indices = record.outstanding.pop(number)
+            num_done = record.first_outstanding
         if self._run is not None:
-            num_done = self._record.first_outstanding
             self._run.position = self._start + num_done * self._batch_size
         return indices
 

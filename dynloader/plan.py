@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader.ops import Selection
+
+# A native call costs 6 us for 256 indices and 110 us for so many: 22 against 3.4 ns an index. More
+# gain little, and keep the training waiting: as Python lists, so many take 0.4 ms.
+_CHUNK = 32_768
 
 
 class Kept:
@@ -103,13 +108,29 @@ class Plan:
         return self.num_samples if self.kept is None else len(self.kept)
 
     def batch(self, start: int, stop: int) -> Tensor:
-        """The samples at positions [start, stop) of the epoch, int64 on the host."""
+        """The samples at positions [start, stop) of the epoch, int64 on the host; a new tensor."""
         if self.shuffle:
             samples = self.num_samples if self.kept is None else self.kept.indices
             return ops.order(samples, start, stop, seed=self.seed, epoch=self.epoch)
         if self.kept is None:
-            return torch.arange(start, stop)
-        return self.kept.ascending[start:stop]
+            return torch.arange(start, stop, device="cpu")
+        return self.kept.ascending[start:stop].clone()
+
+    def blocks(self, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
+        """The samples at positions [start, stop), as [batches, batch_size], a few batches at once.
+
+        A last batch that is smaller is a block of its own. The first block is one batch, so that a
+        look at the first batch costs no more; each next one is twice as long, up to a chunk.
+        """
+        most = max(1, _CHUNK // batch_size) * batch_size
+        size = batch_size
+        while stop - start >= batch_size:
+            size = min(size, (stop - start) // batch_size * batch_size)
+            yield self.batch(start, start + size).view(-1, batch_size)
+            start += size
+            size = min(2 * size, most)
+        if start < stop:
+            yield self.batch(start, stop).view(1, -1)
 
     def weights_of(self, index: Tensor) -> Tensor | None:
         """The loss weights of samples, on the device of the table; None: all count alike.

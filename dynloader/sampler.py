@@ -6,6 +6,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sized
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -19,7 +20,6 @@ from dynloader.run import Run
 from dynloader.table import ScoreTable
 
 _T = TypeVar("_T")
-_CHUNK = 4096
 _EPOCHS = 2**32
 _SEEDS = 2**64
 
@@ -136,15 +136,17 @@ class PruningSampler(Sampler[int]):
         return user
 
     def _mark_use(self, run: Run, items: Iterator[_T], num_items: int) -> Iterator[_T]:
-        for number, item in enumerate(items, start=1):
+        for item in islice(items, max(0, num_items - 1)):
             run.is_started = True
-            run.is_exhausted |= number == num_items
+            yield item
+        for item in items:
+            run.is_started = run.is_exhausted = True
             yield item
         run.is_exhausted = True
 
     def _indices(self, plan: Plan, start: int) -> Iterator[int]:
-        for position in range(start, len(plan), _CHUNK):
-            yield from plan.batch(position, min(position + _CHUNK, len(plan))).tolist()
+        blocks = plan.blocks(start, len(plan), 1)
+        return chain.from_iterable(block.flatten().tolist() for block in blocks)
 
     def _move_to(self, epoch: int) -> None:
         self.table.check()
@@ -233,7 +235,7 @@ class PruningSampler(Sampler[int]):
 
 
 class PruningBatchSampler(BatchSampler):
-    """Batches of a :class:`PruningSampler`, each computed by one native call.
+    """Batches of a :class:`PruningSampler`, computed many at a time.
 
     Args:
         sampler: the indices.
@@ -251,7 +253,8 @@ class PruningBatchSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         run = self.sampler.begin()
         num_batches = self.num_batches(len(run.plan)) - run.start // self.batch_size
-        batches = (batch.tolist() for batch in self._batches(run.plan, run.start))
+        blocks = self._blocks(run.plan, run.start)
+        batches = chain.from_iterable(block.tolist() for block in blocks)
         return self.sampler.use_up(run, batches, num_batches)
 
     def __len__(self) -> int:
@@ -282,10 +285,21 @@ class PruningBatchSampler(BatchSampler):
             )
 
     def replay(self) -> Iterator[Tensor]:
-        """The batches of the current epoch as int64 tensors, without using it up."""
-        return self._batches(self.sampler.run.plan, self.sampler.run.start)
+        """The batches of the current epoch as int64 tensors, without using it up.
 
-    def _batches(self, plan: Plan, start: int) -> Iterator[Tensor]:
+        They share no element, but memory: one that is kept, or pickled, takes its neighbours along,
+        unless it is cloned.
+        """
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start)
+        return chain.from_iterable(block.unbind() for block in blocks)
+
+    def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
+        """As :meth:`replay`, each batch beside itself as a list."""
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start)
+        pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
+        return chain.from_iterable(pairs)
+
+    def _blocks(self, plan: Plan, start: int) -> Iterator[Tensor]:
         stop = len(plan)
         if self.drop_last:
             stop -= stop % self.batch_size
@@ -294,8 +308,7 @@ class PruningBatchSampler(BatchSampler):
                 f"drop_last must be False where batch_size={self.batch_size} is more than the "
                 f"{len(plan)} samples kept in epoch {plan.epoch}, got True"
             )
-        for position in range(start, stop, self.batch_size):
-            yield plan.batch(position, min(position + self.batch_size, stop))
+        yield from plan.blocks(start, stop, self.batch_size)
 
 
 def check_table(table: Any, num_samples: int) -> None:

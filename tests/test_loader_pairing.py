@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import copy
+import pickle
 import time
 from typing import Any, NamedTuple
 
@@ -263,6 +265,15 @@ def test_going_on_after_a_timeout() -> None:
     for index in iterator:
         loader.update(loss_of(index))
     assert_scores_are_losses(loader.table, list(range(12)))
+
+
+def test_a_copy_does_not_take_the_batches_under_way_along() -> None:
+    loader = DataLoader(Numbers(9999), batch_size=256, policy=Full(), num_workers=2)
+    size = len(pickle.dumps(loader))
+    iterator = iter(loader)
+    next(iterator)
+    assert len(pickle.dumps(loader)) < size + 1000
+    assert train(pickle.loads(pickle.dumps(loader))) == train(copy.deepcopy(loader))
 
 
 def test_two_live_iterators() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from ledger import Lowest, Numbers, loss_of, lowest, train
 
 import dynloader
-from dynloader import PruningBatchSampler, RandomDynamic
+from dynloader import Full, PruningBatchSampler, PruningSampler, RandomDynamic, ops
+from dynloader.plan import _CHUNK as CHUNK
 
 N = 100
 
@@ -46,11 +49,105 @@ def test_sampler_in_a_stock_loader() -> None:
         assert train_stock(loader, sampler.table) == train(ours)
 
 
-def test_an_epoch_of_more_than_one_chunk() -> None:
-    sampler = dynloader.PruningSampler(10_000, RandomDynamic(keep=0.9), shuffle=False)
-    fed = list(sampler)
-    assert len(fed) == 9_000
-    assert fed == sorted(set(fed))
+# --- batches are computed in chunks, which nobody must notice ------------------------------------
+
+
+def whole_order(sampler: PruningSampler) -> list[int]:
+    """The epoch in one piece."""
+    n = sampler.num_samples
+    kept = sampler.run.plan.kept
+    selected = torch.arange(n) if kept is None else kept.indices
+    if not sampler.shuffle:
+        return sorted(selected.tolist())
+    return ops.order(selected, 0, len(selected), epoch=sampler.epoch).tolist()
+
+
+def in_batches(order: list[int], size: int, *, drop_last: bool = False) -> list[list[int]]:
+    stop = len(order) - len(order) % size if drop_last else len(order)
+    return [order[i : min(i + size, stop)] for i in range(0, stop, size)]
+
+
+@pytest.mark.parametrize("n", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}], ids=str)
+@pytest.mark.parametrize("policy", [Full(), RandomDynamic(keep=1.0)], ids=["all", "selected"])
+def test_indices_of_any_number(n: int, options: dict[str, Any], policy: dynloader.Policy) -> None:
+    sampler = PruningSampler(n, policy, **options)
+    expected = whole_order(sampler)
+    assert list(sampler.replay()) == expected
+    assert list(sampler) == expected
+
+
+@pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+@pytest.mark.parametrize("size", [7, 256, CHUNK - 1, CHUNK, CHUNK + 1])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_of_any_size(n: int, size: int, drop_last: bool, shuffle: bool) -> None:
+    sampler = PruningSampler(n, Full(), shuffle=shuffle)
+    batches = PruningBatchSampler(sampler, size, drop_last)
+    if len(batches) == 0:
+        with pytest.raises(ValueError, match="drop_last must be False"):
+            list(batches)
+        return
+    expected = in_batches(whole_order(sampler), size, drop_last=drop_last)
+    assert len(batches) == len(expected)
+    assert [batch.tolist() for batch in batches.replay()] == expected
+    assert [(batch.tolist(), same) for batch, same in batches.replay_with_lists()] == [
+        (batch, batch) for batch in expected
+    ]
+    assert list(batches) == expected
+    assert sampler.epoch == 1
+
+
+@pytest.mark.parametrize("num_done", [1, 2, 3, 100, 391])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_resuming_inside_a_chunk(num_done: int, drop_last: bool) -> None:
+    def make() -> PruningBatchSampler:
+        sampler = PruningSampler(200_100, RandomDynamic(keep=0.5))
+        return PruningBatchSampler(sampler, 256, drop_last)
+
+    batches, resumed = make(), make()
+    expected = in_batches(whole_order(batches.sampler), 256, drop_last=drop_last)
+    state = batches.sampler.snapshot() | {"position": num_done * 256 if num_done < 391 else 100_050}
+    resumed.sampler.check_snapshot(state, 256)
+    resumed.sampler.restore(state)
+    assert [batch.tolist() for batch in resumed.replay()] == expected[num_done:]
+    assert list(resumed) == expected[num_done:]
+    assert resumed.epoch == 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("policy", [Full(), RandomDynamic()], ids=["all", "selected"])
+def test_what_is_done_to_a_batch_stays_there(shuffle: bool, policy: dynloader.Policy) -> None:
+    sampler = PruningSampler(5000, policy, shuffle=shuffle)
+    batches = PruningBatchSampler(sampler, 64)
+    expected = in_batches(whole_order(sampler), 64)
+    for _ in range(2):
+        fed = []
+        for batch in batches.replay():
+            fed.append(batch.tolist())
+            batch.fill_(-1)
+        assert fed == expected
+    assert list(batches) == expected
+
+
+def test_the_first_batch_costs_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def noted(n: int, start: int, stop: int, **address: int) -> torch.Tensor:
+        sizes.append(stop - start)
+        return torch.arange(start, stop)
+
+    monkeypatch.setattr(ops, "order", noted)
+    batches = PruningBatchSampler(PruningSampler(10**6, Full()), 256)
+    iterator = iter(batches)
+    next(iterator)
+    assert sizes == [256]
+    list(iterator)
+    assert max(sizes) == CHUNK
+    assert sum(sizes) == 10**6
+
+
+# --- epochs --------------------------------------------------------------------------------------
 
 
 def test_stock_epoch_broken_off_after_updates_is_over() -> None:
