@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,21 +62,25 @@ def check_losses(losses: Any) -> Tensor:
     return losses
 
 
-def check_index(index: Tensor | Sequence[int], size: int, n: int) -> Tensor:
-    """``index`` as int64 [size]; an error unless it is that and, on the CPU, within [0, n)."""
-    index = as_index(index)
-    if index.shape != (size,):
-        raise ValueError(f"index must have the shape of losses, {[size]}, got {list(index.shape)}")
-    # What is on the GPU is checked there, for that does not make the host wait.
-    if index.device.type == "cpu" and size > 0:
-        lowest, highest = (int(bound) for bound in torch.aminmax(index))
-        if lowest < 0 or highest >= n:
-            raise IndexError(f"index must be in [0, {n}), got {lowest if lowest < 0 else highest}")
-    return index
+def check_range(name: str, indices: Tensor, n: int) -> None:
+    """Raise IndexError unless all ``indices`` are in [0, n). The host waits for the GPU."""
+    if indices.numel() == 0:
+        return
+    lowest, highest = (int(bound) for bound in torch.aminmax(indices))
+    if lowest < 0 or highest >= n:
+        raise IndexError(f"{name} must be in [0, {n}), got {lowest if lowest < 0 else highest}")
 
 
 def as_index(index: Any) -> Tensor:
     """A tensor, array, sequence or number of integers as an int64 tensor."""
+    if type(index) is Tensor and index.dtype == torch.int64:
+        return index
+    if type(index) is list and index and type(index[0]) is int:
+        # 256 of them take 5 us this way, 26 us the other, which knows what is wrong with the rest.
+        with contextlib.suppress(TypeError, ValueError):
+            array = np.asarray(index)
+            if array.dtype == np.int64:
+                return torch.from_numpy(array)
     try:
         tensor = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -106,7 +106,8 @@ class Pairing:
                 "update needs exactly one batch yielded since the last update, got "
                 f"{self._num_unclaimed}: {_REMEDY}, if batches are fetched ahead or skipped"
             )
-        return as_index(self._indices).reshape(-1)
+        index = as_index(self._indices)
+        return index if index.ndim == 1 else index.reshape(-1)
 
     def claim(self) -> None:
         """Note that the losses of a batch were recorded."""

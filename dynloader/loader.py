@@ -166,14 +166,15 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self.table is None:
             raise RuntimeError("update needs a DataLoader with policy= or table=, got neither")
         check_losses(losses)
-        if len(losses) == 0:
+        num_losses = losses.shape[0]  # len() of a tensor takes 0.26 us
+        if num_losses == 0:
             raise ValueError("losses must hold at least one loss, got shape [0]")
         begin = time.perf_counter()
         if index is None:
             index = self._pairing.indices()
-            if len(index) != len(losses):
+            if index.shape[0] != num_losses:
                 raise ValueError(
-                    f"losses must have shape {[len(index)]}, as the batch last yielded, "
+                    f"losses must have shape {list(index.shape)}, as the batch last yielded, "
                     f"got {list(losses.shape)}"
                 )
         else:

@@ -25,7 +25,7 @@ from dynloader.arguments import (
     flag_argument,
     integer_argument,
     number_argument,
-    tensor_argument,
+    tensor_arguments,
     values_argument,
 )
 
@@ -352,7 +352,7 @@ def ucb_visits(records: Tensor, c: float, t: float) -> Tensor:
     Returns:
         float32 [n]; +inf for samples never visited.
     """
-    tensor_argument("ucb_visits", "records", records)
+    tensor_arguments("ucb_visits", records=records)
     c = number_argument("ucb_visits", "c", c)
     t = number_argument("ucb_visits", "t", t)
     return _tensor(_native.ucb_visits(records, c, t))
@@ -391,13 +391,12 @@ def update(
         alpha: weight of the new value, in (0, 1]; used as float32.
         c: weight of the variance, finite, >= 0; used as float32.
     """
-    named = {"scores": scores, "records": records, "index": index, "losses": losses}
-    for name, tensor in (named | {"faults": faults}).items():
-        tensor_argument("update", name, tensor)
+    tensor_arguments("update", scores=scores, records=records, index=index, faults=faults)
+    losses = values_argument("update", "losses", losses)
     rule = integer_argument("update", "rule", rule)
     alpha = number_argument("update", "alpha", alpha)
     c = number_argument("update", "c", c)
-    _native.update(scores, records, index, losses.detach(), faults, rule, alpha, c)
+    _native.update(scores, records, index, losses, faults, rule, alpha, c)
 
 
 def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
@@ -414,9 +413,7 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
         correct: bool [b].
         faults: as for :func:`update`.
     """
-    named = {"state": state, "index": index, "correct": correct, "faults": faults}
-    for name, tensor in named.items():
-        tensor_argument("update_forgetting", name, tensor)
+    tensor_arguments("update_forgetting", state=state, index=index, correct=correct, faults=faults)
     _native.update_forgetting(state, index, correct, faults)
 
 
@@ -428,8 +425,7 @@ def count_selected(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
         selected: int64 [k], in [0, n).
         faults: as for :func:`update`.
     """
-    for name, tensor in {"counts": counts, "selected": selected, "faults": faults}.items():
-        tensor_argument("count_selected", name, tensor)
+    tensor_arguments("count_selected", counts=counts, selected=selected, faults=faults)
     _native.count_selected(counts, selected, faults)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._C import build_info
-from dynloader.checks import check_index, check_integer, check_losses, check_state
+from dynloader.checks import as_index, check_integer, check_losses, check_range, check_state
 from dynloader.policy import Scoring
 
 _MEAN, _VARIANCE, _LAST_LOSS, _VISITS = range(4)
@@ -128,8 +128,16 @@ class ScoreTable:
             IndexError: ``index`` is on the CPU and out of range; nothing was recorded. Out of range
                 on the GPU, it is left out, and :meth:`check` raises.
         """
-        losses = check_losses(losses).detach()
-        index = check_index(index, len(losses), len(self))
+        losses, index = check_losses(losses), as_index(index)
+        if index.shape != losses.shape:
+            raise ValueError(
+                f"index must have the shape of losses, {list(losses.shape)}, "
+                f"got {list(index.shape)}"
+            )
+        # The native operation raises where it runs on the CPU. On the GPU it only flags, so that
+        # the host need not wait; what it has not sent there yet, the host can look at.
+        if index.is_cpu and not self.scores.is_cpu:
+            check_range("index", index, len(self))
         if correct is not None and (not isinstance(correct, Tensor) or correct.dtype != torch.bool):
             found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
             raise TypeError(f"correct must be a tensor of torch.bool, got {found}")
@@ -139,15 +147,16 @@ class ScoreTable:
                 f"got {list(correct.shape)}"
             )
         index = self._here(index)
+        scoring = self.scoring
         ops.update(
             self.scores,
             self.records,
             index,
             self._here(losses),
             self._faults,
-            rule=self.scoring.rule if rule is None else rule,
-            alpha=self.scoring.alpha if alpha is None else alpha,
-            c=self.scoring.c if c is None else c,
+            rule=int(scoring.rule) if rule is None else rule,
+            alpha=scoring.alpha if alpha is None else alpha,
+            c=scoring.c if c is None else c,
         )
         self.num_updates += 1
         if correct is not None:
@@ -156,8 +165,11 @@ class ScoreTable:
             ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
 
     def _here(self, tensor: Tensor) -> Tensor:
+        device = self.scores.device
+        if tensor.device == device:
+            return tensor
         # Only towards the GPU: a copy to the CPU that is not waited for may be read unfinished.
-        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+        return tensor.to(device, non_blocking=device.type == "cuda")
 
     def count_selection(self, indices: Tensor) -> None:
         """Count one selection, which kept ``indices``, int64 [k]."""

@@ -104,6 +104,8 @@ def test_losses_of_any_float(dtype: torch.dtype) -> None:
     "index",
     [
         [2, 0],
+        [2, np.int64(0)],
+        [2, torch.tensor(0)],
         (2, 0),
         np.array([2, 0]),
         np.array([2, 0], dtype=np.uint8),
@@ -230,6 +232,17 @@ def test_an_index_on_the_gpu_out_of_range_is_left_out_and_reported(cuda: str) ->
     assert table.scores.tolist() == [INF, 1, INF, INF]
     with pytest.raises(IndexError, match=r"index must be in \[0, 4\), got 2 out of range"):
         table.check()
+    table.check()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_an_index_that_is_not_on_the_gpu_yet_is_refused_at_once(bad: int, cuda: str) -> None:
+    table = ScoreTable(4, cuda)
+    with pytest.raises(IndexError, match=rf"index must be in \[0, 4\), got {bad}"):
+        table.update([1, bad], torch.tensor([1.0, 2.0]))
+    assert table.scores.tolist() == [INF] * 4
+    assert table.num_updates == 0
     table.check()
 
 
