@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynloader import ops
+from dynloader.checks import check_range
 from dynloader.ops import Selection
 
 # A native call costs 6 us for 256 indices and 110 us for so many: 22 against 3.4 ns an index. More
@@ -26,11 +28,20 @@ class Kept:
         selection: on any device.
         checkpoint: the epoch at which it was made.
         num_samples: of the data set.
+        is_trusted: the indices need no check of their range.
     """
 
-    def __init__(self, selection: Selection, checkpoint: int, num_samples: int) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        checkpoint: int,
+        num_samples: int,
+        *,
+        is_trusted: bool = False,
+    ) -> None:
         self.checkpoint = checkpoint
         self.num_samples = num_samples
+        self._is_trusted = is_trusted
         self._copied: torch.Event | None = None
         self._ascending: Tensor | None = None
         indices = selection.indices
@@ -45,7 +56,8 @@ class Kept:
         self.weights: Tensor | None = None
         if selection.weights is not None:
             weights = torch.ones(num_samples, device=selection.weights.device)
-            self.weights = weights.index_copy(0, indices.to(weights.device), selection.weights)
+            # 0.6 ms for 1.28M samples, where index_copy takes 1.4.
+            self.weights = weights.scatter_(0, indices.to(weights.device), selection.weights)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -63,9 +75,10 @@ class Kept:
     def ascending(self) -> Tensor:
         """The indices in ascending order."""
         if self._ascending is None:
-            indices = self.indices
+            # For 640k of them NumPy takes 0.1 ms to look and 3 ms to sort, torch 0.6 and 7 ms.
+            indices = self.indices.numpy()
             is_ascending = bool((indices[1:] > indices[:-1]).all())
-            self._ascending = indices if is_ascending else indices.sort().values
+            self._ascending = self.indices if is_ascending else torch.from_numpy(np.sort(indices))
         return self._ascending
 
     def selection(self) -> Selection:
@@ -74,12 +87,8 @@ class Kept:
         return Selection(indices, None if self.weights is None else self.weights.cpu()[indices])
 
     def _check_range(self) -> None:
-        lowest, highest = (int(bound) for bound in torch.aminmax(self._indices))
-        if lowest < 0 or highest >= self.num_samples:
-            raise IndexError(
-                f"indices selected must be in [0, {self.num_samples}), "
-                f"got {lowest if lowest < 0 else highest}"
-            )
+        if not self._is_trusted:
+            check_range("indices selected", self._indices, self.num_samples)
 
     def __getstate__(self) -> dict[str, Any]:
         # An event can be neither pickled nor copied: wait for it.
@@ -141,4 +150,6 @@ class Plan:
         if self.kept is None or self.kept.weights is None:
             return None
         weights = self.kept.weights
+        if weights.is_cpu and index.is_cpu:  # the table has refused what is out of range
+            return weights.index_select(0, index)
         return weights[index.to(weights.device).clamp(0, self.num_samples - 1)]

@@ -180,6 +180,11 @@ def _describe(value: Any) -> str:
     return repr(value)
 
 
+def is_built_in(policy: Policy) -> bool:
+    """Whether the rule is of this package, whose indices are distinct and within range."""
+    return type(policy).__module__.startswith("dynloader.")
+
+
 def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
     """What ``policy.select`` returned, checked."""
     source = f"{type(policy).__name__}.select"
@@ -190,7 +195,7 @@ def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
             f"{source}: indices must have shape [k], k in [1, {num_samples}], "
             f"got {list(indices.shape)}"
         )
-    if not type(policy).__module__.startswith("dynloader."):
+    if not is_built_in(policy):
         # A look at the values, but only where somebody else's rule may have drawn with replacement.
         num_distinct = len(indices.unique())
         if num_distinct != len(indices):

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, Sampler
 from dynloader.checks import check_flag, check_integer
 from dynloader.ops import Selection
 from dynloader.plan import Kept, Plan
-from dynloader.policy import Policy, as_selection
+from dynloader.policy import Policy, as_selection, is_built_in
 from dynloader.run import Run
 from dynloader.table import ScoreTable
 
@@ -172,7 +172,8 @@ class PruningSampler(Sampler[int]):
         num_kept = self.policy.num_kept(self.num_samples, checkpoint)
         chosen = self.policy.select(self.table, num_kept, seed=self.seed or 0, epoch=checkpoint)
         selection = as_selection(chosen, self.policy, self.num_samples)
-        kept = Kept(selection, checkpoint, self.num_samples)
+        is_trusted = is_built_in(self.policy)
+        kept = Kept(selection, checkpoint, self.num_samples, is_trusted=is_trusted)
         self.table.count_selection(selection.indices)
         self.select_seconds += time.perf_counter() - begin
         return kept
