@@ -187,7 +187,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.table.update(index, losses)
         self._pairing.claim()
         weights = None if run is None else run.plan.weights_of(index)
-        self._update_seconds += time.perf_counter() - begin
+        # Past __setattr__, which takes 0.4 us a batch to find that this is none of its names.
+        self.__dict__["_update_seconds"] += time.perf_counter() - begin
         if weights is None:
             return losses.mean()
         return (losses * weights.to(losses.device, losses.dtype)).mean()
