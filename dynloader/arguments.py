@@ -63,14 +63,20 @@ def number_argument(op: str, name: str, value: float) -> float:
         raise ValueError(f"{op}: {name} must be a number within float64") from None
 
 
-def address_arguments(op: str, seed: int, epoch: int) -> tuple[int, int]:
-    """Seed and epoch as the schema takes them: the seed's 64 bits as a signed integer."""
+def address_arguments(op: str, seed: int, epoch: int | Tensor) -> tuple[int, int, Tensor | None]:
+    """Seed and epoch as the schema takes them: the seed's 64 bits as a signed integer.
+
+    The epoch is a number, or it is where a tensor of one element says, and the number is 0.
+    """
     if type(seed) is type(epoch) is int and 0 <= seed < 2**63 and 0 <= epoch < 2**63:
-        return seed, epoch
+        return seed, epoch, None
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
         if not 0 <= seed < 2**64:
             raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
         # The schema's integers are signed; the bits are what counts.
         seed = int(seed)
         seed = seed - 2**64 if seed >= 2**63 else seed
-    return integer_argument(op, "seed", seed), integer_argument(op, "epoch", epoch)
+    seed = integer_argument(op, "seed", seed)
+    if isinstance(epoch, Tensor):
+        return seed, 0, epoch
+    return seed, integer_argument(op, "epoch", epoch, "an int or a tensor"), None

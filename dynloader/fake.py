@@ -20,41 +20,54 @@ def _indices(like: Tensor, count: int | torch.SymInt) -> Tensor:
     return like.new_empty((count,), dtype=torch.int64)
 
 
-@_fake("empty")
+@_fake("zeros")
 def _(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(size, dtype=dtype, device=device)
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 @_fake("top_k")
-def _(scores: Tensor, k: int, seed: int, epoch: int) -> Tensor:
+def _(scores: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None) -> Tensor:
     return _indices(scores, k)
 
 
 @_fake("epsilon_greedy")
-def _(scores: Tensor, k: int, num_random: int, seed: int, epoch: int) -> Tensor:
+def _(
+    scores: Tensor, k: int, num_random: int, seed: int, epoch: int, epoch_at: Tensor | None
+) -> Tensor:
     return _indices(scores, k)
 
 
 @_fake("info_batch")
 def _(
-    scores: Tensor, drop_probability: float, num_kept: int, seed: int, epoch: int
+    scores: Tensor,
+    drop_probability: float,
+    num_kept: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     count = num_kept if num_kept >= 0 else torch.library.get_ctx().new_dynamic_size()
     return _indices(scores, count), scores.new_empty((count,))
 
 
 @_fake("sample")
-def _(weights: Tensor, k: int, seed: int, epoch: int, validate: bool) -> Tensor:
+def _(
+    weights: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None, validate: bool
+) -> Tensor:
     return _indices(weights, k)
 
 
 @_fake("priority_sample")
-def _(weights: Tensor, k: int, seed: int, epoch: int, validate: bool) -> tuple[Tensor, Tensor]:
+def _(
+    weights: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None, validate: bool
+) -> tuple[Tensor, Tensor]:
     return _indices(weights, k), weights.new_empty((), dtype=torch.float64)
 
 
 @_fake("order")
-def _(selected: Tensor, start: int, stop: int, seed: int, epoch: int) -> Tensor:
+def _(
+    selected: Tensor, start: int, stop: int, seed: int, epoch: int, epoch_at: Tensor | None
+) -> Tensor:
     return _indices(selected, stop - start)
 
 
@@ -64,8 +77,30 @@ def _(n: int, start: int, stop: int, seed: int, epoch: int) -> Tensor:
 
 
 @_fake("subset")
-def _(n: int, start: int, stop: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+def _(
+    n: int,
+    start: int,
+    stop: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+    device: torch.device,
+) -> Tensor:
     return torch.empty((stop - start,), dtype=torch.int64, device=device)
+
+
+@_fake("gather")
+def _(
+    data: Tensor,
+    selected: Tensor | None,
+    start: int,
+    stop: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+    faults: Tensor,
+) -> Tensor:
+    return data.new_empty((stop - start, *data.shape[1:]))
 
 
 @_fake("score_mean")

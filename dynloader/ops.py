@@ -2,7 +2,9 @@
 
 Every random choice is a function of ``(seed, epoch)`` and the index of the sample alone, so results
 are equal to the bit on every device and for any number of threads, and no generator of torch is
-read or moved. ``seed`` is in [0, 2**64), ``epoch`` in [0, 2**32).
+read or moved. ``seed`` is in [0, 2**64), ``epoch`` in [0, 2**32). The epoch may be an int64 tensor
+of one element on the device of the others: it is read there when the operation runs, modulo 2**32
+on CUDA, so that a captured CUDA graph can be replayed for another epoch.
 
 All functions raise ``TypeError`` for a wrong type or dtype, ``ValueError`` for a wrong shape,
 device or value, and ``IndexError`` for an index out of range. The message holds the function, the
@@ -35,6 +37,7 @@ __all__ = [
     "Selection",
     "count_selected",
     "epsilon_greedy",
+    "gather",
     "info_batch",
     "order",
     "power_weights",
@@ -87,7 +90,7 @@ class Selection(NamedTuple):
     weights: Tensor | None
 
 
-def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int = 0) -> Tensor:
+def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
     """The indices of the k highest scores, in ascending order of index.
 
     As a set, ``torch.topk(scores, k).indices``, but equal scores are chosen among at random by
@@ -108,7 +111,7 @@ def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int = 0) -> Tensor:
 
 
 def epsilon_greedy(
-    scores: Tensor, k: int, num_random: int, *, seed: int = 0, epoch: int = 0
+    scores: Tensor, k: int, num_random: int, *, seed: int = 0, epoch: int | Tensor = 0
 ) -> Tensor:
     """The k - num_random highest scores, and num_random samples drawn uniformly from the rest.
 
@@ -138,7 +141,7 @@ def info_batch(
     *,
     num_kept: int | None = None,
     seed: int = 0,
-    epoch: int = 0,
+    epoch: int | Tensor = 0,
 ) -> Selection:
     """All samples but a share of those below the mean score, whose survivors weigh more in return.
 
@@ -172,7 +175,7 @@ def info_batch(
 
 
 def sample(
-    weights: Tensor, k: int, *, seed: int = 0, epoch: int = 0, validate: bool = True
+    weights: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0, validate: bool = True
 ) -> Tensor:
     """Draws k samples without replacement, one after another, in proportion to their weights.
 
@@ -205,7 +208,7 @@ def sample(
 
 
 def priority_sample(
-    weights: Tensor, k: int, *, seed: int = 0, epoch: int = 0, validate: bool = True
+    weights: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0, validate: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Draws k samples by priority w / u, and the threshold that makes sums over them unbiased.
 
@@ -234,7 +237,7 @@ def priority_sample(
 
 
 def order(
-    selected: Tensor | int, start: int, stop: int, *, seed: int = 0, epoch: int = 0
+    selected: Tensor | int, start: int, stop: int, *, seed: int = 0, epoch: int | Tensor = 0
 ) -> Tensor:
     """Positions [start, stop) of the shuffled order of the selected samples.
 
@@ -257,7 +260,50 @@ def order(
     if isinstance(selected, Tensor):
         return _tensor(_native.order(selected, start, stop, *address))
     count = integer_argument("order", "selected", selected, "an int64 or int32 tensor, or an int")
-    return _tensor(_native.order_of_range(count, start, stop, *address))
+    seed, number, epoch_at = address
+    if epoch_at is not None:
+        raise TypeError("order: epoch must be an int where selected is one, got a tensor")
+    return _tensor(_native.order_of_range(count, start, stop, seed, number))
+
+
+def gather(
+    data: Tensor,
+    selected: Tensor | None,
+    start: int,
+    stop: int,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    faults: Tensor | None = None,
+) -> Tensor:
+    """Rows of ``data`` at positions [start, stop) of the shuffled order of the selected samples.
+
+    Equivalent to ``data[order(selected, start, stop, seed=seed, epoch=epoch)]``, but the order is
+    evaluated where the rows are copied: one pass, on CUDA one launch, and no index is stored.
+
+    Args:
+        data: [n, ...], contiguous, of any dtype.
+        selected: int64 or int32 [k] on the device of ``data``, in [0, n); or None for all n rows.
+        start: with 0 <= start <= stop <= k.
+        stop: likewise.
+        seed: of the order.
+        epoch: likewise.
+        faults: int64 [2], contiguous, as for :func:`update`. On CUDA the rows of indices out of
+            range are zeros, and counted here.
+
+    Returns:
+        [stop - start, ...] on the device of ``data``.
+    """
+    data = values_argument("gather", "data", data)
+    if selected is not None:
+        tensor_arguments("gather", selected=selected)
+    start = integer_argument("gather", "start", start)
+    stop = integer_argument("gather", "stop", stop)
+    address = address_arguments("gather", seed, epoch)
+    if faults is None:
+        faults = torch.zeros(2, dtype=torch.int64, device=data.device)
+    tensor_arguments("gather", faults=faults)
+    return _tensor(_native.gather(data, selected, start, stop, *address, faults))
 
 
 def subset(
@@ -266,7 +312,7 @@ def subset(
     stop: int,
     *,
     seed: int = 0,
-    epoch: int = 0,
+    epoch: int | Tensor = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Positions [start, stop) of a random permutation of 0..n-1: a uniform random subset.
@@ -298,9 +344,9 @@ def subset(
     return _tensor(_native.subset(n, start, stop, *address, device))
 
 
-def empty(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor for a table: as ``torch.empty``, on the CPU in large pages of memory."""
-    return _tensor(_native.empty(size, dtype, device))
+def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros for a table: as ``torch.zeros``, but on the CPU in large pages of memory."""
+    return _tensor(_native.zeros(size, dtype, device))
 
 
 def score_mean(scores: Tensor) -> ScoreMean:

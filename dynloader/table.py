@@ -57,8 +57,8 @@ class ScoreTable:
     def __init__(self, n: int, device: torch.device | str | None = None) -> None:
         check_integer("n", n, 1, 2**32)
         device = _resolve_device(device)
-        self.scores = ops.empty((n,), torch.float32, device).fill_(float("inf"))
-        self.records = ops.empty((n, 4), torch.int32, device).zero_()
+        self.scores = ops.zeros((n,), torch.float32, device).fill_(float("inf"))
+        self.records = ops.zeros((n, 4), torch.int32, device)
         self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
         self.forgetting: Tensor | None = None
         self.num_selections = 0

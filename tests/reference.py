@@ -233,6 +233,14 @@ def order(selected: Array, start: int, stop: int, *, seed: int = 0, epoch: int =
     return selected[permute(position, len(selected), SHUFFLE, seed=seed, epoch=epoch)]
 
 
+def gather(
+    data: Array, selected: Array | None, start: int, stop: int, *, seed: int = 0, epoch: int = 0
+) -> Array:
+    """Rows of the data in the order of the epoch."""
+    samples = np.arange(len(data)) if selected is None else selected
+    return data[order(samples, start, stop, seed=seed, epoch=epoch)]
+
+
 def subset(n: int, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
     """Positions [start, stop) of a random permutation of 0..n-1."""
     return permute(np.arange(start, stop), n, SUBSET, seed=seed, epoch=epoch)

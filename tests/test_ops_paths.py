@@ -50,6 +50,7 @@ def digest(device: torch.device | str = "cpu") -> str:
         add(ops.subset(n, 0, n, **at, device=device))
         samples = torch.arange(n, device=device)
         add(ops.order(samples, 0, n, **at), ops.order(samples.int(), n // 3, n, **at))
+        add(ops.gather(torch.stack([samples, samples], 1), samples.int(), n // 3, n, **at))
         add(*table_after_updates(n, device))
     return found.hexdigest()
 
@@ -161,14 +162,16 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     counts = torch.zeros(50, dtype=torch.int32, device=device)
     return {
-        "top_k": (scores, 7, 1, 2),
-        "epsilon_greedy": (scores, 7, 2, 1, 2),
-        "info_batch": (scores, 0.5, 30, 1, 2),
-        "sample": (scores, 7, 1, 2, True),
-        "priority_sample": (scores, 7, 1, 2, True),
-        "order": (index, 1, 3, 1, 2),
+        "top_k": (scores, 7, 1, 2, None),
+        "epsilon_greedy": (scores, 7, 2, 1, 2, None),
+        "info_batch": (scores, 0.5, 30, 1, 0, faults[:1]),
+        "sample": (scores, 7, 1, 2, None, True),
+        "priority_sample": (scores, 7, 1, 2, None, True),
+        "order": (index, 1, 3, 1, 2, None),
         "order_of_range": (50, 1, 30, 1, 2),
-        "subset": (50, 1, 30, 1, 2, device),
+        "subset": (50, 1, 30, 1, 2, None, device),
+        "gather": (losses[:, None], index % 4, 1, 3, 1, 0, faults[:1], faults.clone()),
+        "zeros": ([50, 4], torch.int32, device),
         "score_mean": (scores,),
         "power_weights": (scores, 0.5, 0.1),
         "ucb_visits": (records, 1.0, 10.0),
@@ -186,7 +189,7 @@ def test_opcheck(op: str, device: torch.device) -> None:
 
 def test_opcheck_where_the_scores_decide_how_many(device: torch.device) -> None:
     scores = tensor(values("normal", 50), device)
-    torch.library.opcheck(torch.ops.dynloader.info_batch.default, (scores, 0.5, -1, 1, 2))
+    torch.library.opcheck(torch.ops.dynloader.info_batch.default, (scores, 0.5, -1, 1, 2, None))
 
 
 def record_and_select(

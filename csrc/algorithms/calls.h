@@ -64,6 +64,14 @@ struct Order {
   int64_t* order;  // [stop - start]
 };
 
+struct Gather {
+  Order order;  // its result is not written
+  const void* rows;
+  int64_t num_rows, row_bytes;
+  void* batch;      // [order.stop - order.start] rows; zeros where a sample has none
+  int64_t* faults;  // [2]: samples outside [0, num_rows), and the largest of them as unsigned
+};
+
 struct ScoreMean {
   const float* scores;
   int64_t n;
@@ -129,6 +137,8 @@ template <class Backend>
 void run(Backend& backend, const InfoBatch& call);
 template <class Backend>
 void run(Backend& backend, const Order& call);
+template <class Backend>
+void run(Backend& backend, const Gather& call);
 template <class Backend>
 void run(Backend& backend, const ScoreMean& call);
 template <class Backend>

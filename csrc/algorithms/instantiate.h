@@ -2,6 +2,7 @@
 #pragma once
 
 #include "calls.h"
+#include "gather.h"
 #include "mean.h"
 #include "order.h"
 #include "rescore.h"
@@ -16,6 +17,7 @@
   template void run(Backend&, const CheckWeights&);     \
   template void run(Backend&, const InfoBatch&);        \
   template void run(Backend&, const Order&);            \
+  template void run(Backend&, const Gather&);           \
   template void run(Backend&, const ScoreMean&);        \
   template void run(Backend&, const PowerWeights&);     \
   template void run(Backend&, const VisitBonus&);       \

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/permutation.h"
 #include "calls.h"
@@ -34,6 +35,22 @@ struct WalkFrom {
   DYNLOADER_FN bool is_inside(uint64_t x) const { return permutation.is_inside(x); }
 };
 
+inline WalkFrom walk_of(const Order& call) {
+  return {call.n, call.start, call.address, call.purpose};
+}
+
+// f(samples), with what the call selects from.
+template <class F>
+void with_samples(const Order& call, const F& f) {
+  if (call.selected == nullptr) {
+    f(AllSamples{});
+  } else if (call.selected_is_int32) {
+    f(SelectedSamples<int32_t>{static_cast<const int32_t*>(call.selected)});
+  } else {
+    f(SelectedSamples<int64_t>{static_cast<const int64_t*>(call.selected)});
+  }
+}
+
 template <class Samples>
 struct WriteOrder {
   Samples samples;
@@ -41,23 +58,12 @@ struct WriteOrder {
   DYNLOADER_FN void operator()(int64_t j, uint64_t place) const { order[j] = samples(place); }
 };
 
-template <class Backend, class Samples>
-void write_order(Backend& backend, const Order& call, const Samples& samples) {
-  backend.walk(call.stop - call.start, WalkFrom{call.n, call.start, call.address, call.purpose},
-               WriteOrder<Samples>{samples, call.order});
-}
-
 template <class Backend>
 void run(Backend& backend, const Order& call) {
-  if (call.selected == nullptr) {
-    write_order(backend, call, AllSamples{});
-  } else if (call.selected_is_int32) {
-    write_order(backend, call,
-                SelectedSamples<int32_t>{static_cast<const int32_t*>(call.selected)});
-  } else {
-    write_order(backend, call,
-                SelectedSamples<int64_t>{static_cast<const int64_t*>(call.selected)});
-  }
+  with_samples(call, [&](const auto& samples) {
+    using Samples = std::decay_t<decltype(samples)>;
+    backend.walk(call.stop - call.start, walk_of(call), WriteOrder<Samples>{samples, call.order});
+  });
 }
 
 }  // namespace dynloader

@@ -8,17 +8,9 @@
 #include "../core/loss.h"
 #include "../core/score.h"
 #include "calls.h"
+#include "faults.h"
 
 namespace dynloader {
-
-// An index outside [0, n) is never followed: it is counted, and the table reports it.
-template <class Access>
-DYNLOADER_FN bool is_within(int64_t index, int64_t n, int64_t* faults) {
-  if (static_cast<uint64_t>(index) < static_cast<uint64_t>(n)) return true;
-  Access::fetch_add(faults, int64_t{1});
-  Access::raise_to(reinterpret_cast<uint64_t*>(faults + 1), static_cast<uint64_t>(index));
-  return false;
-}
 
 // last_loss and visits of a record, as one word that atomics can work on: while a batch is staged,
 // a flag, the visits so far, and the highest loss as ordered bits.

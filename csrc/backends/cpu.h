@@ -69,6 +69,13 @@ class Cpu {
     in_ranges(n, WalkAll<Walk, Emit>{walk, emit});
   }
 
+  // emit(i, x, part, parts) for each i and each of the parts into which its work is cut; x as
+  // above.
+  template <class Walk, class Emit>
+  void walk_shared(int64_t n, const Walk& walk, const Emit& emit) {
+    this->walk(n, walk, InOnePart<Emit>{emit});
+  }
+
   // sums[j] = the sum over all i of what f(i, sums) adds to sums[j].
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
@@ -89,12 +96,12 @@ class Cpu {
   template <int kBins, class Bin, class Descent>
   void descend(int64_t n, const Bin& bin, const Descent& descent) {
     if (!descent.is_active()) return;
-    auto* counts = allocate<uint32_t>(threads_.count * kLanes * (kBins + 1));
-    const int64_t ranges = in_ranges(n, Count<kBins, Bin>{bin, counts});
+    auto* counts = allocate<uint32_t>(threads_.count * kHistograms * (kBins + 1));
+    const int64_t ranges = in_ranges(n, CountBins<kBins, Bin>{bin, counts});
     int64_t rank = descent.rank();
     for (uint32_t b = kBins; b-- > 0;) {
       int64_t members = 0;
-      for (int64_t lane = 0; lane < ranges * kLanes; ++lane) {
+      for (int64_t lane = 0; lane < ranges * kHistograms; ++lane) {
         members += counts[lane * (kBins + 1) + b];
       }
       if (rank <= members) return descent.take(b, rank, members);
@@ -149,8 +156,6 @@ class Cpu {
   static constexpr int64_t kWalkers = 512;
   // Below this a second thread costs more than it brings.
   static constexpr int64_t kMinimumRange = 2 * kTile;
-  // Histograms side by side, so that equal neighbours do not wait for one counter.
-  static constexpr int64_t kLanes = 4;
 
   template <class Body>
   struct Ranges {
@@ -210,6 +215,12 @@ class Cpu {
     for (int64_t j = 0; j < count; ++j) places[j] = local.step(places[j]);
   }
 
+  template <class Emit>
+  struct InOnePart {
+    Emit emit;
+    void operator()(int64_t i, uint64_t x) const { emit(i, x, 0, 1); }
+  };
+
   template <class Walk, class Emit>
   struct WalkAll {
     Walk walk;
@@ -254,31 +265,6 @@ class Cpu {
       int64_t sums[kSums] = {};
       for (int64_t i = begin; i < end; ++i) local(i, sums);
       for (int j = 0; j < kSums; ++j) partial[range * kSums + j] += sums[j];
-    }
-  };
-
-  template <int kBins, class Bin>
-  struct Count {
-    Bin bin;
-    uint32_t* counts;
-    void operator()(int64_t range, int64_t begin, int64_t end) const {
-      const Bin local = fetched(bin);
-      uint32_t* lanes = counts + range * kLanes * (kBins + 1);
-      for (int64_t j = 0; j < kLanes * (kBins + 1); ++j) lanes[j] = 0;
-      uint32_t bins[kTile];
-      for (int64_t tile = begin; tile < end; tile += kTile) {
-        const int64_t size = end - tile < kTile ? end - tile : kTile;
-        uint32_t lowest = kBins;
-        for (int64_t j = 0; j < size; ++j) {
-          const uint32_t b = local(tile + j);
-          bins[j] = b < kBins ? b : kBins;
-          lowest = b < lowest ? b : lowest;
-        }
-        if (lowest == kBins) continue;
-        for (int64_t j = 0; j < size; ++j) {
-          lanes[(j % kLanes) * (kBins + 1) + bins[j]] += 1;
-        }
-      }
     }
   };
 

@@ -1,8 +1,10 @@
-// The key of a rank in a list of keys, on one core.
+// The search for the key of a rank, on one core.
 #pragma once
 
 #include <cstdint>
 
+#include "../algorithms/marks.h"
+#include "../core/macros.h"
 #include "cpu_simd.h"
 
 namespace dynloader {
@@ -60,5 +62,34 @@ uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t
   }
   return 0;  // never: the keys are distinct
 }
+
+// Side by side, so that equal neighbours do not wait for one counter.
+constexpr int64_t kHistograms = 4;
+
+// counts: kHistograms of kBins + 1 for each range, the last bin for what is left out.
+template <int kBins, class Bin>
+struct CountBins {
+  Bin bin;
+  uint32_t* counts;
+  void operator()(int64_t range, int64_t begin, int64_t end) const {
+    const Bin local = fetched(bin);
+    uint32_t* lanes = counts + range * kHistograms * (kBins + 1);
+    for (int64_t j = 0; j < kHistograms * (kBins + 1); ++j) lanes[j] = 0;
+    uint32_t bins[Marks::kTile];
+    for (int64_t tile = begin; tile < end; tile += Marks::kTile) {
+      const int64_t size = end - tile < Marks::kTile ? end - tile : Marks::kTile;
+      uint32_t lowest = kBins;
+      for (int64_t j = 0; j < size; ++j) {
+        const uint32_t b = local(tile + j);
+        bins[j] = b < kBins ? b : kBins;
+        lowest = b < lowest ? b : lowest;
+      }
+      if (lowest == kBins) continue;
+      for (int64_t j = 0; j < size; ++j) {
+        lanes[(j % kHistograms) * (kBins + 1) + bins[j]] += 1;
+      }
+    }
+  }
+};
 
 }  // namespace dynloader

@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 #include "../core/random.h"
@@ -84,11 +85,25 @@ inline void check_count(const char* op, const char* name, int64_t value, int64_t
                     "], got ", value);
 }
 
-// seed carries 64 unsigned bits.
-inline Address check_address(const char* op, int64_t seed, int64_t epoch) {
+inline void check_epoch(const char* op, int64_t epoch) {
   TORCH_CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ",
                     epoch);
-  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)};
+}
+
+// seed carries 64 unsigned bits. An epoch in a tensor takes the place of the number; on CUDA only
+// the device reads it, modulo 2**32.
+inline Address check_address(const char* op, int64_t seed, int64_t epoch,
+                             const std::optional<at::Tensor>& epoch_at, c10::Device device) {
+  check_epoch(op, epoch);
+  const Address address = {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)};
+  if (!epoch_at.has_value()) return address;
+  check_dtype(op, "epoch", *epoch_at, at::kLong);
+  check_length(op, "epoch", *epoch_at, 1);
+  TORCH_CHECK_VALUE(epoch_at->device() == device, op, ": epoch must be on ", device, ", got ",
+                    epoch_at->device());
+  const auto* place = epoch_at->const_data_ptr<int64_t>();
+  if (device.is_cpu()) check_epoch(op, *place);
+  return {address.seed, 0, place};
 }
 
 // On the CPU, an index out of range is found before anything is written. Returns whether each is

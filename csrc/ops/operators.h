@@ -10,21 +10,31 @@
 
 namespace dynloader {
 
-at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch);
+// An epoch in device memory, which takes the place of the number.
+using EpochAt = std::optional<at::Tensor>;
+
+at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
+                 const EpochAt& epoch_at);
 at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
-                          int64_t epoch);
+                          int64_t epoch, const EpochAt& epoch_at);
 std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
-                                              int64_t num_kept, int64_t seed, int64_t epoch);
-at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch, bool validate);
+                                              int64_t num_kept, int64_t seed, int64_t epoch,
+                                              const EpochAt& epoch_at);
+at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
+                  const EpochAt& epoch_at, bool validate);
 std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, int64_t k,
-                                                   int64_t seed, int64_t epoch, bool validate);
+                                                   int64_t seed, int64_t epoch,
+                                                   const EpochAt& epoch_at, bool validate);
 at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_t seed,
-                 int64_t epoch);
+                 int64_t epoch, const EpochAt& epoch_at);
 at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
 at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
-                  c10::Device device);
+                  const EpochAt& epoch_at, c10::Device device);
+at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selected, int64_t start,
+                  int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
+                  at::Tensor& faults);
 // For tables: memory.cpp tells what is different about it.
-at::Tensor empty(at::IntArrayRef size, at::ScalarType dtype, c10::Device device);
+at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device);
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores);
 at::Tensor power_weights(const at::Tensor& scores, double exponent, double offset);
 at::Tensor ucb_visits(const at::Tensor& records, double c, double t);

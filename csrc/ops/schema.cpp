@@ -24,32 +24,43 @@
 #endif
 
 TORCH_LIBRARY(dynloader, m) {
-  m.def("top_k(Tensor scores, SymInt k, SymInt seed, SymInt epoch) -> Tensor");
   m.def(
-      "epsilon_greedy(Tensor scores, SymInt k, SymInt num_random, SymInt seed, SymInt epoch) -> "
+      "top_k(Tensor scores, SymInt k, SymInt seed, SymInt epoch, Tensor? epoch_at) -> "
       "Tensor");
   m.def(
-      "info_batch(Tensor scores, float drop_probability, SymInt num_kept, SymInt seed, SymInt "
-      "epoch)"
-      " -> (Tensor selected, Tensor weights)");
-  m.def("sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, bool validate) -> Tensor");
+      "epsilon_greedy(Tensor scores, SymInt k, SymInt num_random, SymInt seed, SymInt "
+      "epoch, Tensor? epoch_at) -> Tensor");
   m.def(
-      "priority_sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, bool validate)"
-      " -> (Tensor selected, Tensor tau)");
-  m.def("order(Tensor selected, SymInt start, SymInt stop, SymInt seed, SymInt epoch) -> Tensor");
-  m.def("order_of_range(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch) -> Tensor");
+      "info_batch(Tensor scores, float drop_probability, SymInt num_kept, SymInt seed, "
+      "SymInt epoch, Tensor? epoch_at) -> (Tensor selected, Tensor weights)");
   m.def(
-      "subset(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch, Device device) -> "
+      "sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, Tensor? epoch_at, bool "
+      "validate) -> Tensor");
+  m.def(
+      "priority_sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, Tensor? "
+      "epoch_at, bool validate) -> (Tensor selected, Tensor tau)");
+  m.def(
+      "order(Tensor selected, SymInt start, SymInt stop, SymInt seed, SymInt epoch, "
+      "Tensor? epoch_at) -> Tensor");
+  m.def(
+      "order_of_range(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch) -> "
       "Tensor");
-  m.def("empty(int[] size, ScalarType dtype, Device device) -> Tensor");
+  m.def(
+      "subset(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch, Tensor? "
+      "epoch_at, Device device) -> Tensor");
+  m.def(
+      "gather(Tensor data, Tensor? selected, SymInt start, SymInt stop, SymInt seed, "
+      "SymInt epoch, Tensor? epoch_at, Tensor(a!) faults) -> Tensor");
+  m.def("zeros(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
   m.def("ucb_visits(Tensor records, float c, float t) -> Tensor");
   m.def(
-      "update(Tensor(a!) scores, Tensor(b!) records, Tensor index, Tensor losses,"
-      " Tensor(c!) faults, int rule, float alpha, float c) -> ()");
+      "update(Tensor(a!) scores, Tensor(b!) records, Tensor index, Tensor losses, "
+      "Tensor(c!) faults, int rule, float alpha, float c) -> ()");
   m.def(
-      "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) faults) -> ()");
+      "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) "
+      "faults) -> ()");
   m.def("count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults) -> ()");
 }
 
@@ -63,6 +74,7 @@ void implement(torch::Library& m) {
   m.impl("sample", sample);
   m.impl("priority_sample", priority_sample);
   m.impl("order", order);
+  m.impl("gather", gather);
   m.impl("score_mean", score_mean);
   m.impl("power_weights", power_weights);
   m.impl("ucb_visits", ucb_visits);
@@ -110,7 +122,7 @@ TORCH_LIBRARY_IMPL(dynloader, CUDA, m) { dynloader::implement(m); }
 TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {
   m.impl("order_of_range", dynloader::order_of_range);
   m.impl("subset", dynloader::subset);
-  m.impl("empty", dynloader::empty);
+  m.impl("zeros", dynloader::zeros);
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -1,4 +1,4 @@
-// Operators that choose samples and put them in order.
+// Operators that choose samples.
 #include <ATen/Functions.h>
 
 #include <cmath>
@@ -30,10 +30,11 @@ void check_weights(const char* op, const at::Tensor& weights, int64_t k) {
 }
 
 at::Tensor sample_by(const char* op, WeightedRule rule, const at::Tensor& weights, int64_t k,
-                     int64_t seed, int64_t epoch, bool validate, double* tau) {
+                     int64_t seed, int64_t epoch, const EpochAt& epoch_at, bool validate,
+                     double* tau) {
   const int64_t n = check_samples(op, "weights", weights, at::kFloat);
   check_count(op, "k", k, n);
-  const Address address = check_address(op, seed, epoch);
+  const Address address = check_address(op, seed, epoch, epoch_at, weights.device());
   const at::Tensor input = weights.contiguous();
   if (validate) check_weights(op, input, k);
   at::Tensor selected = indices_like(weights, k);
@@ -42,25 +43,13 @@ at::Tensor sample_by(const char* op, WeightedRule rule, const at::Tensor& weight
   return selected;
 }
 
-at::Tensor order_by(const char* op, Purpose purpose, Order call, int64_t seed, int64_t epoch,
-                    c10::Device device) {
-  TORCH_CHECK_VALUE(0 <= call.start && call.start <= call.stop && call.stop <= call.n, op,
-                    ": start and stop must satisfy 0 <= start <= stop <= ", call.n,
-                    ", got start = ", call.start, ", stop = ", call.stop);
-  call.address = check_address(op, seed, epoch);
-  call.purpose = purpose;
-  at::Tensor result = empty_vector(call.stop - call.start, at::device(device).dtype(at::kLong));
-  call.order = result.mutable_data_ptr<int64_t>();
-  run_on(device, call);
-  return result;
-}
-
 }  // namespace
 
-at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch) {
+at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
+                 const EpochAt& epoch_at) {
   const int64_t n = check_samples("top_k", "scores", scores, at::kFloat);
   check_count("top_k", "k", k, n);
-  const Address address = check_address("top_k", seed, epoch);
+  const Address address = check_address("top_k", seed, epoch, epoch_at, scores.device());
   const at::Tensor input = scores.contiguous();
   at::Tensor selected = indices_like(scores, k);
   run_on(scores.device(),
@@ -69,11 +58,11 @@ at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoc
 }
 
 at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
-                          int64_t epoch) {
+                          int64_t epoch, const EpochAt& epoch_at) {
   const int64_t n = check_samples("epsilon_greedy", "scores", scores, at::kFloat);
   check_count("epsilon_greedy", "k", k, n);
   check_count("epsilon_greedy", "num_random", num_random, k);
-  const Address address = check_address("epsilon_greedy", seed, epoch);
+  const Address address = check_address("epsilon_greedy", seed, epoch, epoch_at, scores.device());
   const at::Tensor input = scores.contiguous();
   at::Tensor selected = indices_like(scores, k);
   run_on(scores.device(), EpsilonGreedy{input.const_data_ptr<float>(), n, k, num_random, address,
@@ -82,11 +71,12 @@ at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_rando
 }
 
 std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
-                                              int64_t num_kept, int64_t seed, int64_t epoch) {
+                                              int64_t num_kept, int64_t seed, int64_t epoch,
+                                              const EpochAt& epoch_at) {
   const int64_t n = check_samples("info_batch", "scores", scores, at::kFloat);
   TORCH_CHECK_VALUE(0 <= drop_probability && drop_probability < 1,
                     "info_batch: drop_probability must be in [0, 1), got ", drop_probability);
-  const Address address = check_address("info_batch", seed, epoch);
+  const Address address = check_address("info_batch", seed, epoch, epoch_at, scores.device());
   int64_t num_candidates = 0;
   if (num_kept >= 0) {
     const int64_t least = n == 0 ? 0 : 1;
@@ -116,53 +106,18 @@ std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double d
 }
 
 at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
-                  bool validate) {
-  return sample_by("sample", WeightedRule::kRace, weights, k, seed, epoch, validate, nullptr);
+                  const EpochAt& epoch_at, bool validate) {
+  return sample_by("sample", WeightedRule::kRace, weights, k, seed, epoch, epoch_at, validate,
+                   nullptr);
 }
 
 std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, int64_t k,
-                                                   int64_t seed, int64_t epoch, bool validate) {
+                                                   int64_t seed, int64_t epoch,
+                                                   const EpochAt& epoch_at, bool validate) {
   at::Tensor tau = at::empty({}, weights.options().dtype(at::kDouble));
   at::Tensor selected = sample_by("priority_sample", WeightedRule::kPriority, weights, k, seed,
-                                  epoch, validate, tau.mutable_data_ptr<double>());
+                                  epoch, epoch_at, validate, tau.mutable_data_ptr<double>());
   return {selected, tau};
-}
-
-at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_t seed,
-                 int64_t epoch) {
-  check_device("order", selected.device());
-  const bool is_int32 = selected.scalar_type() == at::kInt;
-  TORCH_CHECK_TYPE(is_int32 || selected.scalar_type() == at::kLong,
-                   "order: selected must be int64 or int32, got ", name_of(selected.scalar_type()));
-  check_vector("order", "selected", selected);
-  const at::Tensor input = selected.contiguous();
-  Order call = {};
-  call.selected = input.const_data_ptr();
-  call.selected_is_int32 = is_int32;
-  call.n = input.numel();
-  call.start = start;
-  call.stop = stop;
-  return order_by("order", Purpose::kShuffle, call, seed, epoch, selected.device());
-}
-
-at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch) {
-  TORCH_CHECK_VALUE(n >= 0, "order: selected must be >= 0, got ", n);
-  Order call = {};
-  call.n = n;
-  call.start = start;
-  call.stop = stop;
-  return order_by("order", Purpose::kShuffle, call, seed, epoch, c10::Device(at::kCPU));
-}
-
-at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
-                  c10::Device device) {
-  check_device("subset", device);
-  TORCH_CHECK_VALUE(n >= 0, "subset: n must be >= 0, got ", n);
-  Order call = {};
-  call.n = n;
-  call.start = start;
-  call.stop = stop;
-  return order_by("subset", Purpose::kSubset, call, seed, epoch, device);
 }
 
 }  // namespace dynloader

@@ -61,8 +61,10 @@ LossType loss_type(const at::Tensor& losses) {
 
 }  // namespace
 
-at::Tensor empty(at::IntArrayRef size, at::ScalarType dtype, c10::Device device) {
-  return empty_vector(c10::multiply_integers(size), at::device(device).dtype(dtype)).view(size);
+at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device) {
+  return empty_vector(c10::multiply_integers(size), at::device(device).dtype(dtype))
+      .zero_()
+      .view(size);
 }
 
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores) {

@@ -105,6 +105,10 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
         made.append(("update", {"scores": table, "records": records, **batch}))
     made.append(("update_forgetting", {"state": state, "index": index, "correct": losses < 0.5}))
     made.append(("count_selected", {"counts": state, "selected": np.unique(index)}))
+    data = np.arange(60, dtype=np.int32).reshape(20, 3)
+    at = {"start": 2, "stop": 7, "seed": 2**63 + 1, "epoch": 5}
+    made.append(("gather", {"data": data, "selected": np.arange(1, 20, 2), **at}))
+    made.append(("gather", {"data": data, "selected": None, **at}))
     return made
 
 

@@ -1,0 +1,64 @@
+// The rows of a batch: the order of the epoch is evaluated where the rows are copied, and no index
+// is stored.
+#pragma once
+
+#include <cstdint>
+
+#include "calls.h"
+#include "faults.h"
+#include "order.h"
+
+namespace dynloader {
+
+// What is copied at a time, as wide as rows and addresses allow.
+struct alignas(16) SixteenBytes {
+  uint64_t half[2];
+};
+
+template <class Samples, class Unit>
+struct CopyRow {
+  Samples samples;
+  const Unit* rows;
+  int64_t num_rows, units;  // of one row
+  Unit* batch;
+  int64_t* faults;
+
+  // This part of the work on row j, of so many parts.
+  DYNLOADER_FN void operator()(int64_t j, uint64_t place, int64_t part, int64_t parts) const {
+    const int64_t sample = samples(place);
+    const bool exists = static_cast<uint64_t>(sample) < static_cast<uint64_t>(num_rows);
+    if (!exists && part == 0) is_within<Shared>(sample, num_rows, faults);  // which counts it
+    const Unit* row = rows + (exists ? sample : 0) * units;
+    Unit* target = batch + j * units;
+    for (int64_t unit = part; unit < units; unit += parts) {
+      target[unit] = exists ? row[unit] : Unit{};
+    }
+  }
+};
+
+template <class Unit, class Backend, class Samples>
+void copy_rows(Backend& backend, const Gather& call, const Samples& samples) {
+  const auto units = call.row_bytes / int64_t{sizeof(Unit)};
+  backend.walk_shared(
+      call.order.stop - call.order.start, walk_of(call.order),
+      CopyRow<Samples, Unit>{samples, static_cast<const Unit*>(call.rows), call.num_rows, units,
+                             static_cast<Unit*>(call.batch), call.faults});
+}
+
+template <class Backend>
+void run(Backend& backend, const Gather& call) {
+  with_samples(call.order, [&](const auto& samples) {
+    const auto alignment = reinterpret_cast<uintptr_t>(call.rows) |
+                           reinterpret_cast<uintptr_t>(call.batch) |
+                           static_cast<uintptr_t>(call.row_bytes);
+    if (alignment % sizeof(SixteenBytes) == 0) {
+      copy_rows<SixteenBytes>(backend, call, samples);
+    } else if (alignment % sizeof(uint32_t) == 0) {
+      copy_rows<uint32_t>(backend, call, samples);
+    } else {
+      copy_rows<uint8_t>(backend, call, samples);
+    }
+  });
+}
+
+}  // namespace dynloader
