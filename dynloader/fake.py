@@ -137,6 +137,11 @@ def _(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
     return None
 
 
+@_fake("spread")
+def _(values: Tensor, selected: Tensor, n: int, rest: float) -> Tensor:
+    return values.new_empty((n,))
+
+
 @_fake("count_selected")
 def _(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
     return None

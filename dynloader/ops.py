@@ -475,6 +475,27 @@ def count_selected(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
     _native.count_selected(counts, selected, faults)
 
 
+def spread(values: Tensor, selected: Tensor, n: int, *, rest: float) -> Tensor:
+    """A value for each of ``n`` samples: those of the selected ones, and ``rest`` for the others.
+
+    Equivalent to ``torch.full((n,), rest).scatter_(0, selected, values)``.
+
+    Args:
+        values: float32 [k].
+        selected: int64 [k] on the device of ``values``, all different, in [0, n); out of range on
+            CUDA, it is left out.
+        n: number of samples, below 2**32.
+        rest: used as float32.
+
+    Returns:
+        float32 [n] on the device of ``values``.
+    """
+    values = values_argument("spread", "values", values)
+    tensor_arguments("spread", selected=selected)
+    n = integer_argument("spread", "n", n)
+    return _tensor(_native.spread(values, selected, n, number_argument("spread", "rest", rest)))
+
+
 def _tensor(value: Tensor) -> Tensor:
     # torch.ops is untyped.
     return value

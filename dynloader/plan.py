@@ -55,9 +55,8 @@ class Kept:
             self._check_range()
         self.weights: Tensor | None = None
         if selection.weights is not None:
-            weights = torch.ones(num_samples, device=selection.weights.device)
-            # 0.6 ms for 1.28M samples, where index_copy takes 1.4.
-            self.weights = weights.scatter_(0, indices.to(weights.device), selection.weights)
+            here = indices.to(selection.weights.device)
+            self.weights = ops.spread(selection.weights, here, num_samples, rest=1.0)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -87,6 +87,32 @@ def test_gather_refuses(device: torch.device) -> None:
         ops.gather(data, selected, 0, 5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_spread(threads: int, place: torch.device) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for n, k in ((1, 0), (1, 1), (5, 2), (100_000, 70_000)):
+            some = ops.subset(n, 0, k, seed=1, device=place)
+            for selected in (some, some.sort().values):
+                values = torch.rand(k).to(place)
+                wanted = torch.full((n,), 0.5, device=place).scatter_(0, selected, values)
+                assert torch.equal(ops.spread(values, selected, n, rest=0.5), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_spread_refuses() -> None:
+    with pytest.raises(IndexError, match=r"spread: selected must be in \[0, 3\), got 3"):
+        ops.spread(torch.rand(2), torch.tensor([1, 3]), 3, rest=0)
+    with pytest.raises(IndexError, match=r"spread: selected must be in \[0, 3\), got -1"):
+        ops.spread(torch.rand(3), torch.tensor([1, -1, 2]), 3, rest=0)
+    with pytest.raises(ValueError, match=r"spread: values must have 2 elements, got 3"):
+        ops.spread(torch.rand(3), torch.tensor([1, 2]), 3, rest=0)
+    with pytest.raises(TypeError, match=r"spread: values must be float32, got float64"):
+        ops.spread(torch.rand(2).double(), torch.tensor([1, 2]), 3, rest=0)
+
+
 # --- an epoch in a tensor -------------------------------------------------------------------------
 
 

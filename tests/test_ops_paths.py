@@ -178,6 +178,7 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "update": (scores, records, index, losses, faults, 2, 0.8, 1.0),
         "update_forgetting": (counts, index, losses > 0, faults),
         "count_selected": (counts, index, faults),
+        "spread": (losses, torch.tensor([3, 1, 7, 40], device=device), 50, 0.5),
     }
 
 

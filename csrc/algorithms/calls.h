@@ -125,6 +125,15 @@ struct CountSelected {
   int64_t* faults;
 };
 
+struct Spread {
+  const float* values;      // [num_selected]
+  const int64_t* selected;  // all different
+  int64_t num_selected;
+  float rest;
+  int64_t n;
+  float* result;  // [n]: the value of a selected sample, or rest
+};
+
 template <class Backend>
 void run(Backend& backend, const TopK& call);
 template <class Backend>
@@ -151,5 +160,7 @@ template <class Backend>
 void run(Backend& backend, const UpdateForgetting& call);
 template <class Backend>
 void run(Backend& backend, const CountSelected& call);
+template <class Backend>
+void run(Backend& backend, const Spread& call);
 
 }  // namespace dynloader

@@ -23,4 +23,5 @@
   template void run(Backend&, const VisitBonus&);       \
   template void run(Backend&, const Update&);           \
   template void run(Backend&, const UpdateForgetting&); \
-  template void run(Backend&, const CountSelected&)
+  template void run(Backend&, const CountSelected&);    \
+  template void run(Backend&, const Spread&)

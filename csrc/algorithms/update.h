@@ -149,4 +149,25 @@ void run(Backend& backend, const CountSelected& call) {
   }
 }
 
+struct FillRest {
+  Spread call;
+  DYNLOADER_FN void operator()(int64_t i) const { call.result[i] = call.rest; }
+};
+
+struct SpreadValue {
+  Spread call;
+  DYNLOADER_FN void operator()(int64_t j) const {
+    const int64_t index = call.selected[j];
+    // On the CPU it was checked; on CUDA the selection is one of ours.
+    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
+    call.result[index] = call.values[j];
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const Spread& call) {
+  backend.for_each(call.n, FillRest{call});
+  backend.for_each(call.num_selected, SpreadValue{call});
+}
+
 }  // namespace dynloader

@@ -2,9 +2,12 @@
 // requirement and the value.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -106,24 +109,34 @@ inline Address check_address(const char* op, int64_t seed, int64_t epoch,
   return {address.seed, 0, place};
 }
 
-// On the CPU, an index out of range is found before anything is written. Returns whether each is
-// known to be greater than the one before it.
-inline bool check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
-  if (!index.is_cpu()) return false;
+// On the CPU, an index out of range is found before anything is written.
+inline void check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
+  if (!index.is_cpu()) return;
   const auto* values = index.const_data_ptr<int64_t>();
   const int64_t count = index.numel();
   bool all_within = true;
   for (int64_t j = 0; j < count; ++j) {
     all_within &= static_cast<uint64_t>(values[j]) < static_cast<uint64_t>(n);
   }
-  if (!all_within) {
-    for (int64_t j = 0; j < count; ++j) {
-      TORCH_CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n,
-                        "), got ", values[j], " at position ", j);
-    }
+  if (all_within) return;
+  for (int64_t j = 0; j < count; ++j) {
+    TORCH_CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n,
+                      "), got ", values[j], " at position ", j);
   }
-  bool ascending = true;
-  for (int64_t j = 1; j < count; ++j) ascending &= values[j] > values[j - 1];
+}
+
+// Whether the index is on the CPU, and each element greater than the one before: then the first and
+// the last say whether all are within a range.
+inline bool is_ascending(const at::Tensor& index) {
+  if (!index.is_cpu()) return false;
+  const auto* values = index.const_data_ptr<int64_t>();
+  std::atomic<bool> ascending = true;
+  at::parallel_for(1, std::max(index.numel(), int64_t{1}), int64_t{1} << 16,
+                   [&](int64_t begin, int64_t end) {
+                     bool here = true;
+                     for (int64_t j = begin; j < end; ++j) here &= values[j] > values[j - 1];
+                     if (!here) ascending = false;
+                   });
   return ascending;
 }
 

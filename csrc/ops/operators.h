@@ -44,5 +44,6 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
 void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
                        at::Tensor& faults);
 void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults);
+at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest);
 
 }  // namespace dynloader

@@ -62,6 +62,7 @@ TORCH_LIBRARY(dynloader, m) {
       "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) "
       "faults) -> ()");
   m.def("count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults) -> ()");
+  m.def("spread(Tensor values, Tensor selected, SymInt n, float rest) -> Tensor");
 }
 
 namespace dynloader {
@@ -81,6 +82,7 @@ void implement(torch::Library& m) {
   m.impl("update", update);
   m.impl("update_forgetting", update_forgetting);
   m.impl("count_selected", count_selected);
+  m.impl("spread", spread);
 }
 
 pybind11::dict build_info() {

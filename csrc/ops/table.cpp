@@ -43,6 +43,19 @@ at::Tensor checked_index(const char* op, const char* name, const at::Tensor& ind
   return index.contiguous();
 }
 
+// Returns whether the samples are known to be ascending, and so all different.
+bool check_selection(const char* op, const at::Tensor& selected, int64_t n) {
+  const bool ascending = is_ascending(selected);
+  const int64_t last = selected.numel() - 1;
+  if (ascending && last > 0) {
+    check_indices(op, "selected", selected.narrow(0, 0, 1), n);
+    check_indices(op, "selected", selected.narrow(0, last, 1), n);
+  } else {
+    check_indices(op, "selected", selected, n);
+  }
+  return ascending;
+}
+
 LossType loss_type(const at::Tensor& losses) {
   switch (losses.scalar_type()) {
     case at::kFloat:
@@ -157,11 +170,27 @@ void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& 
   check_written("count_selected", "counts", counts);
   const at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
   int64_t* fault_counts = faults_of("count_selected", faults, "counts", counts);
-  const bool is_ascending = check_indices("count_selected", "selected", where, n);
+  const bool ascending = check_selection("count_selected", where, n);
   run_on(counts.device(),
          CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
-                       is_ascending, where.numel(), fault_counts});
+                       ascending, where.numel(), fault_counts});
   for (const at::Tensor& written : {counts, faults}) mark_written(written);
+}
+
+at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest) {
+  check_device("spread", values.device());
+  check_dtype("spread", "values", values, at::kFloat);
+  check_vector("spread", "values", values);
+  check_count("spread", "n", n, kMaxSamples);
+  const at::Tensor where = checked_index("spread", "selected", selected, "values", values);
+  check_length("spread", "values", values, where.numel());
+  check_selection("spread", where, n);
+  const at::Tensor input = values.contiguous();
+  at::Tensor result = empty_vector(n, values.options());
+  run_on(values.device(),
+         Spread{input.const_data_ptr<float>(), where.const_data_ptr<int64_t>(), where.numel(),
+                static_cast<float>(rest), n, result.mutable_data_ptr<float>()});
+  return result;
 }
 
 }  // namespace dynloader
