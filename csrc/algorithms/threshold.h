@@ -105,7 +105,8 @@ class Top {
     if (n_ <= Backend::kAllKeysUpTo) {
       look_at_all();
     } else {
-      if (n_ >= Backend::kBracketFrom) look_at_some();
+      // A digit search reads all keys up to six times: not those that are drawn when they are read.
+      if (n_ >= Backend::kBracketFrom || Key::kIsDrawn) look_at_some();
       // Does nothing where the bracket has hit.
       search_digits<kAbove>(backend_, key_, n_, &search_->threshold);
     }

@@ -27,6 +27,7 @@ DYNLOADER_FN uint64_t whole(const Key& key, int64_t i) {
 
 struct ScoreKey {
   static constexpr int kHighBits = 32;
+  static constexpr bool kIsDrawn = false;
   const float* scores;
   Address address;
   Shuffle32 tie = {};
@@ -42,6 +43,7 @@ struct ScoreKey {
 template <class IsFirst>
 struct ClassKey {
   static constexpr int kHighBits = 1;
+  static constexpr bool kIsDrawn = false;
   IsFirst is_first;
   Address address;
   Purpose purpose;
@@ -108,6 +110,7 @@ struct UniformPriority {
 template <class Priority>
 struct PriorityKey {
   static constexpr int kHighBits = 32;
+  static constexpr bool kIsDrawn = true;
   const float* weights;
   Address address;
   Shuffle32 tie = {};

@@ -1,0 +1,114 @@
+"""What a selection takes of memory, and what becomes of the memory of large results."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dynloader
+from dynloader import ops
+
+LARGE = 3_000_000  # results from here on are of memory that is used again
+
+PEAK = """
+import torch
+from dynloader import ops
+
+n = 20_000_000
+k = n // 2
+scores = torch.rand(n)
+ops.top_k(scores[:100_000], 50_000)  # what is loaded at the first call is not counted
+
+
+def kilobytes(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins here
+before = kilobytes("VmRSS")
+selected = {call}
+peak = kilobytes("VmHWM") - before
+print(peak * 1024 - 8 * k, 4 * k + 4 * n // 100)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize(
+    "call",
+    ["ops.top_k(scores, k)", "ops.sample(scores, k)", "ops.epsilon_greedy(scores, k, k // 9)"],
+)
+def test_a_selection_takes_little_memory_beyond_scores_and_result(call: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK.replace("{call}", call)],
+        env={"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    extra, most = (int(word) for word in done.stdout.split())
+    assert extra <= most
+
+
+def test_memory_that_is_used_again_is_not_in_use() -> None:
+    scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
+    kept = [ops.top_k(scores, LARGE // 2, epoch=epoch) for epoch in range(3)]
+    copies = [result.clone() for result in kept]
+    for epoch in range(20):
+        ops.top_k(-scores, LARGE // 2 + epoch)
+    for result, copy in zip(kept, copies, strict=True):
+        assert torch.equal(result, copy)
+    assert len({result.data_ptr() for result in kept}) == 3
+
+
+def test_a_large_result_is_a_tensor_like_others() -> None:
+    scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
+    result = ops.top_k(scores, LARGE // 2)
+    copy = result.clone()
+    assert torch.equal(pickle.loads(pickle.dumps(result)), copy)
+    file = io.BytesIO()
+    torch.save(result, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file), copy)
+    assert torch.equal(result.share_memory_(), copy)
+    result = ops.top_k(scores, LARGE // 2)
+    result.resize_(LARGE)
+    assert torch.equal(result[: LARGE // 2], copy)
+
+
+def test_a_result_that_is_cut_short_is_saved_short() -> None:
+    for n in (1000, LARGE):
+        scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+        indices, weights = ops.info_batch(scores, 0.9)
+        assert weights is not None
+        for result in (indices, weights):
+            assert len(result) < n
+            assert result.untyped_storage().nbytes() == len(result) * result.element_size()
+            file = io.BytesIO()
+            torch.save(result, file)
+            assert file.tell() < len(result) * result.element_size() + 4096
+            result.resize_(n)  # grows, and keeps what it had
+        assert torch.equal(
+            indices[: len(ops.info_batch(scores, 0.9).indices)], ops.info_batch(scores, 0.9).indices
+        )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_selects() -> None:
+    scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
+    before = ops.top_k(scores, LARGE // 2)
+    context = torch.multiprocessing.get_context("fork")
+    with context.Pool(1) as pool:
+        threads = pool.apply(torch.set_num_threads, (1,))
+        assert threads is None
+        found = pool.apply(ops.top_k, (scores, LARGE // 2))
+    assert torch.equal(found, before)
