@@ -260,7 +260,8 @@ def score_mean(scores: Array) -> ScoreMean:
     finite = scores[np.isfinite(scores)].astype(np.float64)
     steps = np.trunc(np.clip(finite, -(2.0**30), 2.0**30) * 2.0**32).astype(np.int64)
     high, low = steps >> 32, steps & 0xFFFFFFFF  # summed apart, 2**32 of them fit in 64 bits
-    total = np.float64(high.sum()) * 2.0**32 + np.float64(low.astype(np.uint64).sum())
+    high_sum, low_sum = int(high.sum()), int(low.astype(np.uint64).sum())
+    total = np.float64(high_sum + (low_sum >> 32)) * 2.0**32 + np.float64(low_sum & 0xFFFFFFFF)
     mean = total / 2.0**32 / len(finite) if len(finite) else np.float64("nan")
     num_saturated = int((np.abs(finite) > 2.0**30).sum())
     return ScoreMean(mean, len(finite), len(scores) - len(finite), num_saturated)

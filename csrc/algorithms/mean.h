@@ -25,13 +25,43 @@ struct AddScore {
   }
 };
 
+// Most often no score of a stretch is far out, and then far less has to be asked: none is to be cut
+// or counted, and the sum of the stretch itself fits.
+struct AddScores {
+  static constexpr uint32_t kNearBits = 0x48000000u;  // 2^17
+  static constexpr int64_t kMost = 4096;              // 2^12 scores below 2^17, in steps of 2^-32
+  AddScore one;
+  DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const { one(i, sums); }
+  DYNLOADER_FN void add_stretch(int64_t begin, int64_t end, int64_t* sums) const {
+    uint32_t largest = end - begin > kMost ? kNearBits : 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t magnitude = bit_cast<uint32_t>(one.scores[i]) & 0x7fffffffu;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    if (largest < kNearBits) {
+      int64_t sum = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const double value = static_cast<double>(one.scores[i]) * kFixedPointOne;
+        sum += static_cast<int64_t>(value);
+      }
+      sums[0] += sum >> 32;
+      sums[1] = add_wrapping(sums[1], sum & 0xffffffff);
+      sums[2] += end - begin;
+    } else {
+      for (int64_t i = begin; i < end; ++i) one(i, sums);
+    }
+  }
+};
+
 struct FinishMean {
   const int64_t* sums;
   double* mean;
   int64_t* counts;
   DYNLOADER_FN void operator()() const {
-    const double high = static_cast<double>(sums[0]) * kFixedPointOne;
-    const double low = static_cast<double>(static_cast<uint64_t>(sums[1]));
+    // What the lower halves sum up to beyond 32 bits goes up, so that the sum alone decides.
+    const int64_t carried = static_cast<int64_t>(static_cast<uint64_t>(sums[1]) >> 32);
+    const double high = static_cast<double>(sums[0] + carried) * kFixedPointOne;
+    const double low = static_cast<double>(sums[1] & 0xffffffff);
     const double sum = (high + low) / kFixedPointOne;
     const double nothing = bit_cast<double>(uint64_t{0x7ff8000000000000u});
     *mean = sums[2] == 0 ? nothing : sum / static_cast<double>(sums[2]);
@@ -42,7 +72,7 @@ struct FinishMean {
 template <class Backend>
 void run(Backend& backend, const ScoreMean& call) {
   auto* sums = backend.template allocate<int64_t>(AddScore::kSums);
-  backend.template accumulate<AddScore::kSums>(call.n, AddScore{call.scores}, sums);
+  backend.template accumulate<AddScore::kSums>(call.n, AddScores{{call.scores}}, sums);
   backend.once(FinishMean{sums, call.mean, call.counts});
 }
 

@@ -81,9 +81,7 @@ struct EmitWeighted {
   }
   DYNLOADER_FN void operator()(int64_t i, int64_t position) const {
     selected[position] = i;
-    // From memory, for a branch would be mispredicted every other time.
-    const float choice[2] = {weight, 1.0f};
-    weights[position] = choice[is_safe(i) ? 1 : 0];
+    weights[position] = is_safe(i) ? 1.0f : weight;
   }
 };
 

@@ -204,6 +204,7 @@ class Cpu {
     F f;
     void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
       const F local = fetched(f);
+      DYNLOADER_IN_ANY_ORDER
       for (int64_t i = begin; i < end; ++i) local(i);
     }
   };
@@ -263,8 +264,22 @@ class Cpu {
     void operator()(int64_t range, int64_t begin, int64_t end) const {
       const F local = fetched(f);
       int64_t sums[kSums] = {};
-      for (int64_t i = begin; i < end; ++i) local(i, sums);
+      for (int64_t first = begin; first < end; first += kTile) {
+        add(local, first, end - first < kTile ? end : first + kTile, sums, 0);
+      }
       for (int j = 0; j < kSums; ++j) partial[range * kSums + j] += sums[j];
+    }
+    // Where the functor knows a faster way for a stretch of elements.
+    template <class G>
+    static auto add(const G& g, int64_t begin, int64_t end, int64_t* sums, int)
+        -> decltype(g.add_stretch(begin, end, sums)) {
+      g.add_stretch(begin, end, sums);
+    }
+    template <class G>
+    static void add(const G& g, int64_t begin, int64_t end, int64_t* sums, long) {
+      int64_t here[kSums] = {};
+      for (int64_t i = begin; i < end; ++i) g(i, here);
+      for (int j = 0; j < kSums; ++j) sums[j] = add_wrapping(sums[j], here[j]);
     }
   };
 

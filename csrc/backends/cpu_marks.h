@@ -163,6 +163,7 @@ struct EmitMarked {
         count += Simd<Isa>::places(bits[w], static_cast<uint32_t>(64 * w), places + count);
       }
       const int64_t position = marks.tile_counts[first / Marks::kTile];
+      DYNLOADER_IN_ANY_ORDER
       for (int64_t j = 0; j < count; ++j) local(first + places[j], position + j);
     }
   }

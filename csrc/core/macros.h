@@ -11,6 +11,16 @@
 #define DYNLOADER_FN inline __attribute__((always_inline))
 #endif
 
+// Before a loop over elements in any order: none reads what another writes, whatever the pointers
+// say.
+#if defined(__clang__)
+#define DYNLOADER_IN_ANY_ORDER _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define DYNLOADER_IN_ANY_ORDER _Pragma("GCC ivdep")
+#else
+#define DYNLOADER_IN_ANY_ORDER
+#endif
+
 namespace dynloader {
 
 // What a functor needs of the results of earlier calls lies in the backend's memory. Every loop
