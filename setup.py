@@ -208,7 +208,7 @@ def main() -> None:
 
     setuptools.setup(
         version=version(),
-        packages=["dynloader"],
+        packages=["dynloader", "dynloader.bench"],
         package_data={"dynloader": ["py.typed"]},
         ext_modules=[
             extension(

@@ -1,13 +1,21 @@
-"""The benchmarks' results say what they were measured on."""
+"""Which cases to measure; and the results say what they were measured on."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-import machine
 import pytest
-import torch
+
+from dynloader.bench import cases, machine
+from dynloader.bench.report import short
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("dynloader")
+    group.addoption("--quick", action="store_true", help="small sizes")
+    group.addoption("--huge", action="store_true", help="a size of 1,000,000,000 as well")
+    group.addoption("--sizes", help="numbers of samples, N,N")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -15,21 +23,41 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "device" in metafunc.fixturenames:
-        devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        metafunc.parametrize("device", devices)
+    if "case" not in metafunc.fixturenames:
+        return
+    option = metafunc.config.getoption
+    sizes = cases.QUICK if option("--quick") else cases.FULL
+    if option("--sizes"):
+        sizes = tuple(int(float(n)) for n in option("--sizes").split(","))
+    if option("--huge"):
+        sizes = (*sizes, cases.HUGE)
+    also = cases.QUICK_ALSO if option("--quick") else {}
+    found = [case for group in cases.groups(sizes, machine.devices(), also=also) for case in group]
+    # Each is named as one says it to -k.
+    names = [
+        f"{c.group.operation}-{short(c.group.n)}-{c.group.k}-{c.group.device}-{c.what}"
+        for c in found
+    ]
+    metafunc.parametrize("case", found, ids=names)
 
 
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    # The plugin's own fields hold the name of the host, which is nobody's business.
+    # The plugin's own fields hold the name of the host, which is nobody's business. What is
+    # different in every run must not be here: the plugin warns when two runs differ in it.
     machine_info.clear()
-    machine_info.update(machine.describe())
-    # Times taken beside other work are no times.
-    machine_info["load_average_of_the_last_minute"] = os.getloadavg()[0]
+    about = machine.describe()
+    machine_info.update({name: about[name] for name in ("machine", "versions", "build")})
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
     commit_info.clear()
     commit_info.update(machine.describe()["commit"])
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:
+    # Times taken beside other work are no times.
+    output_json["load_average_of_the_last_minute"] = os.getloadavg()[0]

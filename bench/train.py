@@ -22,13 +22,13 @@ from torch import Tensor
 INSTALL = "pip install --no-build-isolation -e '.[demo]', or make demo"
 
 try:
-    import machine
     import train_data
     import train_report
     from tqdm import tqdm
     from train_models import MODELS
 
     import dynloader
+    from dynloader.bench import machine
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing: {INSTALL}") from None
 

@@ -1,0 +1,120 @@
+"""The list of what is measured, at which sizes: one for all commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from dynloader.bench import epoch_cases, order_cases, select_cases
+from dynloader.bench.case import Case
+
+QUICK = (50_000, 1_280_000)
+QUICK_ALSO = {"top_k": (10_000_000,)}
+FULL = (50_000, 1_280_000, 10_000_000, 100_000_000)
+HUGE = 1_000_000_000
+# ImageNet's number of samples, to the ten thousand: where one size has to do.
+USUAL = 1_280_000
+
+Make = Callable[[int, str], list[Case]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation that can be asked for by name.
+
+    Attributes:
+        name: on the command line.
+        makes: functions of n and a device, each of which makes the cases of one group.
+        most: the largest n to measure.
+        only: picks from the sizes those to measure; all by default.
+        is_of_host: the host does it, wherever the scores are.
+    """
+
+    name: str
+    makes: Sequence[Make]
+    most: int = HUGE
+    only: Callable[[Sequence[int]], Sequence[int]] = field(default=lambda sizes: sizes)
+    is_of_host: bool = False
+
+    def groups(self, sizes: Sequence[int], device: str) -> Iterator[list[Case]]:
+        """The cases of each group."""
+        if self.is_of_host and device != "cpu":
+            return
+        for make in self.makes:
+            for n in self.only([n for n in sizes if n <= self.most]):
+                yield make(n, device)
+
+
+def usual(sizes: Sequence[int]) -> Sequence[int]:
+    """The size nearest to the usual one, not above it if there is such a one."""
+    return [max((n for n in sizes if n <= USUAL), default=min(sizes))] if sizes else []
+
+
+def largest(sizes: Sequence[int]) -> Sequence[int]:
+    """The largest size."""
+    return [max(sizes)] if sizes else []
+
+
+def and_vast(sizes: Sequence[int]) -> Sequence[int]:
+    """The sizes, and one that no permutation in memory reaches."""
+    return [*sizes, order_cases.VAST] if sizes else []
+
+
+def _share(share: Fraction) -> Make:
+    return lambda n, device: select_cases.top_k(n, device, share)
+
+
+def _reselect(number: int) -> Make:
+    return lambda n, device: epoch_cases.reselect(n, device, epoch_cases.POLICIES[number])
+
+
+def _walk(kind: str) -> Make:
+    return lambda n, _: epoch_cases.walk(n, kind)
+
+
+def _update(batch: int) -> Make:
+    return lambda n, device: order_cases.update(n, device, batch)
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("top_k", [select_cases.top_k]),
+    Operation("top_k-share", [_share(Fraction(1, 10)), _share(Fraction(9, 10))], only=usual),
+    Operation("top_k-input", [select_cases.top_k_by_input], most=10_000_000, only=largest),
+    Operation("epsilon_greedy", [select_cases.epsilon_greedy]),
+    Operation("info_batch", [select_cases.info_batch]),
+    Operation("sample", [select_cases.sample]),
+    Operation("priority_sample", [select_cases.priority_sample]),
+    Operation("score_mean", [select_cases.score_mean]),
+    Operation("order", [order_cases.order]),
+    Operation(
+        "order-slice", [lambda n, _: order_cases.order_of_slice(n)], only=and_vast, is_of_host=True
+    ),
+    Operation("subset", [order_cases.subset]),
+    Operation("update", [_update(1024), _update(128)]),
+    Operation("reselect", [_reselect(0), _reselect(1)], most=100_000_000),
+    Operation("epoch", [_walk("tensors"), _walk("lists")], most=10_000_000, is_of_host=True),
+    Operation("replay", [epoch_cases.replay], most=10_000_000),
+)
+NAMES = tuple(operation.name for operation in OPERATIONS)
+
+
+def groups(
+    sizes: Sequence[int],
+    devices: Sequence[str],
+    names: Sequence[str] = NAMES,
+    also: Mapping[str, Sequence[int]] | None = None,
+) -> Iterator[list[Case]]:
+    """The cases, group by group, device by device.
+
+    Args:
+        sizes: numbers of samples.
+        devices: "cpu", "cuda".
+        names: of the operations.
+        also: further sizes of some operations.
+    """
+    for device in devices:
+        for operation in OPERATIONS:
+            if operation.name in names:
+                more = (also or {}).get(operation.name, ())
+                yield from operation.groups(sorted({*sizes, *more}), device)

@@ -1,0 +1,104 @@
+"""What a result was measured on: machine, versions and commit."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import dynloader
+
+PACKAGE = Path(dynloader.__file__).resolve().parent
+UNKNOWN_CACHE = 32 * 2**20
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions, commit and date, for the head of a result file."""
+    return {
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {
+            "dynloader": dynloader.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+        "build": dynloader.build_info(),
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def devices() -> list[str]:
+    """The devices to measure: the CPU, and the GPU where the build and the machine have one."""
+    has_gpu = torch.cuda.is_available() and dynloader.build_info()["cuda"] is not None
+    return ["cpu", "cuda"] if has_gpu else ["cpu"]
+
+
+@functools.cache
+def cache_bytes(device: str) -> int:
+    """The size of the last-level cache; 32 MiB where the system does not say."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties("cuda").L2_cache_size) or UNKNOWN_CACHE
+    sizes = [0]
+    for index in _CACHES.glob("index*"):
+        try:
+            size = (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if size.endswith("K") and size[:-1].isdigit():
+            sizes.append(1024 * int(size[:-1]))
+    return max(sizes) or UNKNOWN_CACHE
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory that can be had now; None where the system does not say."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return 1024 * int(rest.split()[0])
+    return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    # An installed package may lie within the repository of some other project.
+    if git("ls-files", "--error-unmatch", "version.py") is None:
+        return {"hash": None, "uncommitted_changes": None}
+    # Sources only: a run writes results of its own.
+    changes = git("status", "--porcelain", "--untracked-files=no", ":/")
+    return {"hash": git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}

@@ -1,0 +1,147 @@
+"""Random orders and random subsets, and the recording of losses, each beside its peers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader.bench.case import OURS, Call, Case, Group, Role
+from dynloader.bench.inputs import copy, held, in_turn, losses, selected
+from dynloader.table import ScoreTable
+
+SLICE = 4096
+# Beyond it, no computer holds a permutation; ours takes as long as for any other n.
+VAST = 10**12
+
+
+def order(n: int, device: str) -> list[Case]:
+    """The shuffled order of n // 2 selected samples, all of it."""
+    k = n // 2
+    group = Group(operation="order", n=n, k=k, device=device, num_bytes=16 * k, per_index=True)
+    epochs = itertools.count()
+
+    def case(what: str, role: Role, shuffle: Callable[[Tensor], Tensor], scratch: int) -> Case:
+        def build() -> Call:
+            inputs = in_turn(8 * k, device, lambda number: selected(n, device, number))
+            return lambda: shuffle(next(inputs))
+
+        memory = held(8 * k, device) + scratch
+        return Case(group=group, what=what, role=role, build=build, memory=memory)
+
+    return [
+        case(OURS, "ours", lambda s: ops.order(s, 0, k, epoch=next(epochs)), 8 * k),
+        case("torch.randperm", "peer", lambda s: s[torch.randperm(k, device=device)], 24 * k),
+        copy(group),
+    ]
+
+
+def order_of_slice(n: int) -> list[Case]:
+    """4096 positions of the order of n samples, from anywhere in it.
+
+    The peer has to make the whole permutation; its time is shared out among all of its indices.
+    """
+    k = min(SLICE, n)
+    group = Group(
+        operation=f"order, {SLICE} at a time",
+        n=n,
+        k=k,
+        device="cpu",
+        num_bytes=8 * k,
+        per_index=True,
+    )
+    starts = itertools.cycle(range(0, min(n - k + 1, 1000 * k), k))
+    epochs = itertools.count()
+
+    def ours() -> Tensor:
+        start = next(starts)
+        return ops.order(n, start, start + k, epoch=next(epochs))
+
+    return [
+        Case(group=group, what=OURS, role="ours", build=lambda: ours, memory=8 * k),
+        Case(
+            group=group,
+            what="torch.randperm",
+            role="peer",
+            build=lambda: lambda: torch.randperm(n),
+            memory=8 * n,
+            indices=n,
+        ),
+        copy(group),
+    ]
+
+
+def subset(n: int, device: str) -> list[Case]:
+    """Half of n samples, all subsets being equally likely."""
+    k = n // 2
+    group = Group(operation="subset", n=n, k=k, device=device, num_bytes=8 * k, per_index=True)
+    epochs = itertools.count()
+
+    def ours() -> Tensor:
+        return ops.subset(n, 0, k, epoch=next(epochs), device=device)
+
+    return [
+        Case(group=group, what=OURS, role="ours", build=lambda: ours, memory=8 * k),
+        Case(
+            group=group,
+            what="torch.randperm",
+            role="peer",
+            build=lambda: lambda: torch.randperm(n, device=device)[:k],
+            memory=(8 if device == "cpu" else 32) * n,
+        ),
+        copy(group),
+    ]
+
+
+def update(n: int, device: str, batch: int) -> list[Case]:
+    """The losses of one batch, recorded: score, mean, variance, last loss and visits.
+
+    The peer keeps mean, variance and last loss only, and leaves duplicates to chance.
+    """
+    k = min(batch, n)
+    # For each sample: index and loss are read, the record is read and written, the score written.
+    num_bytes = (8 + 4 + 2 * 16 + 4) * k
+    group = Group(operation=f"update of {batch}", n=n, k=k, device=device, num_bytes=num_bytes)
+
+    def batches() -> Callable[[], Tensor]:
+        # Another batch each time, so that its records are not in the cache from the last one.
+        shuffled = ops.subset(n, 0, min(n // k, 4096) * k, seed=2, device=device)
+        turns = itertools.cycle(torch.split(shuffled, k))
+        return lambda: next(turns)
+
+    def ours() -> Call:
+        index, new = batches(), losses(k, device)
+        table = ScoreTable(n, device)
+        table.update(torch.arange(n, device=device), losses(n, device))
+        scores, records = table.scores, table.records
+        faults = torch.zeros(2, dtype=torch.int64, device=device)
+        rule = ops.ScoreRule.MEAN_PLUS_VARIANCE
+
+        def call() -> Tensor:
+            ops.update(scores, records, index(), new, faults, rule=rule)
+            return scores
+
+        return call
+
+    def peer() -> Call:
+        index, new = batches(), losses(k, device)
+        mean, variance, last_loss = (losses(n, device, number) for number in range(3))
+
+        def call() -> Tensor:
+            batch = index()
+            delta = new - mean[batch]
+            variance[batch] = 0.2 * variance[batch] + 0.8 * delta.square()
+            mean[batch] = mean[batch] + 0.8 * delta
+            last_loss[batch] = new
+            return mean
+
+        return call
+
+    return [
+        Case(group=group, what=OURS, role="ours", build=ours, memory=44 * n),
+        Case(group=group, what="three fields by index", role="peer", build=peer, memory=20 * n),
+        copy(group),
+    ]

@@ -1,0 +1,196 @@
+"""Results as text: tables for the terminal, and one for a README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from dynloader.bench.cases import USUAL
+from dynloader.bench.results import Comparison, Result, Row, comparisons
+
+LEGEND = (
+    "ours: median of a call (of an index, where it says /index); spread: between the quartiles;\n"
+    "of a copy: ours in times of a copy that moves the least bytes the operation has to move;\n"
+    "the other columns: times as long as ours. Above 1, dynloader is faster."
+)
+# In a README, at the usual size; the first ones also at the largest.
+HEADLINES_AT_LARGEST = ("top_k", "sample", "order")
+LEFT_OUT = ("top_k by input", "update of 128")
+
+
+def short(n: int) -> str:
+    """A number of samples in few letters: 50k, 1.28M, 1e12."""
+    for size, letter in ((10**6, "M"), (10**3, "k")):
+        if size <= n < 1000 * size and (100 * n) % size == 0:
+            return f"{n / size:g}{letter}"
+    exponent = round(math.log10(n)) if n > 0 else 0
+    return f"1e{exponent}" if n >= 10**9 and n == 10**exponent else f"{n:,}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time with its unit, in three digits."""
+    if seconds is None:
+        return "-"
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= 0.9995 * scale:
+            return f"{digits(seconds / scale)} {unit}"
+    return f"{digits(seconds / 1e-9)} ns"
+
+
+def digits(value: float) -> str:
+    """Two or three digits, all that a time is good for."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    if value >= 0.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.0995 else f"{value:.2g}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, as "3.2 x"."""
+    return "-" if ratio is None else f"{digits(ratio)} x"
+
+
+def our_time(group: Comparison) -> str:
+    """Our time, with what it is for."""
+    ours = group.ours
+    return duration(ours.time) + ("/index" if ours.per_index and ours.time is not None else "")
+
+
+def skipped(groups: Iterable[Comparison]) -> list[str]:
+    """One line for every reason why something has no time."""
+    reasons: dict[str, list[str]] = {}
+    for group in groups:
+        for row in group.rows:
+            if row.skipped is not None:
+                sizes = reasons.setdefault(f"{row.what}, {{}}: {row.skipped}", [])
+                sizes.append(short(row.n))
+    return [reason.format("n = " + ", ".join(sizes)) for reason, sizes in reasons.items()]
+
+
+def terminal(groups: Sequence[Comparison]) -> str:
+    """The groups of one operation on one device as an aligned table."""
+    peers = list(dict.fromkeys(row.what for g in groups for row in g.others("peer", "input")))
+    has_copy = any(group.others("copy") for group in groups)
+    lines = [["n", "k", "ours", "spread", *(["of a copy"] if has_copy else []), *peers]]
+    for group in groups:
+        ours = group.ours
+        by_name = {row.what: row for row in group.rows}
+        cells = [f"{ours.n:,}", f"{ours.k:,}", our_time(group)]
+        cells.append("-" if ours.spread is None else f"{100 * ours.spread:.0f} %")
+        if has_copy:
+            cells.append(times(group.times_copy(ours)))
+        for name in peers:
+            row = by_name.get(name)
+            cells.append("-" if row is None else times(group.times_ours(row)))
+        lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    head = f"{groups[0].ours.operation}, {groups[0].ours.device}"
+    notes = [f"(-) {note}" for note in skipped(groups)]
+    return "\n".join([head, *(f"  {line}" for line in [*text, *notes])])
+
+
+def by_operation(groups: Iterable[Comparison]) -> list[list[Comparison]]:
+    """The groups of each operation and device together, in the order in which they first came."""
+    together: dict[tuple[str, str], list[Comparison]] = {}
+    for group in groups:
+        together.setdefault((group.ours.operation, group.ours.device), []).append(group)
+    return list(together.values())
+
+
+def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
+    """Those groups of one operation on one device that a README shows.
+
+    Of every operation the size nearest to the usual one, of some also the largest.
+    """
+    operation = groups[0].ours.operation
+    if operation in LEFT_OUT:
+        return []
+    # Where several shares are selected, half.
+    by_size: dict[int, Comparison] = {}
+    for group in groups:
+        if group.ours.time is not None:
+            by_size.setdefault(group.ours.n, group)
+    if not by_size:
+        return []
+    chosen = {max((n for n in by_size if n <= USUAL), default=min(by_size))}
+    if operation in HEADLINES_AT_LARGEST:
+        chosen.add(max(by_size))
+    return [by_size[n] for n in sorted(chosen)]
+
+
+def markdown(result: Result) -> str:
+    """The headlines as Markdown: on the CPU ratios only, for its times are those of one machine."""
+    parts = []
+    groups = comparisons(result.rows)
+    for device in dict.fromkeys(group.ours.device for group in groups):
+        rows = [
+            row
+            for together in by_operation(g for g in groups if g.ours.device == device)
+            for row in headlines(together)
+        ]
+        if rows:
+            parts += [
+                f"Selecting on {place(result, device)}",
+                _markdown_table(rows, device == "cuda"),
+            ]
+    versions, commit = result.about["versions"], result.about["commit"]["hash"] or "unknown"
+    parts.append(
+        "*× a copy*: our time in times of a copy that moves the least bytes the operation has to "
+        "move; *peers*: their time in times of ours, so above 1 dynloader is faster. Medians; "
+        "losses distributed exponentially, half of the samples selected (InfoBatch: 68 %); "
+        f"torch {versions['torch']}, NumPy {versions['numpy']}, "
+        f"dynloader {versions['dynloader']}, commit {commit[:10]}"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def place(result: Result, device: str) -> str:
+    """The processor, and what of it was used."""
+    machine = result.about["machine"]
+    if device == "cuda":
+        return str(machine["gpu"])
+    threads = machine["threads"]
+    return f"{machine['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _markdown_table(groups: Sequence[Comparison], with_time: bool) -> str:
+    head = ["operation", "n", *(["time"] if with_time else []), "× a copy", "peers, × our time"]
+    lines = [head]
+    for group in groups:
+        ours = group.ours
+        lines.append(
+            [
+                f"`{ours.operation}`" if ours.operation.isidentifier() else ours.operation,
+                short(ours.n),
+                *([our_time(group)] if with_time else []),
+                times(group.times_copy(ours)).removesuffix(" x"),
+                ", ".join(_peer(group, row) for row in group.others("peer")),
+            ]
+        )
+    last = len(head) - 1
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+
+    def render(line: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = [
+        "-" * width if column in (0, last) else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    return "\n".join([render(lines[0]), render(rule), *(render(line) for line in lines[1:])])
+
+
+def _peer(group: Comparison, row: Row) -> str:
+    ratio = group.times_ours(row)
+    if ratio is None:
+        return f"{row.what}: {row.skipped}"
+    return f"{row.what} {digits(ratio)}"

@@ -1,0 +1,236 @@
+"""The operations that choose samples by their scores, each beside its peers.
+
+Peers give the same kind of selection, in whatever order costs them least. Each is the fastest way
+that we know to write it with torch or NumPy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader.bench.case import OURS, Call, Case, Group, Role
+from dynloader.bench.inputs import copy, held, in_turn, losses, way
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+MULTINOMIAL_LIMIT = 2**24
+DROP = 0.5
+# What is below the mean of losses that are distributed exponentially.
+BELOW_MEAN = 1 - math.exp(-1)
+
+
+def on_host(
+    group: Group, what: str, make: Callable[[], Callable[[Floats], object]], scratch: int
+) -> Case:
+    """A peer in NumPy, with losses on the host.
+
+    Args:
+        group: what it is compared with.
+        what: its name.
+        make: makes the function to call, and what that keeps from one call to the next.
+        scratch: bytes that it takes in addition to the losses.
+    """
+
+    def build() -> Call:
+        arrays = in_turn(4 * group.n, "cpu", lambda number: losses(group.n, "cpu", number).numpy())
+        function = make()
+        return lambda: function(next(arrays))
+
+    memory = held(4 * group.n, "cpu") + scratch
+    return Case(group=group, what=what, role="peer", build=build, memory=memory)
+
+
+def topk_scratch(n: int, k: int, device: str) -> int:
+    """What torch.topk takes: its results, and on the CPU pairs of all scores and indices."""
+    return 12 * k + (16 * n if device == "cpu" else 4 * n)
+
+
+def top_k(n: int, device: str, share: Fraction = Fraction(1, 2)) -> list[Case]:
+    """The k highest scores."""
+    k = int(n * share)
+    group = Group(operation="top_k", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
+    if device == "cpu":
+        other = on_host(
+            group, "np.argpartition", lambda: lambda s: np.argpartition(s, n - k)[n - k :], 8 * n
+        )
+    else:
+        other = way(
+            group,
+            "torch.sort",
+            lambda s: torch.sort(s, descending=True).indices[:k],
+            scratch=36 * n,
+        )
+    return [
+        way(group, OURS, lambda s: ops.top_k(s, k), scratch=8 * k),
+        way(
+            group,
+            "torch.topk",
+            lambda s: torch.topk(s, k, sorted=False).indices,
+            scratch=topk_scratch(n, k, device),
+        ),
+        other,
+        copy(group),
+    ]
+
+
+def top_k_by_input(n: int, device: str) -> list[Case]:
+    """The n // 2 highest of scores that are hard for some algorithms, beside random ones."""
+    k = n // 2
+    group = Group(operation="top_k by input", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
+    inputs: dict[str, Callable[[Tensor], Tensor]] = {
+        OURS: lambda scores: scores,
+        "all equal": lambda scores: torch.full_like(scores, 2.5),
+        "two values": lambda scores: torch.where(scores < 0.7, 0.25, 2.5),
+        "ascending": lambda scores: scores.sort().values,
+        "descending": lambda scores: scores.sort(descending=True).values,
+    }
+
+    def case(what: str, change: Callable[[Tensor], Tensor]) -> Case:
+        def build() -> Call:
+            scores = in_turn(4 * n, device, lambda number: change(losses(n, device, number)))
+            return lambda: ops.top_k(next(scores), k)
+
+        role: Role = "ours" if what == OURS else "input"
+        memory = held(4 * n, device) + 16 * n  # making them takes more than selecting
+        return Case(group=group, what=what, role=role, build=build, memory=memory)
+
+    return [case(what, change) for what, change in inputs.items()]
+
+
+def epsilon_greedy(n: int, device: str) -> list[Case]:
+    """Half of the samples: nine tenths the highest scores, the others drawn from the rest."""
+    k = n // 2
+    num_random = k // 10
+    num_top = k - num_random
+    group = Group(operation="epsilon_greedy", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
+    epochs = itertools.count()
+
+    def ours(scores: Tensor) -> Tensor:
+        return ops.epsilon_greedy(scores, k, num_random, epoch=next(epochs))
+
+    def peer(scores: Tensor) -> Tensor:
+        top = torch.topk(scores, num_top, sorted=False).indices
+        is_rest = torch.ones(n, dtype=torch.bool, device=device)
+        is_rest[top] = False
+        rest = is_rest.nonzero().squeeze(1)
+        drawn = rest[torch.randperm(len(rest), device=device)[:num_random]]
+        return torch.cat([top, drawn])
+
+    return [
+        way(group, OURS, ours, scratch=8 * k),
+        way(group, "topk + randperm", peer, scratch=8 * k + topk_scratch(n, k, device)),
+        copy(group),
+    ]
+
+
+def prune_as_info_batch(scores: Floats, weights: Floats, random: np.random.Generator) -> Indices:
+    """The steps that InfoBatch publishes, in NumPy: which samples are kept, in no order.
+
+    Of those below the mean, the share ``1 - DROP`` is drawn to stay, and weighs the more; all
+    others stay as they are.
+
+    Args:
+        scores: of all samples.
+        weights: of all samples; set.
+        random: a Generator draws faster than the functions of ``np.random``.
+    """
+    is_low = scores < scores.mean()
+    low = np.where(is_low)[0]
+    others = np.where(~is_low)[0]
+    drawn = random.choice(low, int((1 - DROP) * len(low)), replace=False)
+    weights.fill(1)
+    weights[drawn] /= 1 - DROP
+    return np.concatenate([drawn, others])
+
+
+def info_batch(n: int, device: str) -> list[Case]:
+    """All samples but half of those below the mean, and the weights of what is kept."""
+    k = round(n * (1 - DROP * BELOW_MEAN))
+    group = Group(operation="info_batch", n=n, k=k, device=device, num_bytes=4 * n + 12 * k)
+    epochs = itertools.count()
+
+    def ours(scores: Tensor) -> ops.Selection:
+        return ops.info_batch(scores, DROP, epoch=next(epochs))
+
+    def peer() -> Callable[[Floats], Indices]:
+        weights, random = np.ones(n, dtype=np.float32), np.random.default_rng(1)
+        return lambda scores: prune_as_info_batch(scores, weights, random)
+
+    return [
+        way(group, OURS, ours, scratch=17 * n),
+        on_host(group, "InfoBatch in NumPy", peer, scratch=32 * n),
+        copy(group),
+    ]
+
+
+def sample(n: int, device: str) -> list[Case]:
+    """Half as many draws as samples, without replacement, in proportion to the weights."""
+    k = n // 2
+    group = Group(operation="sample", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
+    epochs = itertools.count()
+
+    def ours(weights: Tensor) -> Tensor:
+        return ops.sample(weights, k, epoch=next(epochs), validate=False)
+
+    def race(weights: Tensor) -> Tensor:
+        keys = torch.empty_like(weights).exponential_()
+        return torch.topk(torch.div(weights, keys, out=keys), k, sorted=False).indices
+
+    scratch = 8 * n + topk_scratch(n, k, device)
+    refused = "refuses more than 2**24 samples"
+    return [
+        way(group, OURS, ours, scratch=4 * n + 8 * k),
+        way(
+            group,
+            "torch.multinomial",
+            lambda weights: torch.multinomial(weights, k, replacement=False),
+            scratch=scratch,
+            missing=refused if n > MULTINOMIAL_LIMIT else None,
+        ),
+        way(group, "exponential_ + topk", race, scratch=scratch),
+        copy(group),
+    ]
+
+
+def priority_sample(n: int, device: str) -> list[Case]:
+    """Half of the samples, by priority w / u, and the threshold that follows."""
+    k = n // 2
+    group = Group(operation="priority_sample", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
+    epochs = itertools.count()
+
+    def ours(weights: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.priority_sample(weights, k, epoch=next(epochs), validate=False)
+
+    def peer(weights: Tensor) -> tuple[Tensor, Tensor]:
+        keys = torch.rand_like(weights)
+        torch.div(weights, keys, out=keys)
+        values, indices = torch.topk(keys, k + 1, sorted=False)
+        tau, last = values.min(0)
+        indices[last] = indices[-1]
+        return indices[:-1], tau
+
+    return [
+        way(group, OURS, ours, scratch=4 * n + 8 * k),
+        way(group, "rand + topk", peer, scratch=8 * n + topk_scratch(n, k, device)),
+        copy(group),
+    ]
+
+
+def score_mean(n: int, device: str) -> list[Case]:
+    """The mean score; ours also counts what is not finite, and is the same for any order."""
+    group = Group(operation="score_mean", n=n, k=n, device=device, num_bytes=4 * n)
+    return [
+        way(group, OURS, ops.score_mean),
+        way(group, "torch.mean", torch.mean),
+        copy(group),
+    ]
