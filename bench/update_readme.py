@@ -1,0 +1,53 @@
+"""Puts the tables of the result files into README.md.
+
+    python bench/update_readme.py [README.md]
+
+Whatever stands between a line <!-- bench/results/NAME/table.md --> and the next line <!-- end -->
+is replaced by the text of that file. Paths are relative to the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = re.compile(
+    r"^(<!-- (bench/results/\S+) -->\n).*?^(<!-- end -->)$", re.MULTILINE | re.DOTALL
+)
+
+
+def updated(text: str, root: Path = ROOT) -> str:
+    """``text`` with the tables as they are in the files under ``root``."""
+
+    def table(found: re.Match[str]) -> str:
+        begin, path, end = found.groups()
+        try:
+            return begin + (root / path).read_text().strip() + "\n" + end
+        except OSError as error:
+            raise SystemExit(f"{path}: {error.strerror}") from None
+
+    starts = re.findall(r"^<!-- bench/results/\S+ -->$", text, re.MULTILINE)
+    result, count = SHOWN.subn(table, text)
+    if count != len(starts):
+        raise SystemExit(f"each of {starts} must be followed by <!-- end --> before the next")
+    return result
+
+
+def main() -> None:
+    """Update the file, and say whether it changed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("readme", nargs="?", type=Path, default=ROOT / "README.md")
+    readme = parser.parse_args().readme
+    before = readme.read_text()
+    after = updated(before)
+    if after != before:
+        readme.write_text(after)
+    print(f"{readme}: {'up to date' if after == before else 'updated'}")
+
+
+if __name__ == "__main__":
+    main()

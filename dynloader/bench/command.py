@@ -1,0 +1,262 @@
+"""``python -m dynloader bench``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import resource
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynloader.bench import cases, chart, machine, report
+from dynloader.bench.case import Case
+from dynloader.bench.measure import measure
+from dynloader.bench.results import Comparison, Result, Row, comparisons
+
+HELP = "measure what selection costs, beside torch, NumPy and a copy of the same bytes"
+DESCRIPTION = """\
+Measures what selection costs: every operation of dynloader beside what one would use
+from torch or NumPy, and beside a copy of as many bytes as the operation has to read
+and write, which is the least that it could take.
+
+Prints a table, and writes to --out:
+
+  results.json  all figures, with machine, versions and commit
+  table.md      the headlines, as Markdown
+  chart.png     a picture of them (needs matplotlib: pip install 'dynloader[bench]')
+"""
+EPILOG = """\
+examples:
+  python -m dynloader bench --quick                  within two minutes
+  python -m dynloader bench --only top_k,sample      some operations, at all sizes
+  python -m dynloader bench --sizes 50000 --seconds 0.1
+  python -m dynloader bench --from runs/bench/results.json    table and chart once more
+
+Measure on a machine that does nothing else.
+"""
+# Of interruptions a second: an idle system has a few.
+BUSY = 50
+QUICK_SECONDS, FULL_SECONDS = 0.4, 2.0
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of argparse."""
+    parser = commands.add_parser(
+        "bench",
+        help=HELP,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    extent = parser.add_mutually_exclusive_group()
+    sizes = ", ".join(f"{n:,}" for n in cases.QUICK)
+    extent.add_argument(
+        "--quick", action="store_true", help=f"{sizes} samples, and top_k at 10,000,000"
+    )
+    extent.add_argument(
+        "--huge",
+        action="store_true",
+        help="also 1,000,000,000 samples, where that takes less than 16 GiB of memory",
+    )
+    extent.add_argument(
+        "--sizes",
+        type=_sizes,
+        metavar="N,N",
+        help="numbers of samples; by default " + ",".join(str(n) for n in cases.FULL),
+    )
+    parser.add_argument(
+        "--only",
+        type=_operations,
+        default=cases.NAMES,
+        metavar="NAME,NAME",
+        help="operations to measure, of " + ", ".join(cases.NAMES),
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "all"),
+        default="all",
+        help="by default all that the build and the machine have",
+    )
+    parser.add_argument(
+        "--threads", type=_at_least_one, metavar="T", help="of torch; by default as torch decides"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="S",
+        help=f"for each row of the result; by default {FULL_SECONDS}, with --quick {QUICK_SECONDS}",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where to write (default: runs/bench)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: make table and chart from this results.json, beside it or in --out",
+    )
+    parser.set_defaults(run=run)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        found = sorted({int(float(part)) for part in text.split(",")})
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"must be integers, N,N, got {text!r}") from None
+    if found[0] < 1000 or found[-1] >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be in [1000, 2**32), got {text}")
+    return found
+
+
+def _operations(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in cases.NAMES:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(cases.NAMES)}, got {name!r}")
+    return names
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return found
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print and write; returns the exit status."""
+    if arguments.source is not None:
+        return _again(arguments.source, arguments.out)
+    devices = machine.devices() if arguments.device == "all" else [arguments.device]
+    if not set(devices) <= set(machine.devices()):
+        print(f"--device must be one of {machine.devices()} here, got cuda", file=sys.stderr)
+        return 2
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    sizes = arguments.sizes or (cases.QUICK if arguments.quick else cases.FULL)
+    sizes = [*sizes, cases.HUGE] if arguments.huge else list(sizes)
+    seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else FULL_SECONDS)
+    also = cases.QUICK_ALSO if arguments.quick else {}
+    about = machine.describe()
+    # Times taken beside other work are no times.
+    about["load_average_of_the_last_minute"] = os.getloadavg()[0]
+    print(f"{_heading(about, devices)}\n\n{report.LEGEND}\n")
+    begin, interrupted = time.monotonic(), _interruptions()
+    rows = _measure(list(cases.groups(sizes, devices, arguments.only, also)), seconds)
+    took = time.monotonic() - begin
+    interrupted = (_interruptions() - interrupted) / max(took, 1e-3)
+    if interrupted > BUSY:
+        print(
+            f"This machine does other work: {interrupted:.0f} times a second a thread of the "
+            "benchmark had to\nleave its core. Where several threads wait for one another, such "
+            "times mean nothing.\n",
+            file=sys.stderr,
+        )
+    told = {
+        "sizes": sizes,
+        "also": also,
+        "operations": list(arguments.only),
+        "devices": devices,
+        "seconds": seconds,
+        "took_seconds": round(took, 1),
+        "interruptions_per_second": round(interrupted, 1),
+    }
+    folder = arguments.out or Path("runs/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    result = Result(about, told, tuple(rows))
+    result.write(folder / "results.json")
+    _write(result, folder, ["results.json"])
+    return 0
+
+
+def _interruptions() -> float:
+    """How often a thread of this process had to leave its core to another process, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _measure(groups: Sequence[Sequence[Case]], seconds: float) -> list[Row]:
+    """Measure, and print every operation when all of it is there."""
+    rows: list[Row] = []
+    shown: list[Comparison] = []
+    for number, members in enumerate(groups):
+        group = members[0].group
+        _progress(f"{number + 1} of {len(groups)}: {group.operation}, n = {group.n:,}")
+        measured = measure(members, seconds)
+        rows += measured
+        shown += comparisons(measured)
+        following = groups[number + 1][0].group if number + 1 < len(groups) else None
+        if following is None or (following.operation, following.device) != (
+            group.operation,
+            group.device,
+        ):
+            _progress("")
+            print(f"{report.terminal(shown)}\n", flush=True)
+            shown = []
+    return rows
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<78}", end="\r" if not text else "", file=sys.stderr, flush=True)
+
+
+def _heading(about: dict[str, Any], devices: Sequence[str]) -> str:
+    found, versions = about["machine"], about["versions"]
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    places = [f"{found['cpu']}, {threads}"] if "cpu" in devices else []
+    places += [found["gpu"]] if "cuda" in devices else []
+    kinds = [f"{name} {version}" for name, version in versions.items()]
+    return textwrap.fill("; ".join([*places, *kinds]), 90)
+
+
+def _again(source: Path, out: Path | None) -> int:
+    try:
+        result = Result.read(source)
+    except (OSError, ValueError) as error:
+        print(f"--from: {error}", file=sys.stderr)
+        return 2
+    for together in report.by_operation(comparisons(result.rows)):
+        print(f"{report.terminal(together)}\n")
+    folder = source.parent if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    return 0 if _write(result, folder, []) else 1
+
+
+def _write(result: Result, folder: Path, written: list[str]) -> bool:
+    """Write table and chart, and tell what was written; False if matplotlib is missing."""
+    (folder / "table.md").write_text(report.markdown(result))
+    written = [*written, "table.md"]
+    has_matplotlib = True
+    # The GPU, where there is one, is what a README shows.
+    devices = sorted({row.device for row in result.rows}, reverse=True)
+    for device in devices:
+        name = "chart.png" if device == devices[0] else f"chart-{device}.png"
+        try:
+            if chart.draw(result, device, folder / name):
+                written.append(name)
+        except chart.MissingError as error:
+            print(error, file=sys.stderr)
+            has_matplotlib = False
+            break
+    print("\n".join(f"{folder / name}" for name in written))
+    return has_matplotlib
