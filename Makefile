@@ -2,7 +2,7 @@
 #
 #   make demo     train on a real data set with and without pruning, and compare
 #   make test     all tests
-#   make bench    the microbenchmarks, as JSON in bench/results/
+#   make bench    the microbenchmarks, as JSON in bench/results/; "python -m dynloader bench" is the short way
 #   make lint     ruff, mypy, clang-format
 #   make gpu      on a machine with a GPU: build for it, test and benchmark there, with the torch that is installed
 #   make clean    remove what was built
@@ -51,7 +51,7 @@ test: build
 
 bench: build
 	@mkdir -p $(OUT)
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(OUT)/ops.json $(ARGS)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-min-rounds=3 --benchmark-json=$(OUT)/ops.json $(ARGS)
 
 lint: build
 	$(BIN)/ruff check .
@@ -65,10 +65,7 @@ gpu:
 	  "import torch; print('%d.%d' % torch.cuda.get_device_capability())")} \
 	  $(PYTHON) setup.py build_ext --inplace
 	DYNLOADER_REQUIRE_CUDA=1 $(PYTHON) -m pytest tests
-	@mkdir -p $(OUT)
-	@if $(PYTHON) -c "import pytest_benchmark" 2> /dev/null; then \
-	  $(PYTHON) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/ops-gpu.json; \
-	else echo "== no benchmarks: pytest-benchmark is not installed"; fi
+	$(PYTHON) -m dynloader bench --quick --out $(OUT)/ops-gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dynloader/*.so
