@@ -13,8 +13,9 @@ namespace dynloader {
 struct Search {
   Threshold threshold;
   Bracket bracket;
-  int64_t sample_ranks[2];  // of bracket.upper and bracket.lower among the keys looked at
-  int64_t open_rank;        // of the threshold among the open keys
+  int64_t look_ranks[2];  // of the ends of the bracket among the keys looked at
+  uint64_t look_keys[2];  // and these
+  int64_t open_rank;      // of the threshold among the open keys
   uint64_t open_threshold;
   int64_t totals[2];  // as in Marks
   uint64_t first_kept;
@@ -91,9 +92,15 @@ struct PlanBracket {
     const double share = static_cast<double>(looks) / static_cast<double>(n);
     const auto above = static_cast<int64_t>(static_cast<double>(search->threshold.rank) * share);
     const int64_t margin = rank_margin(above < looks ? above : looks, looks);
-    search->sample_ranks[0] = above - margin;
-    search->sample_ranks[1] = above + margin + 1;
-    search->bracket.is_active = 1;
+    search->look_ranks[0] = above - margin;
+    search->look_ranks[1] = above + margin + 1;
+  }
+};
+
+struct SetBracket {
+  Search* search;
+  DYNLOADER_FN void operator()() const {
+    search->bracket = {search->look_keys[1], search->look_keys[0], 1};
     search->totals[0] = search->totals[1] = 0;
   }
 };

@@ -124,7 +124,7 @@ class Top {
   void look_at_all() {
     auto* keys = backend_.template allocate<uint64_t>(n_);
     backend_.for_each(n_, WriteKey<Key>{key_, keys});
-    backend_.kth(keys, n_, nullptr, &search_->threshold.rank, &search_->threshold.prefix);
+    backend_.keys_of_ranks(keys, n_, 1, &search_->threshold.rank, &search_->threshold.prefix);
   }
 
   void look_at_some() {
@@ -132,13 +132,13 @@ class Top {
     auto* keys = backend_.template allocate<uint64_t>(looks);
     backend_.for_each(looks, LookAtKey<Key>{key_, n_, floor_log2(looks), keys});
     backend_.once(PlanBracket{search_, n_, looks});
-    backend_.kth(keys, looks, nullptr, &search_->sample_ranks[0], &search_->bracket.upper);
-    backend_.kth(keys, looks, nullptr, &search_->sample_ranks[1], &search_->bracket.lower);
+    backend_.keys_of_ranks(keys, looks, 2, search_->look_ranks, search_->look_keys);
+    backend_.once(SetBracket{search_});
     marks_ = Marks::allocate(backend_, n_, open_capacity(n_, looks), search_->totals);
     backend_.mark(n_, key_, &search_->bracket, marks_);
     backend_.once(Locate{search_, marks_.open_capacity});
-    backend_.kth(marks_.open_keys, marks_.open_capacity, &search_->totals[1], &search_->open_rank,
-                 &search_->open_threshold);
+    backend_.key_of_rank_in_list(marks_.open_keys, marks_.open_capacity, &search_->totals[1],
+                                 &search_->open_rank, &search_->open_threshold);
   }
 
   Backend& backend_;

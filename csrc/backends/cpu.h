@@ -109,20 +109,28 @@ class Cpu {
     }
   }
 
-  // *result = the *rank-th largest of the keys, all distinct; all ones where *rank < 1, 0 where it
-  // is beyond their number. That is *count, or `capacity` where count is null.
-  void kth(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
-           uint64_t* result) {
-    const int64_t size = count == nullptr ? capacity : *count;
-    if (*rank < 1) {
-      *result = ~uint64_t{0};
-    } else if (*rank > size || size > capacity) {
-      *result = 0;
-    } else {
-      const int64_t room = size + Simd<Isa>::kSlack;
-      *result =
-          key_of_rank<Isa>(keys, size, *rank, allocate<uint64_t>(room), allocate<uint64_t>(room));
+  // results[j] = the ranks[j]-th largest of the keys, all distinct; all ones where the rank is
+  // below 1, 0 where it is beyond their number.
+  void keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
+                     uint64_t* results) {
+    for (int j = 0; j < wanted; ++j) {
+      if (ranks[j] < 1) {
+        results[j] = ~uint64_t{0};
+      } else if (ranks[j] > count) {
+        results[j] = 0;
+      } else {
+        const int64_t room = count + Simd<Isa>::kSlack;
+        auto* here = allocate<uint64_t>(room);
+        results[j] = key_of_rank<Isa>(keys, count, ranks[j], here, allocate<uint64_t>(room));
+      }
     }
+  }
+
+  // The same for one rank in a list whose length, up to `capacity`, is in the backend's memory; a
+  // longer list has no result.
+  void key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
+                           const int64_t* rank, uint64_t* result) {
+    keys_of_ranks(keys, *count <= capacity ? *count : 0, 1, rank, result);
   }
 
   // For every sample: its bit, and a place in the list of open samples where its key is between the

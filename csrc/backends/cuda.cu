@@ -141,10 +141,17 @@ void Cuda::descend(int64_t n, const Bin& bin, const Descent& descent) {
          descend_kernel<kBins, Bin, Descent>, bin, descent, n, counts_, counts_ + kSearchBins);
 }
 
-void Cuda::kth(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
-               uint64_t* result) {
-  if (capacity <= kKeysOfOneBlock || count == nullptr) {
-    return launch(stream_, 1, kSearchThreads, kth_kernel, keys, capacity, count, rank, result);
+void Cuda::keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
+                         uint64_t* results) {
+  launch(stream_, wanted, kSearchThreads, keys_of_ranks_kernel, keys, count,
+         static_cast<const int64_t*>(nullptr), ranks, results);
+}
+
+void Cuda::key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
+                               const int64_t* rank, uint64_t* result) {
+  if (capacity <= kKeysOfOneBlock) {
+    return launch(stream_, 1, kSearchThreads, keys_of_ranks_kernel, keys, capacity, count, rank,
+                  result);
   }
   auto* threshold = allocate<Threshold>(1);
   once(StartList{threshold, count, capacity, rank});

@@ -46,8 +46,11 @@ class Cuda {
   template <int kBins, class Bin, class Descent>
   void descend(int64_t n, const Bin& bin, const Descent& descent);
 
-  void kth(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
-           uint64_t* result);
+  void keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
+                     uint64_t* results);
+
+  void key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
+                           const int64_t* rank, uint64_t* result);
 
   template <class Key>
   void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks);

@@ -89,16 +89,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The key of a rank among so few that one block finds it: the digits of the key one after another,
-// from the highest. Block b looks for ranks[b].
+// from the highest. Block b looks for ranks[b]. No count: all `capacity` of them are there.
 __global__ void __launch_bounds__(kSearchThreads)
-    kth_kernel(const uint64_t* keys, int64_t capacity, const int64_t* count, const int64_t* rank,
-               uint64_t* result) {
+    keys_of_ranks_kernel(const uint64_t* keys, int64_t capacity, const int64_t* count,
+                         const int64_t* ranks, uint64_t* results) {
   __shared__ uint32_t counts[kSearchBins];
   __shared__ int64_t warp_sums[kSearchThreads / kWarp];
   __shared__ uint64_t prefix;
   __shared__ int64_t rank_left;
   const int64_t size = count == nullptr ? capacity : *count;
-  const int64_t wanted = *rank;
+  const int64_t wanted = ranks[blockIdx.x];
+  uint64_t* result = results + blockIdx.x;
   if (wanted < 1 || wanted > size || size > capacity) {
     if (threadIdx.x == 0) *result = wanted < 1 ? ~uint64_t{0} : 0;
     return;
