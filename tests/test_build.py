@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import platform
+import re
+import shutil
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -135,3 +139,23 @@ def test_build_info() -> None:
 
 def test_typing_marker() -> None:
     assert (Path(dynloader.__file__).parent / "py.typed").exists()
+
+
+def test_no_function_is_shared_by_builds_for_different_processors() -> None:
+    """The linker keeps one of all functions of one name, perhaps that for a newer processor."""
+    nm = shutil.which("nm")
+    folders = [path.parent for path in ROOT.glob("build/objects-*/csrc/backends/cpu_scalar.o")]
+    if nm is None or not folders:
+        pytest.skip("needs nm, and the objects of the build")
+    for folder in folders:
+        weak = []
+        for path in sorted(folder.glob("cpu_*.o")):
+            listed = subprocess.run(
+                [nm, "-C", str(path)], capture_output=True, text=True, check=True
+            )
+            found = re.findall(r"^\S+ [WV] (.*dynloader::.*)$", listed.stdout, re.MULTILINE)
+            assert found
+            weak.append(set(found))
+        assert len(weak) == 3
+        for one, other in itertools.combinations(weak, 2):
+            assert not one & other

@@ -18,8 +18,9 @@ SIZES = (2049, 4097, 50_000, 2**17 - 1)
 
 
 def looked_at(n: int) -> Array:
-    """The samples that csrc/algorithms/bracket.h looks at, on the CPU, for n < 2**22."""
-    log2_looks = max(11, (2 * (n.bit_length() - 1) + 1) // 3 + 1)
+    """The samples that csrc/algorithms/bracket.h looks at."""
+    log2_n = n.bit_length() - 1
+    log2_looks = min(18, max(11, (2 * log2_n + 1) // 3 + (1 if log2_n < 22 else -1)))
     j = np.arange(2**log2_looks, dtype=np.uint64)
     mixed = (j * 0x9E3779B1) % 2**32
     mixed ^= mixed >> np.uint64(15)
@@ -77,6 +78,17 @@ def test_a_wrong_bracket_changes_nothing(kind: str, place: torch.device) -> None
         same(indices, wanted[0], kind, n)
         assert weights is not None
         same(weights, wanted[1], kind, n)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "all looked at are high"])
+def test_where_looks_become_few(kind: str, place: torch.device) -> None:
+    """And where a GPU begins to look."""
+    n = 2**22 + 1
+    scores = np.random.default_rng(n).standard_normal(n, np.float32)
+    if kind != "nothing":
+        scores[looked_at(n)] += 1000
+    found = ops.top_k(tensor(scores, place), n // 3, **address(1))
+    same(found, reference.top_k(scores, n // 3, **address(1)), kind)
 
 
 @pytest.mark.parametrize("rule", ["sample", "priority_sample"])

@@ -102,6 +102,27 @@ def test_a_result_that_is_cut_short_is_saved_short() -> None:
         )
 
 
+def test_a_result_that_is_cut_short_is_no_view() -> None:
+    indices, weights = ops.info_batch(torch.rand(1000))
+    assert weights is not None
+    assert not indices._is_view()
+    assert not weights._is_view()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_that_is_kept_gives_way_to_what_is_needed() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    n = 20_000_000
+    scores = torch.rand(n)
+    ops.top_k(scores, n // 2)
+    before = resident()
+    for share in (0.5, 0.4, 0.3, 0.2, 0.1):
+        ops.top_k(scores, int(n * share))
+    assert resident() < before + 8 * n // 4
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_forked_process_selects() -> None:
     scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))

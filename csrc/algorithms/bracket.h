@@ -21,7 +21,7 @@ struct Search {
   uint64_t first_kept;
 };
 
-inline int floor_log2(int64_t n) {
+DYNLOADER_FN int floor_log2(int64_t n) {
   int bits = 0;
   while ((int64_t{2} << bits) <= n) ++bits;
   return bits;
@@ -29,7 +29,7 @@ inline int floor_log2(int64_t n) {
 
 // So many keys are looked at: about n^(2/3), where looking costs as much as what it leaves open.
 // Fewer where the scores are beyond the cache: a look waits for memory, a pass over all does not.
-inline int64_t looks_at(int64_t n) {
+DYNLOADER_FN int64_t looks_at(int64_t n) {
   const int log2_n = floor_log2(n);
   const int wanted = (2 * log2_n + 1) / 3 + (log2_n < 22 ? 1 : -1);
   return int64_t{1} << (wanted < 11 ? 11 : wanted > 18 ? 18 : wanted);
@@ -49,7 +49,7 @@ DYNLOADER_FN int64_t rank_margin(int64_t above, int64_t looks) {
 }
 
 // Twice the number of open samples that is to be expected at most, and a tile.
-inline int64_t open_capacity(int64_t n, int64_t looks) {
+DYNLOADER_FN int64_t open_capacity(int64_t n, int64_t looks) {
   const int64_t margin = rank_margin(looks / 2, looks);
   const int64_t expected = (2 * margin + 2) * (n / looks + 1);
   const int64_t wanted = 2 * expected + Marks::kTile;
@@ -110,6 +110,7 @@ struct Locate {
   Search* search;
   int64_t open_capacity;
   DYNLOADER_FN void operator()() const {
+    // Settled: the search by digits has nothing to do.
     const int64_t rank = search->threshold.rank - search->totals[0];
     const int64_t open = search->totals[1];
     const bool hit = 1 <= rank && rank <= open && open <= open_capacity;

@@ -27,7 +27,7 @@ struct Marks {
   int64_t open_capacity;
   int64_t* totals;  // [2], zero before marking: selected samples, open ones
 
-  static int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+  static DYNLOADER_FN int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
   template <class Backend>
   static Marks allocate(Backend& backend, int64_t n, int64_t open_capacity, int64_t* totals) {

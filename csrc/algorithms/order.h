@@ -35,7 +35,7 @@ struct WalkFrom {
   DYNLOADER_FN bool is_inside(uint64_t x) const { return permutation.is_inside(x); }
 };
 
-inline WalkFrom walk_of(const Order& call) {
+DYNLOADER_FN WalkFrom walk_of(const Order& call) {
   return {call.n, call.start, call.address, call.purpose};
 }
 

@@ -158,7 +158,7 @@ struct SpreadValue {
   Spread call;
   DYNLOADER_FN void operator()(int64_t j) const {
     const int64_t index = call.selected[j];
-    // On the CPU it was checked; on CUDA the selection is one of ours.
+    // On the CPU it was checked; on CUDA such a value is left out.
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
     call.result[index] = call.values[j];
   }

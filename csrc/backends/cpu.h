@@ -24,7 +24,7 @@ struct HostThreads {
 template <class Isa>
 class Cpu {
  public:
-  // Up to here all keys are looked at, from there on some.
+  // Up to here all keys are looked at, beyond it some.
   static constexpr int64_t kAllKeysUpTo = 2048;
   static constexpr int64_t kBracketFrom = kAllKeysUpTo + 1;
 
@@ -80,7 +80,6 @@ class Cpu {
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
     auto* partial = allocate<int64_t>(threads_.count * kSums);
-    for (int64_t j = 0; j < threads_.count * kSums; ++j) partial[j] = 0;
     const int64_t ranges = in_ranges(n, Accumulate<kSums, F>{f, partial});
     for (int j = 0; j < kSums; ++j) {
       sums[j] = 0;
@@ -97,7 +96,7 @@ class Cpu {
   void descend(int64_t n, const Bin& bin, const Descent& descent) {
     if (!descent.is_active()) return;
     auto* counts = allocate<uint32_t>(threads_.count * kHistograms * (kBins + 1));
-    const int64_t ranges = in_ranges(n, CountBins<kBins, Bin>{bin, counts});
+    const int64_t ranges = in_ranges(n, CountBins<Isa, kBins, Bin>{bin, counts});
     int64_t rank = descent.rank();
     for (uint32_t b = kBins; b-- > 0;) {
       int64_t members = 0;
@@ -227,6 +226,7 @@ class Cpu {
   template <class Emit>
   struct InOnePart {
     Emit emit;
+    void fetch() { dynloader::fetch(emit, 0); }
     void operator()(int64_t i, uint64_t x) const { emit(i, x, 0, 1); }
   };
 
@@ -275,7 +275,7 @@ class Cpu {
       for (int64_t first = begin; first < end; first += kTile) {
         add(local, first, end - first < kTile ? end : first + kTile, sums, 0);
       }
-      for (int j = 0; j < kSums; ++j) partial[range * kSums + j] += sums[j];
+      for (int j = 0; j < kSums; ++j) partial[range * kSums + j] = sums[j];
     }
     // Where the functor knows a faster way for a stretch of elements.
     template <class G>

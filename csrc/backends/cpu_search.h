@@ -67,7 +67,9 @@ uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t
 constexpr int64_t kHistograms = 4;
 
 // counts: kHistograms of kBins + 1 for each range, the last bin for what is left out.
-template <int kBins, class Bin>
+// With the Isa in its name, as all that is compiled more than once: of functions of one name the
+// linker keeps any.
+template <class Isa, int kBins, class Bin>
 struct CountBins {
   Bin bin;
   uint32_t* counts;

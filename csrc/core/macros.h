@@ -26,6 +26,7 @@ namespace dynloader {
 // What a functor needs of the results of earlier calls lies in the backend's memory. Every loop
 // reads it once, by fetch(), before its first element: compilers do not, for the loop might change
 // it.
+// A functor that holds another must pass it on: where there is no fetch(), none is called.
 template <class F>
 DYNLOADER_FN auto fetch(F& f, int) -> decltype(f.fetch()) {
   f.fetch();

@@ -17,7 +17,8 @@ namespace dynloader {
 struct Threshold {
   uint64_t prefix;  // the digits found so far; when the search is over, the threshold itself
   int64_t rank;     // how many of the keys that start with the prefix are among the k largest
-  int32_t settled;  // all keys that start with the prefix are: the digits below stay zero
+  int32_t settled;  // all keys that start with the prefix are, or the threshold was found
+                    // otherwise: the digits below stay as they are
 };
 
 template <class Key>
@@ -106,7 +107,7 @@ struct UniformPriority {
   }
 };
 
-// Drawn where it is needed, and so only once: a selection reads every key once.
+// Drawn where it is needed: a selection reads nearly all keys once.
 template <class Priority>
 struct PriorityKey {
   static constexpr int kHighBits = 32;

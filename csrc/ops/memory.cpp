@@ -40,34 +40,72 @@ class LeftOver {
     return *left_over;
   }
 
+  // Memory that is left over, or else fresh. What does not fit gives way to it, the oldest first,
+  // so that what is kept never adds to a need that it could not serve.
   Block take(size_t bytes) {
-    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (lock.owns_lock()) {
-      for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
-        if (block->bytes < bytes || block->bytes > bytes + bytes / 4 + kPage) continue;
-        const Block found = *block;
-        blocks_.erase(block);
-        kept_ -= found.bytes;
-        return found;
+    Blocks surplus;
+    {
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock.owns_lock()) {
+        for (size_t j = 0; j < blocks_.count; ++j) {
+          const Block block = blocks_.items[j];
+          if (bytes <= block.bytes && block.bytes <= bytes + bytes / 4 + kPage) {
+            blocks_.remove(j);
+            return block;
+          }
+        }
+        size_t given_up = 0;
+        while (blocks_.count > 0 && given_up < bytes) {
+          given_up += blocks_.items[0].bytes;
+          surplus.add(blocks_.remove(0));
+        }
       }
     }
+    surplus.free_all();
     return fresh(bytes);
   }
 
   void give(Block block) {
-    // A process forked while another thread held the lock must not wait for it.
-    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || block.bytes > kMostKept) return std::free(block.memory);
-    blocks_.push_back(block);
-    kept_ += block.bytes;
-    while (kept_ > kMostKept || blocks_.size() > kMostBlocks) {
-      std::free(blocks_.front().memory);
-      kept_ -= blocks_.front().bytes;
-      blocks_.erase(blocks_.begin());
+    Blocks surplus;
+    {
+      // A process forked while another thread held the lock must not wait for it.
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (!lock.owns_lock() || block.bytes > kMostKept) {
+        surplus.add(block);
+      } else {
+        while (blocks_.count > 0 &&
+               (blocks_.count == kMostBlocks || blocks_.bytes() + block.bytes > kMostKept)) {
+          surplus.add(blocks_.remove(0));
+        }
+        blocks_.add(block);
+      }
     }
+    surplus.free_all();
   }
 
  private:
+  // The one that was given back last at the end. Of fixed size: to give back must not fail.
+  struct Blocks {
+    Block items[kMostBlocks + 1];
+    size_t count = 0;
+
+    void add(Block block) { items[count++] = block; }
+    Block remove(size_t j) {
+      const Block found = items[j];
+      for (--count; j < count; ++j) items[j] = items[j + 1];
+      return found;
+    }
+    size_t bytes() const {
+      size_t sum = 0;
+      for (size_t j = 0; j < count; ++j) sum += items[j].bytes;
+      return sum;
+    }
+    // Not under the lock: the kernel takes its time.
+    void free_all() const {
+      for (size_t j = 0; j < count; ++j) std::free(items[j].memory);
+    }
+  };
+
   static Block fresh(size_t bytes) {
     const size_t size = (bytes + kPage - 1) / kPage * kPage;
     void* memory = std::aligned_alloc(kPage, size);
@@ -80,8 +118,7 @@ class LeftOver {
   }
 
   std::mutex mutex_;
-  std::vector<Block> blocks_;  // the one that was given back last at the end
-  size_t kept_ = 0;
+  Blocks blocks_;
 };
 
 void give_back(void* context) {
@@ -103,10 +140,10 @@ at::Tensor empty_vector(int64_t count, const at::TensorOptions& options) {
   return at::empty({0}, options).set_(storage, 0, {count}, {1});
 }
 
-at::Tensor cut_short(const at::Tensor& result, int64_t count) {
-  const at::Tensor head = result.narrow(0, 0, count);
-  head.storage().set_nbytes(static_cast<size_t>(count) * head.element_size());
-  return head;
+at::Tensor cut_short(at::Tensor result, int64_t count) {
+  result.resize_({count});
+  result.storage().set_nbytes(static_cast<size_t>(count) * result.element_size());
+  return result;
 }
 
 }  // namespace dynloader

@@ -16,7 +16,7 @@ at::Tensor empty_vector(int64_t count, const at::TensorOptions& options);
 
 // The first `count` elements of a result that was allocated for the most there could be. What is
 // saved or sent elsewhere is no longer than they are.
-at::Tensor cut_short(const at::Tensor& result, int64_t count);
+at::Tensor cut_short(at::Tensor result, int64_t count);
 
 // Working memory, given back when the call has been queued: on CUDA the caching allocator hands it
 // out again in stream order. Small pieces share a block, for every block is a call of the

@@ -109,15 +109,20 @@ at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selec
   at::Tensor batch = at::empty(shape, data.options());
   call.rows = data.const_data_ptr();
   call.num_rows = data.size(0);
-  call.row_bytes = data.size(0) == 0 ? 0 : static_cast<int64_t>(data.nbytes()) / data.size(0);
+  call.row_bytes =
+      c10::multiply_integers(data.sizes().slice(1)) * static_cast<int64_t>(data.element_size());
   call.batch = batch.mutable_data_ptr();
-  call.faults = faults.mutable_data_ptr<int64_t>();
-  const int64_t before = device.is_cpu() ? call.faults[0] : 0;
-  run_on(device, call);
-  if (device.is_cpu() && call.faults[0] != before) {
-    TORCH_CHECK_INDEX(false, "gather: selected must be in [0, ", call.num_rows, "), got ",
-                      call.faults[0] - before, " samples that are not");
+  if (device.is_cpu()) {
+    // An error says it all: nothing is left in the tensor.
+    int64_t here[2] = {};
+    call.faults = here;
+    run_on(device, call);
+    TORCH_CHECK_INDEX(here[0] == 0, "gather: selected must be in [0, ", call.num_rows, "), got ",
+                      here[0], " samples that are not, such as ", here[1]);
+    return batch;
   }
+  call.faults = faults.mutable_data_ptr<int64_t>();
+  run_on(device, call);
   mark_written(faults);
   return batch;
 }

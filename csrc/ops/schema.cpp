@@ -2,7 +2,7 @@
 //
 // One function serves CPU and CUDA: it asks the tensors where they are. seed holds 64 unsigned bits
 // in a signed integer; dynloader/ops.py converts. The fake implementations for torch.compile are
-// there too.
+// in dynloader/fake.py.
 #include <torch/extension.h>
 #include <torch/library.h>
 #include <torch/version.h>
