@@ -54,9 +54,7 @@ struct PlanDrop {
     plan->weight = dropped == 0 ? 1.0f
                                 : static_cast<float>(static_cast<double>(candidates) /
                                                      static_cast<double>(candidates - dropped));
-    *search = {};
-    search->threshold.rank = call.n - dropped;
-    search->bracket.is_active = 1;
+    StartSearch{search, call.n - dropped}();
     *call.kept = call.n - dropped;
   }
 };

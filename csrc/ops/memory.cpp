@@ -9,9 +9,9 @@
 
 #include <ATen/Functions.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <mutex>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -39,6 +39,18 @@ def order(n: int, device: str) -> list[Case]:
     ]
 
 
+def randperm(group: Group, call: Call, indices: int | None = None) -> Case:
+    """The peer that makes a whole permutation; ``indices`` as for :class:`Case`."""
+    return Case(
+        group=group,
+        what="torch.randperm",
+        role="peer",
+        build=lambda: call,
+        memory=(8 if group.device == "cpu" else 32) * group.n,
+        indices=indices,
+    )
+
+
 def order_of_slice(n: int) -> list[Case]:
     """4096 positions of the order of n samples, from anywhere in it.
 
@@ -62,14 +74,7 @@ def order_of_slice(n: int) -> list[Case]:
 
     return [
         Case(group=group, what=OURS, role="ours", build=lambda: ours, memory=8 * k),
-        Case(
-            group=group,
-            what="torch.randperm",
-            role="peer",
-            build=lambda: lambda: torch.randperm(n),
-            memory=8 * n,
-            indices=n,
-        ),
+        randperm(group, lambda: torch.randperm(n), indices=n),
         copy(group),
     ]
 
@@ -85,13 +90,7 @@ def subset(n: int, device: str) -> list[Case]:
 
     return [
         Case(group=group, what=OURS, role="ours", build=lambda: ours, memory=8 * k),
-        Case(
-            group=group,
-            what="torch.randperm",
-            role="peer",
-            build=lambda: lambda: torch.randperm(n, device=device)[:k],
-            memory=(8 if device == "cpu" else 32) * n,
-        ),
+        randperm(group, lambda: torch.randperm(n, device=device)[:k]),
         copy(group),
     ]
 
