@@ -74,14 +74,26 @@ struct LookAtKey {
   int log2_looks;
   uint64_t* keys;
   DYNLOADER_FN void fetch() { dynloader::fetch(key, 0); }
+  DYNLOADER_FN void ask_for(int64_t j) const {
+    dynloader::ask_for(key, static_cast<int64_t>(place_of(j, mixed(j))), 0);
+  }
   DYNLOADER_FN void operator()(int64_t j) const {
-    const uint64_t first = (static_cast<uint64_t>(j) * static_cast<uint64_t>(n)) >> log2_looks;
-    const uint64_t length = static_cast<uint64_t>(n) >> log2_looks;
+    const uint32_t hash = mixed(j);
+    const uint32_t high = key.high(static_cast<int64_t>(place_of(j, hash)));
+    // The low half of a key is as good as random: any random bits stand for it.
+    keys[j] = (static_cast<uint64_t>(high) << 32) | (hash * 0xC2B2AE35u);
+  }
+
+ private:
+  static DYNLOADER_FN uint32_t mixed(int64_t j) {
     uint32_t hash = static_cast<uint32_t>(j) * 0x9E3779B1u;
     hash ^= hash >> 15;
-    hash *= 0x85EBCA77u;
-    const uint64_t place = first + ((hash * length) >> 32);
-    keys[j] = whole(key, static_cast<int64_t>(place));
+    return hash * 0x85EBCA77u;
+  }
+  DYNLOADER_FN uint64_t place_of(int64_t j, uint32_t hash) const {
+    const uint64_t first = (static_cast<uint64_t>(j) * static_cast<uint64_t>(n)) >> log2_looks;
+    const uint64_t length = static_cast<uint64_t>(n) >> log2_looks;
+    return first + ((hash * length) >> 32);
   }
 };
 

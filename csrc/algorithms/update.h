@@ -25,8 +25,8 @@ struct StageLoss {
   Update call;
   Load load;
   DYNLOADER_FN void ask_for(int64_t j) const {
-    prefetch(call.records + call.index[j]);
-    prefetch(call.scores + call.index[j]);
+    prefetch_to_write(call.records + call.index[j]);
+    prefetch_to_write(call.scores + call.index[j]);
   }
   template <class Access>
   DYNLOADER_FN void element(int64_t j) const {
@@ -102,7 +102,7 @@ void run(Backend& backend, const Update& call) {
 
 struct StageCorrect {
   UpdateForgetting call;
-  DYNLOADER_FN void ask_for(int64_t j) const { prefetch(call.state + call.index[j]); }
+  DYNLOADER_FN void ask_for(int64_t j) const { prefetch_to_write(call.state + call.index[j]); }
   template <class Access>
   DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];

@@ -10,6 +10,7 @@
 #include "../core/bits.h"
 #include "cpu_marks.h"
 #include "cpu_search.h"
+#include "cpu_walk.h"
 #include "scratch.h"
 
 namespace dynloader {
@@ -66,7 +67,7 @@ class Cpu {
   // step(step(start(i))), ... that is inside.
   template <class Walk, class Emit>
   void walk(int64_t n, const Walk& walk, const Emit& emit) {
-    in_ranges(n, WalkAll<Walk, Emit>{walk, emit});
+    in_ranges(n, WalkAll<Isa, Walk, Emit>{walk, emit});
   }
 
   // emit(i, x, part, parts) for each i and each of the parts into which its work is cut; x as
@@ -137,7 +138,7 @@ class Cpu {
   template <class Key>
   void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks) {
     if (bracket->is_active == 0) return;
-    in_ranges(n, MarkTiles<Isa, Key>{key, *bracket, marks});
+    in_ranges(n, MarkTiles<Isa, Key>{n, key, *bracket, marks});
   }
 
   // Decides the open samples: their keys reach the threshold or not.
@@ -159,8 +160,6 @@ class Cpu {
 
  private:
   static constexpr int64_t kTile = Marks::kTile;
-  // Walked at a time: their places fit the first-level cache.
-  static constexpr int64_t kWalkers = 512;
   // Below this a second thread costs more than it brings.
   static constexpr int64_t kMinimumRange = 2 * kTile;
 
@@ -211,58 +210,20 @@ class Cpu {
     F f;
     void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
       const F local = fetched(f);
-      DYNLOADER_IN_ANY_ORDER
-      for (int64_t i = begin; i < end; ++i) local(i);
+      for (int64_t first = begin; first < end; first += kTile) {
+        const int64_t last = first + kTile < end ? first + kTile : end;
+        for (int64_t i = first; i < last; ++i) dynloader::ask_for(local, i, 0);
+        DYNLOADER_IN_ANY_ORDER
+        for (int64_t i = first; i < last; ++i) local(i);
+      }
     }
   };
-
-  // In a function of its own, where no name stands for the same memory twice.
-  template <class Walk>
-  static void step_all(const Walk& walk, uint64_t* places, int64_t count) {
-    const Walk local = walk;
-    for (int64_t j = 0; j < count; ++j) places[j] = local.step(places[j]);
-  }
 
   template <class Emit>
   struct InOnePart {
     Emit emit;
     void fetch() { dynloader::fetch(emit, 0); }
     void operator()(int64_t i, uint64_t x) const { emit(i, x, 0, 1); }
-  };
-
-  template <class Walk, class Emit>
-  struct WalkAll {
-    Walk walk;
-    Emit emit;
-    void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
-      const Walk local_walk = fetched(walk);
-      const Emit local_emit = fetched(emit);
-      uint64_t places[kWalkers];
-      uint64_t outside[kWalkers];  // the places of those still walking, close together
-      uint32_t walkers[kWalkers];  // and who they are
-      for (int64_t first = begin; first < end; first += kWalkers) {
-        const int64_t size = end - first < kWalkers ? end - first : kWalkers;
-        for (int64_t j = 0; j < size; ++j) {
-          outside[j] = local_walk.start(first + j);
-          walkers[j] = static_cast<uint32_t>(j);
-        }
-        int64_t count = size;
-        while (count > 0) {
-          step_all(local_walk, outside, count);
-          int64_t left = 0;
-          for (int64_t j = 0; j < count; ++j) {
-            const uint64_t place = outside[j];
-            const uint32_t walker = walkers[j];
-            places[walker] = place;
-            outside[left] = place;
-            walkers[left] = walker;
-            left += local_walk.is_inside(place) ? 0 : 1;
-          }
-          count = left;
-        }
-        for (int64_t j = 0; j < size; ++j) local_emit(first + j, places[j]);
-      }
-    }
   };
 
   template <int kSums, class F>

@@ -4,7 +4,9 @@
 #include <cstdint>
 
 #include "../algorithms/marks.h"
+#include "../core/bits.h"
 #include "../core/macros.h"
+#include "../core/selection_key.h"
 #include "cpu_simd.h"
 
 namespace dynloader {
@@ -14,12 +16,13 @@ constexpr int64_t kMarkBlock = 1024;
 
 template <class Isa, class Key>
 struct MarkTiles {
+  int64_t n;
   Key key;
   Bracket bracket;
   Marks marks;
 
   void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
-    const MarkTiles local = {fetched(key), bracket, marks};
+    const MarkTiles local = {n, fetched(key), bracket, marks};
     int64_t total = 0;
     for (int64_t first = begin; first < end; first += Marks::kTile) {
       total += local.mark_tile(first, end - first < Marks::kTile ? end - first : Marks::kTile);
@@ -55,11 +58,77 @@ struct MarkTiles {
 
   int64_t mark_block(int64_t first, int64_t start, int64_t length, uint64_t* keys,
                      uint32_t* samples, int64_t* num_open) const {
+    const int64_t words = (length + 63) / 64;
+    uint64_t* bits = marks.bits + (first + start) / 64;
+    uint64_t open[kMarkBlock / 64];
+    uint32_t high[kMarkBlock];
+    const bool is_near = decide_nearly(key, first + start, length, bits, open);
+    if (!is_near) decide(first + start, length, high, bits, open);
+    int64_t count = 0;
+    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
+    const int64_t already = *num_open;
+    int64_t listed = already;
+    for (int64_t w = 0; w < words; ++w) {
+      const auto place = static_cast<uint32_t>(start + 64 * w);
+      listed += Simd<Isa>::places(open[w], place, samples + listed);
+    }
     const Key local = key;
-    const int64_t begin = first + start;
+    if (is_near) {
+      for (int64_t j = already; j < listed; ++j) keys[j] = whole(local, first + samples[j]);
+    } else {
+      for (int64_t j = already; j < listed; ++j) {
+        const uint32_t place = samples[j];
+        keys[j] = (static_cast<uint64_t>(high[place - start]) << 32) | local.low(first + place);
+      }
+    }
+    *num_open = listed;
+    return count;
+  }
+
+  // As Simd::places, where few bits are set.
+  static int64_t few_places(uint64_t bits, uint32_t first, uint32_t* out) {
+    const int64_t count = __builtin_popcountll(bits);
+    int64_t j = 0;
+    do {
+      for (int64_t lane = 0; lane < 4; ++lane) {
+        out[j + lane] = first + static_cast<uint32_t>(bits == 0 ? 0 : __builtin_ctzll(bits));
+        bits &= bits - 1;
+      }
+      j += 4;
+    } while (j < count);
+    return count;
+  }
+
+  // As decide(), from the bounds' high halves alone: samples that share one are left open, which is
+  // as right as long as the list holds them. False where it might not.
+  bool decide_nearly(const ScoreKey& by_score, int64_t begin, int64_t length, uint64_t* bits,
+                     uint64_t* open) const {
+    if (bracket.lower == bracket.upper) return false;
+    const uint32_t upper = NearlyOrdered::of(static_cast<uint32_t>(bracket.upper >> 32)).most;
+    const uint32_t lower = NearlyOrdered::of(static_cast<uint32_t>(bracket.lower >> 32)).least;
+    const float* scores = by_score.scores + begin;
+    uint32_t nearly[kMarkBlock];
+    for (int64_t j = 0; j < length; ++j) nearly[j] = nearly_ordered_bits(scores[j]);
+    const int64_t words = (length + 63) / 64;
+    for (int64_t j = length; j < words * 64; ++j) nearly[j] = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      bits[w] = Simd<Isa>::above(nearly + 64 * w, upper);
+      open[w] = Simd<Isa>::at_least(nearly + 64 * w, lower) & ~bits[w];
+    }
+    open[words - 1] &= within(length);
+    int64_t num_open = 0;
+    for (int64_t w = 0; w < words; ++w) num_open += __builtin_popcountll(open[w]);
+    return num_open * n <= marks.open_capacity * length;
+  }
+  template <class K>
+  bool decide_nearly(const K&, int64_t, int64_t, uint64_t*, uint64_t*) const {
+    return false;
+  }
+
+  void decide(int64_t begin, int64_t length, uint32_t* high, uint64_t* bits, uint64_t* open) const {
+    const Key local = key;
     const uint32_t upper = static_cast<uint32_t>(bracket.upper >> 32);
     const uint32_t lower = static_cast<uint32_t>(bracket.lower >> 32);
-    uint32_t high[kMarkBlock];
     write_high(local, begin, length, high, 0);
     uint32_t is_equal = 0;
     for (int64_t j = 0; j < length; ++j) {
@@ -68,8 +137,6 @@ struct MarkTiles {
     const int64_t words = (length + 63) / 64;
     for (int64_t j = length; j < words * 64; ++j) high[j] = 0;
 
-    uint64_t* bits = marks.bits + begin / 64;
-    uint64_t open[kMarkBlock / 64];
     if (is_equal == 0) {
       for (int64_t w = 0; w < words; ++w) {
         bits[w] = Simd<Isa>::at_least(high + 64 * w, upper);
@@ -84,25 +151,13 @@ struct MarkTiles {
         open[w] = reaching(high + 64 * w, low + 64 * w, bracket.lower) & ~bits[w];
       }
     }
-    const uint64_t last = length % 64 == 0 ? ~uint64_t{0} : (uint64_t{1} << (length % 64)) - 1;
-    bits[words - 1] &= last;
-    open[words - 1] &= last;
+    bits[words - 1] &= within(length);
+    open[words - 1] &= within(length);
+  }
 
-    int64_t count = 0;
-    for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
-    const int64_t already = *num_open;
-    int64_t listed = already;
-    for (int64_t w = 0; w < words; ++w) {
-      if (open[w] == 0) continue;
-      const auto place = static_cast<uint32_t>(start + 64 * w);
-      listed += Simd<Isa>::places(open[w], place, samples + listed);
-    }
-    for (int64_t j = already; j < listed; ++j) {
-      const uint32_t place = samples[j];
-      keys[j] = (static_cast<uint64_t>(high[place - start]) << 32) | local.low(first + place);
-    }
-    *num_open = listed;
-    return count;
+  // The bits of the last of the words for so many samples.
+  static uint64_t within(int64_t length) {
+    return length % 64 == 0 ? ~uint64_t{0} : (uint64_t{1} << (length % 64)) - 1;
   }
 
   template <class K>
@@ -118,9 +173,8 @@ struct MarkTiles {
 
   static uint64_t reaching(const uint32_t* high, const uint32_t* low, uint64_t bound) {
     const auto bound_high = static_cast<uint32_t>(bound >> 32);
+    const uint64_t above = Simd<Isa>::above(high, bound_high);
     const uint64_t not_below = Simd<Isa>::at_least(high, bound_high);
-    const uint64_t above =
-        bound_high == 0xffffffffu ? 0 : Simd<Isa>::at_least(high, bound_high + 1);
     return above | (not_below & Simd<Isa>::at_least(low, static_cast<uint32_t>(bound)));
   }
 };

@@ -23,6 +23,13 @@ struct Simd {
     return bits;
   }
 
+  // Bit j: values[j] > bound.
+  static inline uint64_t above(const uint32_t* values, uint32_t bound) {
+    uint64_t bits = 0;
+    for (int j = 0; j < 64; ++j) bits |= static_cast<uint64_t>(values[j] > bound ? 1 : 0) << j;
+    return bits;
+  }
+
   // The places of the bits that are set, first + 0 to first + 63; returns their number.
   static inline int64_t places(uint64_t bits, uint32_t first, uint32_t* out) {
     const int64_t count = __builtin_popcountll(bits);

@@ -24,6 +24,17 @@ struct Simd<Avx512> {
     return bits;
   }
 
+  static inline uint64_t above(const uint32_t* values, uint32_t bound) {
+    const __m512i bounds = _mm512_set1_epi32(static_cast<int>(bound));
+    uint64_t bits = 0;
+    for (int part = 0; part < 4; ++part) {
+      const __mmask16 mask =
+          _mm512_cmpgt_epu32_mask(_mm512_loadu_si512(values + 16 * part), bounds);
+      bits |= static_cast<uint64_t>(_cvtmask16_u32(mask)) << (16 * part);
+    }
+    return bits;
+  }
+
   static inline int64_t places(uint64_t bits, uint32_t first, uint32_t* out) {
     const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     int64_t count = 0;

@@ -40,8 +40,21 @@ DYNLOADER_FN F fetched(F f) {
   return f;
 }
 
-// Asks for memory that will be written soon; a GPU has other threads to run meanwhile.
-DYNLOADER_FN void prefetch([[maybe_unused]] const void* address) {
+// Names memory that f(i) will read, where a functor can tell.
+template <class F>
+DYNLOADER_FN auto ask_for(const F& f, int64_t i, int) -> decltype(f.ask_for(i)) {
+  f.ask_for(i);
+}
+template <class F>
+DYNLOADER_FN void ask_for(const F&, int64_t, long) {}
+
+// Asks for memory that will be read, or written, soon; a GPU has other threads to run meanwhile.
+DYNLOADER_FN void prefetch_to_read([[maybe_unused]] const void* address) {
+#ifndef __CUDA_ARCH__
+  __builtin_prefetch(address, 0);
+#endif
+}
+DYNLOADER_FN void prefetch_to_write([[maybe_unused]] const void* address) {
 #ifndef __CUDA_ARCH__
   __builtin_prefetch(address, 1);
 #endif

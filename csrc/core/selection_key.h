@@ -36,6 +36,7 @@ struct ScoreKey {
     address.fetch();
     tie = Shuffle32::keyed(address, Purpose::kTie);
   }
+  DYNLOADER_FN void ask_for(int64_t i) const { prefetch_to_read(scores + i); }
   DYNLOADER_FN uint32_t high(int64_t i) const { return ordered_bits(scores[i]); }
   DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
 };

@@ -1,0 +1,55 @@
+// Walks of many at once, on one core.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/macros.h"
+
+namespace dynloader {
+
+// Isa: so that each instruction set has functions of its own name.
+template <class Isa, class Walk, class Emit>
+struct WalkAll {
+  // At a time: their places fit the first-level cache.
+  static constexpr int64_t kWalkers = 512;
+
+  Walk walk;
+  Emit emit;
+  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+    const Walk local_walk = fetched(walk);
+    const Emit local_emit = fetched(emit);
+    uint64_t places[kWalkers];
+    uint64_t outside[kWalkers];  // the places of those still walking, close together
+    uint32_t walkers[kWalkers];  // and who they are
+    for (int64_t first = begin; first < end; first += kWalkers) {
+      const int64_t size = end - first < kWalkers ? end - first : kWalkers;
+      for (int64_t j = 0; j < size; ++j) {
+        outside[j] = local_walk.start(first + j);
+        walkers[j] = static_cast<uint32_t>(j);
+      }
+      int64_t count = size;
+      while (count > 0) {
+        step_all(local_walk, outside, count);
+        int64_t left = 0;
+        for (int64_t j = 0; j < count; ++j) {
+          const uint64_t place = outside[j];
+          const uint32_t walker = walkers[j];
+          places[walker] = place;
+          outside[left] = place;
+          walkers[left] = walker;
+          left += local_walk.is_inside(place) ? 0 : 1;
+        }
+        count = left;
+      }
+      for (int64_t j = 0; j < size; ++j) local_emit(first + j, places[j]);
+    }
+  }
+
+  // In a function of its own, where no name stands for the same memory twice.
+  static void step_all(const Walk& walk, uint64_t* places, int64_t count) {
+    const Walk local = walk;
+    for (int64_t j = 0; j < count; ++j) places[j] = local.step(places[j]);
+  }
+};
+
+}  // namespace dynloader
