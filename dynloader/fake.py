@@ -50,6 +50,14 @@ def _(
     return _indices(scores, count), scores.new_empty((count,))
 
 
+@_fake("info_batch_uncut")
+def _(
+    scores: Tensor, drop_probability: float, seed: int, epoch: int, epoch_at: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = scores.shape[0]
+    return _indices(scores, n), scores.new_empty((n,)), _indices(scores, 1)
+
+
 @_fake("sample")
 def _(
     weights: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None, validate: bool
@@ -138,10 +146,10 @@ def _(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
 
 
 @_fake("spread")
-def _(values: Tensor, selected: Tensor, n: int, rest: float) -> Tensor:
+def _(values: Tensor, selected: Tensor, n: int, rest: float, num_used: Tensor | None) -> Tensor:
     return values.new_empty((n,))
 
 
 @_fake("count_selected")
-def _(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
+def _(counts: Tensor, selected: Tensor, faults: Tensor, num_used: Tensor | None) -> None:
     return None

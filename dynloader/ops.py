@@ -90,6 +90,30 @@ class Selection(NamedTuple):
     weights: Tensor | None
 
 
+class UncutSelection(NamedTuple):
+    """A selection whose size the host does not know yet.
+
+    Attributes:
+        indices: int64 [n], of which the first ``num_used`` are selected; the others mean nothing.
+        weights: float32 [n], likewise; None where all are 1.
+        num_used: int64 [1], on the device of ``indices``.
+    """
+
+    indices: Tensor
+    weights: Tensor | None
+    num_used: Tensor
+
+    def cut(self, num_used: int) -> Selection:
+        """The selection, once its size is known."""
+        weights = None if self.weights is None else self.weights[:num_used]
+        return Selection(self.indices[:num_used], weights)
+
+
+def num_used_of(selection: Selection | UncutSelection) -> Tensor | None:
+    """How many of the indices are selected, in the memory of their device; None: all."""
+    return selection.num_used if isinstance(selection, UncutSelection) else None
+
+
 def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
     """The indices of the k highest scores, in ascending order of index.
 
@@ -172,6 +196,16 @@ def info_batch(
             raise ValueError(f"info_batch: num_kept must be in [1, n], got {wanted}")
     address = address_arguments("info_batch", seed, epoch)
     return Selection(*_native.info_batch(scores, drop_probability, wanted, *address))
+
+
+def info_batch_uncut(
+    scores: Tensor, drop_probability: float = 0.5, *, seed: int = 0, epoch: int | Tensor = 0
+) -> UncutSelection:
+    """As :func:`info_batch` by the mean, but the host does not wait to know how many are kept."""
+    scores = values_argument("info_batch_uncut", "scores", scores)
+    probability = number_argument("info_batch_uncut", "drop_probability", drop_probability)
+    address = address_arguments("info_batch_uncut", seed, epoch)
+    return UncutSelection(*_native.info_batch_uncut(scores, probability, *address))
 
 
 def sample(
@@ -463,19 +497,27 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
     _native.update_forgetting(state, index, correct, faults)
 
 
-def count_selected(counts: Tensor, selected: Tensor, faults: Tensor) -> None:
+def count_selected(
+    counts: Tensor, selected: Tensor, faults: Tensor, *, num_used: Tensor | None = None
+) -> None:
     """Adds 1 to the counts of the selected samples, in place.
 
     Args:
         counts: int32 [n], contiguous.
         selected: int64 [k], in [0, n).
         faults: as for :func:`update`.
+        num_used: int64 [1] in [0, k] on the device of ``selected``: only so many of the first are
+            meant. None: all.
     """
     tensor_arguments("count_selected", counts=counts, selected=selected, faults=faults)
-    _native.count_selected(counts, selected, faults)
+    if num_used is not None:
+        tensor_arguments("count_selected", num_used=num_used)
+    _native.count_selected(counts, selected, faults, num_used)
 
 
-def spread(values: Tensor, selected: Tensor, n: int, *, rest: float) -> Tensor:
+def spread(
+    values: Tensor, selected: Tensor, n: int, *, rest: float, num_used: Tensor | None = None
+) -> Tensor:
     """A value for each of ``n`` samples: those of the selected ones, and ``rest`` for the others.
 
     Equivalent to ``torch.full((n,), rest).scatter_(0, selected, values)``.
@@ -486,14 +528,19 @@ def spread(values: Tensor, selected: Tensor, n: int, *, rest: float) -> Tensor:
             CUDA, it is left out.
         n: number of samples, below 2**32.
         rest: used as float32.
+        num_used: int64 [1] in [0, k] on the device of ``selected``: only so many of the first are
+            meant. None: all.
 
     Returns:
         float32 [n] on the device of ``values``.
     """
     values = values_argument("spread", "values", values)
     tensor_arguments("spread", selected=selected)
+    if num_used is not None:
+        tensor_arguments("spread", num_used=num_used)
     n = integer_argument("spread", "n", n)
-    return _tensor(_native.spread(values, selected, n, number_argument("spread", "rest", rest)))
+    rest = number_argument("spread", "rest", rest)
+    return _tensor(_native.spread(values, selected, n, rest, num_used))
 
 
 def _tensor(value: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader.checks import check_range
-from dynloader.ops import Selection
+from dynloader.on_host import OnHost
+from dynloader.ops import Selection, UncutSelection, num_used_of
 
 # A native call costs 6 us for 256 indices and 110 us for so many: 22 against 3.4 ns an index. More
 # gain little, and keep the training waiting: as Python lists, so many take 0.4 ms.
@@ -21,8 +21,6 @@ _CHUNK = 32_768
 
 class Kept:
     """The samples that one selection kept, on the host, and the weights of their losses.
-
-    What was selected on the GPU is copied once, asynchronously; who reads it first, waits.
 
     Args:
         selection: on any device.
@@ -33,7 +31,7 @@ class Kept:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | UncutSelection,
         checkpoint: int,
         num_samples: int,
         *,
@@ -42,33 +40,35 @@ class Kept:
         self.checkpoint = checkpoint
         self.num_samples = num_samples
         self._is_trusted = is_trusted
-        self._copied: torch.Event | None = None
         self._ascending: Tensor | None = None
-        indices = selection.indices
-        if indices.is_cuda:
-            self._indices = torch.empty_like(indices, device="cpu", pin_memory=True)
-            self._indices.copy_(indices, non_blocking=True)
-            self._copied = torch.Event(indices.device)
-            self._copied.record(torch.cuda.current_stream(indices.device))
-        else:
-            self._indices = indices
-            self._check_range()
+        indices, weights, num_used = selection.indices, selection.weights, num_used_of(selection)
+        self._num_used = None if num_used is None else OnHost(num_used)
+        self._copy = OnHost(indices)
+        self._indices: Tensor | None = None
+        if indices.is_cpu:
+            self._read()
         self.weights: Tensor | None = None
-        if selection.weights is not None:
-            here = indices.to(selection.weights.device)
-            self.weights = ops.spread(selection.weights, here, num_samples, rest=1.0)
+        if weights is not None:
+            here = indices.to(weights.device)
+            self.weights = ops.spread(weights, here, num_samples, rest=1.0, num_used=num_used)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        # Known without waiting, where the rule says how many.
+        return len(self._copy.peek()) if self._num_used is None else len(self.indices)
 
     @property
     def indices(self) -> Tensor:
-        """int64 [k] on the host, as the policy ordered them."""
-        if self._copied is not None:
-            self._copied.synchronize()
-            self._copied = None
-            self._check_range()
-        return self._indices
+        """int64 [k] on the host, as the policy ordered them. The first time, it may wait."""
+        return self._read() if self._indices is None else self._indices
+
+    def _read(self) -> Tensor:
+        indices = self._copy.get()
+        if self._num_used is not None:
+            indices = indices[: int(self._num_used.get())]
+        if not self._is_trusted:
+            check_range("indices selected", indices, self.num_samples)
+        self._indices = indices
+        return indices
 
     @property
     def ascending(self) -> Tensor:
@@ -84,14 +84,6 @@ class Kept:
         """The selection as it was made, on the host."""
         indices = self.indices
         return Selection(indices, None if self.weights is None else self.weights.cpu()[indices])
-
-    def _check_range(self) -> None:
-        if not self._is_trusted:
-            check_range("indices selected", self._indices, self.num_samples)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # An event can be neither pickled nor copied: wait for it.
-        return self.__dict__ | {"_indices": self.indices, "_copied": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,4 +143,6 @@ class Plan:
         weights = self.kept.weights
         if weights.is_cpu and index.is_cpu:  # the table has refused what is out of range
             return weights.index_select(0, index)
-        return weights[index.to(weights.device).clamp(0, self.num_samples - 1)]
+        # Only towards the GPU: a copy to the CPU that is not waited for may be read unfinished.
+        here = index.to(weights.device, non_blocking=weights.is_cuda)
+        return weights[here.clamp(0, self.num_samples - 1)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynloader.checks import check_flag, check_integer, check_number, exact
-from dynloader.ops import ScoreRule, Selection
+from dynloader.ops import ScoreRule, Selection, UncutSelection
 
 if TYPE_CHECKING:
     from dynloader.table import ScoreTable
@@ -92,7 +92,9 @@ class Policy(abc.ABC):
             check_number("keep", self.keep, "(0, 1]")
 
     @abc.abstractmethod
-    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor | Selection:
+    def select(
+        self, table: ScoreTable, k: int, *, seed: int, epoch: int
+    ) -> Tensor | Selection | UncutSelection:
         """Choose ``k`` of the ``len(table)`` samples.
 
         A pure function of its arguments: every process and every resumed run must choose alike.
@@ -105,7 +107,8 @@ class Policy(abc.ABC):
 
         Returns:
             The indices kept, int64 [k], distinct, in any order; or a :class:`Selection`, which
-            holds the weights of their losses too, float32 [k] (None: all 1).
+            holds the weights of their losses too, float32 [k] (None: all 1); or a
+            :class:`dynloader.ops.UncutSelection`, where only the GPU knows yet how many are kept.
         """
 
     @property
@@ -185,9 +188,13 @@ def is_built_in(policy: Policy) -> bool:
     return type(policy).__module__.startswith("dynloader.")
 
 
-def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection:
+def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection | UncutSelection:
     """What ``policy.select`` returned, checked."""
     source = f"{type(policy).__name__}.select"
+    if isinstance(chosen, UncutSelection):
+        if is_built_in(policy):
+            return chosen
+        chosen = chosen.cut(int(chosen.num_used))
     indices, weights = chosen if isinstance(chosen, Selection) else (chosen, None)
     _check_dtype(f"{source}: indices", indices, torch.int64)
     if indices.ndim != 1 or not 0 < len(indices) <= num_samples:

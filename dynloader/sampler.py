@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
 from dynloader.checks import check_flag, check_integer
-from dynloader.ops import Selection
+from dynloader.ops import Selection, num_used_of
 from dynloader.plan import Kept, Plan
 from dynloader.policy import Policy, as_selection, is_built_in
 from dynloader.run import Run
@@ -114,6 +114,9 @@ class PruningSampler(Sampler[int]):
         """The epoch that a new iterator is to feed: the next one where the last is over."""
         if self._is_over(self.run):
             self.finish(self.run)
+        if self.run.plan.kept is not None:
+            self.run.plan.kept.indices  # noqa: B018  what the first batch needs, and this waits for
+        self.table.finish_check(wait=False)
         self.run.begin(self.table.num_updates)
         return self.run
 
@@ -149,7 +152,10 @@ class PruningSampler(Sampler[int]):
         return chain.from_iterable(block.flatten().tolist() for block in blocks)
 
     def _move_to(self, epoch: int) -> None:
-        self.table.check()
+        # What the last epoch left to be read has long arrived; what this one leaves is read with
+        # the indices of the next.
+        self.table.finish_check()
+        self.table.start_check()
         self.run = self._settle(epoch)
 
     def _settle(self, epoch: int, start: int = 0) -> Run:
@@ -174,7 +180,7 @@ class PruningSampler(Sampler[int]):
         selection = as_selection(chosen, self.policy, self.num_samples)
         is_trusted = is_built_in(self.policy)
         kept = Kept(selection, checkpoint, self.num_samples, is_trusted=is_trusted)
-        self.table.count_selection(selection.indices)
+        self.table.count_selection(selection.indices, num_used_of(selection))
         self.select_seconds += time.perf_counter() - begin
         return kept
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dynloader import ops
 from dynloader._C import build_info
 from dynloader.checks import as_index, check_integer, check_losses, check_range, check_state
+from dynloader.on_host import OnHost
 from dynloader.policy import Scoring
 
 _MEAN, _VARIANCE, _LAST_LOSS, _VISITS = range(4)
@@ -65,6 +66,7 @@ class ScoreTable:
         self.num_updates = 0
         self.scoring = Scoring()
         self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
+        self._faults_on_host: OnHost | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -171,9 +173,15 @@ class ScoreTable:
         # Only towards the GPU: a copy to the CPU that is not waited for may be read unfinished.
         return tensor.to(device, non_blocking=device.type == "cuda")
 
-    def count_selection(self, indices: Tensor) -> None:
-        """Count one selection, which kept ``indices``, int64 [k]."""
-        ops.count_selected(self.selections, self._here(indices), self._faults)
+    def count_selection(self, indices: Tensor, num_used: Tensor | None = None) -> None:
+        """Count one selection, which kept ``indices``, int64 [k].
+
+        Args:
+            indices: on any device.
+            num_used: int64 [1] on the same device: only so many of the first. None: all.
+        """
+        used = None if num_used is None else self._here(num_used)
+        ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)
         self.num_selections += 1
 
     def check(self) -> None:
@@ -181,9 +189,25 @@ class ScoreTable:
 
         The host waits for the GPU.
         """
-        if self.device.type == "cpu":
+        self.start_check()
+        self.finish_check()
+
+    def start_check(self) -> None:
+        """Begin a check of all updates until now, without waiting for the GPU."""
+        if self.device.type == "cuda":
+            self._faults_on_host = OnHost(self._faults)
+
+    def finish_check(self, *, wait: bool = True) -> None:
+        """End the check that was begun last: raise as :meth:`check` does.
+
+        Args:
+            wait: False: only if that is possible without waiting.
+        """
+        found = self._faults_on_host
+        if found is None or not (wait or found.is_there()):
             return
-        count, highest = self._faults.tolist()
+        self._faults_on_host = None
+        count, highest = found.get().tolist()
         if count:
             self._faults.zero_()
             raise IndexError(
@@ -240,6 +264,7 @@ class ScoreTable:
         self.num_selections = state["num_selections"]
         self.num_updates = state["num_updates"]
         self._faults.zero_()
+        self._faults_on_host = None
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise as :meth:`load_state_dict` does, and change nothing."""

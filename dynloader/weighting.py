@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from dynloader import ops
 from dynloader.checks import check_number, exact
-from dynloader.ops import Selection
+from dynloader.ops import Selection, UncutSelection
 from dynloader.policy import Keep, Policy
 from dynloader.table import ScoreTable
 
@@ -59,15 +59,19 @@ class InfoBatch(Policy):
         return keep
 
     @override
-    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        indices, weights = ops.info_batch(
-            table.scores,
-            self.drop_probability,
-            num_kept=None if self.keep is None else k,
-            seed=seed,
-            epoch=epoch,
-        )
-        return Selection(indices, weights if self.rescale else None)
+    def select(
+        self, table: ScoreTable, k: int, *, seed: int, epoch: int
+    ) -> Selection | UncutSelection:
+        scores, share = table.scores, self.drop_probability
+        chosen: Selection | UncutSelection
+        if self.keep is not None:
+            chosen = ops.info_batch(scores, share, num_kept=k, seed=seed, epoch=epoch)
+        elif scores.is_cpu:
+            chosen = ops.info_batch(scores, share, seed=seed, epoch=epoch)
+        else:
+            # As many as the losses make it: the host learns it with the indices.
+            chosen = ops.info_batch_uncut(scores, share, seed=seed, epoch=epoch)
+        return chosen if self.rescale else chosen._replace(weights=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -317,7 +317,7 @@ def test_table_state(change: Callable[[dict[str, Any]], dict[str, Any]], message
 
 
 @pytest.mark.cuda
-def test_an_index_on_the_gpu_is_reported_when_the_epoch_ends(cuda: str) -> None:
+def test_an_index_on_the_gpu_is_reported_when_the_next_epoch_begins(cuda: str) -> None:
     loader = DataLoader(Numbers(N), batch_size=10, policy=InfoBatch(), return_index=True)
     for batch, _ in loader:
         index = batch.to(cuda)
@@ -328,7 +328,8 @@ def test_an_index_on_the_gpu_is_reported_when_the_epoch_ends(cuda: str) -> None:
             index[0] = N + 5
         loader.update(torch.ones(len(index), device=cuda), index)
         break
+    list(iterator)
     with fails(IndexError, r"index must be in \[0, 20\), got 1 out of range"):
-        list(iterator)
+        iter(loader)
     iter(loader)
     assert loader.epoch == 2

@@ -177,8 +177,9 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "ucb_visits": (records, 1.0, 10.0),
         "update": (scores, records, index, losses, faults, 2, 0.8, 1.0),
         "update_forgetting": (counts, index, losses > 0, faults),
-        "count_selected": (counts, index, faults),
-        "spread": (losses, torch.tensor([3, 1, 7, 40], device=device), 50, 0.5),
+        "info_batch_uncut": (scores, 0.0, 1, 0, faults[:1]),  # what is not used means nothing
+        "count_selected": (counts, index, faults, faults[:1] + 2),
+        "spread": (losses, torch.tensor([3, 1, 7, 40], device=device), 50, 0.5, None),
     }
 
 

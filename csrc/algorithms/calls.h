@@ -122,6 +122,7 @@ struct CountSelected {
   const int64_t* selected;
   bool is_ascending;  // known to be, and within [0, n): no two elements count the same sample
   int64_t num_selected;
+  const int64_t* num_used;  // [1], the first *num_used of them; null: all
   int64_t* faults;
 };
 
@@ -129,6 +130,7 @@ struct Spread {
   const float* values;      // [num_selected]
   const int64_t* selected;  // all different
   int64_t num_selected;
+  const int64_t* num_used;  // [1], the first *num_used of them; null: all
   float rest;
   int64_t n;
   float* result;  // [n]: the value of a selected sample, or rest

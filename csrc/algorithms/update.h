@@ -131,10 +131,18 @@ void run(Backend& backend, const UpdateForgetting& call) {
   backend.in_two_steps(call.batch_size, StageCorrect{call}, SettleCorrect{call});
 }
 
+template <class Call>
+DYNLOADER_FN int64_t used_of(const Call& call) {
+  return call.num_used == nullptr ? call.num_selected : *call.num_used;
+}
+
 template <class Access>
 struct CountOne {
   CountSelected call;
+  int64_t num_used = 0;
+  DYNLOADER_FN void fetch() { num_used = used_of(call); }
   DYNLOADER_FN void operator()(int64_t j) const {
+    if (j >= num_used) return;
     const int64_t index = call.selected[j];
     if (is_within<Access>(index, call.n, call.faults)) Access::fetch_add(call.counts + index, 1);
   }
@@ -156,7 +164,10 @@ struct FillRest {
 
 struct SpreadValue {
   Spread call;
+  int64_t num_used = 0;
+  DYNLOADER_FN void fetch() { num_used = used_of(call); }
   DYNLOADER_FN void operator()(int64_t j) const {
+    if (j >= num_used) return;
     const int64_t index = call.selected[j];
     // On the CPU it was checked; on CUDA such a value is left out.
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;

@@ -12,6 +12,8 @@ namespace dynloader {
 
 // An epoch in device memory, which takes the place of the number.
 using EpochAt = std::optional<at::Tensor>;
+// How many elements of a vector are meant, in the memory of its device: not more than there are.
+using NumUsed = std::optional<at::Tensor>;
 
 at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
                  const EpochAt& epoch_at);
@@ -20,6 +22,11 @@ at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_rando
 std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
                                               int64_t num_kept, int64_t seed, int64_t epoch,
                                               const EpochAt& epoch_at);
+// By the mean, without the host knowing how many are kept: selected and weights have room for all.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> info_batch_uncut(const at::Tensor& scores,
+                                                                double drop_probability,
+                                                                int64_t seed, int64_t epoch,
+                                                                const EpochAt& epoch_at);
 at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
                   const EpochAt& epoch_at, bool validate);
 std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, int64_t k,
@@ -43,7 +50,9 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
             const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c);
 void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
                        at::Tensor& faults);
-void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults);
-at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest);
+void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults,
+                    const NumUsed& num_used);
+at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest,
+                  const NumUsed& num_used);
 
 }  // namespace dynloader

@@ -34,6 +34,9 @@ TORCH_LIBRARY(dynloader, m) {
       "info_batch(Tensor scores, float drop_probability, SymInt num_kept, SymInt seed, "
       "SymInt epoch, Tensor? epoch_at) -> (Tensor selected, Tensor weights)");
   m.def(
+      "info_batch_uncut(Tensor scores, float drop_probability, SymInt seed, SymInt epoch, "
+      "Tensor? epoch_at) -> (Tensor selected, Tensor weights, Tensor num_used)");
+  m.def(
       "sample(Tensor weights, SymInt k, SymInt seed, SymInt epoch, Tensor? epoch_at, bool "
       "validate) -> Tensor");
   m.def(
@@ -61,8 +64,10 @@ TORCH_LIBRARY(dynloader, m) {
   m.def(
       "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) "
       "faults) -> ()");
-  m.def("count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults) -> ()");
-  m.def("spread(Tensor values, Tensor selected, SymInt n, float rest) -> Tensor");
+  m.def(
+      "count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults, Tensor? num_used) "
+      "-> ()");
+  m.def("spread(Tensor values, Tensor selected, SymInt n, float rest, Tensor? num_used) -> Tensor");
 }
 
 namespace dynloader {
@@ -72,6 +77,7 @@ void implement(torch::Library& m) {
   m.impl("top_k", top_k);
   m.impl("epsilon_greedy", epsilon_greedy);
   m.impl("info_batch", info_batch);
+  m.impl("info_batch_uncut", info_batch_uncut);
   m.impl("sample", sample);
   m.impl("priority_sample", priority_sample);
   m.impl("order", order);

@@ -43,6 +43,41 @@ at::Tensor sample_by(const char* op, WeightedRule rule, const at::Tensor& weight
   return selected;
 }
 
+// num_kept < 0: as many as the scores give; then the results have room for all.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> drop_some(const char* op, const at::Tensor& scores,
+                                                         double drop_probability, int64_t num_kept,
+                                                         int64_t seed, int64_t epoch,
+                                                         const EpochAt& epoch_at) {
+  const int64_t n = check_samples(op, "scores", scores, at::kFloat);
+  TORCH_CHECK_VALUE(0 <= drop_probability && drop_probability < 1, op,
+                    ": drop_probability must be in [0, 1), got ", drop_probability);
+  const Address address = check_address(op, seed, epoch, epoch_at, scores.device());
+  int64_t num_candidates = 0;
+  if (num_kept >= 0) {
+    const int64_t least = n == 0 ? 0 : 1;
+    TORCH_CHECK_VALUE(least <= num_kept && num_kept <= n, op, ": num_kept must be in [", least,
+                      ", ", n, "], got ", num_kept);
+    const int64_t dropped = n - num_kept;
+    if (dropped > 0) {
+      TORCH_CHECK_VALUE(drop_probability > 0, op,
+                        ": drop_probability must be in (0, 1) where num_kept < ", n, ", got ",
+                        drop_probability);
+      const double wanted = std::ceil(static_cast<double>(dropped) / drop_probability);
+      num_candidates = wanted < static_cast<double>(n) ? static_cast<int64_t>(wanted) : n;
+    }
+  }
+  const at::Tensor input = scores.contiguous();
+  const int64_t most = num_kept >= 0 ? num_kept : n;
+  at::Tensor selected = indices_like(scores, most);
+  at::Tensor weights = empty_vector(most, scores.options());
+  at::Tensor kept = indices_like(scores, 1);
+  run_on(scores.device(),
+         InfoBatch{input.const_data_ptr<float>(), n, drop_probability, num_kept, num_candidates,
+                   address, selected.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
+                   kept.mutable_data_ptr<int64_t>()});
+  return {selected, weights, kept};
+}
+
 }  // namespace
 
 at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
@@ -73,36 +108,18 @@ at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_rando
 std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
                                               int64_t num_kept, int64_t seed, int64_t epoch,
                                               const EpochAt& epoch_at) {
-  const int64_t n = check_samples("info_batch", "scores", scores, at::kFloat);
-  TORCH_CHECK_VALUE(0 <= drop_probability && drop_probability < 1,
-                    "info_batch: drop_probability must be in [0, 1), got ", drop_probability);
-  const Address address = check_address("info_batch", seed, epoch, epoch_at, scores.device());
-  int64_t num_candidates = 0;
-  if (num_kept >= 0) {
-    const int64_t least = n == 0 ? 0 : 1;
-    TORCH_CHECK_VALUE(least <= num_kept && num_kept <= n, "info_batch: num_kept must be in [",
-                      least, ", ", n, "], got ", num_kept);
-    const int64_t dropped = n - num_kept;
-    if (dropped > 0) {
-      TORCH_CHECK_VALUE(drop_probability > 0,
-                        "info_batch: drop_probability must be in (0, 1) where num_kept < ", n,
-                        ", got ", drop_probability);
-      const double wanted = std::ceil(static_cast<double>(dropped) / drop_probability);
-      num_candidates = wanted < static_cast<double>(n) ? static_cast<int64_t>(wanted) : n;
-    }
-  }
-  const at::Tensor input = scores.contiguous();
-  const int64_t most = num_kept >= 0 ? num_kept : n;
-  at::Tensor selected = indices_like(scores, most);
-  at::Tensor weights = empty_vector(most, scores.options());
-  at::Tensor kept = indices_like(scores, 1);
-  run_on(scores.device(),
-         InfoBatch{input.const_data_ptr<float>(), n, drop_probability, num_kept, num_candidates,
-                   address, selected.mutable_data_ptr<int64_t>(), weights.mutable_data_ptr<float>(),
-                   kept.mutable_data_ptr<int64_t>()});
+  const auto [selected, weights, kept] =
+      drop_some("info_batch", scores, drop_probability, num_kept, seed, epoch, epoch_at);
   if (num_kept >= 0) return {selected, weights};
   const int64_t count = kept.item<int64_t>();
   return {cut_short(selected, count), cut_short(weights, count)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> info_batch_uncut(const at::Tensor& scores,
+                                                                double drop_probability,
+                                                                int64_t seed, int64_t epoch,
+                                                                const EpochAt& epoch_at) {
+  return drop_some("info_batch_uncut", scores, drop_probability, -1, seed, epoch, epoch_at);
 }
 
 at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,

@@ -56,6 +56,19 @@ bool check_selection(const char* op, const at::Tensor& selected, int64_t n) {
   return ascending;
 }
 
+// On the CPU the index is cut here; on CUDA only the device knows where.
+const int64_t* cut_to(const char* op, const NumUsed& num_used, at::Tensor& index) {
+  if (!num_used.has_value()) return nullptr;
+  check_dtype(op, "num_used", *num_used, at::kLong);
+  check_length(op, "num_used", *num_used, 1);
+  check_same_device(op, "num_used", *num_used, "selected", index);
+  const auto* place = num_used->const_data_ptr<int64_t>();
+  if (!index.is_cpu()) return place;
+  check_count(op, "num_used", *place, index.numel());
+  index = index.narrow(0, 0, *place);
+  return nullptr;
+}
+
 LossType loss_type(const at::Tensor& losses) {
   switch (losses.scalar_type()) {
     case at::kFloat:
@@ -165,30 +178,34 @@ void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Ten
   for (const at::Tensor& written : {state, faults}) mark_written(written);
 }
 
-void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults) {
+void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults,
+                    const NumUsed& num_used) {
   const int64_t n = check_samples("count_selected", "counts", counts, at::kInt);
   check_written("count_selected", "counts", counts);
-  const at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
+  at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
+  const int64_t* used = cut_to("count_selected", num_used, where);
   int64_t* fault_counts = faults_of("count_selected", faults, "counts", counts);
   const bool ascending = check_selection("count_selected", where, n);
   run_on(counts.device(),
          CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
-                       ascending, where.numel(), fault_counts});
+                       ascending, where.numel(), used, fault_counts});
   for (const at::Tensor& written : {counts, faults}) mark_written(written);
 }
 
-at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest) {
+at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest,
+                  const NumUsed& num_used) {
   check_device("spread", values.device());
   check_dtype("spread", "values", values, at::kFloat);
   check_vector("spread", "values", values);
   check_count("spread", "n", n, kMaxSamples);
-  const at::Tensor where = checked_index("spread", "selected", selected, "values", values);
+  at::Tensor where = checked_index("spread", "selected", selected, "values", values);
   check_length("spread", "values", values, where.numel());
+  const int64_t* used = cut_to("spread", num_used, where);
   check_selection("spread", where, n);
   const at::Tensor input = values.contiguous();
   at::Tensor result = empty_vector(n, values.options());
   run_on(values.device(),
-         Spread{input.const_data_ptr<float>(), where.const_data_ptr<int64_t>(), where.numel(),
+         Spread{input.const_data_ptr<float>(), where.const_data_ptr<int64_t>(), where.numel(), used,
                 static_cast<float>(rest), n, result.mutable_data_ptr<float>()});
   return result;
 }
