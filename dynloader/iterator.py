@@ -114,6 +114,18 @@ class Pairing:
         self._num_unclaimed = max(0, self._num_unclaimed - 1)
 
 
+def end_epoch(sampler: PruningSampler, run: Run, pairing: Pairing) -> None:
+    """Note that the last batch of ``run`` was yielded, and settle the next epoch if that may be."""
+    run.is_exhausted = True
+    run.user = None
+    if pairing.num_unclaimed > 0:
+        return  # their losses may be on the way: who asks for the next epoch settles it
+    # What fails here fails again when the next epoch is asked for. After the last one nobody asks:
+    # a schedule may end with the training.
+    with contextlib.suppress(Exception):
+        sampler.finish(run)
+
+
 _REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"
 
 
@@ -171,7 +183,7 @@ class EpochIterator:
             batch = next(self.inner)
         except StopIteration:
             if self._sampler is not None and self._run is not None:
-                self._end(self._sampler, self._run)
+                end_epoch(self._sampler, self._run, self._pairing)
             raise
         except BaseException:
             # The batch that failed is over too; a timeout takes none.
@@ -184,17 +196,6 @@ class EpochIterator:
             run.num_delivered += 1
             run.is_started = True
         return self._with_index(batch, indices) if self._add_index else batch
-
-    def _end(self, sampler: PruningSampler, run: Run) -> None:
-        run.is_exhausted = True
-        run.user = None
-        sampler.table.check()
-        if self._pairing.num_unclaimed > 0:
-            return  # their losses may be on the way: who asks for the next epoch settles it
-        # What fails here fails again when the next epoch is asked for. After the last one nobody
-        # asks: a schedule may end with the training.
-        with contextlib.suppress(Exception):
-            sampler.finish(run)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":

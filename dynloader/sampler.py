@@ -152,9 +152,7 @@ class PruningSampler(Sampler[int]):
         return chain.from_iterable(block.flatten().tolist() for block in blocks)
 
     def _move_to(self, epoch: int) -> None:
-        # What the last epoch left to be read has long arrived; what this one leaves is read with
-        # the indices of the next.
-        self.table.finish_check()
+        # Read when an epoch begins and the answer is there, as it is where that waits for indices.
         self.table.start_check()
         self.run = self._settle(epoch)
 

@@ -189,12 +189,13 @@ class ScoreTable:
 
         The host waits for the GPU.
         """
+        self._faults_on_host = None
         self.start_check()
         self.finish_check()
 
     def start_check(self) -> None:
-        """Begin a check of all updates until now, without waiting for the GPU."""
-        if self.device.type == "cuda":
+        """Begin a check of all updates until now, unless one is under way, without waiting."""
+        if self.device.type == "cuda" and self._faults_on_host is None:
             self._faults_on_host = OnHost(self._faults)
 
     def finish_check(self, *, wait: bool = True) -> None:
