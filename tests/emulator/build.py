@@ -1,0 +1,88 @@
+"""Compiles the CUDA sources for the emulator; a copy of them may be changed before.
+
+By hand: ``build.py KIND FOLDER``, for a debugger.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-ffp-contract=off", "-fno-omit-frame-pointer"]
+KINDS = {
+    "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "traced": ["-fsanitize=thread"],
+}
+
+
+class Change(NamedTuple):
+    """In a file below csrc/, a text that is there once, and what is put in its place."""
+
+    path: str
+    old: str
+    new: str
+
+
+def changed_sources(changes: Sequence[Change], folder: Path) -> Path:
+    """The root of a copy of the sources, with the changes."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(ROOT / "tests" / "emulator", folder / "tests" / "emulator")
+    for change in changes:
+        file = folder / "csrc" / change.path
+        text = file.read_text()
+        assert text.count(change.old) == 1, f"{change.old!r} is not once in {change.path}"
+        file.write_text(text.replace(change.old, change.new))
+    return folder
+
+
+def compile_library(kind: str, folder: Path, root: Path = ROOT) -> Path:
+    """The shared library of the kernels and of what runs them."""
+    emulator = root / "tests" / "emulator"
+    objects = []
+    # The emulator itself is not checked: it switches stacks, and reads what kernels must not.
+    for source, flags in (
+        (root / "csrc" / "backends" / "cuda.cu", KINDS[kind]),
+        (emulator / "calls.cpp", KINDS[kind]),
+        (emulator / "emulator.cpp", []),
+        (emulator / "tracer.cpp", []),
+    ):
+        objects.append(folder / f"{source.stem}.o")
+        define = ["-DEMULATOR_TRACE"] if kind == "traced" else []
+        command = ["g++", *FLAGS, *flags, *define, "-Wno-attributes", "-I", emulator]
+        run([*command, "-x", "c++", "-c", source, "-o", objects[-1]])
+    library = folder / f"{kind}.so"
+    link = (
+        KINDS[kind] if kind == "sanitized" else []
+    )  # the calls to TSan are answered by tracer.cpp
+    run(["g++", "-shared", *link, *objects, "-o", library, "-ldl"])
+    return library
+
+
+def run(command: Sequence[object]) -> None:
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def environment(kind: str) -> dict[str, str]:
+    """What a process needs to load such a library."""
+    added = {"PYTHONPATH": str(ROOT / "tests")}
+    if kind == "sanitized":
+        find = ["g++", "-print-file-name=libasan.so"]
+        runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+        added["LD_PRELOAD"] = runtime
+        # Python does not free all that it has; faults of the memory are for the emulator to name.
+        added["ASAN_OPTIONS"] = "detect_leaks=0:handle_segv=0:detect_stack_use_after_return=0"
+    return os.environ | added
+
+
+if __name__ == "__main__":
+    kind, target = sys.argv[1:]
+    Path(target).mkdir(parents=True, exist_ok=True)
+    FLAGS[FLAGS.index("-O1") : FLAGS.index("-g1") + 1] = ["-O0", "-g"]
+    print(compile_library(kind, Path(target)))

@@ -1,0 +1,31 @@
+// Every call of the native core, by name, for the emulated GPU.
+#include "../../csrc/algorithms/calls.h"
+
+#include "../../csrc/backends/cuda.h"
+
+namespace {
+
+void* scratch(void*, int64_t bytes) { return emulator::allocate(static_cast<size_t>(bytes)); }
+
+}  // namespace
+
+#define CALL(Name)                                                                \
+  extern "C" void run_##Name(const dynloader::Name* call) {                       \
+    dynloader::Cuda gpu(emulator::kStream, dynloader::Scratch{nullptr, scratch}); \
+    run(gpu, *call);                                                              \
+  }                                                                               \
+  extern "C" size_t size_of_##Name() { return sizeof(dynloader::Name); }
+CALL(TopK)
+CALL(EpsilonGreedy)
+CALL(WeightedSample)
+CALL(CheckWeights)
+CALL(InfoBatch)
+CALL(Order)
+CALL(Gather)
+CALL(ScoreMean)
+CALL(PowerWeights)
+CALL(VisitBonus)
+CALL(Update)
+CALL(UpdateForgetting)
+CALL(CountSelected)
+CALL(Spread)

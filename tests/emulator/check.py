@@ -1,0 +1,341 @@
+"""Compares the calls on the emulated GPU with the reference: ``check.py LIBRARY SUITE SEED``.
+
+A process of its own, for a fault ends it. The last line tells how many results were equal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reference
+import reference_table
+from inputs import SCORES, WEIGHTS, address, counts_of, values
+
+from emulator.gpu import CALLS, Address, Array, DeviceArray, Gpu, Scoring, filled
+
+# Borders of warps, blocks and tiles, and a few beyond.
+SIZES = [0, 1, 2, 5, 31, 32, 33, 256, 257, 1000, 4095, 4096, 4097, 8193]
+MANY = [16_385, 70_001]
+RACE, PRIORITY = 0, 1
+BFLOAT16 = 3  # of LossType
+num_equal = 0
+
+
+def same(found: Array, wanted: Any, *what: object) -> None:
+    """Fails unless dtype, shape and every bit are equal."""
+    global num_equal
+    wanted = np.asarray(wanted)
+    assert found.dtype == wanted.dtype, (*what, found.dtype, wanted.dtype)
+    assert found.shape == wanted.shape, (*what, found.shape, wanted.shape)
+    assert found.tobytes() == np.ascontiguousarray(wanted).tobytes(), (*what, found, wanted)
+    num_equal += 1
+
+
+def at(i: int, gpu: Gpu | None = None) -> tuple[Address, dict[str, int]]:
+    """An address for the call, and for the reference; with a GPU, the epoch is read there."""
+    options = address(i)
+    if gpu is None:
+        return Address(options["seed"], options["epoch"], None), options
+    epoch = gpu.put([options["epoch"]], np.int64)
+    return Address(options["seed"], 0, epoch.address), options
+
+
+def inputs(families: tuple[str, ...]) -> Iterator[tuple[int, str, int, int]]:
+    """A number, a kind of input, n and k: all pairs of the first two, every k in turn."""
+    for f, family in enumerate(families):
+        for i, n in enumerate(SIZES):
+            counts = counts_of(n)
+            for k in {counts[(i + f) % len(counts)], counts[(i + f + 2) % len(counts)]}:
+                yield i + f, family, n, k
+
+
+def check_top_k(gpu: Gpu) -> None:
+    many = [(i, SCORES[i], n, n // 2) for n in MANY for i in range(len(SCORES))]
+    for i, family, n, k in [*inputs(SCORES), *many]:
+        where, options = at(i, gpu if i % 3 == 0 else None)
+        scores, selected = gpu.put(values(family, n)), gpu.empty(k, dtype=np.int64)
+        gpu.run("TopK", scores=scores, n=n, k=k, address=where, selected=selected)
+        same(selected.read(), reference.top_k(values(family, n), k, **options), family, n, k)
+        gpu.free_all()
+
+
+def check_epsilon_greedy(gpu: Gpu) -> None:
+    for i, family, n, k in [*inputs(("normal", "few", "mixed")), (1, "normal", MANY[1], 9999)]:
+        where, options = at(i)
+        scores, selected = gpu.put(values(family, n)), gpu.empty(k, dtype=np.int64)
+        m = (0, k // 10, k // 2, k)[i % 4]
+        gpu.run(
+            "EpsilonGreedy", scores=scores, n=n, k=k, num_random=m, address=where, selected=selected
+        )
+        wanted = reference.epsilon_greedy(values(family, n), k, m, **options)
+        same(selected.read(), wanted, family, n, k, m)
+        gpu.free_all()
+
+
+def check_sample(gpu: Gpu) -> None:
+    many = [(i, WEIGHTS[i], MANY[1], 5000) for i in range(len(WEIGHTS))]
+    for i, family, n, most in [*inputs(WEIGHTS), *many]:
+        weights = values(family, n)
+        num_positive = int((weights > 0).sum())
+        k = min(most, num_positive)
+        there, counts = gpu.put(weights), gpu.empty(2, dtype=np.int64)
+        gpu.run("CheckWeights", weights=there, n=n, counts=counts)
+        same(counts.read(), np.array([num_positive, 0]), family, n)
+        where, options = at(i)
+        for rule in (RACE, PRIORITY):
+            selected, tau = gpu.empty(k, dtype=np.int64), gpu.empty(1, dtype=np.float64)
+            gpu.run(
+                "WeightedSample",
+                weights=there,
+                n=n,
+                k=k,
+                address=where,
+                rule=rule,
+                selected=selected,
+                tau=tau if rule == PRIORITY else None,
+            )
+            if rule == RACE:
+                same(selected.read(), reference.sample(weights, k, **options), family, n, k)
+                continue
+            wanted, wanted_tau = reference.priority_sample(weights, k, **options)
+            same(selected.read(), wanted, family, n, k)
+            same(tau.read(), wanted_tau.reshape(1), family, n, k)
+        gpu.free_all()
+
+
+def check_info_batch(gpu: Gpu) -> None:
+    for i, family, n, k in [*inputs(SCORES), (1, "normal", MANY[1], 60_000)]:
+        scores = values(family, n)
+        r = (0.5, 0.3, 0.99)[i % 3]
+        dropped = n - k
+        wanted = int(min(n, np.ceil(dropped / r)))
+        is_exact = k > 0 and (dropped == 0 or dropped < wanted) and i % 2 == 0
+        where, options = at(i)
+        selected, weights = gpu.empty(n, dtype=np.int64), gpu.empty(n, dtype=np.float32)
+        kept = gpu.empty(1, dtype=np.int64)
+        gpu.run(
+            "InfoBatch",
+            scores=gpu.put(scores),
+            n=n,
+            drop_probability=r,
+            num_kept=k if is_exact else -1,
+            num_candidates=wanted if is_exact and dropped else 0,
+            address=where,
+            selected=selected,
+            weights=weights,
+            kept=kept,
+        )
+        exact = {"num_kept": k} if is_exact else {}
+        indices, factors = reference.info_batch(scores, r, **exact, **options)
+        same(kept.read(), np.array([len(indices)]), family, n, exact)
+        same(selected.read(len(indices)), indices, family, n, exact)
+        same(weights.read(len(indices)), factors, family, n, exact)
+        gpu.free_all()
+
+
+def check_order(gpu: Gpu) -> None:
+    rng = np.random.default_rng(0)
+    for i, n in enumerate([*SIZES[1:], 2**40 + 1]):
+        start, stop = (0, n) if n < 10_000 else (n - 700, n - 3)
+        where, options = at(i, gpu if i % 2 else None)
+        order = gpu.empty(stop - start, dtype=np.int64)
+        fields = {"n": n, "start": start, "stop": stop, "address": where}
+        gpu.run("Order", **fields, purpose=reference.SUBSET, order=order)
+        same(order.read(), reference.subset(n, start, stop, **options), n)
+        gpu.free_all()
+    for i, n in enumerate(SIZES[1:]):
+        dtype = (np.int32, np.int64)[i % 2]
+        samples = rng.integers(0, n, n).astype(dtype)
+        where, options = at(i)
+        start, stop = n // 3, n - n // 4
+        fields = {
+            "selected": gpu.put(samples),
+            "selected_is_int32": dtype == np.int32,
+            "n": n,
+            "start": start,
+            "stop": stop,
+            "address": where,
+            "purpose": reference.SHUFFLE,
+        }
+        order = gpu.empty(stop - start, dtype=np.int64)
+        gpu.run("Order", **fields, order=order)
+        wanted = reference.order(samples, start, stop, **options).astype(np.int64)
+        same(order.read(), wanted, n)
+        for row_bytes in (1, 3, 4, 48):
+            rows = rng.integers(0, 256, (n, row_bytes), np.uint8)
+            batch = gpu.empty(stop - start, row_bytes, dtype=np.uint8)
+            faults = gpu.put([0, 0], np.int64)
+            missing = 1 if i % 5 == 4 else 0  # the last row is not there
+            gpu.run(
+                "Gather",
+                order=filled(CALLS["Order"], fields),
+                rows=gpu.put(rows),
+                num_rows=n - missing,
+                row_bytes=row_bytes,
+                batch=batch,
+                faults=faults,
+            )
+            is_there = wanted < n - missing
+            same(batch.read(), rows[wanted] * is_there[:, None].astype(np.uint8), n, row_bytes)
+            num_faults = int((~is_there).sum())
+            same(faults.read(), np.array([num_faults, n - 1 if num_faults else 0]), n)
+        gpu.free_all()
+
+
+def check_rescored(gpu: Gpu) -> None:
+    for i, family in enumerate(SCORES):
+        for n in [*SIZES, MANY[0]]:
+            scores = values(family, n)
+            there = gpu.put(scores)
+            mean, counts = gpu.empty(1, dtype=np.float64), gpu.empty(3, dtype=np.int64)
+            gpu.run("ScoreMean", scores=there, n=n, mean=mean, counts=counts)
+            wanted = reference.score_mean(scores)
+            found = mean.read()
+            same(np.isnan(found), [np.isnan(wanted.mean)], family, n)
+            if not np.isnan(wanted.mean):
+                same(found, np.array([wanted.mean]), family, n)
+            kinds = [wanted.num_finite, wanted.num_nonfinite, wanted.num_saturated]
+            same(counts.read(), np.array(kinds), family, n)
+            weights = gpu.empty(n, dtype=np.float32)
+            exponent, offset = ((0.5, 0.1), (0.0, 0.0), (2.0, 1e-3))[i % 3]
+            gpu.run(
+                "PowerWeights", scores=there, n=n, exponent=exponent, offset=offset, weights=weights
+            )
+            with np.errstate(all="ignore"):
+                powers = reference_table.power_weights(scores, exponent, offset)
+            same(weights.read(), powers, family, n)
+            gpu.free_all()
+
+
+def check_table(gpu: Gpu) -> None:
+    rng = np.random.default_rng(1)
+    families = ("normal", "few", "nan", "infinite", "denormal", "mixed", "any bits")
+    for i, n in enumerate([1, 2, 31, 256, 3000]):
+        scores, records = np.full(n, np.inf, np.float32), np.zeros((n, 4), np.int32)
+        state, counts = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        there = [gpu.put(array) for array in (scores, records, state, counts)]
+        faults = gpu.put([0, 0], np.int64)
+        num_faults = 0
+        for j, b in enumerate((1, 2, 31, 129, 1000, 3000, 5000, 0, 4097)):
+            index = rng.integers(0, n, b)
+            bad = rng.random(b) < (0.01 if j % 3 == 2 else 0)
+            index[bad] = n + 5
+            losses = values(families[(i + j) % len(families)], b)
+            loss_type = j % 4
+            with np.errstate(all="ignore"):
+                losses = losses.astype((np.float32, np.float64, np.float16, np.float32)[loss_type])
+            stored = losses
+            if loss_type == BFLOAT16:
+                stored = (losses.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+                losses = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            options = {"rule": j % 3, "alpha": (0.8, 1.0, 0.1)[i % 3], "c": 0.5}
+            index_there = gpu.put(index)
+            gpu.run(
+                "Update",
+                scores=there[0],
+                records=there[1],
+                n=n,
+                index=index_there,
+                losses=gpu.put(stored),
+                loss_type=loss_type,
+                batch_size=b,
+                scoring=Scoring(**options),
+                faults=faults,
+            )
+            correct = rng.random(b) < 0.5
+            gpu.run(
+                "UpdateForgetting",
+                state=there[2],
+                n=n,
+                index=index_there,
+                correct=gpu.put(correct),
+                batch_size=b,
+                faults=faults,
+            )
+            used = b - b // 3
+            gpu.run(
+                "CountSelected",
+                counts=there[3],
+                n=n,
+                selected=index_there,
+                num_selected=b,
+                num_used=gpu.put([used], np.int64),
+                faults=faults,
+            )
+            good = ~bad
+            with np.errstate(all="ignore"):
+                reference_table.update(scores, records, index[good], losses[good], **options)
+            reference_table.update_forgetting(state, index[good], correct[good])
+            reference_table.count_selected(counts, index[:used][good[:used]])
+            for array, mine in zip((scores, records, state, counts), there, strict=True):
+                same(mine.read(), array, n, b)
+            num_faults += 2 * int(bad.sum()) + int(bad[:used].sum())
+            same(faults.read(), np.array([num_faults, n + 5 if num_faults else 0]), n, b)
+        check_visit_bonus(gpu, there[1], records)
+        gpu.free_all()
+
+
+def check_visit_bonus(gpu: Gpu, there: DeviceArray, records: Array) -> None:
+    n, c, t = len(records), 0.7, 50.0
+    scores = gpu.empty(n, dtype=np.float32)
+    log_t = float(reference.natural_log(t))
+    gpu.run("VisitBonus", records=there, n=n, c=c, log_t=log_t, scores=scores)
+    with np.errstate(all="ignore"):
+        same(scores.read(), reference_table.ucb_visits(records, c, t), n)
+
+
+def check_spread(gpu: Gpu) -> None:
+    rng = np.random.default_rng(2)
+    for n in SIZES[1:]:
+        k = n // 2
+        selected = rng.permutation(n)[:k]
+        factors = rng.random(k, np.float32)
+        ascending = np.sort(selected)
+        result, counts = gpu.empty(n, dtype=np.float32), gpu.put(np.zeros(n, np.int32))
+        used = k - k // 4
+        gpu.run(
+            "Spread",
+            values=gpu.put(factors),
+            selected=gpu.put(selected),
+            num_selected=k,
+            num_used=gpu.put([used], np.int64),
+            rest=1.0,
+            n=n,
+            result=result,
+        )
+        wanted = np.ones(n, np.float32)
+        wanted[selected[:used]] = factors[:used]
+        same(result.read(), wanted, n)
+        faults = gpu.put([0, 0], np.int64)
+        gpu.run(
+            "CountSelected",
+            counts=counts,
+            n=n,
+            selected=gpu.put(ascending),
+            is_ascending=True,
+            num_selected=k,
+            faults=faults,
+        )
+        once = np.zeros(n, np.int32)
+        once[ascending] = 1
+        same(counts.read(), once, n)
+        gpu.free_all()
+
+
+SUITES: dict[str, Callable[[Gpu], None]] = {
+    name.removeprefix("check_"): made for name, made in globals().items() if name[:6] == "check_"
+}
+
+
+def main() -> None:
+    library, suite, seed = sys.argv[1:]
+    SUITES[suite](Gpu(Path(library), int(seed)))
+    print(f"{num_equal} equal")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Faults planted into the kernels. None of them may pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from emulator.build import Change
+
+
+class Fault(NamedTuple):
+    """What is changed, under which build and suite it must be found, and by what message."""
+
+    change: Change
+    kind: str
+    suite: str
+    message: str
+
+
+FAULTS = {
+    "a missing barrier": Fault(
+        Change(
+            "backends/cuda_marks.h",
+            "&num_open);\n  __syncthreads();",
+            "&num_open);",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: a race for shared memory",
+    ),
+    "a barrier that some do not reach": Fault(
+        Change(
+            "backends/cuda_marks.h",
+            "  if (t < kTileHalves) {\n    halves[t] = half;",
+            "  if (t >= kTileHalves) return;\n  {\n    halves[t] = half;",
+        ),
+        "sanitized",
+        "top_k",
+        r"emulator: a barrier is not reached by all threads",
+    ),
+    "an exchange that some do not reach": Fault(
+        Change(
+            "backends/cuda_block.h",
+            "if (lane_number() >= distance) value += before;",
+            "if (lane_number() < distance) return value;\n    value += before;",
+        ),
+        "sanitized",
+        "top_k",
+        r"emulator: the exchange of line \d+ is not reached by all lanes",
+    ),
+    "an off-by-one in a tile": Fault(
+        Change(
+            "backends/cuda_marks.h",
+            "(1u << lane_number()) - 1;",
+            "(2u << lane_number()) - 1;",
+        ),
+        "sanitized",
+        "top_k",
+        r"AssertionError|AddressSanitizer: use-after-poison",
+    ),
+    "a racy write": Fault(
+        Change(
+            "backends/cuda_marks.h",
+            "Shared::fetch_or(halves_of(marks, tile) + sample / kWarp, 1u << (sample % kWarp));",
+            "halves_of(marks, tile)[sample / kWarp] |= 1u << (sample % kWarp);",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: a race for device memory",
+    ),
+    "a fence left out": Fault(
+        Change(
+            "backends/cuda_search.h",
+            "  __threadfence();\n  __syncthreads();\n  if (threadIdx.x == 0) is_last",
+            "  __syncthreads();\n  if (threadIdx.x == 0) is_last",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: a race for device memory",
+    ),
+    "a read past the end": Fault(
+        Change(
+            "backends/cuda_loops.h",
+            "i < n; i += stride) f(i, local)",
+            "i <= n; i += stride) f(i, local)",
+        ),
+        "sanitized",
+        "rescored",
+        r"AddressSanitizer: use-after-poison",
+    ),
+    "a read past the end of what one thread has": Fault(
+        Change(
+            "backends/cuda_marks.h",
+            "uint32_t high[kItems];",
+            "uint32_t high[kItems - 1];",
+        ),
+        "sanitized",
+        "top_k",
+        r"AddressSanitizer: stack-buffer-overflow|runtime error: index 15 out of bounds",
+    ),
+    "an uninitialised histogram": Fault(
+        Change(
+            "backends/cuda_search.h",
+            "b += kThreads) local[b] = 0;",
+            "b += kThreads) local[b] += 0;",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: shared memory is read at \S+, and was not written",
+    ),
+    "counters that nobody cleared": Fault(
+        Change(
+            "backends/cuda.cu",
+            "check(cudaMemsetAsync(counts_, 0, (kSearchBins + 1)",
+            "check(cudaMemsetAsync(counts_, 0, 0 * (kSearchBins + 1)",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: device memory is read at \S+, and was not written",
+    ),
+    "a result that lacks its end": Fault(
+        Change(
+            "backends/cuda_marks.h",
+            "const int64_t left = n - tile * Marks::kTile;",
+            "const int64_t left = n - 1 - tile * Marks::kTile;",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: byte \d+ of a result was not written",
+    ),
+    "the host reads device memory": Fault(
+        Change(
+            "backends/cuda.cu",
+            "if (n == 0) return;\n"
+            "  const int64_t tiles = Marks::tiles_of(n);\n"
+            "  launch(stream_, divide_up",
+            "if (n == 0 || *threshold == 0) return;\n"
+            "  const int64_t tiles = Marks::tiles_of(n);\n"
+            "  launch(stream_, divide_up",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: the host touched device memory",
+    ),
+    "the device reads the host's memory": Fault(
+        Change(
+            "backends/cuda.cu",
+            "  once(StartList{threshold, count, capacity, rank});",
+            "  const int64_t copy = capacity;\n"
+            "  once(StartList{threshold, &copy, capacity, rank});",
+        ),
+        "traced",
+        "top_k",
+        r"emulator: a kernel touches memory of the host",
+    ),
+    "another stream": Fault(
+        Change(
+            "backends/cuda.cu",
+            "launch(stream_, 1, kScanThreads",
+            "launch(nullptr, 1, kScanThreads",
+        ),
+        "sanitized",
+        "top_k",
+        r"emulator: a launch on another stream",
+    ),
+    "a shift too far": Fault(
+        Change(
+            "backends/cuda_search.h",
+            "((key ^ found) >> top) == 0",
+            "((key ^ found) >> (top + 60)) == 0",
+        ),
+        "sanitized",
+        "top_k",
+        r"runtime error: shift exponent",
+    ),
+}

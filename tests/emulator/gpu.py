@@ -1,0 +1,206 @@
+"""The calls of csrc/algorithms/calls.h, on the emulated GPU, with NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+
+class Address(ctypes.Structure):
+    _fields_ = [("seed", c_uint64), ("epoch", c_uint32), ("epoch_at", c_void_p)]
+
+
+class Scoring(ctypes.Structure):
+    _fields_ = [("rule", c_int32), ("alpha", c_float), ("c", c_float)]
+
+
+def call(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
+
+
+def pointers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, c_void_p) for name in names]
+
+
+def integers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, c_int64) for name in names]
+
+
+AT = ("address", Address)
+ORDER = call(
+    "Order",
+    *pointers("selected"),
+    ("selected_is_int32", c_bool),
+    *integers("n", "start", "stop"),
+    AT,
+    ("purpose", c_uint32),
+    *pointers("order"),
+)
+CALLS = {
+    made.__name__: made
+    for made in (
+        call("TopK", *pointers("scores"), *integers("n", "k"), AT, *pointers("selected")),
+        call(
+            "EpsilonGreedy",
+            *pointers("scores"),
+            *integers("n", "k", "num_random"),
+            AT,
+            *pointers("selected"),
+        ),
+        call(
+            "WeightedSample",
+            *pointers("weights"),
+            *integers("n", "k"),
+            AT,
+            ("rule", c_int32),
+            *pointers("selected", "tau"),
+        ),
+        call("CheckWeights", *pointers("weights"), *integers("n"), *pointers("counts")),
+        call(
+            "InfoBatch",
+            *pointers("scores"),
+            *integers("n"),
+            ("drop_probability", c_double),
+            *integers("num_kept", "num_candidates"),
+            AT,
+            *pointers("selected", "weights", "kept"),
+        ),
+        ORDER,
+        call(
+            "Gather",
+            ("order", ORDER),
+            *pointers("rows"),
+            *integers("num_rows", "row_bytes"),
+            *pointers("batch", "faults"),
+        ),
+        call("ScoreMean", *pointers("scores"), *integers("n"), *pointers("mean", "counts")),
+        call(
+            "PowerWeights",
+            *pointers("scores"),
+            *integers("n"),
+            ("exponent", c_double),
+            ("offset", c_double),
+            *pointers("weights"),
+        ),
+        call(
+            "VisitBonus",
+            *pointers("records"),
+            *integers("n"),
+            ("c", c_double),
+            ("log_t", c_double),
+            *pointers("scores"),
+        ),
+        call(
+            "Update",
+            *pointers("scores", "records"),
+            *integers("n"),
+            *pointers("index", "losses"),
+            ("loss_type", c_int32),
+            *integers("batch_size"),
+            ("scoring", Scoring),
+            *pointers("faults"),
+        ),
+        call(
+            "UpdateForgetting",
+            *pointers("state"),
+            *integers("n"),
+            *pointers("index", "correct"),
+            *integers("batch_size"),
+            *pointers("faults"),
+        ),
+        call(
+            "CountSelected",
+            *pointers("counts"),
+            *integers("n"),
+            *pointers("selected"),
+            ("is_ascending", c_bool),
+            *integers("num_selected"),
+            *pointers("num_used", "faults"),
+        ),
+        call(
+            "Spread",
+            *pointers("values", "selected"),
+            *integers("num_selected"),
+            *pointers("num_used"),
+            ("rest", c_float),
+            *integers("n"),
+            *pointers("result"),
+        ),
+    )
+}
+
+
+class DeviceArray:
+    """An array in the emulated GPU's memory."""
+
+    def __init__(self, library: ctypes.CDLL, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.library, self.shape, self.dtype = library, shape, np.dtype(dtype)
+        self.address = library.emulator_allocate(int(np.prod(shape)) * self.dtype.itemsize)
+
+    def read(self, count: int | None = None) -> Array:
+        """On the host: all, or the first of them."""
+        shape = self.shape if count is None else (count, *self.shape[1:])
+        array = np.empty(shape, self.dtype)
+        self.library.emulator_to_host(array.ctypes.data, self.address, array.nbytes)
+        return array
+
+
+class Gpu:
+    """The emulated GPU; ``seed`` draws the order of the blocks and threads."""
+
+    def __init__(self, library: Path, seed: int) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.emulator_allocate.restype = c_void_p
+        self.library.emulator_allocate.argtypes = [ctypes.c_size_t]
+        for copy in (self.library.emulator_to_host, self.library.emulator_to_device):
+            copy.argtypes = [c_void_p, c_void_p, ctypes.c_size_t]
+        self.library.emulator_seed(c_uint64(seed))
+        for name, structure in CALLS.items():
+            wanted = getattr(self.library, f"size_of_{name}")()
+            assert ctypes.sizeof(structure) == wanted, name
+            getattr(self.library, f"run_{name}").argtypes = [POINTER(structure)]
+
+    def empty(self, *shape: int, dtype: DTypeLike) -> DeviceArray:
+        return DeviceArray(self.library, shape, dtype)
+
+    def put(self, array: Any, dtype: DTypeLike | None = None) -> DeviceArray:
+        array = np.ascontiguousarray(array, dtype)
+        there = DeviceArray(self.library, array.shape, array.dtype)
+        self.library.emulator_to_device(there.address, array.ctypes.data, array.nbytes)
+        return there
+
+    def run(self, name: str, **fields: Any) -> None:
+        """Make a call; fields that are not given are zero."""
+        structure = filled(CALLS[name], fields)
+        getattr(self.library, f"run_{name}")(ctypes.byref(structure))
+
+    def free_all(self) -> None:
+        self.library.emulator_free_all()
+
+
+def filled(structure: type[ctypes.Structure], fields: dict[str, Any]) -> ctypes.Structure:
+    known = {name for name, *_ in structure._fields_}
+    assert fields.keys() <= known, fields.keys() - known
+    return structure(
+        **{
+            name: value.address if isinstance(value, DeviceArray) else value
+            for name, value in fields.items()
+        }
+    )

@@ -1,0 +1,112 @@
+"""The real kernels, executed on the CPU (tests/emulator): their results are the reference's.
+
+They are compiled twice: under AddressSanitizer and UndefinedBehaviorSanitizer, and with every
+access to memory traced, which finds races and reads of what nobody wrote. Each with the sizes from
+which other paths are taken as they are, and with small ones, so that few samples go all ways.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from emulator.build import KINDS, Change, changed_sources, compile_library, environment
+from emulator.faults import FAULTS
+
+CHECK = Path(__file__).parent / "emulator" / "check.py"
+SUITES = (
+    "top_k",
+    "epsilon_greedy",
+    "sample",
+    "info_batch",
+    "order",
+    "rescored",
+    "table",
+    "spread",
+)
+SMALL_SIZES = (
+    Change("backends/cuda.h", "kAllKeysUpTo = 16384", "kAllKeysUpTo = 100"),
+    Change("backends/cuda.h", "kBracketFrom = int64_t{1} << 22", "kBracketFrom = 1000"),
+    Change("backends/cuda.cu", "kKeysOfOneBlock = 65536", "kKeysOfOneBlock = 200"),
+)
+VARIANTS = {"as they are": (), "small": SMALL_SIZES}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    if shutil.which("g++") is None:
+        if os.environ.get("DYNLOADER_REQUIRE_EMULATOR") == "1":
+            pytest.fail("DYNLOADER_REQUIRE_EMULATOR=1, but there is no g++")
+        pytest.skip("there is no g++")
+    with ThreadPoolExecutor(os.cpu_count()) as made:
+        yield made
+        made.shutdown(cancel_futures=True)
+
+
+def run(library: Path, suite: str, seed: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CHECK), str(library), suite, str(seed)]
+    env = environment(library.stem)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+
+
+def library(kind: str, changes: tuple[Change, ...], folder: Path) -> Path:
+    folder.mkdir()
+    return compile_library(kind, folder, changed_sources(changes, folder / "sources"))
+
+
+Checked = dict[tuple[str, str, str], "Future[subprocess.CompletedProcess[str]]"]
+
+
+@pytest.fixture(scope="module")
+def checked(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """All suites under all builds, as many at once as there are cores."""
+    folder = tmp_path_factory.mktemp("kernels")
+    libraries = {
+        (kind, variant): pool.submit(library, kind, changes, folder / f"{kind} {variant}")
+        for kind in KINDS
+        for variant, changes in VARIANTS.items()
+    }
+    return {
+        (kind, variant, suite): pool.submit(run, built.result(), suite, seed)
+        for seed, ((kind, variant), built) in enumerate(libraries.items())
+        for suite in SUITES
+    }
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels(checked: Checked, kind: str, variant: str, suite: str) -> None:
+    result = checked[kind, variant, suite].result()
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[-2]) >= 20, result.stdout
+
+
+@pytest.fixture(scope="module")
+def found(
+    pool: Executor, checked: Checked, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
+    folder = tmp_path_factory.mktemp("faults")
+
+    def find(number: int, name: str) -> subprocess.CompletedProcess[str]:
+        fault = FAULTS[name]
+        built = library(fault.kind, (*SMALL_SIZES, fault.change), folder / str(number))
+        return run(built, fault.suite, 0)
+
+    return {name: pool.submit(find, i, name) for i, name in enumerate(FAULTS)}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found(
+    name: str, found: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    result = found[name].result()
+    assert result.returncode != 0, result.stdout
+    assert re.search(FAULTS[name].message, result.stderr), result.stderr
