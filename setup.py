@@ -22,6 +22,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
+NVCC_FLAGS = [
+    "-O3",
+    "--fmad=false",  # as -ffp-contract=off
+    # Profilers and compute-sanitizer name source lines; the code stays as it is.
+    "-lineinfo",
+    "-Xcompiler=-ffp-contract=off",
+    "-Xcompiler=-fvisibility=hidden",
+]
+
 
 @dataclass(frozen=True)
 class CudaChoice:
@@ -167,14 +176,7 @@ def main() -> None:
         # Python's own flags ask for debug information, which is most of the module's size.
         "-g0",
     ]
-    nvcc = [
-        "-O3",
-        "--fmad=false",  # as -ffp-contract=off
-        # Profilers and compute-sanitizer name source lines; the code stays as it is.
-        "-lineinfo",
-        "-Xcompiler=-ffp-contract=off",
-        "-Xcompiler=-fvisibility=hidden",
-    ]
+    nvcc = [*NVCC_FLAGS]
     warnings = ["-Wall", "-Wextra"]
     if environ.get("DYNLOADER_WERROR") == "1":
         warnings.append("-Werror")

@@ -13,7 +13,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 // One block runs at a time.
 #define __shared__ static
 #define threadIdx (emulator::thread_index())
