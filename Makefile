@@ -4,6 +4,7 @@
 #   make test     all tests
 #   make bench    the microbenchmarks, as JSON in bench/results/; "python -m dynloader bench" is the short way
 #   make lint     ruff, mypy, clang-format
+#   make sanitize the tests of the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 #   make gpu      on a machine with a GPU: build for it, test and benchmark there, with the torch that is installed
 #   make clean    remove what was built
 #
@@ -19,7 +20,7 @@ OUT ?= bench/results
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml dynloader/version.py
 
-.PHONY: demo test bench lint gpu clean build FORCE
+.PHONY: demo test bench lint sanitize gpu clean build FORCE
 
 build: $(VENV)/built
 
@@ -58,6 +59,9 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+sanitize: build
+	tests/sanitize.sh $(BIN)/python
 
 # No network, no .venv: the machine's own torch, which knows its GPU.
 gpu:

@@ -177,6 +177,13 @@ def main() -> None:
         "-g0",
     ]
     nvcc = [*NVCC_FLAGS]
+    # "address,undefined" or "thread": for tests, in a folder of their own (make sanitize).
+    sanitizers = environ.get("DYNLOADER_SANITIZE", "")
+    links = ["-fopenmp"]
+    if sanitizers:
+        links.append(f"-fsanitize={sanitizers}")
+        cxx += [links[-1], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv"]
+        cxx += ["-O1", "-g1"]
     warnings = ["-Wall", "-Wextra"]
     if environ.get("DYNLOADER_WERROR") == "1":
         warnings.append("-Werror")
@@ -198,6 +205,7 @@ def main() -> None:
 
     # One for each kind of build: ninja compiles all again where a command has changed.
     kind = "cpu" if choice.home is None else "cuda"
+    kind += f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
     objects = f"build/objects-{sys.implementation.cache_tag}-{platform.machine()}-{kind}"
 
     class BuildExtension(cpp_extension.BuildExtension):
@@ -221,7 +229,7 @@ def main() -> None:
                 sources(cuda=choice.home is not None),
                 define_macros=macros,
                 extra_compile_args=flags,
-                extra_link_args=["-fopenmp"],
+                extra_link_args=links,
             )
         ],
         cmdclass={"build_ext": BuildExtension},

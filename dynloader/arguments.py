@@ -18,6 +18,15 @@ def tensor_arguments(op: str, **named: object) -> None:
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
 
 
+def written_arguments(op: str, **named: object) -> None:
+    """Raise unless all values are tensors that can be written to as they are stored."""
+    tensor_arguments(op, **named)
+    for name, value in named.items():
+        # Torch resolves such views before a call, and expects the call to return what it wrote to.
+        if isinstance(value, Tensor) and value.is_neg():
+            raise ValueError(f"{op}: {name} must not be a lazily negated view, got one")
+
+
 def values_argument(op: str, name: str, value: Tensor) -> Tensor:
     """The tensor, without its gradient: a choice has none, and needs none."""
     if not isinstance(value, Tensor):

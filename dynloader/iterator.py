@@ -215,7 +215,9 @@ class EpochIterator:
                 indices = record.outstanding.pop(number)
             num_done = record.first_outstanding
         if self._run is not None:
-            self._run.position = self._start + num_done * self._batch_size
+            # The last batch may be smaller.
+            position = self._start + num_done * self._batch_size
+            self._run.position = min(position, len(self._run.plan))
         return indices
 
     def _with_index(self, batch: Any, indices: Any) -> Any:

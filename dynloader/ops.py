@@ -29,6 +29,7 @@ from dynloader.arguments import (
     number_argument,
     tensor_arguments,
     values_argument,
+    written_arguments,
 )
 
 __all__ = [
@@ -336,7 +337,7 @@ def gather(
     address = address_arguments("gather", seed, epoch)
     if faults is None:
         faults = torch.zeros(2, dtype=torch.int64, device=data.device)
-    tensor_arguments("gather", faults=faults)
+    written_arguments("gather", faults=faults)
     return _tensor(_native.gather(data, selected, start, stop, *address, faults))
 
 
@@ -471,7 +472,8 @@ def update(
         alpha: weight of the new value, in (0, 1]; used as float32.
         c: weight of the variance, finite, >= 0; used as float32.
     """
-    tensor_arguments("update", scores=scores, records=records, index=index, faults=faults)
+    written_arguments("update", scores=scores, records=records, faults=faults)
+    tensor_arguments("update", index=index)
     losses = values_argument("update", "losses", losses)
     rule = integer_argument("update", "rule", rule)
     alpha = number_argument("update", "alpha", alpha)
@@ -493,7 +495,8 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
         correct: bool [b].
         faults: as for :func:`update`.
     """
-    tensor_arguments("update_forgetting", state=state, index=index, correct=correct, faults=faults)
+    written_arguments("update_forgetting", state=state, faults=faults)
+    tensor_arguments("update_forgetting", index=index, correct=correct)
     _native.update_forgetting(state, index, correct, faults)
 
 
@@ -509,7 +512,8 @@ def count_selected(
         num_used: int64 [1] in [0, k] on the device of ``selected``: only so many of the first are
             meant. None: all.
     """
-    tensor_arguments("count_selected", counts=counts, selected=selected, faults=faults)
+    written_arguments("count_selected", counts=counts, faults=faults)
+    tensor_arguments("count_selected", selected=selected)
     if num_used is not None:
         tensor_arguments("count_selected", num_used=num_used)
     _native.count_selected(counts, selected, faults, num_used)

@@ -48,6 +48,7 @@ class Run:
 
     def begin(self, num_updates: int) -> None:
         """Count from here: an iterator begins."""
+        self.position = self.start
         self.num_delivered = 0
         self.is_started = False
         self.updates_before = num_updates

@@ -63,7 +63,7 @@ def test_what_must_be_found_is_found(nvcc: str, tmp_path: Path) -> None:
     source.write_text(PLANTED)
     architecture = known_architectures(nvcc)[0]
     found, ptx = compiled(nvcc, source, ["-O3"], [architecture], tmp_path)
-    # What has no ".rn" may become part of a fused instruction: these were compiled without our flags.
+    # Without our flags a product has no ".rn", and may become part of a fused instruction.
     assert inexact(ptx) == ["div.approx.f32", "fma.rn.f32", "mul.f64"]
     faults = "\n".join(fault for kernel in found for fault in kernel.faults())
     for name in ("on_the_stack", "spilled", "shares"):

@@ -160,6 +160,24 @@ def test_resuming_at_the_very_end() -> None:
     assert run(resumed, 2) == run(loader, 2)
 
 
+def test_resuming_after_a_last_batch_that_is_smaller() -> None:
+    loader, resumed = (make(RandomDynamic(keep=0.5), batch_size=8) for _ in range(2))
+    rest = iter(loader)
+    for _ in range(4):  # 30 samples
+        loader.update(loss_of(next(rest)))
+    resumed.load_state_dict(saved(loader))
+    assert list(resumed) == list(rest) == []
+    assert run(resumed, 2) == run(loader, 2)
+
+
+def test_an_iterator_that_has_yielded_nothing_is_resumed_at_its_beginning() -> None:
+    loader, resumed = make(Full()), make(Full())
+    next(iter(loader))  # a look at the first batch
+    iterator = iter(loader)
+    resumed.load_state_dict(saved(loader))
+    assert run(resumed, 1) == [trace(loader, iterator)]
+
+
 @pytest.mark.parametrize("in_order", [True, False])
 def test_batches_that_workers_fetched_ahead_are_fed_again(in_order: bool) -> None:
     loader = make(Full(), num_workers=2, in_order=in_order)

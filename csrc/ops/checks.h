@@ -2,7 +2,6 @@
 // requirement and the value.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -13,6 +12,7 @@
 #include <string_view>
 
 #include "../core/random.h"
+#include "tasks.h"
 
 namespace dynloader {
 
@@ -131,12 +131,12 @@ inline bool is_ascending(const at::Tensor& index) {
   if (!index.is_cpu()) return false;
   const auto* values = index.const_data_ptr<int64_t>();
   std::atomic<bool> ascending = true;
-  at::parallel_for(1, std::max(index.numel(), int64_t{1}), int64_t{1} << 16,
-                   [&](int64_t begin, int64_t end) {
-                     bool here = true;
-                     for (int64_t j = begin; j < end; ++j) here &= values[j] > values[j - 1];
-                     if (!here) ascending = false;
-                   });
+  const int64_t pairs = std::max(index.numel() - 1, int64_t{0});
+  in_parallel(pairs, int64_t{1} << 16, [&](int64_t begin, int64_t end) {
+    bool here = true;
+    for (int64_t j = begin; j < end; ++j) here &= values[j + 1] > values[j];
+    if (!here) ascending = false;
+  });
   return ascending;
 }
 

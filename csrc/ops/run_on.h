@@ -12,6 +12,7 @@
 #include "cpu_path.h"
 #include "denormals.h"
 #include "memory.h"
+#include "tasks.h"
 
 #ifdef DYNLOADER_WITH_CUDA
 #include <c10/cuda/CUDAGuard.h>
@@ -21,13 +22,6 @@
 #endif
 
 namespace dynloader {
-
-inline void run_tasks(int64_t tasks, void (*task)(void*, int64_t), void* context) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    const KeepDenormals keep;
-    for (int64_t number = begin; number < end; ++number) task(context, number);
-  });
-}
 
 template <class Call>
 void run_on_cpu(Scratch scratch, const Call& call) {

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The tests of the operations, with the native code for the CPU compiled under AddressSanitizer and
+# UndefinedBehaviorSanitizer, and under ThreadSanitizer: sanitize.sh PYTHON. Nothing is suppressed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1
+# Of the rest, one measures memory, which a sanitizer multiplies, and one tests torch's compiler.
+tests=$(ls tests/test_ops_*.py tests/test_table.py | grep -v -e memory -e with_torch)
+
+# Instrumented libraries need the runtime to be there before Python, and it needs to find where C++ throws.
+runtime() {
+  echo "$("${CXX:-g++}" -print-file-name="$1") $("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
+}
+
+check() {
+  local sanitizers=$1 lib=build/${1%%,*}
+  shift
+  echo "== $sanitizers"
+  DYNLOADER_SANITIZE=$sanitizers DYNLOADER_CUDA=0 "$python" setup.py --quiet build --build-lib "$lib" > "$lib.log" 2>&1 \
+    || { tail -n 40 "$lib.log"; exit 1; }
+  # A library of its own, and not the one in this folder, which Python looks at first.
+  env PYTHONPATH="$lib" "$@" "$python" -c "
+import sys
+sys.path.remove('')
+import dynloader, pytest
+assert '/$lib/' in dynloader.__file__, dynloader.__file__
+sys.exit(pytest.main(['-q', '-rN', '-p', 'no:cacheprovider', *'''$tests'''.split()]))"
+}
+
+mkdir -p build
+# Python frees not all that it has. A small stack trace for each allocation saves half of the time.
+check address,undefined LD_PRELOAD="$(runtime libasan.so)" ASAN_OPTIONS=detect_leaks=0:malloc_context_size=5:quarantine_size_mb=16
+# What torch's own threads do is not instrumented. Where addresses are random, the runtime may find no room.
+check thread LD_PRELOAD="$(runtime libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 setarch -R

@@ -1,0 +1,371 @@
+"""The loader, used in any order, against a model in plain Python and NumPy."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import reference_table
+import torch
+from cases import Array, same
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+from ledger import Numbers
+
+from dynloader import (
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    Full,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    StaticRandom,
+)
+from dynloader.run import Run
+
+Select = Callable[["Model", int, int], Array]
+
+
+@dataclass
+class Epoch:
+    """What the loader feeds in one epoch, and how far it was used."""
+
+    number: int
+    samples: Array
+    position: int = 0
+    start: int = 0
+    num_delivered: int = 0
+    is_started: bool = False
+    is_exhausted: bool = False
+    updates_before: int = 0
+
+
+@dataclass
+class Model:
+    """What the documentation promises."""
+
+    n: int
+    policy: Policy
+    select: Select | None  # the samples kept, of a model, how many, and at which checkpoint
+    batch_size: int
+    drop_last: bool
+    shuffle: bool
+    seed: int
+    num_updates: int = 0
+    num_unclaimed: int = 0
+    last_batch: Array | None = None
+    last_epoch: Epoch | None = None  # that of the last batch
+    is_iterator_alive: bool = False
+    checkpoint: int | None = None
+    kept: Array | None = None
+    selections: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scores = np.full(self.n, np.inf, np.float32)
+        self.records = np.zeros((self.n, 4), np.int32)
+        self.selections = np.zeros(self.n, np.int32)
+        self.epoch = self.settled(0)
+
+    def settled(self, number: int, start: int = 0) -> Epoch:
+        """An epoch, with a new selection where one is due."""
+        samples = np.arange(self.n)
+        checkpoint = self.checkpoint_of(number)
+        if checkpoint is not None:
+            if checkpoint != self.checkpoint:
+                assert self.select is not None
+                self.checkpoint = checkpoint
+                self.kept = self.select(
+                    self, math.floor((self.policy.keep or 1) * self.n), checkpoint
+                )
+                self.selections[self.kept] += 1
+            samples = self.kept
+        if self.shuffle:
+            samples = reference.order(samples, 0, len(samples), seed=self.seed, epoch=number)
+        else:
+            samples = np.sort(samples)
+        return Epoch(number, samples, start, start)
+
+    def checkpoint_of(self, number: int) -> int | None:
+        if self.select is None:
+            return None
+        first = max(self.policy.warmup, int(self.policy.needs_scores))
+        if number < first:
+            return None
+        if isinstance(self.policy, StaticRandom):
+            return first
+        return first + (number - first) // self.policy.every * self.policy.every
+
+    def is_over(self) -> bool:
+        epoch = self.epoch
+        is_updated = epoch.is_started and self.num_updates != epoch.updates_before
+        return epoch.is_exhausted or is_updated or epoch.num_delivered > 1
+
+    def advance(self) -> None:
+        self.epoch = self.settled(self.epoch.number + 1)
+
+    def begin(self) -> None:
+        before = self.last_epoch
+        was_trained = before is not None and self.num_updates != before.updates_before
+        if not was_trained and not (self.is_iterator_alive and self.num_unclaimed > 1):
+            self.num_unclaimed, self.last_epoch = 0, None
+        if self.is_over():
+            self.advance()
+        epoch = self.epoch
+        epoch.num_delivered, epoch.is_started = 0, False
+        epoch.updates_before = self.num_updates
+        epoch.position = epoch.start
+        self.is_iterator_alive = True
+
+    def next_batch(self) -> Array | None:
+        """The samples of the next batch; None: there is none."""
+        epoch = self.epoch
+        batch = epoch.samples[epoch.position : epoch.position + self.batch_size]
+        if len(batch) == 0 or (self.drop_last and len(batch) < self.batch_size):
+            epoch.is_exhausted = True
+            if self.num_unclaimed == 0:
+                self.advance()
+            return None
+        epoch.position += len(batch)
+        epoch.num_delivered += 1
+        epoch.is_started = True
+        self.num_unclaimed += 1
+        self.last_batch, self.last_epoch = batch, epoch
+        return batch
+
+    def update(self, index: Array, losses: Array) -> None:
+        scoring = self.policy.scoring
+        options = {"rule": int(scoring.rule), "alpha": scoring.alpha, "c": scoring.c}
+        with np.errstate(all="ignore"):
+            reference_table.update(self.scores, self.records, index, losses, **options)
+        self.num_updates += 1
+
+    def set_epoch(self, number: int) -> None:
+        if number != self.epoch.number:
+            self.num_unclaimed, self.last_epoch = 0, None
+            self.epoch = self.settled(number)
+        elif self.is_over():
+            self.epoch.start = self.epoch.position = 0
+            self.epoch.num_delivered = 0
+            self.epoch.is_started = self.epoch.is_exhausted = False
+
+    def reload(self, is_in_use: bool) -> None:
+        """What a state keeps."""
+        if self.epoch.is_exhausted:
+            self.advance()
+            is_in_use = False
+        begun = self.is_over() or is_in_use
+        start = self.epoch.position if begun else self.epoch.start
+        self.epoch = self.settled(self.epoch.number, start)
+        self.num_unclaimed, self.last_epoch, self.last_batch = 0, None, None
+        self.is_iterator_alive = False
+
+
+def top(model: Model, k: int, checkpoint: int) -> Array:
+    return reference.top_k(model.scores, k, seed=model.seed, epoch=checkpoint)
+
+
+def random_subset(model: Model, k: int, checkpoint: int) -> Array:
+    return reference.subset(model.n, 0, k, seed=model.seed, epoch=checkpoint)
+
+
+def greedy(model: Model, k: int, checkpoint: int) -> Array:
+    num_random = math.floor(0.5 * k)
+    address = {"seed": model.seed, "epoch": checkpoint}
+    return reference.epsilon_greedy(model.scores, k, num_random, **address)
+
+
+def below_mean(model: Model, k: int, checkpoint: int) -> Array:
+    with np.errstate(all="ignore"):
+        kept, _ = reference.info_batch(model.scores, 0.5, seed=model.seed, epoch=checkpoint)
+    return kept
+
+
+POLICIES: dict[str, tuple[Callable[..., Policy], Select | None]] = {
+    "full": (lambda **_: Full(), None),
+    "static random": (StaticRandom, random_subset),
+    "random": (RandomDynamic, random_subset),
+    "ucb": (lambda **options: UCB(alpha=0.5, c=2.0, **options), top),
+    "epsilon": (lambda **options: EpsilonGreedy(epsilon=0.5, **options), greedy),
+    "info batch": (
+        lambda keep, **options: InfoBatch(keep=None, anneal=None, **options),
+        below_mean,
+    ),
+}
+LOSSES = np.array([0.0, 0.5, 1.0, 2.5, -1.0, 1e30, np.inf, np.nan], np.float32)
+seeds = st.integers(0, 2**16)
+
+
+def some_losses(seed: int, count: int) -> Array:
+    return np.random.default_rng(seed).choice(LOSSES, count)
+
+
+class AnyUse(RuleBasedStateMachine):
+    """Every call that a training script makes, in any order."""
+
+    iterator: Any = None
+
+    @initialize(
+        name=st.sampled_from(sorted(POLICIES)),
+        n=st.integers(1, 40),
+        keep=st.sampled_from([0.25, 0.5, 0.75, 1.0]),
+        every=st.integers(1, 3),
+        warmup=st.integers(0, 2),
+        batch_size=st.integers(1, 9),
+        drop_last=st.booleans(),
+        shuffle=st.booleans(),
+        seed=st.sampled_from([0, 1, 2**64 - 1]),
+    )
+    def make(self, name: str, n: int, keep: float, every: int, warmup: int, **options: Any) -> None:
+        n = max(n, math.ceil(1 / keep))
+        made, select = POLICIES[name]
+        policy = made(keep=keep, every=every, warmup=warmup)
+        if name == "info batch" or math.floor(keep * n) < options["batch_size"]:
+            options["drop_last"] = False
+        self.options = {"policy": policy, **options}
+        self.model = Model(n, select=select, **self.options)
+        self.loader = self.new_loader()
+
+    def new_loader(self) -> DataLoader[int]:
+        table = ScoreTable(self.model.n, "cpu")
+        return DataLoader(Numbers(self.model.n), table=table, **self.options)
+
+    def drop_iterator(self) -> None:
+        self.iterator = None
+        self.model.is_iterator_alive = False
+
+    @rule()
+    def begin(self) -> None:
+        self.iterator = iter(self.loader)
+        self.model.begin()
+
+    @precondition(lambda self: self.iterator is not None)
+    @rule()
+    def next_batch(self) -> None:
+        found = next(self.iterator, None)
+        wanted = self.model.next_batch()
+        assert (found is None) == (wanted is None), (found, wanted)
+        if found is None:
+            self.drop_iterator()
+        else:
+            same(found, wanted, "batch")
+
+    @precondition(lambda self: self.model.num_unclaimed == 1)
+    @rule(seed=seeds)
+    def update(self, seed: int) -> None:
+        batch = self.model.last_batch
+        given = some_losses(seed, len(batch))
+        self.loader.update(torch.from_numpy(given))
+        self.model.update(batch, given)
+        self.model.num_unclaimed = 0
+
+    @precondition(lambda self: self.model.num_unclaimed != 1)
+    @rule()
+    def update_that_is_not_certain(self) -> None:
+        with pytest.raises(RuntimeError, match="update needs"):
+            self.loader.update(torch.ones(1))
+
+    @rule(seed=seeds, start=st.integers(0, 39))
+    def update_the_table(self, seed: int, start: int) -> None:
+        index = np.arange(start, start + 7) % self.model.n
+        given = some_losses(seed, 7)
+        self.loader.table.update(torch.from_numpy(index), torch.from_numpy(given))
+        self.model.update(index, given)
+
+    @rule()
+    def leave(self) -> None:
+        self.drop_iterator()
+
+    @rule(epoch=st.integers(0, 9))
+    def set_epoch(self, epoch: int) -> None:
+        self.drop_iterator()
+        self.loader.set_epoch(epoch)
+        self.model.set_epoch(epoch)
+
+    @rule(how=st.sampled_from(["load", "load into the same", "pickle", "copy"]))
+    def move(self, how: str) -> None:
+        if how in ("pickle", "copy"):
+            self.drop_iterator()
+            if how == "pickle":
+                self.loader = pickle.loads(pickle.dumps(self.loader))
+            else:
+                self.loader = copy.deepcopy(self.loader)
+            self.model.num_unclaimed, self.model.last_epoch = 0, None
+            return
+        state = self.loader.state_dict()
+        self.model.reload(self.iterator is not None)
+        self.drop_iterator()
+        if how == "load":
+            self.loader = self.new_loader()
+        self.loader.load_state_dict(state)
+
+    def teardown(self) -> None:
+        if hasattr(self, "model"):
+            table = self.loader.table
+            same(table.scores, self.model.scores, "scores")
+            same(table.records, self.model.records, "records")
+            same(table.selections, self.model.selections, "selections")
+        self.iterator = None
+
+
+CASES = int(os.environ.get("DYNLOADER_FUZZ", "300"))
+fuzz = settings(
+    max_examples=CASES,
+    stateful_step_count=40,
+    derandomize="DYNLOADER_FUZZ" not in os.environ,
+    deadline=None,
+    report_multiple_bugs=False,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def run(cases: settings) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # selections before there are scores
+        run_machine(AnyUse, settings=cases)
+
+
+def test_any_use() -> None:
+    run(fuzz)
+
+
+# To find is enough.
+once = settings(fuzz, max_examples=300, phases=[Phase.generate])
+
+
+def test_a_lost_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ScoreTable.update
+
+    def lose(self: ScoreTable, index: Any, losses: Any, **options: Any) -> None:
+        kept = len(index) - (self.num_updates == 2)
+        right(self, index[:kept], losses[:kept], **options)
+
+    monkeypatch.setattr(ScoreTable, "update", lose)
+    with pytest.raises(AssertionError):
+        run(once)
+
+
+def test_an_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "is_over", lambda self, num_updates: self.is_exhausted)
+    with pytest.raises(AssertionError):
+        run(once)
+
+
+def test_a_state_that_forgets_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = DataLoader.state_dict
+    monkeypatch.setattr(DataLoader, "state_dict", lambda self: right(self) | {"position": 0})
+    with pytest.raises(AssertionError):
+        run(once)
