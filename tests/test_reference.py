@@ -10,21 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference as ref
+from chance import chi_square, chi_square_bound
 from reference import Array
 
 VECTORS = Path(__file__).parent / "vectors"
-NORMAL_QUANTILE = 4.7534  # exceeded with probability 1e-6
-
-
-def chi_square_bound(degrees: int) -> float:
-    """Exceeded with probability 1e-6: the approximation of Wilson and Hilferty."""
-    spread = 2.0 / (9.0 * degrees)
-    return degrees * (1.0 - spread + NORMAL_QUANTILE * math.sqrt(spread)) ** 3
-
-
-def chi_square(counts: Array, probabilities: Array) -> float:
-    expected = probabilities * counts.sum()
-    return float(np.sum((counts - expected) ** 2 / expected))
 
 
 def test_philox_gives_the_published_answers() -> None:
