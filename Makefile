@@ -5,7 +5,8 @@
 #   make bench    the microbenchmarks, as JSON in bench/results/; "python -m dynloader bench" is the short way
 #   make lint     ruff, mypy, clang-format
 #   make sanitize the tests of the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-#   make gpu      on a machine with a GPU: build for it, test and benchmark there, with the torch that is installed
+#   make gpu      on a machine with a GPU: build for it, test, compare with the CPU, look for faults and benchmark there, with
+#                 the torch that is installed, in less than ten minutes; the results go to bench/results/gpu
 #   make clean    remove what was built
 #
 # ARGS="..." is passed on to demo, test and bench.
@@ -65,11 +66,7 @@ sanitize: build
 
 # No network, no .venv: the machine's own torch, which knows its GPU.
 gpu:
-	DYNLOADER_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$($(PYTHON) -c \
-	  "import torch; print('%d.%d' % torch.cuda.get_device_capability())")} \
-	  $(PYTHON) setup.py build_ext --inplace
-	DYNLOADER_REQUIRE_CUDA=1 $(PYTHON) -m pytest tests
-	$(PYTHON) -m dynloader bench --quick --out $(OUT)/ops-gpu
+	$(PYTHON) bench/gpu.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dynloader/*.so

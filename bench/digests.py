@@ -1,0 +1,111 @@
+"""Digests of what every operation answers, on one device after another: they must be equal.
+
+    python bench/digests.py [--sizes 33,5000] [--devices cpu,cuda] [--out FILE]
+
+The inputs are made from the size and the seed, so that two machines can be compared too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynloader import ops
+
+SIZES = (1, 33, 5000, 16_385, 70_001, 1_280_000, 4_194_305, 10_000_000, 100_000_000)
+SEEDS = (0, 7, 2**63 + 1)
+
+
+def digest(*tensors: Tensor | None) -> str:
+    """Of the bytes of the tensors."""
+    state = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            state.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    return state.hexdigest()[:16]
+
+
+def scores_of(n: int, seed: int) -> Tensor:
+    """Losses, some of them equal, some of them not numbers."""
+    made = np.random.default_rng([n, seed & 0xFFFF]).standard_exponential(n, np.float32)
+    made[::101] = 0.5
+    made[::1009] = np.nan
+    return torch.from_numpy(made)
+
+
+def answers(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
+    """The name of each operation, and the digest of its answer."""
+    scores = scores_of(n, seed).to(device)
+    weights = scores.nan_to_num(2.0)
+    k, address = n // 2, {"seed": seed, "epoch": n % 1000}
+    yield "top_k", digest(ops.top_k(scores, k, **address))
+    yield "epsilon_greedy", digest(ops.epsilon_greedy(scores, k, k // 10, **address))
+    yield "info_batch", digest(*ops.info_batch(scores, 0.5, **address))
+    yield "sample", digest(ops.sample(weights, k, **address))
+    yield "priority_sample", digest(*ops.priority_sample(weights, k, **address))
+    yield "score_mean", digest(*ops.score_mean(scores))
+    yield "power_weights", digest(ops.power_weights(scores, 0.5, 0.1))
+    selected = ops.subset(n, 0, k, **address, device=device)
+    yield "subset", digest(selected)
+    yield "order", digest(ops.order(selected, 0, k, **address))
+    batch = min(k, 4096)
+    yield "gather", digest(ops.gather(scores, selected, 0, batch, **address))
+    records = torch.zeros(n, 4, dtype=torch.int32, device=device)
+    faults = torch.zeros(2, dtype=torch.int64, device=device)
+    table = torch.full((n,), torch.inf, device=device)
+    for size in (batch, k):  # twice, the second time in two launches where it is large
+        ops.update(table, records, selected[:size], weights[:size], faults, rule=2)
+    yield "update", digest(table, records, faults)
+    yield "ucb_visits", digest(ops.ucb_visits(records, 1.0, 10.0))
+    yield "spread", digest(ops.spread(weights[:k], selected, n, rest=1.0))
+    counts = torch.zeros(n, dtype=torch.int32, device=device)
+    ops.count_selected(counts, selected, faults)
+    yield "count_selected", digest(counts, faults)
+
+
+def compare(sizes: list[int], devices: list[str]) -> dict[str, Any]:
+    """The digests on the first device, and where another one differs."""
+    rows, differences = [], []
+    for n in sizes:
+        for seed in SEEDS if n < 10_000_000 else SEEDS[:1]:
+            begin = time.perf_counter()
+            first, *others = (dict(answers(n, seed, device)) for device in devices)
+            rows.append({"n": n, "seed": seed, "digests": first})
+            for device, other in zip(devices[1:], others, strict=True):
+                differences += [
+                    {"n": n, "seed": seed, "operation": name, "device": device}
+                    for name in first
+                    if first[name] != other[name]
+                ]
+            print(f"n = {n:>11,}, seed {seed}: {time.perf_counter() - begin:.1f} s", flush=True)
+    return {"devices": devices, "rows": rows, "differences": differences}
+
+
+def main() -> None:
+    """Compare, write the digests, and fail where any differ."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="N,N")
+    parser.add_argument("--devices", default="cpu,cuda", metavar="D,D")
+    parser.add_argument("--out", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    result = compare(sizes, arguments.devices.split(","))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    num_answers = sum(len(row["digests"]) for row in result["rows"])
+    if result["differences"]:
+        raise SystemExit(f"{len(result['differences'])} differ: {result['differences'][:5]}")
+    print(f"{num_answers} answers are equal on {arguments.devices}")
+
+
+if __name__ == "__main__":
+    main()
