@@ -343,7 +343,7 @@ def test_any_use() -> None:
 
 
 # To find is enough.
-once = settings(fuzz, max_examples=300, phases=[Phase.generate])
+once = settings(fuzz, max_examples=3000, phases=[Phase.generate])
 
 
 def test_a_lost_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,8 +364,17 @@ def test_an_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         run(once)
 
 
-def test_a_state_that_forgets_its_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = DataLoader.state_dict
-    monkeypatch.setattr(DataLoader, "state_dict", lambda self: right(self) | {"position": 0})
+def test_a_resumed_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(self: Run, num_updates: int) -> None:
+        self.start = self.position = 0
+        self.num_delivered, self.is_started, self.updates_before = 0, False, num_updates
+
+    monkeypatch.setattr(Run, "begin", begin)
+    use = AnyUse()
+    use.make("full", 20, 1.0, 1, 0, batch_size=4, drop_last=False, shuffle=True, seed=0)
+    for step in (use.begin, use.next_batch, use.next_batch):
+        step()
+    use.move("load")
+    use.begin()
     with pytest.raises(AssertionError):
-        run(once)
+        use.next_batch()
