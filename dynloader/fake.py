@@ -111,6 +111,36 @@ def _(
     return data.new_empty((stop - start, *data.shape[1:]))
 
 
+@_fake("gather_rows")
+def _(data: Tensor, index: Tensor, faults: Tensor) -> Tensor:
+    return data.new_empty((index.shape[0], *data.shape[1:]))
+
+
+@_fake("gather_pictures")
+def _(
+    pictures: Tensor,
+    index: Tensor,
+    faults: Tensor,
+    crop: list[int],
+    padding: int,
+    is_reflected: bool,
+    flip_probability: float,
+    cutout: int,
+    fill: float,
+    values: Tensor | None,
+    from_channels_last: bool,
+    to_channels_last: bool,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+) -> Tensor:
+    channels = pictures.shape[3 if from_channels_last else 1]
+    batch = pictures.new_empty(
+        (index.shape[0], channels, *crop), dtype=pictures.dtype if values is None else values.dtype
+    )
+    return batch.contiguous(memory_format=torch.channels_last) if to_channels_last else batch
+
+
 @_fake("score_mean")
 def _(scores: Tensor) -> tuple[Tensor, Tensor]:
     return scores.new_empty((), dtype=torch.float64), _indices(scores, 3)

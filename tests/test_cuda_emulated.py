@@ -27,6 +27,7 @@ SUITES = (
     "sample",
     "info_batch",
     "order",
+    "batch",
     "rescored",
     "table",
     "spread",

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "../core/picture.h"
 #include "../core/random.h"
 #include "../core/score.h"
 
@@ -70,6 +71,38 @@ struct Gather {
   int64_t num_rows, row_bytes;
   void* batch;      // [order.stop - order.start] rows; zeros where a sample has none
   int64_t* faults;  // [2]: samples outside [0, num_rows), and the largest of them as unsigned
+};
+
+// As Gather, of samples that are told.
+struct GatherRows {
+  const int64_t* index;
+  int64_t batch_size;
+  const void* rows;
+  int64_t num_rows, row_bytes;
+  void* batch;      // [batch_size] rows; zeros where a sample has none
+  int64_t* faults;  // [2], as for Gather
+};
+
+// How far apart, in elements, pixels are that are next to each other in one dimension.
+struct PixelStrides {
+  int64_t channel, row, column;
+};
+
+// Pictures of a batch, cropped, flipped, cut out and looked up.
+struct GatherPictures {
+  const int64_t* index;
+  int64_t batch_size;
+  PictureRule rule;
+  Address address;
+  const void* pictures;
+  int64_t num_pictures;
+  PixelStrides from, to;
+  int pixel_bytes;     // of the pictures: 1, 2, 4 or 8
+  uint64_t fill;       // the bits of a pixel: what padding and the cutout are filled with
+  const void* values;  // [channels, 256]: what each byte becomes; null: itself
+  int value_bytes;     // 2 or 4
+  void* batch;         // filled where a sample has no picture
+  int64_t* faults;     // [2], as for Gather
 };
 
 struct ScoreMean {
@@ -150,6 +183,10 @@ template <class Backend>
 void run(Backend& backend, const Order& call);
 template <class Backend>
 void run(Backend& backend, const Gather& call);
+template <class Backend>
+void run(Backend& backend, const GatherRows& call);
+template <class Backend>
+void run(Backend& backend, const GatherPictures& call);
 template <class Backend>
 void run(Backend& backend, const ScoreMean& call);
 template <class Backend>

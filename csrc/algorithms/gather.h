@@ -30,35 +30,60 @@ struct CopyRow {
     if (!exists && part == 0) is_within<Shared>(sample, num_rows, faults);  // which counts it
     const Unit* row = rows + (exists ? sample : 0) * units;
     Unit* target = batch + j * units;
+    if (parts == 1 && exists) {
+      // By a core: the library knows how best.
+      __builtin_memcpy(target, row, static_cast<size_t>(units) * sizeof(Unit));
+      return;
+    }
     for (int64_t unit = part; unit < units; unit += parts) {
       target[unit] = exists ? row[unit] : Unit{};
     }
   }
 };
 
-template <class Unit, class Backend, class Samples>
-void copy_rows(Backend& backend, const Gather& call, const Samples& samples) {
+// Every element where it is.
+struct InPlace {
+  DYNLOADER_FN uint64_t start(int64_t j) const { return static_cast<uint64_t>(j); }
+  DYNLOADER_FN uint64_t step(uint64_t x) const { return x; }
+  DYNLOADER_FN bool is_inside(uint64_t /*x*/) const { return true; }
+};
+
+template <class Unit, class Backend, class Call, class Walk, class Samples>
+void copy_rows(Backend& backend, const Call& call, int64_t batch_size, const Walk& walk,
+               const Samples& samples) {
   const auto units = call.row_bytes / int64_t{sizeof(Unit)};
   backend.walk_shared(
-      call.order.stop - call.order.start, walk_of(call.order),
+      batch_size, walk,
       CopyRow<Samples, Unit>{samples, static_cast<const Unit*>(call.rows), call.num_rows, units,
                              static_cast<Unit*>(call.batch), call.faults});
+}
+
+// In the widest units that rows and addresses allow.
+template <class Backend, class Call, class Walk, class Samples>
+void copy_rows(Backend& backend, const Call& call, int64_t batch_size, const Walk& walk,
+               const Samples& samples) {
+  const auto alignment = reinterpret_cast<uintptr_t>(call.rows) |
+                         reinterpret_cast<uintptr_t>(call.batch) |
+                         static_cast<uintptr_t>(call.row_bytes);
+  if (alignment % sizeof(SixteenBytes) == 0) {
+    copy_rows<SixteenBytes>(backend, call, batch_size, walk, samples);
+  } else if (alignment % sizeof(uint32_t) == 0) {
+    copy_rows<uint32_t>(backend, call, batch_size, walk, samples);
+  } else {
+    copy_rows<uint8_t>(backend, call, batch_size, walk, samples);
+  }
 }
 
 template <class Backend>
 void run(Backend& backend, const Gather& call) {
   with_samples(call.order, [&](const auto& samples) {
-    const auto alignment = reinterpret_cast<uintptr_t>(call.rows) |
-                           reinterpret_cast<uintptr_t>(call.batch) |
-                           static_cast<uintptr_t>(call.row_bytes);
-    if (alignment % sizeof(SixteenBytes) == 0) {
-      copy_rows<SixteenBytes>(backend, call, samples);
-    } else if (alignment % sizeof(uint32_t) == 0) {
-      copy_rows<uint32_t>(backend, call, samples);
-    } else {
-      copy_rows<uint8_t>(backend, call, samples);
-    }
+    copy_rows(backend, call, call.order.stop - call.order.start, walk_of(call.order), samples);
   });
+}
+
+template <class Backend>
+void run(Backend& backend, const GatherRows& call) {
+  copy_rows(backend, call, call.batch_size, InPlace{}, SelectedSamples<int64_t>{call.index});
 }
 
 }  // namespace dynloader

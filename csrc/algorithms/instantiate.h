@@ -5,6 +5,7 @@
 #include "gather.h"
 #include "mean.h"
 #include "order.h"
+#include "pictures.h"
 #include "rescore.h"
 #include "sample.h"
 #include "select.h"
@@ -18,6 +19,8 @@
   template void run(Backend&, const InfoBatch&);        \
   template void run(Backend&, const Order&);            \
   template void run(Backend&, const Gather&);           \
+  template void run(Backend&, const GatherRows&);       \
+  template void run(Backend&, const GatherPictures&);   \
   template void run(Backend&, const ScoreMean&);        \
   template void run(Backend&, const PowerWeights&);     \
   template void run(Backend&, const VisitBonus&);       \

@@ -7,6 +7,7 @@
 // visited at random: the processor remembers where far more of it is.
 #include "memory.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 
 #include <cstdlib>
@@ -127,17 +128,36 @@ void give_back(void* context) {
   delete block;
 }
 
+// None where there is no memory.
+c10::Storage large_storage(size_t bytes) {
+  const Block found = LeftOver::instance().take(bytes);
+  if (found.memory == nullptr) return {};
+  at::DataPtr memory(found.memory, new Block(found), &give_back, c10::Device(at::kCPU));
+  return c10::Storage(c10::Storage::use_byte_size_t(), bytes, std::move(memory),
+                      c10::GetAllocator(at::kCPU), /*resizable=*/true);
+}
+
 }  // namespace
 
 at::Tensor empty_vector(int64_t count, const at::TensorOptions& options) {
   const size_t bytes = static_cast<size_t>(count) * options.dtype().itemsize();
   if (!options.device().is_cpu() || bytes < kLarge) return at::empty({count}, options);
-  const Block found = LeftOver::instance().take(bytes);
-  if (found.memory == nullptr) return at::empty({count}, options);  // torch's error says how much
-  at::DataPtr memory(found.memory, new Block(found), &give_back, c10::Device(at::kCPU));
-  const c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(memory),
-                             c10::GetAllocator(at::kCPU), /*resizable=*/true);
+  const c10::Storage storage = large_storage(bytes);
+  if (!storage) return at::empty({count}, options);  // torch's error says how much
   return at::empty({0}, options).set_(storage, 0, {count}, {1});
+}
+
+at::Tensor empty_batch(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                       bool pin_memory) {
+  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(dtype);
+  c10::Storage storage;
+  if (!pin_memory && bytes >= kLarge) storage = large_storage(bytes);
+  if (!storage) return at::detail::empty_strided_cpu(sizes, strides, dtype, pin_memory);
+  at::Tensor batch = at::detail::make_tensor<c10::TensorImpl>(
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
+      c10::scalarTypeToTypeMeta(dtype));
+  batch.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+  return batch;
 }
 
 at::Tensor cut_short(at::Tensor result, int64_t count) {

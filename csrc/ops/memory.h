@@ -14,6 +14,11 @@ namespace dynloader {
 // earlier result left, if there is some: memory.cpp tells why.
 at::Tensor empty_vector(int64_t count, const at::TensorOptions& options);
 
+// A dense tensor on the CPU for a batch, its values undefined, whatever modes of torch the calling
+// thread is in. Large ones are made as above.
+at::Tensor empty_batch(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
+                       bool pin_memory);
+
 // The first `count` elements of a result that was allocated for the most there could be. What is
 // saved or sent elsewhere is no longer than they are.
 at::Tensor cut_short(at::Tensor result, int64_t count);

@@ -40,6 +40,13 @@ at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t 
 at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selected, int64_t start,
                   int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
                   at::Tensor& faults);
+at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tensor& faults);
+at::Tensor gather_pictures(const at::Tensor& pictures, const at::Tensor& index, at::Tensor& faults,
+                           at::IntArrayRef crop, int64_t padding, bool is_reflected,
+                           double flip_probability, int64_t cutout, double fill,
+                           const std::optional<at::Tensor>& values, bool from_channels_last,
+                           bool to_channels_last, int64_t seed, int64_t epoch,
+                           const EpochAt& epoch_at);
 // For tables: memory.cpp tells what is different about it.
 at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device);
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores);

@@ -24,9 +24,8 @@
 namespace dynloader {
 
 template <class Call>
-void run_on_cpu(Scratch scratch, const Call& call) {
+void run_on_cpu_threads(const HostThreads& threads, Scratch scratch, const Call& call) {
   const KeepDenormals keep;
-  const HostThreads threads = {at::in_parallel_region() ? 1 : at::get_num_threads(), run_tasks};
   switch (cpu_path()) {
 #if defined(__x86_64__)
     case CpuPath::kAvx512: {
@@ -43,6 +42,12 @@ void run_on_cpu(Scratch scratch, const Call& call) {
       return run(backend, call);
     }
   }
+}
+
+template <class Call>
+void run_on_cpu(Scratch scratch, const Call& call) {
+  run_on_cpu_threads({at::in_parallel_region() ? 1 : at::get_num_threads(), run_tasks}, scratch,
+                     call);
 }
 
 // The device was checked.

@@ -54,6 +54,12 @@ TORCH_LIBRARY(dynloader, m) {
   m.def(
       "gather(Tensor data, Tensor? selected, SymInt start, SymInt stop, SymInt seed, "
       "SymInt epoch, Tensor? epoch_at, Tensor(a!) faults) -> Tensor");
+  m.def("gather_rows(Tensor data, Tensor index, Tensor(a!) faults) -> Tensor");
+  m.def(
+      "gather_pictures(Tensor pictures, Tensor index, Tensor(a!) faults, SymInt[] crop, int "
+      "padding, bool is_reflected, float flip_probability, int cutout, float fill, Tensor? values, "
+      "bool from_channels_last, bool to_channels_last, SymInt seed, SymInt epoch, Tensor? "
+      "epoch_at) -> Tensor");
   m.def("zeros(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
@@ -71,6 +77,9 @@ TORCH_LIBRARY(dynloader, m) {
 }
 
 namespace dynloader {
+
+void bind_feeder(pybind11::module_& m);  // feeder_python.cpp
+
 namespace {
 
 void implement(torch::Library& m) {
@@ -82,6 +91,8 @@ void implement(torch::Library& m) {
   m.impl("priority_sample", priority_sample);
   m.impl("order", order);
   m.impl("gather", gather);
+  m.impl("gather_rows", gather_rows);
+  m.impl("gather_pictures", gather_pictures);
   m.impl("score_mean", score_mean);
   m.impl("power_weights", power_weights);
   m.impl("ucb_visits", ucb_visits);
@@ -134,6 +145,7 @@ TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {
 }
 
 PYBIND11_MODULE(_C, m) {
+  dynloader::bind_feeder(m);
   m.doc() = "The native core of dynloader; its operators are in torch.ops.dynloader.";
   m.def("build_info", dynloader::build_info,
         "What this module was built with, and what it uses.\n\n"

@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 import reference
+import reference_pictures
 import reference_table
 from inputs import SCORES, WEIGHTS, address, counts_of, values
 
-from emulator.gpu import CALLS, Address, Array, DeviceArray, Gpu, Scoring, filled
+from emulator.gpu import (
+    CALLS,
+    Address,
+    Array,
+    DeviceArray,
+    Gpu,
+    PictureRule,
+    PixelStrides,
+    Scoring,
+    filled,
+)
 
 # Borders of warps, blocks and tiles, and a few beyond.
 SIZES = [0, 1, 2, 5, 31, 32, 33, 256, 257, 1000, 4095, 4096, 4097, 8193]
@@ -186,6 +197,114 @@ def check_order(gpu: Gpu) -> None:
         gpu.free_all()
 
 
+def check_batch(gpu: Gpu) -> None:
+    """Rows and pictures by index; the last index names none."""
+    rng = np.random.default_rng(3)
+    for n, b in ((1, 1), (33, 40), (300, 257)):
+        index = np.append(rng.integers(0, n, b), n)
+        there = gpu.put(index)
+        for row_bytes in (1, 3, 4, 16, 48, 100):
+            rows = rng.integers(0, 256, (n, row_bytes), np.uint8)
+            batch, faults = gpu.empty(b + 1, row_bytes, dtype=np.uint8), gpu.put([0, 0], np.int64)
+            gpu.run(
+                "GatherRows",
+                index=there,
+                batch_size=b + 1,
+                rows=gpu.put(rows),
+                num_rows=n,
+                row_bytes=row_bytes,
+                batch=batch,
+                faults=faults,
+            )
+            same(batch.read(), np.append(rows[index[:-1]], np.zeros_like(rows[:1]), 0), n)
+            same(faults.read(), np.array([1, n]), n)
+        gpu.free_all()
+    for i, (crop, padding, is_reflected, flip, cutout) in enumerate(
+        (
+            ((8, 7), 0, False, 0.0, 0),
+            ((8, 7), 2, False, 0.5, 0),
+            ((5, 9), 3, True, 0.5, 3),
+            ((1, 1), 0, False, 1.0, 1),
+            ((12, 11), 2, False, 0.5, 40),
+        )
+    ):
+        for channels, dtype in ((1, np.uint8), (3, np.uint8), (2, np.int16), (3, np.float64)):
+            check_pictures(gpu, i, channels, dtype, crop, padding, is_reflected, flip, cutout)
+
+
+def strides_of(channels: int, height: int, width: int, last: bool) -> PixelStrides:
+    if last:
+        return PixelStrides(1, width * channels, channels)
+    return PixelStrides(height * width, width, 1)
+
+
+def check_pictures(
+    gpu: Gpu,
+    i: int,
+    channels: int,
+    dtype: Any,
+    crop: tuple[int, int],
+    padding: int,
+    is_reflected: bool,
+    flip: float,
+    cutout: int,
+) -> None:
+    rng = np.random.default_rng([i, channels])
+    n, b, height, width, fill = 20, 30, 8, 7, 5
+    pictures = rng.integers(0, 100, (n, channels, height, width)).astype(dtype)
+    index = np.append(rng.integers(0, n, b), n)
+    where, options = at(i, gpu if i % 2 else None)
+    made = [
+        reference_pictures.picture_of(
+            pictures[j],
+            crop=crop,
+            padding=padding,
+            is_reflected=is_reflected,
+            flip_probability=flip,
+            cutout=cutout,
+            fill=fill,
+            sample=j,
+            **options,
+        )
+        for j in index[:-1].tolist()
+    ]
+    wanted = np.stack([*made, np.full((channels, *crop), fill, dtype)])
+    # A byte may be looked up; the channels may come last, before and after.
+    table = rng.integers(0, 2**16, (channels, 256)).astype(np.uint16)
+    is_looked_up = dtype == np.uint8 and channels == 3
+    if is_looked_up:
+        wanted = table[np.arange(channels)[:, None, None], wanted]
+    for from_last, to_last in ((False, False), (True, True)):
+        stored = pictures.transpose(0, 2, 3, 1) if from_last else pictures
+        shape = (b + 1, *crop, channels) if to_last else (b + 1, channels, *crop)
+        batch = gpu.empty(*shape, dtype=wanted.dtype)
+        faults = gpu.put([0, 0], np.int64)
+        gpu.run(
+            "GatherPictures",
+            index=gpu.put(index),
+            batch_size=b + 1,
+            rule=PictureRule(
+                channels, height, width, *crop, padding, cutout, round(flip * 2**32), is_reflected
+            ),
+            address=where,
+            pictures=gpu.put(stored),
+            num_pictures=n,
+            **{"from": strides_of(channels, height, width, from_last)},
+            to=strides_of(channels, *crop, to_last),
+            pixel_bytes=np.dtype(dtype).itemsize,
+            fill=int(np.array(fill, dtype).view(f"u{np.dtype(dtype).itemsize}")),
+            values=gpu.put(table) if is_looked_up else None,
+            value_bytes=2,
+            batch=batch,
+            faults=faults,
+        )
+        found = batch.read()
+        same(found.transpose(0, 3, 1, 2) if to_last else found, wanted, i, channels, dtype)
+        same(faults.read(), np.array([1, n]), i)
+    if i % 2 == 0:
+        gpu.free_all()
+
+
 def check_rescored(gpu: Gpu) -> None:
     for i, family in enumerate(SCORES):
         for n in [*SIZES, MANY[0]]:
@@ -327,7 +446,15 @@ def check_spread(gpu: Gpu) -> None:
 
 
 SUITES: dict[str, Callable[[Gpu], None]] = {
-    name.removeprefix("check_"): made for name, made in globals().items() if name[:6] == "check_"
+    "top_k": check_top_k,
+    "epsilon_greedy": check_epsilon_greedy,
+    "sample": check_sample,
+    "info_batch": check_info_batch,
+    "order": check_order,
+    "batch": check_batch,
+    "rescored": check_rescored,
+    "table": check_table,
+    "spread": check_spread,
 }
 
 

@@ -31,6 +31,19 @@ class Scoring(ctypes.Structure):
     _fields_ = [("rule", c_int32), ("alpha", c_float), ("c", c_float)]
 
 
+class PictureRule(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("channels", "height", "width")),
+        *((name, c_int32) for name in ("crop_height", "crop_width", "padding", "cutout")),
+        ("flip_below", c_uint64),
+        ("is_reflected", c_bool),
+    ]
+
+
+class PixelStrides(ctypes.Structure):
+    _fields_ = [(name, c_int64) for name in ("channel", "row", "column")]
+
+
 def call(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
 
@@ -88,6 +101,30 @@ CALLS = {
             ("order", ORDER),
             *pointers("rows"),
             *integers("num_rows", "row_bytes"),
+            *pointers("batch", "faults"),
+        ),
+        call(
+            "GatherRows",
+            *pointers("index"),
+            *integers("batch_size"),
+            *pointers("rows"),
+            *integers("num_rows", "row_bytes"),
+            *pointers("batch", "faults"),
+        ),
+        call(
+            "GatherPictures",
+            *pointers("index"),
+            *integers("batch_size"),
+            ("rule", PictureRule),
+            AT,
+            *pointers("pictures"),
+            *integers("num_pictures"),
+            ("from", PixelStrides),
+            ("to", PixelStrides),
+            ("pixel_bytes", c_int32),
+            ("fill", c_uint64),
+            *pointers("values"),
+            ("value_bytes", c_int32),
             *pointers("batch", "faults"),
         ),
         call("ScoreMean", *pointers("scores"), *integers("n"), *pointers("mean", "counts")),

@@ -1,4 +1,4 @@
-"""Writes ops.json: what every operation gives for a few inputs, computed by the reference.
+"""Writes what the reference gives: every operation for a few inputs, and what pictures draw.
 
 python tests/vectors/freeze.py
 
@@ -17,10 +17,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reference
+import reference_pictures
 import reference_table
 from reference import Array
 
 ANSWERS = Path(__file__).with_name("ops.json")
+VIEWS = Path(__file__).with_name("views.json")
 ADDRESSES = [(0, 0), (2**32 + 5, 1), (2**63 + 1, 2**32 - 1), (2**64 - 1, 7)]
 
 # What an operation of the table changes.
@@ -112,6 +114,18 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
     return made
 
 
+def views() -> list[dict[str, Any]]:
+    """The window, the flip and the square of pictures of 30 x 40, cropped to 32 x 24."""
+    picture, crop = np.zeros((1, 30, 40), np.uint8), (32, 24)
+    found = []
+    for seed, epoch in ADDRESSES:
+        for sample in (0, 1, 49_999, 2**32 + 3):
+            at = {"seed": seed, "epoch": epoch, "sample": sample}
+            view = reference_pictures.drawn(picture, crop=crop, padding=4, **at)
+            found.append(at | {"view": view, "cut": reference_pictures.cut(crop, 8, **at)})
+    return json.loads(json.dumps(found))
+
+
 def main() -> None:
     rows = []
     for op, arguments in calls():
@@ -119,7 +133,8 @@ def main() -> None:
         answers = [encode(x) for x in by_reference(op, arguments)]
         rows.append(json.dumps({"op": op, "arguments": encoded, "answers": answers}))
     ANSWERS.write_text("[\n" + ",\n".join(rows) + "\n]\n")
-    print(f"{len(rows)} answers in {ANSWERS}")
+    VIEWS.write_text("[\n" + ",\n".join(json.dumps(view) for view in views()) + "\n]\n")
+    print(f"{len(rows)} answers in {ANSWERS}, {len(views())} in {VIEWS}")
 
 
 if __name__ == "__main__":

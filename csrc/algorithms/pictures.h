@@ -1,0 +1,184 @@
+// The pictures of a batch: what is drawn for each is evaluated where its pixels are copied.
+#pragma once
+
+#include <cstdint>
+
+#include "calls.h"
+#include "faults.h"
+#include "gather.h"
+
+namespace dynloader {
+
+// A pixel as it is, and a byte as what the table has for it.
+template <class Pixel>
+struct AsItIs {
+  using From = Pixel;
+  using To = Pixel;
+  DYNLOADER_FN To operator()(int32_t /*channel*/, From pixel) const { return pixel; }
+};
+template <class Value>
+struct LookUp {
+  using From = uint8_t;
+  using To = Value;
+  const Value* values;
+  DYNLOADER_FN To operator()(int32_t channel, From pixel) const {
+    return values[256 * channel + pixel];
+  }
+};
+
+template <class Convert>
+struct CopyPicture {
+  using From = typename Convert::From;
+  using To = typename Convert::To;
+
+  GatherPictures call;
+  Convert convert;
+
+  DYNLOADER_FN void fetch() { call.address.fetch(); }
+
+  // This part of the work on picture j, of so many parts.
+  DYNLOADER_FN void operator()(int64_t j, uint64_t /*place*/, int64_t part, int64_t parts) const {
+    const PictureRule& rule = call.rule;
+    const int64_t sample = call.index[j];
+    const bool exists = static_cast<uint64_t>(sample) < static_cast<uint64_t>(call.num_pictures);
+    if (!exists && part == 0) is_within<Shared>(sample, call.num_pictures, call.faults);
+    const int64_t pixels = int64_t{rule.height} * rule.width * rule.channels;
+    const From* picture = static_cast<const From*>(call.pictures) + (exists ? sample : 0) * pixels;
+    const int64_t rows = int64_t{rule.channels} * rule.crop_height;
+    To* result = static_cast<To*>(call.batch) + j * rows * rule.crop_width;
+    View view = View::draw(rule, call.address, sample);
+    if (!exists) view.cut_all(rule);
+    if (parts == 1) {
+      for (int32_t channel = 0; channel < rule.channels; ++channel) {
+        for (int32_t y = 0; y < rule.crop_height; ++y) {
+          copy_row(view, channel, y, picture, result);
+        }
+      }
+    } else {
+      for (int64_t pixel = part; pixel < rows * rule.crop_width; pixel += parts) {
+        copy_pixel(view, pixel, picture, result);
+      }
+    }
+  }
+
+ private:
+  DYNLOADER_FN To filled(int32_t channel) const {
+    return convert(channel, static_cast<From>(call.fill));
+  }
+
+  // By one of the threads of a GPU: neighbours take pixels that are neighbours in memory.
+  DYNLOADER_FN void copy_pixel(const View& view, int64_t pixel, const From* picture,
+                               To* result) const {
+    const PictureRule& rule = call.rule;
+    int32_t channel, y, x;
+    if (call.to.channel == 1) {
+      channel = static_cast<int32_t>(pixel % rule.channels);
+      x = static_cast<int32_t>(pixel / rule.channels % rule.crop_width);
+      y = static_cast<int32_t>(pixel / rule.channels / rule.crop_width);
+    } else {
+      x = static_cast<int32_t>(pixel % rule.crop_width);
+      y = static_cast<int32_t>(pixel / rule.crop_width % rule.crop_height);
+      channel = static_cast<int32_t>(pixel / rule.crop_width / rule.crop_height);
+    }
+    result[pixel] = pixel_at(view, channel, y, x, picture);
+  }
+
+  DYNLOADER_FN To pixel_at(const View& view, int32_t channel, int32_t y, int32_t x,
+                           const From* picture) const {
+    const PictureRule& rule = call.rule;
+    int32_t row = y + view.top;
+    int32_t column = view.x_step * x + view.left;
+    const bool is_outside = !is_inside(row, rule.height) || !is_inside(column, rule.width);
+    if (view.is_cut(y, x) || (is_outside && !rule.is_reflected)) return filled(channel);
+    if (is_outside) {
+      row = mirrored(row, rule.height);
+      column = mirrored(column, rule.width);
+    }
+    return convert(
+        channel,
+        picture[channel * call.from.channel + row * call.from.row + column * call.from.column]);
+  }
+
+  // By a core, which would take longer to ask of each pixel where it comes from than to copy it.
+  DYNLOADER_FN void copy_row(const View& view, int32_t channel, int32_t y, const From* picture,
+                             To* result) const {
+    const PictureRule& rule = call.rule;
+    To* target = result + channel * call.to.channel + y * call.to.row;
+    const int32_t width = rule.crop_width;
+    const bool has_source = is_inside(y + view.top, rule.height);
+    // The pixels [begin, end) have their source inside of the picture.
+    const bool is_flipped = view.x_step < 0;
+    int32_t begin = clamp(is_flipped ? view.left - rule.width + 1 : -view.left, width);
+    int32_t end = clamp(is_flipped ? view.left + 1 : rule.width - view.left, width);
+    if (!has_source) begin = end = width;
+    for (int32_t x = 0; x < begin; ++x) {
+      target[x * call.to.column] = pixel_at(view, channel, y, x, picture);
+    }
+    if (begin < end) {
+      const From* source = picture + channel * call.from.channel + (y + view.top) * call.from.row +
+                           (view.x_step * begin + view.left) * call.from.column;
+      copy_span(channel, source, view.x_step * call.from.column, target + begin * call.to.column,
+                end - begin);
+    }
+    for (int32_t x = end; x < width; ++x) {
+      target[x * call.to.column] = pixel_at(view, channel, y, x, picture);
+    }
+    if (!view.is_cut_row(y)) return;
+    const To fill = filled(channel);
+    const int32_t cut_end = clamp(view.cut_right, width);
+    for (int32_t x = clamp(view.cut_left, width); x < cut_end; ++x) {
+      target[x * call.to.column] = fill;
+    }
+  }
+
+  // Of the strides that come often the compiler is told.
+  DYNLOADER_FN void copy_span(int32_t channel, const From* source, int64_t step, To* target,
+                              int32_t count) const {
+    if (call.to.column == 1 && step == 1) {
+      copy_span(channel, source, target, count, 1, 1);
+    } else if (call.to.column == 1 && step == -1) {
+      copy_span(channel, source, target, count, -1, 1);
+    } else {
+      copy_span(channel, source, target, count, step, call.to.column);
+    }
+  }
+  DYNLOADER_FN void copy_span(int32_t channel, const From* source, To* target, int32_t count,
+                              int64_t step, int64_t target_step) const {
+    DYNLOADER_IN_ANY_ORDER
+    for (int32_t x = 0; x < count; ++x)
+      target[x * target_step] = convert(channel, source[x * step]);
+  }
+
+  static DYNLOADER_FN int32_t clamp(int32_t x, int32_t most) {
+    return x < 0 ? 0 : x > most ? most : x;
+  }
+};
+
+template <class Backend, class Convert>
+void copy_pictures(Backend& backend, const GatherPictures& call, const Convert& convert) {
+  backend.walk_shared(call.batch_size, InPlace{}, CopyPicture<Convert>{call, convert});
+}
+
+template <class Backend>
+void run(Backend& backend, const GatherPictures& call) {
+  if (call.values != nullptr) {
+    if (call.value_bytes == 2) {
+      return copy_pictures(backend, call,
+                           LookUp<uint16_t>{static_cast<const uint16_t*>(call.values)});
+    }
+    return copy_pictures(backend, call,
+                         LookUp<uint32_t>{static_cast<const uint32_t*>(call.values)});
+  }
+  switch (call.pixel_bytes) {
+    case 1:
+      return copy_pictures(backend, call, AsItIs<uint8_t>{});
+    case 2:
+      return copy_pictures(backend, call, AsItIs<uint16_t>{});
+    case 4:
+      return copy_pictures(backend, call, AsItIs<uint32_t>{});
+    default:
+      return copy_pictures(backend, call, AsItIs<uint64_t>{});
+  }
+}
+
+}  // namespace dynloader

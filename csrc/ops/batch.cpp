@@ -1,0 +1,182 @@
+// Operators that gather batches by index.
+#include "batch.h"
+
+#include <ATen/Functions.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "checks.h"
+#include "operators.h"
+#include "run_on.h"
+
+namespace dynloader {
+namespace {
+
+// So that all places in a picture, and their differences, fit 32 bits.
+constexpr int64_t kMostPixels = int64_t{1} << 24;
+
+void check_data(const char* op, const char* name, const at::Tensor& data) {
+  check_device(op, data.device());
+  TORCH_CHECK_VALUE(data.dim() >= 1, op, ": ", name, " must have at least one dimension, got none");
+  TORCH_CHECK_VALUE(data.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
+                    data.strides());
+}
+
+at::Tensor checked_index(const char* op, const at::Tensor& index, const at::Tensor& data) {
+  check_dtype(op, "index", index, at::kLong);
+  check_vector(op, "index", index);
+  check_same_device(op, "index", index, "data", data);
+  check_indices(op, "index", index, data.size(0));
+  return index.contiguous();
+}
+
+int64_t* checked_faults(const char* op, at::Tensor& faults, const at::Tensor& data) {
+  check_dtype(op, "faults", faults, at::kLong);
+  check_length(op, "faults", faults, 2);
+  check_written(op, "faults", faults);
+  check_same_device(op, "faults", faults, "data", data);
+  return faults.mutable_data_ptr<int64_t>();
+}
+
+uint64_t bits_of(double value, at::ScalarType dtype) {
+  const at::Tensor pixel = at::full({1}, value, at::device(at::kCPU).dtype(dtype));
+  uint64_t bits = 0;
+  std::memcpy(&bits, pixel.const_data_ptr(), pixel.element_size());
+  return bits;
+}
+
+}  // namespace
+
+GatherRows row_batch(const at::Tensor& data, const at::Tensor& index) {
+  GatherRows call = {};
+  call.index = index.const_data_ptr<int64_t>();
+  call.batch_size = index.numel();
+  call.rows = data.const_data_ptr();
+  call.num_rows = data.size(0);
+  call.row_bytes =
+      c10::multiply_integers(data.sizes().slice(1)) * static_cast<int64_t>(data.element_size());
+  return call;
+}
+
+PictureBatch picture_batch(const char* op, const at::Tensor& pictures,
+                           const PictureOptions& options, const Address& address,
+                           int64_t batch_size) {
+  check_data(op, "pictures", pictures);
+  TORCH_CHECK_VALUE(pictures.dim() == 4, op,
+                    ": pictures must have shape [n, channels, height, width], or with the channels "
+                    "last, got ",
+                    pictures.sizes());
+  const int64_t sides[3] = {pictures.size(1), pictures.size(2), pictures.size(3)};
+  const bool last = options.from_channels_last;
+  const int64_t channels = sides[last ? 2 : 0];
+  const int64_t height = sides[last ? 0 : 1];
+  const int64_t width = sides[last ? 1 : 2];
+  const int64_t padding = options.padding;
+  TORCH_CHECK_VALUE(0 <= padding && padding <= kMostPixels, op, ": padding must be in [0, ",
+                    kMostPixels, "], got ", padding);
+  TORCH_CHECK_VALUE(!options.is_reflected || padding == 0 || padding < std::min(height, width), op,
+                    ": padding must be less than a picture's sides, ", height, " and ", width,
+                    ", where it is reflected, got ", padding);
+  const int64_t crop_height = options.crop_height;
+  const int64_t crop_width = options.crop_width;
+  TORCH_CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
+                        crop_width <= width + 2 * padding,
+                    op, ": the crop must be at most the padded picture, ", height + 2 * padding,
+                    " x ", width + 2 * padding, ", got ", crop_height, " x ", crop_width);
+  TORCH_CHECK_VALUE(channels * (height + 2 * padding) * (width + 2 * padding) <= kMostPixels, op,
+                    ": padded pictures must have at most ", kMostPixels, " pixels, got ", channels,
+                    " x ", height + 2 * padding, " x ", width + 2 * padding);
+  TORCH_CHECK_VALUE(0 <= options.flip_probability && options.flip_probability <= 1, op,
+                    ": flip_probability must be in [0, 1], got ", options.flip_probability);
+  TORCH_CHECK_VALUE(0 <= options.cutout && options.cutout <= kMostPixels, op,
+                    ": cutout must be in [0, ", kMostPixels, "], got ", options.cutout);
+
+  PictureBatch batch = {};
+  batch.dtype = pictures.scalar_type();
+  GatherPictures& call = batch.call;
+  if (options.values.has_value()) {
+    const at::Tensor& values = *options.values;
+    check_dtype(op, "pictures", pictures, at::kByte);
+    check_same_device(op, "values", values, "pictures", pictures);
+    TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == channels && values.size(1) == 256 &&
+                          values.is_contiguous(),
+                      op, ": values must have shape [", channels, ", 256] and be contiguous, got ",
+                      values.sizes());
+    TORCH_CHECK_TYPE(values.element_size() == 2 || values.element_size() == 4, op,
+                     ": values must be of 2 or 4 bytes, got ", name_of(values.scalar_type()));
+    batch.dtype = values.scalar_type();
+    call.values = values.const_data_ptr();
+    call.value_bytes = static_cast<int>(values.element_size());
+  }
+  const auto pixel_bytes = static_cast<int>(pictures.element_size());
+  TORCH_CHECK_TYPE(pixel_bytes <= 8, op, ": pictures must have pixels of at most 8 bytes, got ",
+                   name_of(pictures.scalar_type()));
+  call.batch_size = batch_size;
+  const auto small = [](int64_t x) { return static_cast<int32_t>(x); };
+  call.rule = {small(channels),
+               small(height),
+               small(width),
+               small(crop_height),
+               small(crop_width),
+               small(padding),
+               small(options.cutout),
+               static_cast<uint64_t>(std::llround(std::ldexp(options.flip_probability, 32))),
+               options.is_reflected};
+  call.address = address;
+  call.pictures = pictures.const_data_ptr();
+  call.num_pictures = pictures.size(0);
+  const auto strides = [channels](int64_t h, int64_t w, bool channels_last) {
+    return channels_last ? PixelStrides{1, w * channels, channels} : PixelStrides{h * w, w, 1};
+  };
+  call.from = strides(height, width, last);
+  call.to = strides(crop_height, crop_width, options.to_channels_last);
+  call.pixel_bytes = pixel_bytes;
+  call.fill = bits_of(options.fill, pictures.scalar_type());
+  const int64_t sizes[4] = {batch_size, channels, crop_height, crop_width};
+  const int64_t apart[4] = {channels * crop_height * crop_width, call.to.channel, call.to.row,
+                            call.to.column};
+  std::copy(sizes, sizes + 4, batch.sizes);
+  std::copy(apart, apart + 4, batch.strides);
+  return batch;
+}
+
+at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tensor& faults) {
+  check_data("gather_rows", "data", data);
+  const at::Tensor where = checked_index("gather_rows", index, data);
+  GatherRows call = row_batch(data, where);
+  call.faults = checked_faults("gather_rows", faults, data);
+  auto shape = data.sizes().vec();
+  shape[0] = where.numel();
+  at::Tensor batch = at::empty(shape, data.options());
+  call.batch = batch.mutable_data_ptr();
+  run_on(data.device(), call);
+  mark_written(faults);
+  return batch;
+}
+
+at::Tensor gather_pictures(const at::Tensor& pictures, const at::Tensor& index, at::Tensor& faults,
+                           at::IntArrayRef crop, int64_t padding, bool is_reflected,
+                           double flip_probability, int64_t cutout, double fill,
+                           const std::optional<at::Tensor>& values, bool from_channels_last,
+                           bool to_channels_last, int64_t seed, int64_t epoch,
+                           const EpochAt& epoch_at) {
+  const char* op = "gather_pictures";
+  TORCH_CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ", crop);
+  const Address address = check_address(op, seed, epoch, epoch_at, pictures.device());
+  const PictureOptions options = {crop[0], crop[1], padding, is_reflected,       flip_probability,
+                                  cutout,  fill,    values,  from_channels_last, to_channels_last};
+  PictureBatch made = picture_batch(op, pictures, options, address, index.numel());
+  const at::Tensor where = checked_index(op, index, pictures);
+  made.call.index = where.const_data_ptr<int64_t>();
+  made.call.faults = checked_faults(op, faults, pictures);
+  at::Tensor batch =
+      at::empty_strided(made.sizes, made.strides, pictures.options().dtype(made.dtype));
+  made.call.batch = batch.mutable_data_ptr();
+  run_on(pictures.device(), made.call);
+  mark_written(faults);
+  return batch;
+}
+
+}  // namespace dynloader

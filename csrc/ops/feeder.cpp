@@ -1,0 +1,144 @@
+#include "feeder.h"
+
+#include <utility>
+
+#include "checks.h"
+#include "memory.h"
+#include "run_on.h"
+
+namespace dynloader {
+namespace {
+
+void run_here(int64_t tasks, void (*task)(void*, int64_t), void* context) {
+  for (int64_t number = 0; number < tasks; ++number) task(context, number);
+}
+
+}  // namespace
+
+Feeder::Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
+               bool pin_memory)
+    : columns_(std::move(columns)), address_{seed, epoch}, pin_memory_(pin_memory) {
+  TORCH_CHECK_VALUE(!columns_.empty(), "Feeder: columns must hold at least one array, got none");
+  for (const Column& column : columns_) {
+    TORCH_CHECK_VALUE(column.data.is_cpu(), "Feeder: arrays must be on the CPU, got ",
+                      column.data.device());
+    TORCH_CHECK_VALUE(column.data.dim() >= 1 && column.data.is_contiguous(),
+                      "Feeder: arrays must be contiguous, of at least one dimension, got strides ",
+                      column.data.strides());
+    TORCH_CHECK_VALUE(column.data.size(0) == columns_[0].data.size(0),
+                      "Feeder: arrays must be of one length, got ", columns_[0].data.size(0),
+                      " and ", column.data.size(0));
+    if (column.options) picture_batch("Feeder", column.data, *column.options, address_, 0);
+  }
+  threads_.reserve(static_cast<size_t>(num_threads));
+  for (int j = 0; j < num_threads; ++j) threads_.emplace_back([this] { work(); });
+}
+
+Feeder::~Feeder() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    is_closed_ = true;
+  }
+  has_work_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Feeder::submit(at::Tensor index) {
+  check_dtype("Feeder", "index", index, at::kLong);
+  check_vector("Feeder", "index", index);
+  auto job = std::make_shared<Job>();
+  job->index = index.contiguous();
+  bool is_wanted = false;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    jobs_.push_back(std::move(job));
+    is_wanted = num_idle_ > 0;
+  }
+  if (is_wanted) has_work_.notify_one();
+}
+
+int64_t Feeder::num_submitted() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return static_cast<int64_t>(jobs_.size());
+}
+
+std::vector<at::Tensor> Feeder::take() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  TORCH_CHECK_VALUE(!jobs_.empty(), "Feeder: take needs a batch that was submitted, got none");
+  const std::shared_ptr<Job> job = jobs_.front();
+  while (job->state != State::kDone) {
+    // While a thread is at this one, the next is begun.
+    if (!run_next(lock)) is_done_.wait(lock);
+  }
+  jobs_.pop_front();
+  lock.unlock();
+  // Here, and not when a thread lets go of the job: a tensor that Python knows may need the
+  // interpreter's lock to go.
+  job->index.reset();
+  if (job->error) std::rethrow_exception(job->error);
+  return std::move(job->batch);
+}
+
+void Feeder::work() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!is_closed_) {
+    if (run_next(lock)) continue;
+    ++num_idle_;
+    has_work_.wait(lock);
+    --num_idle_;
+  }
+}
+
+bool Feeder::run_next(std::unique_lock<std::mutex>& lock) {
+  for (const std::shared_ptr<Job>& job : jobs_) {
+    if (job->state != State::kWaiting) continue;
+    job->state = State::kRunning;
+    const std::shared_ptr<Job> held = job;  // the deque may change
+    lock.unlock();
+    run(*held);
+    lock.lock();
+    held->state = State::kDone;
+    is_done_.notify_one();
+    return true;
+  }
+  return false;
+}
+
+void Feeder::run(Job& job) const {
+  try {
+    job.batch = gather(job.index);
+  } catch (...) {
+    job.error = std::current_exception();
+  }
+}
+
+std::vector<at::Tensor> Feeder::gather(const at::Tensor& index) const {
+  check_indices("DataLoader", "index", index, columns_[0].data.size(0));
+  const HostThreads here = {1, run_here};
+  int64_t faults[2] = {};
+  std::vector<at::Tensor> batch;
+  batch.reserve(columns_.size());
+  for (const Column& column : columns_) {
+    if (column.options) {
+      PictureBatch made =
+          picture_batch("DataLoader", column.data, *column.options, address_, index.numel());
+      batch.push_back(empty_batch(made.sizes, made.strides, made.dtype, pin_memory_));
+      made.call.index = index.const_data_ptr<int64_t>();
+      made.call.batch = batch.back().mutable_data_ptr();
+      made.call.faults = faults;
+      run_on_cpu_threads(here, {}, made.call);
+    } else {
+      GatherRows call = row_batch(column.data, index);
+      auto sizes = column.data.sizes().vec();
+      sizes[0] = index.numel();
+      batch.push_back(
+          empty_batch(sizes, column.data.strides(), column.data.scalar_type(), pin_memory_));
+      call.batch = batch.back().mutable_data_ptr();
+      call.faults = faults;
+      run_on_cpu_threads(here, {}, call);
+    }
+  }
+  return batch;
+}
+
+}  // namespace dynloader

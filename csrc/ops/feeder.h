@@ -1,0 +1,72 @@
+// Batches of arrays in host memory, gathered ahead of who uses them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "batch.h"
+
+namespace dynloader {
+
+// One array [n, ...] on the CPU, and what is done to its rows if they are pictures.
+struct Column {
+  at::Tensor data;
+  std::optional<PictureOptions> options;
+};
+
+// Takes batches of indices, and gives batches of rows back in the same order. Some threads of its
+// own work ahead; each batch is gathered by one thread, so that they need not wait for each other
+// within it. Who asks for a batch that none has begun gathers it himself.
+//
+// Of one consumer: submit and take must not be called at the same time.
+class Feeder {
+ public:
+  Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
+         bool pin_memory);
+  Feeder(const Feeder&) = delete;
+  Feeder& operator=(const Feeder&) = delete;
+  // Batches that were not begun are dropped.
+  ~Feeder();
+
+  void submit(at::Tensor index);
+  // The batch submitted first of those that were not taken: one tensor for each column. Raises what
+  // its gathering raised.
+  std::vector<at::Tensor> take();
+  int64_t num_submitted();
+
+ private:
+  enum class State { kWaiting, kRunning, kDone };
+  struct Job {
+    at::Tensor index;
+    State state = State::kWaiting;
+    std::vector<at::Tensor> batch;
+    std::exception_ptr error;
+  };
+
+  void work();
+  // Gathers the first batch that nobody has begun, without the lock; false if there is none.
+  bool run_next(std::unique_lock<std::mutex>& lock);
+  void run(Job& job) const;
+  std::vector<at::Tensor> gather(const at::Tensor& index) const;
+
+  const std::vector<Column> columns_;
+  const Address address_;
+  const bool pin_memory_;
+  std::mutex mutex_;
+  std::condition_variable has_work_, is_done_;
+  std::deque<std::shared_ptr<Job>> jobs_;
+  bool is_closed_ = false;
+  int num_idle_ = 0;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace dynloader

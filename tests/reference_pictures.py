@@ -1,0 +1,66 @@
+"""What becomes of a picture while it is gathered: plain NumPy, one picture at a time.
+
+The third part of the specification, beside reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from reference import Array, philox
+
+VIEW, CUTOUT = 8, 9
+
+
+def below(word: Any, count: int) -> int:
+    """A random integer in [0, count)."""
+    return int(word) * count >> 32
+
+
+def drawn(
+    picture: Array, *, crop: tuple[int, int], padding: int, seed: int, epoch: int, sample: int
+) -> tuple[int, int, int]:
+    """The place of the window in the padded picture, and 32 bits that decide whether it flips."""
+    _, height, width = picture.shape
+    w0, w1, w2, _ = philox(seed, epoch, VIEW, sample)
+    top = below(w0, height + 2 * padding - crop[0] + 1)
+    left = below(w1, width + 2 * padding - crop[1] + 1)
+    return top, left, int(w2)
+
+
+def cut(crop: tuple[int, int], size: int, *, seed: int, epoch: int, sample: int) -> tuple[int, int]:
+    """The upper left corner of the square that is filled (DeVries and Taylor 2017)."""
+    c0, c1, _, _ = philox(seed, epoch, CUTOUT, sample)
+    return below(c0, crop[0]) - size // 2, below(c1, crop[1]) - size // 2
+
+
+def picture_of(
+    picture: Array,
+    *,
+    crop: tuple[int, int],
+    padding: int = 0,
+    is_reflected: bool = False,
+    flip_probability: float = 0.0,
+    cutout: int = 0,
+    fill: float = 0,
+    seed: int,
+    epoch: int,
+    sample: int,
+) -> Array:
+    """One picture [channels, height, width], padded, cropped, flipped and cut out."""
+    address = {"seed": seed, "epoch": epoch, "sample": sample}
+    top, left, flip = drawn(picture, crop=crop, padding=padding, **address)
+    around = ((0, 0), (padding, padding), (padding, padding))
+    if is_reflected:
+        padded = np.pad(picture, around, mode="reflect")
+    else:
+        padded = np.pad(picture, around, constant_values=fill)
+    result = padded[:, top : top + crop[0], left : left + crop[1]].copy()
+    if flip < round(flip_probability * 2**32):
+        result = result[:, :, ::-1].copy()
+    if cutout > 0:
+        above, before = cut(crop, cutout, **address)
+        rows = slice(max(0, above), max(0, above + cutout))
+        result[:, rows, max(0, before) : max(0, before + cutout)] = fill
+    return result

@@ -1,0 +1,182 @@
+"""Batches gathered by index: rows, and pictures that are changed on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import address, same
+from reference_pictures import picture_of
+from torch import Tensor
+
+rows_of = torch.ops.dynloader.gather_rows
+pictures_of = torch.ops.dynloader.gather_pictures
+
+ROWS: list[tuple[tuple[int, ...], torch.dtype]] = [
+    ((), torch.float32),
+    ((), torch.bool),
+    ((3,), torch.uint8),
+    ((5,), torch.float16),
+    ((4,), torch.float32),
+    ((2, 3), torch.complex64),
+    ((3, 32, 32), torch.uint8),
+    ((0,), torch.float32),
+]
+
+
+def no_faults(device: torch.device | str) -> Tensor:
+    return torch.zeros(2, dtype=torch.int64, device=device)
+
+
+def some(n: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    made = torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(n))
+    return made.to(device, dtype)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), ROWS, ids=str)
+def test_rows(shape: tuple[int, ...], dtype: torch.dtype, place: torch.device) -> None:
+    for n in (1, 31, 257, 5000):
+        data = some(n, shape, dtype, place)
+        for count in (0, 1, 33, 2000):
+            index = torch.randint(0, n, (count,), generator=torch.Generator().manual_seed(n))
+            index = index.to(place)
+            faults = no_faults(place)
+            found = rows_of(data, index, faults)
+            assert torch.equal(found, data[index])
+            assert not faults.any()
+
+
+def test_rows_that_are_not_there(device: torch.device) -> None:
+    data, index = some(4, (3,), torch.float32, device), torch.tensor([0, 4, -1], device=device)
+    faults = no_faults(device)
+    if device.type == "cpu":
+        with pytest.raises(IndexError, match=r"gather_rows: index must be in \[0, 4\), got 4"):
+            rows_of(data, index, faults)
+        assert not faults.any()
+        return
+    found = rows_of(data, index, faults)
+    assert torch.equal(found[0], data[0])
+    assert not found[1:].any()
+    assert faults.tolist() == [2, -1]
+
+
+RULES: list[dict[str, Any]] = [
+    {"crop": (32, 32)},
+    {"crop": (32, 32), "padding": 4},
+    {"crop": (32, 32), "padding": 4, "flip_probability": 0.5, "fill": 7},
+    {"crop": (32, 32), "padding": 31, "is_reflected": True, "flip_probability": 0.25},
+    {"crop": (5, 40), "padding": 6, "flip_probability": 1.0},
+    {"crop": (1, 1)},
+    {"crop": (32, 32), "cutout": 16, "fill": 200},
+    {"crop": (20, 24), "padding": 1, "cutout": 9, "flip_probability": 0.5},
+    {"crop": (8, 8), "cutout": 100},
+]
+
+
+def gathered(pictures: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) -> Tensor:
+    options = {
+        "padding": 0,
+        "is_reflected": False,
+        "flip_probability": 0.0,
+        "cutout": 0,
+        "fill": 0.0,
+        "values": None,
+        "from_channels_last": False,
+        "to_channels_last": False,
+    }
+    faults = no_faults(pictures.device)
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    made = pictures_of(
+        pictures, index, faults, **(options | rule), seed=signed, epoch=epoch, epoch_at=None
+    )
+    assert not faults.any()
+    return made
+
+
+def expected(pictures: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) -> np.ndarray:
+    known = pictures.cpu().numpy()
+    at = {"seed": seed, "epoch": epoch}
+    return np.stack([picture_of(known[i], sample=i, **at, **rule) for i in index.tolist()])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures(rule: dict[str, Any], channels: int, place: torch.device) -> None:
+    pictures = some(50, (channels, 32, 32), torch.uint8, place)
+    index = torch.randint(0, 50, (70,), generator=torch.Generator().manual_seed(1)).to(place)
+    for i in range(3):
+        at = address(i)
+        wanted = expected(pictures, index, **at, **rule)
+        same(gathered(pictures, index, **at, **rule), wanted)
+        last = pictures.permute(0, 2, 3, 1).contiguous()
+        same(gathered(last, index, **at, **rule, from_channels_last=True), wanted)
+        found = gathered(pictures, index, **at, **rule, to_channels_last=True)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        same(found.contiguous(), wanted)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int8, torch.int16, torch.float16, torch.float32, torch.float64]
+)
+def test_pixels_of_any_kind(dtype: torch.dtype, place: torch.device) -> None:
+    pictures = some(20, (3, 9, 7), dtype, place)
+    rule = {"crop": (9, 7), "padding": 3, "flip_probability": 0.5, "fill": 1}
+    index = torch.arange(20, device=place)
+    same(gathered(pictures, index, 5, 6, **rule), expected(pictures, index, 5, 6, **rule))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_bytes_that_are_looked_up(dtype: torch.dtype, place: torch.device) -> None:
+    pictures = some(20, (3, 32, 32), torch.uint8, place)
+    index = torch.arange(19, -1, -1, device=place)
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(3, 256, generator=generator).to(place, dtype)
+    rule = {"crop": (32, 32), "padding": 4, "flip_probability": 0.5, "fill": 9}
+    places = torch.from_numpy(expected(pictures, index, 1, 2, **rule)).to(place).long()
+    channel = torch.arange(3, device=place).view(1, 3, 1, 1)
+    found = gathered(pictures, index, 1, 2, **rule, values=values)
+    assert found.dtype == dtype
+    assert torch.equal(found, values[channel, places])
+
+
+def test_a_picture_depends_on_nothing_but_its_address(place: torch.device) -> None:
+    pictures = some(40, (3, 32, 32), torch.uint8, place)
+    rule = {"crop": (32, 32), "padding": 4, "flip_probability": 0.5, "cutout": 8}
+    every = gathered(pictures, torch.arange(40, device=place), 3, 4, **rule)
+    index = torch.tensor([7, 39, 7, 0], device=place)
+    assert torch.equal(gathered(pictures, index, 3, 4, **rule), every[index])
+    assert not torch.equal(gathered(pictures, index, 3, 5, **rule), every[index])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": (41, 40)}, "the crop must be at most the padded picture, 40 x 40, got 41 x 40"),
+        ({"crop": (0, 4)}, "the crop must be"),
+        ({"padding": -1}, "padding must be in"),
+        ({"padding": 32, "is_reflected": True}, "padding must be less than a picture's sides"),
+        ({"flip_probability": 1.5}, r"flip_probability must be in \[0, 1\], got 1.5"),
+        ({"cutout": -1}, "cutout must be in"),
+        ({"values": torch.zeros(2, 256)}, r"values must have shape \[3, 256\]"),
+        ({"values": torch.zeros(3, 256, dtype=torch.float64)}, "values must be of 2 or 4 bytes"),
+    ],
+    ids=str,
+)
+def test_pictures_refuse(change: dict[str, Any], message: str, device: torch.device) -> None:
+    pictures = some(4, (3, 32, 32), torch.uint8, device)
+    rule = {"crop": (32, 32), "padding": 4} | change
+    if "values" in rule:
+        rule["values"] = rule["values"].to(device)
+    with pytest.raises((ValueError, TypeError), match=f"gather_pictures: {message}"):
+        gathered(pictures, torch.arange(4, device=device), 0, 0, **rule)
+
+
+def test_the_operators_are_sound(device: torch.device) -> None:
+    pictures = some(6, (3, 8, 8), torch.uint8, device)
+    index = torch.tensor([5, 0], device=device)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(rows_of.default, (pictures, index, no_faults(device)), test_utils=tests)
+    arguments = (pictures, index, no_faults(device), [4, 5], 1, False, 0.5, 2, 0.0, None, False)
+    torch.library.opcheck(pictures_of.default, (*arguments, True, 1, 2, None), test_utils=tests)
