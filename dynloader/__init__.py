@@ -1,11 +1,13 @@
 """A data loader that trains on the samples that matter now."""
 
-from dynloader import ops
+from dynloader import ops, transforms
 from dynloader._C import build_info
+from dynloader.array_dataset import ArrayDataset
 from dynloader.loader import DataLoader
 from dynloader.ops import Selection
 from dynloader.policies import UCB, EpsilonGreedy, Full, RandomDynamic, Static, StaticRandom
 from dynloader.policy import Policy
+from dynloader.prefetch import prefetch_to_device
 from dynloader.sampler import PruningBatchSampler, PruningSampler
 from dynloader.table import ScoreTable
 from dynloader.version import __version__
@@ -13,6 +15,7 @@ from dynloader.weighting import InfoBatch, Weighted
 
 __all__ = [
     "UCB",
+    "ArrayDataset",
     "DataLoader",
     "EpsilonGreedy",
     "Full",
@@ -29,4 +32,6 @@ __all__ = [
     "__version__",
     "build_info",
     "ops",
+    "prefetch_to_device",
+    "transforms",
 ]

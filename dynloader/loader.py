@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar, cast
 
 import torch.utils.data
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from dynloader.array_iterator import ArrayIterator
+from dynloader.array_path import (
+    ArrayFetcher,
+    Columns,
+    DeviceFeed,
+    HostFeed,
+    columns_of,
+    num_threads,
+    why_not,
+    why_not_torch,
+)
 from dynloader.checks import as_index, check_flag, check_integer, check_losses, check_state
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
+from dynloader.plan import SMALL_CHUNK
 from dynloader.policy import Policy
+from dynloader.prefetch import ToDevice
 from dynloader.sampler import PruningBatchSampler, PruningSampler, check_table
 from dynloader.table import ScoreTable
 
 _T_co = TypeVar("_T_co", covariant=True)
 _STATE_VERSION = 1
-_OURS = ("policy", "table", "seed", "return_index")
+_OURS = (
+    "policy",
+    "table",
+    "seed",
+    "return_index",
+    "array_path",
+    "transforms",
+    "batch_transform",
+    "device",
+)
 _STATE_KEYS = {"epoch", "update_seconds", "table"}
 _EPOCH_KEYS = _STATE_KEYS | {"position", "checkpoint", "indices", "weights", "select_seconds"}
 
@@ -48,9 +70,22 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return_index: put the indices of the samples into each batch: the last element of a tuple
             or list, the key "index" of a mapping, else ``(batch, index)``.
 
+        array_path: gather batches natively where the data set is arrays (``TensorDataset``,
+            :class:`dynloader.ArrayDataset`, a ``Subset`` of either): the same batches as torch's
+            way, which False asks for. With a policy, threads gather ahead, ``num_workers`` of them
+            if that is given, and there are no worker processes. :attr:`path` tells which way it is.
+        transforms: a list of :mod:`dynloader.transforms` for the first array, or a mapping of the
+            names (or numbers) of arrays to such lists. They need the array path and a policy.
+        batch_transform: a function of each batch, applied at last. It needs the same.
+        device: where batches go. From arrays on the host to a GPU they are copied on a stream of
+            their own while the ones before are used. It needs the same; elsewhere
+            :func:`dynloader.prefetch_to_device` does it.
+
     Raises:
         TypeError, ValueError: as torch's, and where a policy cannot be followed.
     """
+
+    _columns: Columns | None = None
 
     _recorded: RecordedSampler | None = None
 
@@ -66,9 +101,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         table: ScoreTable | None = None,
         seed: int | None = None,
         return_index: bool = False,
+        array_path: bool = True,
+        transforms: Any = None,
+        batch_transform: Callable[[Any], Any] | None = None,
+        device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> None:
         check_flag("return_index", return_index)
+        check_flag("array_path", array_path)
+        if batch_transform is not None and not callable(batch_transform):
+            raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
         if seed is not None:
             check_integer("seed", seed, 0, 2**64)
         if isinstance(dataset, IterableDataset):
@@ -100,12 +142,49 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.table = table
         self.seed = seed
         self.return_index = return_index
+        self.array_path = array_path
+        self.transforms = transforms
+        self.batch_transform = batch_transform
+        self.device = None if device is None else torch.device(device)
+        self._find_path()
         self._epoch = 0
         self._update_seconds = 0.0
         self._pairing = Pairing()
-        self._iterating: weakref.ref[EpochIterator] | None = None
+        self._iterating: weakref.ref[EpochIterator | ArrayIterator] | None = None
         if policy is not None or table is not None or return_index:
             self._recorded = RecordedSampler(super()._index_sampler)
+
+    def _find_path(self) -> None:
+        """Decide whether batches are gathered from arrays."""
+        found: Columns | str = "array_path is False"
+        if self.array_path:
+            found = columns_of(self.dataset)
+        if not isinstance(found, str):
+            found = why_not(self) or found
+        if not isinstance(found, str) and self._pruning is None:
+            found = why_not_torch(self) or found
+        if isinstance(found, str):
+            for name in ("transforms", "batch_transform", "device"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs batches gathered from arrays, but {found}")
+            self._why_not = found
+            return
+        if self._pruning is None:
+            for name in ("transforms", "batch_transform", "device"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
+        if self.transforms is not None:
+            found = found.with_transforms(self.transforms)
+        if self._pruning is not None:
+            self._pruning.is_resident = found.device.type == "cuda"
+        self._columns = found
+
+    @property
+    def path(self) -> str:
+        """How batches are made: "host arrays", "device arrays", or "samples" and why."""
+        if self._columns is None:
+            return f"samples ({self._why_not})"
+        return "host arrays" if self._columns.device.type == "cpu" else "device arrays"
 
     @property
     def _index_sampler(self) -> Any:
@@ -113,14 +192,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __iter__(self) -> Any:
         if self._recorded is None:
-            return super().__iter__()
+            return self._with_arrays(super().__iter__())
         iterator = None if self._iterating is None else self._iterating()
         if not self._awaits_losses(iterator):
             self._pairing.forget()
         if self._pruning is not None:
             self._pruning.begin()
-        inner = super().__iter__()
-        if iterator is None or iterator.inner is not inner:
+            if self._columns is not None:
+                return self._pass_over_arrays(self._pruning, self._columns)
+        inner = self._with_arrays(super().__iter__())
+        if not isinstance(iterator, EpochIterator) or iterator.inner is not inner:
             iterator = EpochIterator(
                 inner,
                 self._pairing,
@@ -132,7 +213,49 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         iterator.begin(self._recorded.record)
         return iterator
 
-    def _awaits_losses(self, iterator: EpochIterator | None) -> bool:
+    def _with_arrays(self, inner: Any) -> Any:
+        if self._columns is not None:
+            # In place of what calls the data set for every sample. All else stays torch's.
+            inner._dataset_fetcher = ArrayFetcher(self._columns)
+        return inner
+
+    def _pass_over_arrays(self, sampler: PruningSampler, columns: Columns) -> ArrayIterator:
+        # As torch's iterators do, so that its generator is where it would be.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        batches = cast(PruningBatchSampler, self.batch_sampler)
+        run = sampler.run
+        stop = batches.stop_of(run.plan)
+        feed: Iterator[Any]
+        if columns.device.type == "cpu":
+            feed = HostFeed(
+                columns,
+                batches.replay(SMALL_CHUNK),
+                seed=run.plan.seed,
+                epoch=run.plan.epoch,
+                threads=num_threads(self.num_workers),
+                pin_memory=(self.pin_memory or self._goes_to_gpu) and torch.cuda.is_available(),
+            )
+        else:
+            feed = DeviceFeed(columns, run.plan, run.start, stop, batches.batch_size)
+        if self.device is not None and self.device.type != columns.device.type:
+            # The index goes with its batch: from then on all is on that device.
+            feed = ToDevice(feed, self.device, ahead=True)
+        iterator = ArrayIterator(
+            feed,
+            self._pairing,
+            sampler,
+            num_batches=batches.num_batches(stop) - run.start // batches.batch_size,
+            add_index=self.return_index,
+            batch_transform=self.batch_transform,
+        )
+        self._iterating = weakref.ref(iterator)
+        return iterator
+
+    @property
+    def _goes_to_gpu(self) -> bool:
+        return self.device is not None and self.device.type == "cuda"
+
+    def _awaits_losses(self, iterator: EpochIterator | ArrayIterator | None) -> bool:
         """Whether losses of batches yielded so far may still come, now that a pass begins.
 
         Not of a look at the first batch, and not of a pass that recorded none.
@@ -244,6 +367,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         select_seconds = 0.0 if self._pruning is None else self._pruning.select_seconds
         stats["dynloader/select_seconds"] = select_seconds
         stats["dynloader/update_seconds"] = self._update_seconds
+        stats["dynloader/array_path"] = float(self._columns is not None)
         return stats if self.table is None else stats | self.table.stats()
 
     def state_dict(self) -> dict[str, Any]:
@@ -294,6 +418,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "has_table": self.table is not None,
+            **({} if self.transforms is None else {"transforms": repr(self.transforms)}),
             **({} if self._pruning is None else self._pruning.identity()),
         }
 
@@ -311,7 +436,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "policy": self.policy,
             "epoch": self._epoch if run is None else run.plan.epoch,
             "num_selected": size if run is None else len(run.plan),
-            "device": None if self.table is None else str(self.table.device),
+            "table_device": None if self.table is None else str(self.table.device),
+            "path": self.path,
         }
         return f"DataLoader({', '.join(f'{k}={v}' for k, v in described.items())})"
 

@@ -28,10 +28,6 @@ class OnHost:
         """Whether :meth:`get` would not wait."""
         return self._copied is None or self._copied.query()
 
-    def peek(self) -> Tensor:
-        """The tensor on the host, whose values may not have arrived."""
-        return self._tensor
-
     def get(self) -> Tensor:
         """The tensor on the host."""
         if self._copied is not None:

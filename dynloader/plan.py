@@ -16,7 +16,10 @@ from dynloader.ops import Selection, UncutSelection, num_used_of
 
 # A native call costs 6 us for 256 indices and 110 us for so many: 22 against 3.4 ns an index. More
 # gain little, and keep the training waiting: as Python lists, so many take 0.4 ms.
-_CHUNK = 32_768
+CHUNK = 32_768
+# So few are computed by one thread. Where others gather batches, the threads of a larger call are
+# in their way: they stay awake for a while after it.
+SMALL_CHUNK = 8_192
 
 
 class Kept:
@@ -27,6 +30,8 @@ class Kept:
         checkpoint: the epoch at which it was made.
         num_samples: of the data set.
         is_trusted: the indices need no check of their range.
+        is_resident: they are wanted on their device: if trusted, they are copied to the host only
+            if asked for.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class Kept:
         num_samples: int,
         *,
         is_trusted: bool = False,
+        is_resident: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.num_samples = num_samples
@@ -43,7 +49,9 @@ class Kept:
         self._ascending: Tensor | None = None
         indices, weights, num_used = selection.indices, selection.weights, num_used_of(selection)
         self._num_used = None if num_used is None else OnHost(num_used)
-        self._copy = OnHost(indices)
+        self._there = indices
+        stays = is_resident and is_trusted and indices.is_cuda
+        self._copy = None if stays else OnHost(indices)
         self._indices: Tensor | None = None
         if indices.is_cpu:
             self._read()
@@ -54,17 +62,28 @@ class Kept:
 
     def __len__(self) -> int:
         # Known without waiting, where the rule says how many.
-        return len(self._copy.peek()) if self._num_used is None else len(self.indices)
+        return len(self._there) if self._num_used is None else int(self._num_used.get())
 
     @property
     def indices(self) -> Tensor:
         """int64 [k] on the host, as the policy ordered them. The first time, it may wait."""
         return self._read() if self._indices is None else self._indices
 
+    def wait(self) -> None:
+        """Wait for what the first batch needs."""
+        if self._copy is not None:
+            self.indices  # noqa: B018
+        len(self)
+
+    def on(self, device: torch.device) -> Tensor:
+        """As ``indices``, but there."""
+        if self._there.device != device:
+            self._there = self.indices.to(device)
+        return self._there[: len(self)]
+
     def _read(self) -> Tensor:
-        indices = self._copy.get()
-        if self._num_used is not None:
-            indices = indices[: int(self._num_used.get())]
+        copy = OnHost(self._there) if self._copy is None else self._copy
+        indices = copy.get()[: len(self)]
         if not self._is_trusted:
             check_range("indices selected", indices, self.num_samples)
         self._indices = indices
@@ -107,6 +126,13 @@ class Plan:
     def __len__(self) -> int:
         return self.num_samples if self.kept is None else len(self.kept)
 
+    def samples_on(self, device: torch.device) -> Tensor:
+        """The samples it feeds, int64 on ``device``: ascending, unless it shuffles them."""
+        if self.kept is None:
+            return torch.arange(self.num_samples, device=device)
+        samples = self.kept.on(device)
+        return samples if self.shuffle else samples.sort().values
+
     def batch(self, start: int, stop: int) -> Tensor:
         """The samples at positions [start, stop) of the epoch, int64 on the host; a new tensor."""
         if self.shuffle:
@@ -116,13 +142,15 @@ class Plan:
             return torch.arange(start, stop, device="cpu")
         return self.kept.ascending[start:stop].clone()
 
-    def blocks(self, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
+    def blocks(
+        self, start: int, stop: int, batch_size: int, chunk: int = CHUNK
+    ) -> Iterator[Tensor]:
         """The samples at positions [start, stop), as [batches, batch_size], a few batches at once.
 
         A last batch that is smaller is a block of its own. The first block is one batch, so that a
         look at the first batch costs no more; each next one is twice as long, up to a chunk.
         """
-        most = max(1, _CHUNK // batch_size) * batch_size
+        most = max(1, chunk // batch_size) * batch_size
         size = batch_size
         while stop - start >= batch_size:
             size = min(size, (stop - start) // batch_size * batch_size)

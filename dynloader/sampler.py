@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from dynloader.checks import check_flag, check_integer
 from dynloader.ops import Selection, num_used_of
-from dynloader.plan import Kept, Plan
+from dynloader.plan import CHUNK, Kept, Plan
 from dynloader.policy import Policy, as_selection, is_built_in
 from dynloader.run import Run
 from dynloader.table import ScoreTable
@@ -45,6 +45,7 @@ class PruningSampler(Sampler[int]):
     Attributes:
         run: the epoch settled last.
         select_seconds: what selecting has cost the host so far.
+        is_resident: the indices are wanted on the GPU, where the samples are.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class PruningSampler(Sampler[int]):
         self.shuffle = shuffle
         self.seed = None if seed is None else int(seed)
         self.select_seconds = 0.0
+        self.is_resident = False
         self._kept: Kept | None = None
         self.run = self._settle(0)
 
@@ -115,7 +117,7 @@ class PruningSampler(Sampler[int]):
         if self._is_over(self.run):
             self.finish(self.run)
         if self.run.plan.kept is not None:
-            self.run.plan.kept.indices  # noqa: B018  what the first batch needs, and this waits for
+            self.run.plan.kept.wait()
         self.table.finish_check(wait=False)
         self.run.begin(self.table.num_updates)
         return self.run
@@ -177,7 +179,13 @@ class PruningSampler(Sampler[int]):
         chosen = self.policy.select(self.table, num_kept, seed=self.seed or 0, epoch=checkpoint)
         selection = as_selection(chosen, self.policy, self.num_samples)
         is_trusted = is_built_in(self.policy)
-        kept = Kept(selection, checkpoint, self.num_samples, is_trusted=is_trusted)
+        kept = Kept(
+            selection,
+            checkpoint,
+            self.num_samples,
+            is_trusted=is_trusted,
+            is_resident=self.is_resident,
+        )
         self.table.count_selection(selection.indices, num_used_of(selection))
         self.select_seconds += time.perf_counter() - begin
         return kept
@@ -289,13 +297,15 @@ class PruningBatchSampler(BatchSampler):
                 f"{num_kept} samples kept, got True"
             )
 
-    def replay(self) -> Iterator[Tensor]:
+    def replay(self, chunk: int = CHUNK) -> Iterator[Tensor]:
         """The batches of the current epoch as int64 tensors, without using it up.
+
+        About ``chunk`` indices are computed at a time.
 
         They share no element, but memory: one that is kept, or pickled, takes its neighbours along,
         unless it is cloned.
         """
-        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start)
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, chunk)
         return chain.from_iterable(block.unbind() for block in blocks)
 
     def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
@@ -304,7 +314,12 @@ class PruningBatchSampler(BatchSampler):
         pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
         return chain.from_iterable(pairs)
 
-    def _blocks(self, plan: Plan, start: int) -> Iterator[Tensor]:
+    def stop_of(self, plan: Plan) -> int:
+        """The position after the last batch of an epoch.
+
+        Raises:
+            ValueError: it has none.
+        """
         stop = len(plan)
         if self.drop_last:
             stop -= stop % self.batch_size
@@ -313,7 +328,10 @@ class PruningBatchSampler(BatchSampler):
                 f"drop_last must be False where batch_size={self.batch_size} is more than the "
                 f"{len(plan)} samples kept in epoch {plan.epoch}, got True"
             )
-        yield from plan.blocks(start, stop, self.batch_size)
+        return stop
+
+    def _blocks(self, plan: Plan, start: int, chunk: int = CHUNK) -> Iterator[Tensor]:
+        yield from plan.blocks(start, self.stop_of(plan), self.batch_size, chunk)
 
 
 def check_table(table: Any, num_samples: int) -> None:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The tests of the operations, with the native code for the CPU compiled under AddressSanitizer and
+# The tests of the operations and of the feeder, with the native code for the CPU compiled under AddressSanitizer and
 # UndefinedBehaviorSanitizer, and under ThreadSanitizer: sanitize.sh PYTHON. Nothing is suppressed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 # Of the rest, one measures memory, which a sanitizer multiplies, and one tests torch's compiler.
-tests=$(ls tests/test_ops_*.py tests/test_table.py | grep -v -e memory -e with_torch)
+tests=$(ls tests/test_ops_*.py tests/test_table.py tests/test_array_path.py | grep -v -e ops_memory -e with_torch)
 
 # Instrumented libraries need the runtime to be there before Python, and it needs to find where C++ throws.
 runtime() {
@@ -24,7 +24,7 @@ import sys
 sys.path.remove('')
 import dynloader, pytest
 assert '/$lib/' in dynloader.__file__, dynloader.__file__
-sys.exit(pytest.main(['-q', '-rN', '-p', 'no:cacheprovider', *'''$tests'''.split()]))"
+sys.exit(pytest.main(['-q', '-rN', '-p', 'no:cacheprovider', '-k', 'not memory_stays and not torchvisions', *'''$tests'''.split()]))"
 }
 
 mkdir -p build

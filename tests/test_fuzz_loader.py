@@ -25,6 +25,7 @@ from ledger import Numbers
 
 from dynloader import (
     UCB,
+    ArrayDataset,
     DataLoader,
     EpsilonGreedy,
     Full,
@@ -227,8 +228,19 @@ class AnyUse(RuleBasedStateMachine):
         drop_last=st.booleans(),
         shuffle=st.booleans(),
         seed=st.sampled_from([0, 1, 2**64 - 1]),
+        has_arrays=st.booleans(),
     )
-    def make(self, name: str, n: int, keep: float, every: int, warmup: int, **options: Any) -> None:
+    def make(
+        self,
+        name: str,
+        n: int,
+        keep: float,
+        every: int,
+        warmup: int,
+        has_arrays: bool,
+        **options: Any,
+    ) -> None:
+        self.has_arrays = has_arrays
         n = max(n, math.ceil(1 / keep))
         made, select = POLICIES[name]
         policy = made(keep=keep, every=every, warmup=warmup)
@@ -240,7 +252,9 @@ class AnyUse(RuleBasedStateMachine):
 
     def new_loader(self) -> DataLoader[int]:
         table = ScoreTable(self.model.n, "cpu")
-        return DataLoader(Numbers(self.model.n), table=table, **self.options)
+        n = self.model.n
+        dataset = ArrayDataset(torch.arange(n)) if self.has_arrays else Numbers(n)
+        return DataLoader(dataset, table=table, **self.options)
 
     def drop_iterator(self) -> None:
         self.iterator = None

@@ -148,7 +148,7 @@ def test_stats() -> None:
     assert stats["dynloader/mean_score"] == finite[1:].mean()
     assert stats["dynloader/select_seconds"] > 0
     assert stats["dynloader/update_seconds"] > 0
-    assert len(stats) == 11
+    assert len(stats) == 12
 
 
 def test_samples_never_seen_are_not_called_nonfinite() -> None:

@@ -1,0 +1,68 @@
+"""Iterates over batches of arrays, and keeps account of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from dynloader.iterator import Pairing, end_epoch, with_index
+from dynloader.sampler import PruningSampler
+
+
+class ArrayIterator:
+    """One pass over an epoch.
+
+    Args:
+        feed: pairs of indices and batches.
+        pairing: to be told of each batch.
+        sampler: to be told how far its epoch has come; the current one is followed.
+        num_batches: of this pass.
+        add_index: put the indices into each batch.
+        batch_transform: applied to each batch at last.
+    """
+
+    def __init__(
+        self,
+        feed: Iterator[tuple[Tensor, Any]],
+        pairing: Pairing,
+        sampler: PruningSampler,
+        *,
+        num_batches: int,
+        add_index: bool,
+        batch_transform: Callable[[Any], Any] | None,
+    ) -> None:
+        self._feed = feed
+        self._pairing = pairing
+        self._sampler = sampler
+        self._num_batches = num_batches
+        self._add_index = add_index
+        self._batch_transform = batch_transform
+        self._run = sampler.run
+        self._run.user = weakref.ref(self)
+        self._position = self._run.start
+
+    def __iter__(self) -> ArrayIterator:
+        return self
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __next__(self) -> Any:
+        run = self._run
+        try:
+            index, batch = next(self._feed)
+        except StopIteration:
+            end_epoch(self._sampler, run, self._pairing)
+            raise
+        self._position += index.shape[0]
+        run.position = self._position
+        self._pairing.deliver(index, run)
+        run.num_delivered += 1
+        run.is_started = True
+        if self._add_index:
+            # A copy: what the caller does to it must not reach the pairing, nor the plan.
+            batch = with_index(batch, index.clone())
+        return batch if self._batch_transform is None else self._batch_transform(batch)

@@ -1,0 +1,285 @@
+"""Batches of arrays without a call for each sample: which data sets allow it, and how."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from dynloader import _C, ops
+from dynloader.array_dataset import ArrayDataset
+from dynloader.plan import Plan
+from dynloader.transforms import Pipeline, Transform, pipeline
+
+# Their indices are in range.
+_TORCH = (SequentialSampler, RandomSampler, DistributedSampler)
+# At a time on the GPU: one launch for the order of so many samples.
+_CHUNK = 32_768
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The arrays of a data set.
+
+    Attributes:
+        tensors: [n, ...] each.
+        names: for batches that are mappings.
+        is_single: batches are one tensor, not a list of one.
+        rows: int64 [m] beside the tensors: the rows that the samples are; None: sample i is row i.
+        pipelines: what is done to the pictures, by the number of the array.
+    """
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...] | None = None
+    is_single: bool = False
+    rows: Tensor | None = None
+    pipelines: Mapping[int, Pipeline] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tensors[0]) if self.rows is None else len(self.rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.tensors[0].device
+
+    def structured(self, parts: list[Tensor]) -> Any:
+        """A batch as torch's loader collates it."""
+        if self.names is not None:
+            return dict(zip(self.names, parts, strict=True))
+        return parts[0] if self.is_single else parts
+
+    def with_transforms(self, transforms: Any) -> Columns:
+        """With transforms for the first array, or for those that a mapping names.
+
+        Raises:
+            KeyError, TypeError, ValueError: they do not suit the arrays.
+        """
+        if not isinstance(transforms, Mapping):
+            transforms = {0 if self.names is None else self.names[0]: transforms}
+        names = list(range(len(self.tensors))) if self.names is None else list(self.names)
+        made: dict[int, Pipeline] = {}
+        for name, listed in transforms.items():
+            if name not in names:
+                raise KeyError(f"transforms must be for arrays of {names}, got {name!r}")
+            if isinstance(listed, Transform) or not isinstance(listed, Sequence):
+                raise TypeError(f"transforms must be a list of them, got {listed!r}")
+            number = names.index(name)
+            made[number] = pipeline(listed, self.tensors[number])
+        return Columns(self.tensors, self.names, self.is_single, self.rows, made)
+
+
+def columns_of(dataset: Any) -> Columns | str:
+    """The arrays of ``dataset``, or why batches cannot be gathered from it."""
+    if type(dataset) is Subset:
+        found = columns_of(dataset.dataset)
+        if isinstance(found, str):
+            return found
+        rows = torch.as_tensor(dataset.indices)
+        if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+            return "the indices of the Subset are not integers"
+        rows = rows.to(found.device, torch.int64)
+        rows = torch.where(rows < 0, rows + len(found), rows)
+        if bool(((rows < 0) | (rows >= len(found))).any()):
+            return "an index of the Subset is out of range"
+        if found.rows is not None:
+            rows = found.rows[rows]
+        return Columns(found.tensors, found.names, found.is_single, rows)
+    if type(dataset) is TensorDataset:
+        found = Columns(dataset.tensors)
+    elif type(dataset) is ArrayDataset:
+        found = Columns(dataset.tensors, dataset.names, dataset.is_single)
+    else:
+        return f"the data set is of the type {type(dataset).__name__}"
+    if not found.tensors:
+        return "the data set holds no tensor"
+    for tensor in found.tensors:
+        if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
+            return "a tensor of the data set is not an ordinary one"
+        if tensor.requires_grad:
+            return "a tensor of the data set requires a gradient"
+        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+            return "a tensor of the data set is not contiguous"
+        if tensor.device != found.device or tensor.device.type not in ("cpu", "cuda"):
+            return f"the tensors of the data set are on {tensor.device} and {found.device}"
+    if found.device.type == "cuda" and _C.build_info()["cuda"] is None:
+        return "dynloader was built without CUDA"
+    return found
+
+
+def why_not(loader: Any) -> str | None:
+    """What in a loader's arguments needs torch's own way of making batches, if something does."""
+    if loader.batch_size is None:
+        return "batch_size is None"
+    if loader.collate_fn is not default_collate:
+        return "collate_fn is given"
+    if loader.worker_init_fn is not None:
+        return "worker_init_fn is given"
+    return None
+
+
+def why_not_torch(loader: Any) -> str | None:
+    """The same for a loader without a policy, whose batches come from torch's iterators."""
+    if loader.num_workers > 0:
+        return "num_workers is above 0, and there is no policy"
+    if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in _TORCH:
+        return "the sampler is not torch's, and its indices may be anything"
+    return None
+
+
+def num_threads(num_workers: int) -> int:
+    """How many threads gather ahead: as many as workers were asked for, or all of torch's but one.
+
+    The consumer helps.
+    """
+    if num_workers > 0:
+        return min(num_workers, os.cpu_count() or 1)
+    return min(4, torch.get_num_threads() - 1)
+
+
+class HostFeed:
+    """Batches from arrays on the host; iterates over pairs of indices and batches.
+
+    Args:
+        columns: the arrays.
+        batches: of indices, int64 [b] on the host.
+        seed: of the transforms, in [0, 2**64).
+        epoch: likewise, in [0, 2**32).
+        threads: that gather ahead.
+        pin_memory: batches in memory that a GPU reads by itself.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        batches: Iterator[Tensor],
+        *,
+        seed: int,
+        epoch: int,
+        threads: int,
+        pin_memory: bool,
+    ) -> None:
+        self._columns = columns
+        self._batches = batches
+        self._ahead: deque[Tensor] = deque()
+        native = [
+            (tensor, columns.pipelines[j].native() if j in columns.pipelines else None)
+            for j, tensor in enumerate(columns.tensors)
+        ]
+        self._feeder = _C.Feeder(
+            native, seed=seed, epoch=epoch, num_threads=threads, pin_memory=pin_memory
+        )
+        # One that the consumer has, one for each thread, and two that wait for it.
+        for _ in range(threads + 2):
+            self._submit()
+
+    def _submit(self) -> None:
+        index = next(self._batches, None)
+        if index is not None:
+            rows = self._columns.rows
+            self._ahead.append(index)
+            self._feeder.submit(index if rows is None else rows[index])
+
+    def __iter__(self) -> HostFeed:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Any]:
+        if not self._ahead:
+            raise StopIteration
+        self._submit()
+        index = self._ahead.popleft()
+        parts = self._feeder.take()
+        for j, made in self._columns.pipelines.items():
+            parts[j] = made.finish(parts[j])
+        return index, self._columns.structured(parts)
+
+
+class DeviceFeed:
+    """Batches from arrays on a GPU, where the order is computed too: no index visits the host.
+
+    Args:
+        columns: the arrays.
+        plan: of the epoch.
+        start: position in it of the first batch.
+        stop: position after the last.
+        batch_size: the last one may be smaller.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        plan: Plan,
+        start: int,
+        stop: int,
+        batch_size: int,
+    ) -> None:
+        self._columns, self._plan = columns, plan
+        # Nothing reads them: the order names rows that exist, and a policy's indices were checked.
+        self._faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
+        self._samples = plan.samples_on(columns.device)
+        self._place, self._stop, self._batch_size = start, stop, batch_size
+        self._chunk: deque[Tensor] = deque()
+
+    def __iter__(self) -> DeviceFeed:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Any]:
+        if not self._chunk:
+            self._next_chunk()
+        index = self._chunk.popleft()
+        columns, plan = self._columns, self._plan
+        rows = index if columns.rows is None else columns.rows[index]
+        parts = []
+        for j, tensor in enumerate(columns.tensors):
+            made = columns.pipelines.get(j)
+            if made is None:
+                parts.append(torch.ops.dynloader.gather_rows(tensor, rows, self._faults))
+            else:
+                parts.append(
+                    made.gather(tensor, rows, self._faults, seed=plan.seed, epoch=plan.epoch)
+                )
+        return index, columns.structured(parts)
+
+    def _next_chunk(self) -> None:
+        if self._place >= self._stop:
+            raise StopIteration
+        most = max(1, _CHUNK // self._batch_size) * self._batch_size
+        stop = min(self._stop, self._place + most)
+        plan, samples = self._plan, self._samples
+        if plan.shuffle:
+            index = ops.order(samples, self._place, stop, seed=plan.seed, epoch=plan.epoch)
+        else:
+            index = samples[self._place : stop].clone()
+        self._place = stop
+        self._chunk.extend(torch.split(index, self._batch_size))
+
+
+class ArrayFetcher:
+    """Takes the place of torch's fetcher, which calls the data set for each sample."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._faults = torch.zeros(2, dtype=torch.int64)
+
+    def fetch(self, index: list[int]) -> Any:
+        """The batch of these samples, which are in range."""
+        columns = self._columns
+        rows = torch.tensor(index, dtype=torch.int64)
+        if columns.rows is not None:
+            rows = columns.rows[rows]
+        gather = torch.ops.dynloader.gather_rows
+        return columns.structured([gather(part, rows, self._faults) for part in columns.tensors])

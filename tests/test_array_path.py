@@ -1,0 +1,456 @@
+"""Batches of arrays: those of torch's way, without a call for each sample."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ledger import Numbers, loss_of
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from dynloader import _C as native
+from dynloader import (
+    UCB,
+    ArrayDataset,
+    DataLoader,
+    Full,
+    InfoBatch,
+    RandomDynamic,
+    prefetch_to_device,
+)
+from dynloader import transforms as T
+from dynloader.array_path import DeviceFeed
+
+N = 100
+
+
+def images() -> Tensor:
+    return torch.arange(N * 3 * 8 * 8).reshape(N, 3, 8, 8).to(torch.uint8)
+
+
+def in_a_file(folder: Path) -> np.memmap[Any, Any]:
+    made = np.memmap(folder / "rows", np.int16, "w+", shape=(N, 5))
+    made[:] = np.arange(N * 5).reshape(N, 5)
+    made.flush()
+    return np.memmap(folder / "rows", np.int16, "r", shape=(N, 5))
+
+
+DATASETS: dict[str, Callable[[Path], Dataset[Any]]] = {
+    "tensors": lambda _: TensorDataset(images(), torch.arange(N)),
+    "one tensor": lambda _: TensorDataset(torch.arange(N)),
+    "array": lambda _: ArrayDataset(torch.arange(N)),
+    "arrays": lambda _: ArrayDataset(np.arange(N * 2.0).reshape(N, 2), torch.arange(N)),
+    "list": lambda _: ArrayDataset([torch.arange(N), images()]),
+    "mapping": lambda _: ArrayDataset({"x": images(), "y": torch.arange(N)}),
+    "memmap": lambda folder: ArrayDataset(in_a_file(folder)),
+    "subset": lambda _: Subset(TensorDataset(images(), torch.arange(N)), range(90, 3, -1)),
+    "subset of a subset": lambda _: Subset(
+        Subset(ArrayDataset(torch.arange(N)), [*range(50), -1, -2]), range(1, 52)
+    ),
+}
+OPTIONS: list[dict[str, Any]] = [
+    {"policy": Full()},
+    {"policy": RandomDynamic(keep=0.3, every=1), "batch_size": 7},
+    {"policy": RandomDynamic(keep=0.5, every=1), "drop_last": True},
+    {"policy": UCB(keep=0.5, every=1), "return_index": True},
+    {"policy": Full(), "shuffle": False, "num_workers": 2},
+]
+
+
+def equal(one: Any, other: Any) -> None:
+    """Of the same types, with the same values."""
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        equal(list(one.values()), list(other.values()))
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for part, other_part in zip(one, other, strict=True):
+            equal(part, other_part)
+    else:
+        assert one == other
+
+
+def size_of(batch: Any) -> int:
+    """Of its first part."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    return size_of(next(iter(batch.values() if isinstance(batch, dict) else batch)))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_batches_are_those_of_the_other_path(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    dataset = DATASETS[name](tmp_path)
+    given = {"batch_size": 8, "seed": 3} | options
+    ours = DataLoader(dataset, **given)
+    others = DataLoader(dataset, **(given | {"num_workers": 0}), array_path=False)
+    assert ours.path == "host arrays"
+    assert others.path == "samples (array_path is False)"
+    for _ in range(3):
+        assert len(ours) == len(others)
+        count = 0
+        for batch, other in zip(ours, others, strict=True):
+            equal(batch, other)
+            losses = torch.arange(size_of(batch))
+            for loader in (ours, others):
+                loader.update(losses.float())
+            count += 1
+        assert count > 0
+        assert ours.epoch == others.epoch
+    assert torch.equal(ours.table.scores, others.table.scores)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_without_a_policy_too(name: str, tmp_path: Path) -> None:
+    dataset = DATASETS[name](tmp_path)
+    for options in ({"shuffle": True}, {}, {"drop_last": True, "batch_size": 9}):
+        given = {"batch_size": 8} | options
+        ours, torchs = DataLoader(dataset, **given), torch.utils.data.DataLoader(dataset, **given)
+        assert ours.path == "host arrays"
+        for _ in range(2):
+            found = []
+            for loader in (ours, torchs):
+                torch.manual_seed(4)
+                found.append(list(loader))
+            equal(*found)
+
+
+class Doubled(TensorDataset):
+    """What its parent does not do: it must be asked for each sample."""
+
+    def __getitem__(self, index: int) -> Any:
+        return 2 * super().__getitem__(index)[0]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "reason"),
+    [
+        (Numbers(9), {}, "the data set is of the type Numbers"),
+        (Doubled(torch.arange(9)), {}, "the data set is of the type Doubled"),
+        (TensorDataset(torch.eye(9).t()[:, ::2]), {}, "a tensor of the data set is not contiguous"),
+        (TensorDataset(torch.eye(9).requires_grad_()), {}, "requires a gradient"),
+        (TensorDataset(torch.eye(9)), {"collate_fn": list}, "collate_fn is given"),
+        (TensorDataset(torch.eye(9)), {"batch_size": None}, "batch_size is None"),
+        (TensorDataset(torch.eye(9)), {"worker_init_fn": print}, "worker_init_fn is given"),
+        (TensorDataset(torch.eye(9)), {"array_path": False}, "array_path is False"),
+        (Subset(Numbers(10), range(9)), {}, "the data set is of the type Numbers"),
+    ],
+    ids=str,
+)
+def test_what_is_no_array_is_asked_for_samples(
+    dataset: Any, options: dict[str, Any], reason: str
+) -> None:
+    loader = DataLoader(dataset, policy=Full(), **options)
+    assert loader.path.startswith("samples (")
+    assert reason in loader.path
+    assert loader.stats()["dynloader/array_path"] == 0
+    assert loader.path in repr(loader)
+    assert len(list(loader)) == 9
+
+
+def test_a_subset_out_of_range_is_left_to_torch() -> None:
+    dataset = TensorDataset(torch.eye(9))
+    for indices, reason in (
+        ([0, 9], "out of range"),
+        ([0, -10], "range"),
+        ([0.0, 1.5], "integers"),
+    ):
+        loader = DataLoader(Subset(dataset, indices), 1, shuffle=False, policy=Full())  # type: ignore
+        assert reason in loader.path
+        with pytest.raises((IndexError, TypeError)):
+            list(loader)
+
+
+LISTED = [T.RandomCrop(8, padding=2), T.RandomHorizontalFlip(), T.Normalize((0.5,) * 3, (0.2,) * 3)]
+
+
+def augmented(**options: Any) -> DataLoader[Any]:
+    dataset = TensorDataset(images(), torch.arange(N))
+    given = {"policy": RandomDynamic(keep=0.5, every=1), "batch_size": 8, "transforms": LISTED}
+    return DataLoader(dataset, **(given | options))
+
+
+def by_sample(loader: DataLoader[Any]) -> dict[int, Tensor]:
+    """The picture of each sample of an epoch."""
+    return {
+        sample: picture
+        for pictures, samples in loader
+        for sample, picture in zip(samples.tolist(), pictures, strict=True)
+    }
+
+
+def test_pruning_and_reordering_do_not_change_a_picture() -> None:
+    pruned = by_sample(augmented())
+    every = by_sample(augmented(policy=Full(), batch_size=33, shuffle=False, num_workers=2))
+    assert len(pruned) == 50
+    assert all(torch.equal(picture, every[sample]) for sample, picture in pruned.items())
+    others = by_sample(augmented(seed=1))
+    assert any(not torch.equal(picture, every[sample]) for sample, picture in others.items())
+
+
+def test_a_resumed_run_repeats_the_pictures() -> None:
+    loader, resumed = augmented(), augmented()
+    list(loader)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    resumed.load_state_dict(loader.state_dict())
+    equal(list(resumed), list(iterator))
+    equal(list(resumed), list(loader))
+    with pytest.raises(ValueError, match="transforms"):
+        augmented(transforms=LISTED[1:]).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_pictures_are_torchvisions(mode: str, dtype: torch.dtype) -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2.functional")
+    from reference_pictures import cut, drawn
+
+    mean, std = [0.49, 0.48, 0.44], [0.24, 0.25, 0.26]
+    listed = [
+        T.RandomCrop((6, 7), padding=3, padding_mode=mode),  # type: ignore[arg-type]
+        T.RandomHorizontalFlip(0.4),
+        T.Cutout(3),
+        T.Normalize(mean, std),
+        T.Cast(dtype),
+    ]
+    found = by_sample(augmented(transforms=listed, policy=Full(), seed=9))
+    for sample, picture in found.items():
+        at = {"seed": 9, "epoch": 0, "sample": sample}
+        wanted = images()[sample]
+        top, left, flip = drawn(wanted.numpy(), crop=(6, 7), padding=3, **at)
+        wanted = v2.pad(wanted, [3, 3, 3, 3], padding_mode=mode)
+        wanted = v2.crop(wanted, top, left, 6, 7)
+        if flip < round(0.4 * 2**32):
+            wanted = v2.horizontal_flip(wanted)
+        above, before = cut((6, 7), 3, **at)
+        height, width = min(3, 6 - above, above + 3), min(3, 7 - before, before + 3)
+        wanted = v2.erase(wanted, max(0, above), max(0, before), height, width, torch.tensor(0))
+        wanted = v2.normalize(v2.to_dtype(wanted, torch.float32, scale=True), mean, std)
+        assert torch.equal(picture, wanted.to(dtype)), sample
+
+
+def test_what_is_not_bytes_is_normalised_too() -> None:
+    pictures = images().float()
+    dataset = ArrayDataset({"image": pictures, "index": torch.arange(N)})
+    loader = DataLoader(
+        dataset,
+        batch_size=8,
+        policy=Full(),
+        transforms={"image": [T.Normalize(3.0, 2.0), T.Cast(torch.float16)]},
+        batch_transform=lambda batch: (batch["image"], batch["index"]),
+    )
+    for batch, samples in loader:
+        assert torch.equal(batch, ((pictures[samples] - 3) / 2).half())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"policy": None}, ValueError, "transforms needs a policy"),
+        ({"array_path": False}, ValueError, "transforms needs batches gathered from arrays"),
+        ({"transforms": [T.Cast(torch.float32), T.RandomCrop(3)]}, ValueError, "in the order"),
+        ({"transforms": [torch.relu]}, TypeError, "must be of dynloader.transforms, got builtin"),
+        ({"transforms": {3: LISTED}}, KeyError, "must be for arrays of"),
+        ({"transforms": {1: LISTED}}, ValueError, "need pictures of shape"),
+        ({"transforms": T.RandomCrop(3)}, TypeError, "must be a list"),
+        ({"transforms": [T.RandomCrop(9)]}, ValueError, "the crop must be at most"),
+        ({"transforms": [T.RandomCrop(3, fill=300)]}, ValueError, "fill must be an integer"),
+        ({"transforms": [T.Normalize((1, 2), 1)]}, ValueError, "mean must hold 1 or 3 numbers"),
+        ({"batch_transform": 3}, TypeError, "batch_transform must be callable, got 3"),
+        ({"array_path": 1}, TypeError, "array_path"),
+    ],
+    ids=str,
+)
+def test_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message) if "." not in message else message):
+        augmented(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ArrayDataset(), "arrays must hold at least one array, got none"),
+        (lambda: ArrayDataset(torch.eye(3), torch.eye(2)), r"of one length, .* got \[3, 2\]"),
+        (lambda: ArrayDataset(torch.empty(0)), "at least 1"),
+        (lambda: ArrayDataset([1, 2]), "array 0 must be a tensor or a NumPy array, got int"),
+        (lambda: ArrayDataset({"x": np.array(["a"])}), "x must have a dtype and strides"),
+        (lambda: ArrayDataset(torch.tensor(1)), r"must have shape \[n, ...\], got \[\]"),
+        (lambda: T.RandomCrop(0), "size"),
+        (lambda: T.RandomCrop(3, padding_mode="edge"), "padding_mode must be"),  # type: ignore
+        (lambda: T.RandomHorizontalFlip(2), r"p must be .*got 2"),
+        (lambda: T.Normalize(0.5, 0.0), "std must be"),
+        (lambda: T.Cast(torch.int8), "dtype must be"),
+    ],
+)
+def test_bad_arrays_and_transforms(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+# --- the threads that gather ahead ---------------------------------------------------------------
+
+
+def num_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def num_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def fail_in(loader: DataLoader[Any]) -> None:
+    for _ in loader:
+        raise ZeroDivisionError
+
+
+def test_threads_end_with_their_iterator() -> None:
+    loader = augmented(num_workers=2)
+    list(loader)  # what torch starts once, it starts here
+    threads, files = num_threads(), num_files()
+    for _ in range(20):
+        iterator = iter(loader)
+        next(iterator)
+        assert num_threads() > threads
+        del iterator
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            fail_in(loader)
+    del loader
+    assert num_threads() <= threads
+    assert num_files() <= files
+
+
+def test_memory_stays_over_epochs() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    dataset = TensorDataset(torch.zeros(2000, 3, 32, 32, dtype=torch.uint8), torch.arange(2000))
+    loader = DataLoader(
+        dataset, batch_size=256, policy=InfoBatch(anneal=None), transforms=LISTED, num_workers=2
+    )
+    for epoch in range(220):
+        for _, samples in loader:
+            loader.update(loss_of(samples))
+        if epoch == 20:
+            before = resident_bytes()
+    assert resident_bytes() - before < 8 * 2**20  # an epoch's batches take 25 MB
+
+
+def test_two_iterators_and_copies() -> None:
+    loader = augmented(policy=Full())
+    wanted = list(augmented(policy=Full()))
+    one, other = iter(loader), iter(loader)
+    found = [(next(one), next(other)) for _ in range(len(wanted))]
+    for (first, second), batch in zip(found, wanted, strict=True):
+        equal(first, batch)
+        equal(second, batch)
+    equal(list(pickle.loads(pickle.dumps(augmented(policy=Full())))), wanted)
+    equal(list(copy.deepcopy(augmented(policy=Full()))), wanted)
+
+
+def test_batches_are_the_consumers_own() -> None:
+    loader = augmented(policy=Full(), transforms=None, num_workers=2)
+    kept = list(loader)
+    for pictures, samples in kept:
+        assert torch.equal(pictures, images()[samples])
+        pictures.zero_()
+    assert images().any()
+
+
+def test_what_gathering_raises_is_raised_where_the_batch_is_taken() -> None:
+    for threads in (0, 2):
+        feeder = native.Feeder(
+            [(torch.arange(9), None)], seed=0, epoch=0, num_threads=threads, pin_memory=False
+        )
+        for index in ([1, 2], [3, 9], [4]):
+            feeder.submit(torch.tensor(index))
+        assert feeder.take()[0].tolist() == [1, 2]
+        with pytest.raises(IndexError, match=r"index must be in \[0, 9\), got 9 at position 1"):
+            feeder.take()
+        assert feeder.take()[0].tolist() == [4]
+
+
+def test_prefetch_to_device(device: torch.device) -> None:
+    loader = torch.utils.data.DataLoader(ArrayDataset({"x": torch.arange(20)}), batch_size=6)
+    found = list(prefetch_to_device(loader, device))
+    assert [batch["x"].tolist() for batch in found] == [batch["x"].tolist() for batch in loader]
+    assert all(batch["x"].device.type == device.type for batch in found)
+    assert [*prefetch_to_device([1, ("a", None)], device)] == [1, ("a", None)]
+
+
+def test_arrays_on_the_gpu_stay_there(device: torch.device) -> None:
+    for options in OPTIONS[:4]:
+        given = {"batch_size": 8} | options
+        here = DataLoader(ArrayDataset(images(), torch.arange(N)), **given)
+        dataset = ArrayDataset(images(), torch.arange(N), device=device)
+        there = DataLoader(dataset, **given)
+        assert there.path == ("host arrays" if device.type == "cpu" else "device arrays")
+        for _ in range(2):
+            for batch, other in zip(there, here, strict=True):
+                assert all(part.device.type == device.type for part in batch)
+                equal([part.cpu() for part in batch], list(other))
+                for loader in (there, here):
+                    loader.update(loss_of(other[1]))
+
+
+def test_batches_of_a_gpu_are_computed_as_here() -> None:
+    """The feed of arrays on a GPU, of arrays that are here."""
+    subset = Subset(ArrayDataset([images(), torch.arange(N)]), range(90, 3, -1))
+    for options in ({}, {"shuffle": False}, {"policy": Full()}, {"batch_size": 9, "seed": 2**63}):
+        loader = augmented(**options)
+        if not options:
+            loader = DataLoader(
+                subset, 7, policy=RandomDynamic(keep=0.3, every=1), transforms=LISTED
+            )
+        for epoch in (0, 1):
+            loader.set_epoch(epoch)
+            plan, size = loader.sampler.plan, loader.batch_size
+            feed = DeviceFeed(loader._columns, plan, 2 * size, len(plan), size)
+            wanted = [*loader][2:]
+            equal([batch for _, batch in feed], wanted)
+
+
+@pytest.mark.cuda
+def test_torch_sees_no_waiting_in_an_epoch_of_arrays_on_the_gpu(cuda: torch.device) -> None:
+    for dataset in (
+        ArrayDataset([images(), torch.arange(N)], device=cuda),
+        Subset(ArrayDataset([images(), torch.arange(N)], device=cuda), range(80)),
+        TensorDataset(images(), torch.arange(N)),
+    ):
+        loader = DataLoader(dataset, 8, policy=UCB(every=1), transforms=LISTED, device=cuda)
+        for _ in range(3):
+            iterator = iter(loader)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _, samples in iterator:
+                    loader.update(samples.float())
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        loader.table.check()
+
+
+@pytest.mark.cuda
+def test_batches_copied_to_the_gpu_are_those_from_here(cuda: torch.device) -> None:
+    here, there = augmented(), augmented(device=cuda, num_workers=3)
+    for _ in range(3):
+        for batch, other in zip(there, here, strict=True):
+            assert all(part.is_cuda for part in batch)
+            equal([part.cpu() for part in batch], other)
