@@ -50,6 +50,7 @@ def steps(out: Path) -> list[Step]:
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     short = ("bench/digests.py", "--sizes", "33,5000,70001", "--devices", "cpu,cuda")
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    loader = python("bench/bench_loader.py", "--quick", "--out", str(out / "loader"))
     digests = ("bench/digests.py", "--out", str(out / "digests.json"))
     return [
         Step("build", python("setup.py", "build_ext", "--inplace"), 150, build),
@@ -63,6 +64,7 @@ def steps(out: Path) -> list[Step]:
             for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
         ),
         Step("bench", python("-m", "dynloader", "bench", "--quick", "--out", str(out)), 150),
+        Step("bench of the loader", loader, 60),
         Step(
             "other tests", python(*tests, "-m", "not cuda and not vision", *ignored, "tests"), 200
         ),

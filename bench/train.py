@@ -81,14 +81,13 @@ class Trainer:
         on_cpu = self.policy is not None and args.device == "cpu"
         table = dynloader.ScoreTable(len(data.train), "cpu") if on_cpu else None
         self.loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-            data.train,
+            data.train.dataset,
             args.batch_size,
             shuffle=True,
             # Batch normalisation over one or two samples, the rest of an epoch, ruins a network;
             # and how large the rest is depends on the method.
             drop_last=min(args.keep, 0.5) * len(data.train) > args.batch_size,
             num_workers=args.workers,
-            collate_fn=train_data.as_it_is,
             pin_memory=args.device.startswith("cuda"),
             policy=self.policy,
             table=table,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 TORCHVISION = {
@@ -23,32 +21,25 @@ TORCHVISION = {
 }
 
 
-class Images(Dataset[Any]):
-    """Images and labels; a whole batch is one indexing operation.
+@dataclass(frozen=True)
+class Images:
+    """Images and labels.
 
     Attributes:
         images: uint8 [n, channels, height, width].
         labels: int64 [n].
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
+    images: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        index = torch.as_tensor(indices)
-        return self.images[index], self.labels[index]
-
-
-def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The collate function for what ``Images.__getitems__`` returns."""
-    return batch
+    @property
+    def dataset(self) -> TensorDataset:
+        """For a loader, which gathers whole batches from it."""
+        return TensorDataset(self.images, self.labels)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,307 @@
+"""What an epoch of arrays costs: our loader beside torch's, an index_select loop, and a copy.
+
+    python bench/bench_loader.py --out bench/results/loader [--data shared-or-other.npz] [--quick]
+
+Pictures like CIFAR-10's, uint8 [50000, 3, 32, 32], and labels. All rows of a table take turns;
+medians. Where a row takes long it is measured on fewer samples, and told per sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import dynloader
+from dynloader import transforms as ours
+from dynloader.bench import machine
+
+_IN_A_ROW = 10
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class Transformed(Dataset[Any]):
+    """What people write: torchvision's transforms, a sample at a time."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        from torchvision.transforms import v2
+
+        self.images, self.labels = images, labels
+        self.transform = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def walk(loader: Iterable[Any]) -> int:
+    """Take every batch, and let go of it."""
+    count = 0
+    for _ in loader:
+        count += 1
+    return count
+
+
+def epoch_of(loader: Iterable[Any]) -> Callable[[], int]:
+    """One epoch of a loader."""
+    return lambda: walk(loader)
+
+
+def pictures(path: str | None, n: int) -> tuple[Tensor, Tensor]:
+    """Pictures and labels: from an .npz with "images" and "labels", or random ones."""
+    if path is not None:
+        with np.load(path) as found:
+            return torch.from_numpy(found["images"][:n]), torch.from_numpy(found["labels"][:n])
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=random)
+    return images, torch.randint(0, 10, (n,), generator=random)
+
+
+def measured(
+    rows: dict[str, Callable[[], Any]], rounds: int, epochs: Mapping[str, int] | int = 1
+) -> dict[str, float]:
+    """Median seconds of an epoch of each; they take turns, so many epochs in a row."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, call in rows.items():
+            # OpenMP's threads stay awake for some milliseconds, and would be in the next row's way.
+            # Then all cores sleep: the first epoch wakes them, and is not counted.
+            time.sleep(0.03)
+            call()
+            for _ in range(epochs if isinstance(epochs, int) else epochs.get(name, _IN_A_ROW)):
+                begin = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def plain(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[str, float]:
+    """Batches as they are: seconds an epoch."""
+    data = TensorDataset(images, labels)
+    n = len(images)
+    # Where one epoch's batches are no larger than the last cache, the copy would be one of it.
+    target = torch.empty_like(images)
+
+    def by_index_select() -> None:
+        for index in torch.randperm(n).split(batch_size):
+            images.index_select(0, index)
+            labels.index_select(0, index)
+
+    full = dynloader.DataLoader(data, batch_size, policy=dynloader.Full(), table=cpu_table(n))
+    pruned = dynloader.DataLoader(
+        data,
+        batch_size,
+        policy=dynloader.RandomDynamic(keep=0.3, every=10**9),
+        table=cpu_table(n),
+    )
+    assert full.path == pruned.path == "host arrays"
+    unpruned = dynloader.DataLoader(data, batch_size, shuffle=True)
+    rows = {
+        "dynloader": epoch_of(full),
+        "dynloader, keep 0.3": epoch_of(pruned),
+        "dynloader without a policy": epoch_of(unpruned),
+        "index_select": by_index_select,
+        "copy": lambda: target.copy_(images),
+    }
+    # As many batches in a row of each.
+    found = measured(rows, rounds, epochs={"dynloader, keep 0.3": round(_IN_A_ROW / 0.3)})
+    stock = DataLoader(data, batch_size, shuffle=True)
+    found |= measured({"torch DataLoader": epoch_of(stock)}, max(3, rounds // 3))
+    workers = DataLoader(data, batch_size, shuffle=True, num_workers=2)
+    found |= measured({"torch DataLoader, 2 workers": epoch_of(workers)}, 1)
+    return found
+
+
+def augmented(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[str, float]:
+    """Cropped, flipped and normalised: seconds an epoch."""
+    listed = [
+        ours.RandomCrop(32, padding=4),
+        ours.RandomHorizontalFlip(),
+        ours.Normalize(MEAN, STD),
+    ]
+    data = TensorDataset(images, labels)
+    loader = dynloader.DataLoader(
+        data,
+        batch_size,
+        policy=dynloader.Full(),
+        table=cpu_table(len(images)),
+        transforms=listed,
+    )
+    stock = DataLoader(
+        Transformed(images, labels),
+        batch_size,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+    )
+    target = torch.empty(images.shape, dtype=torch.float32)
+    rows = {"dynloader": epoch_of(loader), "write": lambda: target.fill_(1.0)}
+    found = measured(rows, rounds, epochs=_IN_A_ROW)
+    return found | measured({"torchvision v2, 2 workers": epoch_of(stock)}, max(1, rounds // 5))
+
+
+def resident(images: Tensor, labels: Tensor, batch_size: int, device: str) -> dict[str, float]:
+    """Cropped, flipped and normalised where the data lies, on a GPU: seconds an epoch."""
+    images, labels = images.to(device), labels.to(device)
+    n, pad = len(images), 4
+    listed = [
+        ours.RandomCrop(32, padding=pad),
+        ours.RandomHorizontalFlip(),
+        ours.Normalize(MEAN, STD),
+    ]
+    options: dict[str, Any] = {"batch_size": batch_size, "transforms": listed}
+    data, table = dynloader.ArrayDataset([images, labels]), dynloader.ScoreTable(n, device)
+    full = dynloader.DataLoader(data, policy=dynloader.Full(), table=table, **options)
+    kept = dynloader.RandomDynamic(keep=0.3, every=10**9)
+    pruned = dynloader.DataLoader(
+        data, policy=kept, table=dynloader.ScoreTable(n, device), **options
+    )
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    sides = torch.arange(32, device=device)
+
+    def by_torch() -> None:
+        """Indexing, then augmentation of the batch by torch's kernels."""
+        for index in torch.randperm(n, device=device).split(batch_size):
+            labels.index_select(0, index)
+            batch = torch.nn.functional.pad(images.index_select(0, index), [pad] * 4)
+            top, left = torch.randint(0, 2 * pad + 1, (2, len(index), 1), device=device)
+            flip = torch.rand(len(index), 1, device=device) < 0.5
+            across = torch.where(flip, 31 - sides, sides) + left
+            rows = (sides + top)[:, None, :, None]
+            each = torch.arange(len(index), device=device)[:, None, None, None]
+            channel = torch.arange(3, device=device)[None, :, None, None]
+            batch = batch[each, channel, rows, across[:, None, None, :]]
+            batch.float().mul_(1 / 255).sub_(mean).div_(std)
+
+    source = torch.empty(n * 3 * 1024 * 5 // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copied() -> None:
+        """A copy of as many bytes, read and written, as the bytes and the floats are."""
+        target.copy_(source)
+
+    def waited(call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            if images.is_cuda:
+                torch.cuda.synchronize()
+
+        return run
+
+    rows = {
+        "dynloader": epoch_of(full),
+        "dynloader, keep 0.3": epoch_of(pruned),
+        "torch's kernels": by_torch,
+        "copy": copied,
+    }
+    return measured({name: waited(call) for name, call in rows.items()}, 10)
+
+
+def host_time(rounds: int) -> dict[str, float]:
+    """Seconds a batch where the samples are one byte: what is not moving data."""
+    n, batch_size = 50_000, 128
+    data = TensorDataset(torch.zeros(n, 1, dtype=torch.uint8))
+    loader = dynloader.DataLoader(data, batch_size, policy=dynloader.Full(), table=cpu_table(n))
+    batches = [[torch.zeros(batch_size, 1, dtype=torch.uint8)]] * len(loader)
+    stock = DataLoader(_Ready(batches), batch_size=None, shuffle=False)
+    found = measured(
+        {"dynloader": epoch_of(loader), "torch DataLoader of ready batches": epoch_of(stock)},
+        rounds,
+        epochs=_IN_A_ROW,
+    )
+    return {name: seconds / len(batches) for name, seconds in found.items()}
+
+
+class _Ready(Dataset[Any]):
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batches[index]
+
+
+def cpu_table(n: int) -> dynloader.ScoreTable:
+    """A table where the arrays are."""
+    return dynloader.ScoreTable(n, "cpu")
+
+
+def table_of(found: dict[str, Any]) -> str:
+    """The headlines, as Markdown."""
+    lines = [
+        f"An epoch of {found['n']:,} pictures of 32 x 32 from memory, on "
+        f"{found['machine']['cpu']}, {found['machine']['threads']} threads",
+        "",
+        "| | batch | ours | peers, × our time |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for name, group in found["epochs"].items():
+        for batch_size, times in group.items():
+            own = times["dynloader"]
+            peers = ", ".join(
+                f"{peer} {seconds / own:.{0 if seconds > 10 * own else 2}f}"
+                for peer, seconds in times.items()
+                if peer != "dynloader"
+            )
+            lines.append(f"| {name} | {batch_size} | 1 | {peers} |")
+    host = found["host_seconds_per_batch"]
+    ratio = host["torch DataLoader of ready batches"] / host["dynloader"]
+    lines += [
+        "",
+        f"*Beside moving data, a batch of 128 costs the host 1/{ratio:.2f} of what torch's loader "
+        "takes to hand out batches that are ready. Medians of epochs that take turns; torch "
+        f"{found['versions']['torch']}, commit {str(found['commit']['hash'])[:10]}*",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write results.json and table.md."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/loader"))
+    parser.add_argument("--data", help="an .npz with images and labels; by default random ones")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures")
+    args = parser.parse_args()
+    n = 5_000 if args.quick else 50_000
+    rounds = 3 if args.quick else 15
+    images, labels = pictures(args.data, n)
+    found: dict[str, Any] = machine.describe() | {"n": n, "rounds": rounds, "epochs": {}}
+    found["epochs"]["as they are"] = {b: plain(images, labels, b, rounds) for b in (128, 512)}
+    found["epochs"]["crop, flip, normalise"] = {
+        b: augmented(images, labels, b, rounds // 3) for b in (128, 512)
+    }
+    if torch.cuda.is_available():
+        found["epochs"]["the same, on a GPU"] = {
+            b: resident(images, labels, b, "cuda") for b in (128, 512)
+        }
+    found["host_seconds_per_batch"] = host_time(rounds)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "table.md").write_text(table_of(found))
+    print(table_of(found))
+
+
+if __name__ == "__main__":
+    main()
