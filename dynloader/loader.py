@@ -16,6 +16,7 @@ from dynloader.array_path import (
     ArrayFetcher,
     Columns,
     DeviceFeed,
+    Feeders,
     HostFeed,
     columns_of,
     num_threads,
@@ -86,7 +87,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     """
 
     _columns: Columns | None = None
-
+    _feeders: Feeders | None = None
     _recorded: RecordedSampler | None = None
 
     def __init__(
@@ -227,13 +228,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         stop = batches.stop_of(run.plan)
         feed: Iterator[Any]
         if columns.device.type == "cpu":
+            if self._feeders is None:
+                is_pinned = (self.pin_memory or self._goes_to_gpu) and torch.cuda.is_available()
+                self._feeders = Feeders(columns, is_pinned)
             feed = HostFeed(
                 columns,
+                self._feeders,
                 batches.replay(SMALL_CHUNK),
                 seed=run.plan.seed,
                 epoch=run.plan.epoch,
                 threads=num_threads(self.num_workers),
-                pin_memory=(self.pin_memory or self._goes_to_gpu) and torch.cuda.is_available(),
             )
         else:
             feed = DeviceFeed(columns, run.plan, run.start, stop, batches.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 import re
@@ -321,10 +322,13 @@ def fail_in(loader: DataLoader[Any]) -> None:
         raise ZeroDivisionError
 
 
-def test_threads_end_with_their_iterator() -> None:
-    loader = augmented(num_workers=2)
-    list(loader)  # what torch starts once, it starts here
+def test_threads_end_with_their_iterator_or_their_loader() -> None:
+    list(augmented(num_workers=2))  # what torch starts once, it starts here
     threads, files = num_threads(), num_files()
+    loader = augmented(num_workers=2)
+    for _ in range(3):  # those of an epoch that is through serve the next
+        list(loader)
+        assert num_threads() == threads + 2
     for _ in range(20):
         iterator = iter(loader)
         next(iterator)
@@ -336,6 +340,36 @@ def test_threads_end_with_their_iterator() -> None:
     del loader
     assert num_threads() <= threads
     assert num_files() <= files
+
+
+def in_a_fork(loader: DataLoader[Any], old: Any, answers: Any) -> None:
+    try:
+        list(old)
+    except RuntimeError as error:
+        answers.put(str(error))
+    answers.put([samples.tolist() for _, samples in loader])
+    del old, loader
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_begins_anew() -> None:
+    context = multiprocessing.get_context("fork")
+    loader = augmented(num_workers=2)
+    list(loader)
+    assert loader._feeders._spare  # what the fork inherits
+    iterator = iter(loader)
+    next(iterator)
+    answers = context.SimpleQueue()
+    process = context.Process(target=in_a_fork, args=(loader, iterator, answers))
+    process.start()
+    assert "cannot go on in a process that was forked" in answers.get()
+    found = answers.get()
+    process.join(20)
+    assert process.exitcode == 0
+    assert len(list(iterator)) == len(loader) - 1
+    again = augmented()
+    list(again)
+    assert found == [samples.tolist() for _, samples in again]
 
 
 def test_memory_stays_over_epochs() -> None:

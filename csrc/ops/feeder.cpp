@@ -1,5 +1,7 @@
 #include "feeder.h"
 
+#include <unistd.h>
+
 #include <utility>
 
 #include "checks.h"
@@ -17,7 +19,10 @@ void run_here(int64_t tasks, void (*task)(void*, int64_t), void* context) {
 
 Feeder::Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
                bool pin_memory)
-    : columns_(std::move(columns)), address_{seed, epoch}, pin_memory_(pin_memory) {
+    : columns_(std::move(columns)),
+      address_{seed, epoch},
+      pin_memory_(pin_memory),
+      process_(getpid()) {
   TORCH_CHECK_VALUE(!columns_.empty(), "Feeder: columns must hold at least one array, got none");
   for (const Column& column : columns_) {
     TORCH_CHECK_VALUE(column.data.is_cpu(), "Feeder: arrays must be on the CPU, got ",
@@ -43,6 +48,15 @@ Feeder::~Feeder() {
   for (std::thread& thread : threads_) thread.join();
 }
 
+bool Feeder::is_here() const { return process_ == getpid(); }
+
+void Feeder::begin(uint64_t seed, uint32_t epoch) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TORCH_CHECK_VALUE(jobs_.empty(), "Feeder: begin needs all batches to be taken, got ",
+                    jobs_.size(), " that were not");
+  address_ = {seed, epoch};
+}
+
 void Feeder::submit(at::Tensor index) {
   check_dtype("Feeder", "index", index, at::kLong);
   check_vector("Feeder", "index", index);
@@ -63,6 +77,9 @@ int64_t Feeder::num_submitted() {
 }
 
 std::vector<at::Tensor> Feeder::take() {
+  TORCH_CHECK(is_here(),
+              "DataLoader: an iterator over arrays cannot go on in a process that was forked since "
+              "it began; begin another with iter()");
   std::unique_lock<std::mutex> lock(mutex_);
   TORCH_CHECK_VALUE(!jobs_.empty(), "Feeder: take needs a batch that was submitted, got none");
   const std::shared_ptr<Job> job = jobs_.front();

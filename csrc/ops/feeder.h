@@ -27,7 +27,8 @@ struct Column {
 // own work ahead; each batch is gathered by one thread, so that they need not wait for each other
 // within it. Who asks for a batch that none has begun gathers it himself.
 //
-// Of one consumer: submit and take must not be called at the same time.
+// Of one consumer: submit and take must not be called at the same time. A process that was forked
+// has none of the threads, and cannot go on.
 class Feeder {
  public:
   Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
@@ -37,11 +38,15 @@ class Feeder {
   // Batches that were not begun are dropped.
   ~Feeder();
 
+  // Of another epoch from here on. All that was submitted must have been taken.
+  void begin(uint64_t seed, uint32_t epoch);
   void submit(at::Tensor index);
   // The batch submitted first of those that were not taken: one tensor for each column. Raises what
   // its gathering raised.
   std::vector<at::Tensor> take();
   int64_t num_submitted();
+  // Whether this process made it, and not one that forked it.
+  bool is_here() const;
 
  private:
   enum class State { kWaiting, kRunning, kDone };
@@ -59,11 +64,12 @@ class Feeder {
   std::vector<at::Tensor> gather(const at::Tensor& index) const;
 
   const std::vector<Column> columns_;
-  const Address address_;
+  Address address_;
   const bool pin_memory_;
   std::mutex mutex_;
   std::condition_variable has_work_, is_done_;
   std::deque<std::shared_ptr<Job>> jobs_;
+  const int64_t process_;
   bool is_closed_ = false;
   int num_idle_ = 0;
   std::vector<std::thread> threads_;

@@ -26,6 +26,8 @@ void bind_feeder(pybind11::module_& m) {
   // must not hold it.
   struct Close {
     void operator()(Feeder* feeder) const {
+      // One of the parent's is left: there is no thread here to wait for.
+      if (!feeder->is_here()) return;
       const py::gil_scoped_release release;
       delete feeder;
     }
@@ -42,8 +44,11 @@ void bind_feeder(pybind11::module_& m) {
                }),
            arg("columns"), py::kw_only(), arg("seed"), arg("epoch"), arg("num_threads"),
            arg("pin_memory"))
+      .def("begin", &Feeder::begin, arg("seed"), arg("epoch"),
+           py::call_guard<py::gil_scoped_release>())
       .def("submit", &Feeder::submit, arg("index"), py::call_guard<py::gil_scoped_release>())
       .def("take", &Feeder::take, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("is_here", &Feeder::is_here)
       .def_property_readonly("num_submitted", &Feeder::num_submitted);
 }
 
