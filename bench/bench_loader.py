@@ -248,22 +248,20 @@ def cpu_table(n: int) -> dynloader.ScoreTable:
 
 def table_of(found: dict[str, Any]) -> str:
     """The headlines, as Markdown."""
+    sizes = list(next(iter(found["epochs"].values())))
     lines = [
         f"An epoch of {found['n']:,} pictures of 32 x 32 from memory, on "
-        f"{found['machine']['cpu']}, {found['machine']['threads']} threads",
+        f"{found['machine']['cpu']}, {found['machine']['threads']} threads; times the time of "
+        "dynloader's full epoch",
         "",
-        "| | batch | ours | peers, × our time |",
-        "| --- | ---: | ---: | --- |",
+        f"| | {' | '.join(f'batch {size}' for size in sizes)} |",
+        "| --- |" + " ---: |" * len(sizes),
     ]
     for name, group in found["epochs"].items():
-        for batch_size, times in group.items():
-            own = times["dynloader"]
-            peers = ", ".join(
-                f"{peer} {seconds / own:.{0 if seconds > 10 * own else 2}f}"
-                for peer, seconds in times.items()
-                if peer != "dynloader"
-            )
-            lines.append(f"| {name} | {batch_size} | 1 | {peers} |")
+        for peer in group[sizes[0]]:
+            ratios = [group[size][peer] / group[size]["dynloader"] for size in sizes]
+            cells = (f"{ratio:.{0 if ratio > 10 else 2}f}" for ratio in ratios)
+            lines.append(f"| {name}: {peer} | {' | '.join(cells)} |")
     host = found["host_seconds_per_batch"]
     ratio = host["torch DataLoader of ready batches"] / host["dynloader"]
     lines += [

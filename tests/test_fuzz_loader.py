@@ -385,7 +385,9 @@ def test_a_resumed_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Run, "begin", begin)
     use = AnyUse()
-    use.make("full", 20, 1.0, 1, 0, batch_size=4, drop_last=False, shuffle=True, seed=0)
+    use.make(
+        "full", 20, 1.0, 1, 0, batch_size=4, drop_last=False, shuffle=True, seed=0, has_arrays=False
+    )
     for step in (use.begin, use.next_batch, use.next_batch):
         step()
     use.move("load")
