@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import dynloader
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -20,7 +23,8 @@ def test_jpeg_files_in_folders(tmp_path: Path) -> None:
             shade = 100 * number + i
             images.new("RGB", (32, 32), (shade, shade, shade)).save(tmp_path / name / f"{i}.jpg")
     command = [sys.executable, str(EXAMPLES / "imagefolder.py"), str(tmp_path), "--epochs", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    here = os.environ | {"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=here)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert "path=samples (the data set is of the type ImageFolder)" in lines[0]

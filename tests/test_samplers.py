@@ -10,7 +10,7 @@ from ledger import Lowest, Numbers, loss_of, lowest, train
 
 import dynloader
 from dynloader import Full, PruningBatchSampler, PruningSampler, RandomDynamic, ops
-from dynloader.plan import _CHUNK as CHUNK
+from dynloader.plan import CHUNK
 
 N = 100
 
