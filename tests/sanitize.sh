@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
-# Of the rest, one measures memory, which a sanitizer multiplies, and one tests torch's compiler.
+# Of the rest, some measure memory, which a sanitizer multiplies, and some test torch's compiler or torchvision.
 tests=$(ls tests/test_ops_*.py tests/test_table.py tests/test_array_path.py | grep -v -e ops_memory -e with_torch)
 
 # Instrumented libraries need the runtime to be there before Python, and it needs to find where C++ throws.
@@ -13,22 +13,25 @@ runtime() {
 }
 
 check() {
-  local sanitizers=$1 lib=build/${1%%,*}
-  shift
+  local sanitizers=$1 lib=build/${1%%,*} but_for=$2
+  shift 2
   echo "== $sanitizers"
   DYNLOADER_SANITIZE=$sanitizers DYNLOADER_CUDA=0 "$python" setup.py --quiet build --build-lib "$lib" > "$lib.log" 2>&1 \
     || { tail -n 40 "$lib.log"; exit 1; }
-  # A library of its own, and not the one in this folder, which Python looks at first.
+  # A library of its own, and not the one in this folder, which Python looks at first. What a sanitizer says before it ends
+  # the process is to be seen, so pytest leaves the descriptors alone.
   env PYTHONPATH="$lib" "$@" "$python" -c "
 import sys
 sys.path.remove('')
 import dynloader, pytest
 assert '/$lib/' in dynloader.__file__, dynloader.__file__
-sys.exit(pytest.main(['-q', '-rN', '-p', 'no:cacheprovider', '-k', 'not memory_stays and not torchvisions', *'''$tests'''.split()]))"
+sys.exit(pytest.main(['-q', '-rN', '--capture=sys', '-p', 'no:cacheprovider', '-k', 'not ($but_for)', *'''$tests'''.split()]))"
 }
 
 mkdir -p build
 # Python frees not all that it has. A small stack trace for each allocation saves half of the time.
-check address,undefined LD_PRELOAD="$(runtime libasan.so)" ASAN_OPTIONS=detect_leaks=0:malloc_context_size=5:quarantine_size_mb=16
-# What torch's own threads do is not instrumented. Where addresses are random, the runtime may find no room.
-check thread LD_PRELOAD="$(runtime libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 setarch -R
+but_for="memory_stays or torchvisions"
+check address,undefined "$but_for" LD_PRELOAD="$(runtime libasan.so)" ASAN_OPTIONS=detect_leaks=0:malloc_context_size=5:quarantine_size_mb=16
+# A forked process may not start threads here. What torch's own threads do is not instrumented.
+# Where addresses are random, the runtime may find no room.
+check thread "$but_for or fork" LD_PRELOAD="$(runtime libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 setarch -R

@@ -359,11 +359,11 @@ def test_a_fork_begins_anew() -> None:
     assert loader._feeders._spare  # what the fork inherits
     iterator = iter(loader)
     next(iterator)
-    answers = context.SimpleQueue()
+    answers = context.Queue()
     process = context.Process(target=in_a_fork, args=(loader, iterator, answers))
     process.start()
-    assert "cannot go on in a process that was forked" in answers.get()
-    found = answers.get()
+    assert "cannot go on in a process that was forked" in answers.get(timeout=60)
+    found = answers.get(timeout=60)
     process.join(20)
     assert process.exitcode == 0
     assert len(list(iterator)) == len(loader) - 1

@@ -30,8 +30,8 @@ struct CopyRow {
     if (!exists && part == 0) is_within<Shared>(sample, num_rows, faults);  // which counts it
     const Unit* row = rows + (exists ? sample : 0) * units;
     Unit* target = batch + j * units;
-    if (parts == 1 && exists) {
-      // By a core: the library knows how best.
+    if (parts == 1 && exists && units > 0) {
+      // By a core: the library knows how best. Of rows of nothing it may not be asked.
       __builtin_memcpy(target, row, static_cast<size_t>(units) * sizeof(Unit));
       return;
     }
