@@ -20,6 +20,8 @@ class ArrayIterator:
         pairing: to be told of each batch.
         sampler: to be told how far its epoch has come; the current one is followed.
         num_batches: of this pass.
+        step: samples of all processes in one step.
+        stop: position after the last step.
         add_index: put the indices into each batch.
         batch_transform: applied to each batch at last.
     """
@@ -31,13 +33,15 @@ class ArrayIterator:
         sampler: PruningSampler,
         *,
         num_batches: int,
+        step: int,
+        stop: int,
         add_index: bool,
         batch_transform: Callable[[Any], Any] | None,
     ) -> None:
         self._feed = feed
         self._pairing = pairing
         self._sampler = sampler
-        self._num_batches = num_batches
+        self._num_batches, self._step, self._stop = num_batches, step, stop
         self._add_index = add_index
         self._batch_transform = batch_transform
         self._run = sampler.run
@@ -57,7 +61,7 @@ class ArrayIterator:
         except StopIteration:
             end_epoch(self._sampler, run, self._pairing)
             raise
-        self._position += index.shape[0]
+        self._position = min(self._position + self._step, self._stop)
         run.position = self._position
         self._pairing.deliver(index, run)
         run.num_delivered += 1

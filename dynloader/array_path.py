@@ -23,6 +23,7 @@ from torch.utils.data import (
 from dynloader import _C, ops
 from dynloader.array_dataset import ArrayDataset
 from dynloader.plan import Plan
+from dynloader.share import Share
 from dynloader.transforms import Pipeline, Transform, pipeline
 
 # Their indices are in range.
@@ -254,22 +255,15 @@ class DeviceFeed:
         plan: of the epoch.
         start: position in it of the first batch.
         stop: position after the last.
-        batch_size: the last one may be smaller.
+        share: which of the samples of a step are this process's.
     """
 
-    def __init__(
-        self,
-        columns: Columns,
-        plan: Plan,
-        start: int,
-        stop: int,
-        batch_size: int,
-    ) -> None:
+    def __init__(self, columns: Columns, plan: Plan, start: int, stop: int, share: Share) -> None:
         self._columns, self._plan = columns, plan
         # Nothing reads them: the order names rows that exist, and a policy's indices were checked.
         self._faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
         self._samples = plan.samples_on(columns.device)
-        self._place, self._stop, self._batch_size = start, stop, batch_size
+        self._place, self._stop, self._share = start, stop, share
         self._chunk: deque[Tensor] = deque()
 
     def __iter__(self) -> DeviceFeed:
@@ -295,15 +289,23 @@ class DeviceFeed:
     def _next_chunk(self) -> None:
         if self._place >= self._stop:
             raise StopIteration
-        most = max(1, _CHUNK // self._batch_size) * self._batch_size
-        stop = min(self._stop, self._place + most)
-        plan, samples = self._plan, self._samples
-        if plan.shuffle:
-            index = ops.order(samples, self._place, stop, seed=plan.seed, epoch=plan.epoch)
-        else:
-            index = samples[self._place : stop].clone()
+        step = self._share.step
+        stop = min(self._stop, self._place + max(1, _CHUNK // step) * step)
+        whole = self._place + (stop - self._place) // step * step
+        for begin, end in ((self._place, whole), (whole, stop)):
+            if begin < end:
+                block = self._samples_at(begin, end).view(-1, min(step, end - begin))
+                self._chunk.extend(self._share.of(block, self._samples_at).unbind())
         self._place = stop
-        self._chunk.extend(torch.split(index, self._batch_size))
+
+    def _samples_at(self, start: int, stop: int) -> Tensor:
+        plan, samples = self._plan, self._samples
+        address = {"seed": plan.seed, "epoch": plan.epoch}
+        laps = [
+            ops.order(samples, begin, end, **address) if plan.shuffle else samples[begin:end]
+            for begin, end in plan.laps(start, stop)
+        ]
+        return torch.cat(laps)
 
 
 class ArrayFetcher:

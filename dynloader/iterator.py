@@ -58,13 +58,18 @@ class RecordedSampler:
     def __iter__(self) -> Iterator[Any]:
         self.record = Record()
         sampler = self._sampler
-        if isinstance(sampler, PruningBatchSampler):
+        if isinstance(sampler, PruningBatchSampler) and sampler.is_pruning:
             return self.record.note(sampler.replay_with_lists())
         indices = sampler.replay() if isinstance(sampler, PruningSampler) else iter(sampler)
         return self.record.note((index, index) for index in indices)
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        sampler = self._sampler
+        if isinstance(sampler, PruningBatchSampler) and sampler.is_pruning:
+            return sampler.length(sampler.share)
+        if isinstance(sampler, PruningSampler):
+            return -(-sampler.num_selected // sampler.num_replicas)
+        return len(sampler)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no pass of its own. Batches are views, and would take all their memory along.
@@ -137,7 +142,7 @@ class EpochIterator:
         pairing: to be told of each batch.
         add_index: put the indices into each batch.
         sampler: to be told how far its epoch has come; None: there are no epochs to keep.
-        batch_size: samples a batch; 1 where single samples are yielded.
+        step: samples of all processes in one step.
     """
 
     def __init__(
@@ -147,21 +152,23 @@ class EpochIterator:
         *,
         add_index: bool,
         sampler: PruningSampler | None,
-        batch_size: int,
+        step: int,
     ) -> None:
         self.inner = inner
         self._pairing = pairing
         self._add_index = add_index
         self._sampler = sampler
-        self._batch_size = batch_size
+        self._step = step
         self._has_workers = hasattr(inner, "_task_info")
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: Record, stop: int) -> None:
         """Follow the epoch that ``inner`` has just begun, whose indices go to ``record``.
+
+        Its last position is before ``stop``.
 
         Torch begins anew with the same iterator where workers are persistent.
         """
-        self._record = record
+        self._record, self._stop = record, stop
         self._run: Run | None = None
         if self._sampler is not None:
             self._length = len(self.inner)
@@ -216,8 +223,7 @@ class EpochIterator:
             num_done = record.first_outstanding
         if self._run is not None:
             # The last batch may be smaller.
-            position = self._start + num_done * self._batch_size
-            self._run.position = min(position, len(self._run.plan))
+            self._run.position = min(self._start + num_done * self._step, self._stop)
         return indices
 
     def _with_index(self, batch: Any, indices: Any) -> Any:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar, cast
 
 import torch.utils.data
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import (
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 
 from dynloader.array_iterator import ArrayIterator
 from dynloader.array_path import (
@@ -29,7 +37,9 @@ from dynloader.plan import SMALL_CHUNK
 from dynloader.policy import Policy
 from dynloader.prefetch import ToDevice
 from dynloader.sampler import PruningBatchSampler, PruningSampler, check_table
+from dynloader.share import LastBatch
 from dynloader.table import ScoreTable
+from dynloader.trainers import fixed_length
 
 _T_co = TypeVar("_T_co", covariant=True)
 _STATE_VERSION = 1
@@ -42,9 +52,22 @@ _OURS = (
     "transforms",
     "batch_transform",
     "device",
+    "num_replicas",
+    "rank",
+    "batch_sizes",
+    "last_batch",
+    "steps_per_epoch",
 )
 _STATE_KEYS = {"epoch", "update_seconds", "table"}
-_EPOCH_KEYS = _STATE_KEYS | {"position", "checkpoint", "indices", "weights", "select_seconds"}
+_EPOCH_KEYS = _STATE_KEYS | {
+    "position",
+    "is_exhausted",
+    "step",
+    "checkpoint",
+    "indices",
+    "weights",
+    "select_seconds",
+}
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
@@ -62,8 +85,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     Args:
         dataset: map-style where there is a policy.
-        policy: which samples to keep. The loader then draws the order itself: ``sampler`` and
-            ``batch_sampler`` are refused.
+        policy: which samples to keep. The loader then draws the order itself. Of torch's samplers
+            it takes whether to shuffle; of a ``DistributedSampler`` also the processes, and what
+            its ``set_epoch`` is told. Other samplers and ``batch_sampler`` are refused.
         table: the scores; by default a new table, on the current GPU where there is one. Without
             a policy, a table makes :meth:`update` record losses.
         seed: of the selection and the order, in [0, 2**64). None is 0: every process must have
@@ -81,6 +105,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         device: where batches go. From arrays on the host to a GPU they are copied on a stream of
             their own while the ones before are used. It needs the same; elsewhere
             :func:`dynloader.prefetch_to_device` does it.
+        num_replicas: number of processes that share an epoch; they need a policy. None: those of
+            ``torch.distributed``, once it is initialised; 1: this process feeds all.
+        rank: the number of this process; None: as ``torch.distributed`` has it.
+        batch_sizes: of each process, where they differ. All make the same number of steps.
+        last_batch: as :class:`PruningBatchSampler` has it.
+        steps_per_epoch: every epoch has so many batches, whatever the policy keeps: for frameworks
+            that ask for the length once. A longer epoch ends there, a shorter one begins again.
 
     Raises:
         TypeError, ValueError: as torch's, and where a policy cannot be followed.
@@ -89,6 +120,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     _columns: Columns | None = None
     _feeders: Feeders | None = None
     _recorded: RecordedSampler | None = None
+    _is_warned = False
 
     def __init__(
         self,
@@ -106,6 +138,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         transforms: Any = None,
         batch_transform: Callable[[Any], Any] | None = None,
         device: torch.device | str | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        batch_sizes: Sequence[int] | None = None,
+        last_batch: LastBatch = "split",
+        steps_per_epoch: int | None = None,
         **kwargs: Any,
     ) -> None:
         check_flag("return_index", return_index)
@@ -123,20 +160,44 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                         f"{type(dataset).__name__}"
                     )
         self._pruning: PruningSampler | None = None
-        if policy is not None:
-            for name, given in (("sampler", sampler), ("batch_sampler", batch_sampler)):
-                if given is not None:
-                    raise ValueError(f"{name} must be None with a policy, got {given!r}")
-            order = True if shuffle is None else bool(shuffle)
-            pruning = PruningSampler(_sized(dataset), policy, table=table, shuffle=order, seed=seed)
+        unpruned = policy is not None and _is_replaced(sampler, batch_sampler)
+        if policy is not None and not unpruned:
+            if batch_sampler is not None:
+                raise ValueError(
+                    f"batch_sampler must be None with a policy, got {batch_sampler!r}: "
+                    "a loader without one looks at all samples"
+                )
+            order, followed = _order_of(sampler, shuffle, len(_sized(dataset)))
+            if followed is not None and num_replicas is None:
+                num_replicas, rank = followed.num_replicas, followed.rank
+            pruning = PruningSampler(
+                _sized(dataset),
+                policy,
+                table=table,
+                shuffle=order,
+                seed=seed,
+                num_replicas=num_replicas,
+                rank=rank,
+            )
+            if followed is not None:
+                pruning.follow(followed)
             self._pruning, table, shuffle, sampler = pruning, pruning.table, None, pruning
+        elif unpruned and table is None:
+            table = ScoreTable(len(_sized(dataset)))
         elif table is not None:
             check_table(table, len(_sized(dataset)))
         super().__init__(dataset, batch_size, shuffle, sampler, batch_sampler, *args, **kwargs)
         if self._pruning is not None and self.batch_size is not None:
             # Past torch's __setattr__, which forbids it: torch's own batch sampler loops over
             # single samples, and can only be replaced by giving up batch_size and drop_last.
-            batches = PruningBatchSampler(self._pruning, self.batch_size, self.drop_last)
+            batches = PruningBatchSampler(
+                self._pruning,
+                self.batch_size,
+                self.drop_last,
+                batch_sizes=batch_sizes,
+                last_batch=last_batch,
+                steps_per_epoch=steps_per_epoch,
+            )
             self.__dict__["batch_sampler"] = batches
             batches.check_some_batch()
         self.policy = policy
@@ -147,6 +208,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.transforms = transforms
         self.batch_transform = batch_transform
         self.device = None if device is None else torch.device(device)
+        self.num_replicas, self.rank = num_replicas, rank
+        self.batch_sizes, self.last_batch = batch_sizes, last_batch
+        self.steps_per_epoch = steps_per_epoch
         self._find_path()
         self._epoch = 0
         self._update_seconds = 0.0
@@ -199,6 +263,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._pairing.forget()
         if self._pruning is not None:
             self._pruning.begin()
+            self._warn_of_fixed_length()
             if self._columns is not None:
                 return self._pass_over_arrays(self._pruning, self._columns)
         inner = self._with_arrays(super().__iter__())
@@ -208,10 +273,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 self._pairing,
                 add_index=self.return_index,
                 sampler=self._pruning,
-                batch_size=self.batch_size or 1,
+                step=self.samples_per_step,
             )
             self._iterating = weakref.ref(iterator)
-        iterator.begin(self._recorded.record)
+        iterator.begin(self._recorded.record, self._stop())
         return iterator
 
     def _with_arrays(self, inner: Any) -> Any:
@@ -225,7 +290,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         batches = cast(PruningBatchSampler, self.batch_sampler)
         run = sampler.run
-        stop = batches.stop_of(run.plan)
+        share = batches.share
+        stop = batches.stop_of(run.plan, share, run.start)
         feed: Iterator[Any]
         if columns.device.type == "cpu":
             if self._feeders is None:
@@ -240,7 +306,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 threads=num_threads(self.num_workers),
             )
         else:
-            feed = DeviceFeed(columns, run.plan, run.start, stop, batches.batch_size)
+            feed = DeviceFeed(columns, run.plan, run.start, stop, share)
         if self.device is not None and self.device.type != columns.device.type:
             # The index goes with its batch: from then on all is on that device.
             feed = ToDevice(feed, self.device, ahead=True)
@@ -248,12 +314,84 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             feed,
             self._pairing,
             sampler,
-            num_batches=batches.num_batches(stop) - run.start // batches.batch_size,
+            num_batches=batches.num_left(run, share),
+            step=share.step,
+            stop=stop,
             add_index=self.return_index,
             batch_transform=self.batch_transform,
         )
         self._iterating = weakref.ref(iterator)
         return iterator
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all processes take in one step."""
+        if self._pruning is None:
+            return self.batch_size or 1
+        if self.batch_size is None:
+            return self._pruning.num_replicas
+        return cast(PruningBatchSampler, self.batch_sampler).share.step
+
+    def _stop(self) -> int:
+        """Position after the last batch of the epoch under way."""
+        if self._pruning is None:
+            return 0
+        plan = self._pruning.run.plan
+        if self.batch_size is None:
+            return len(plan)
+        batches = cast(PruningBatchSampler, self.batch_sampler)
+        return batches.stop_of(plan, start=self._pruning.run.start)
+
+    def __len__(self) -> int:
+        """The number of batches of the current epoch, of this process."""
+        if self._pruning is None:
+            return super().__len__()
+        if self.batch_size is None:
+            return -(-self._pruning.num_selected // self._pruning.num_replicas)
+        batches = cast(PruningBatchSampler, self.batch_sampler)
+        return batches.length(batches.share)
+
+    def _warn_of_fixed_length(self) -> None:
+        """Warn, once, where a trainer goes by the length of another epoch."""
+        if self._is_warned or (found := fixed_length(len(self))) is None:
+            return
+        self._is_warned = True
+        warnings.warn(
+            f"{found.trainer} expects {found.num_batches} batches of every epoch, and this one has "
+            f"{len(self)}: {found.remedy}",
+            stacklevel=3,
+        )
+
+    @property
+    def num_selected(self) -> int:
+        """How many samples all processes together are fed in the current epoch.
+
+        Of several processes, before it is settled: how many the policy is to keep at most.
+        """
+        return len(_sized(self.dataset)) if self._pruning is None else self._pruning.num_selected
+
+    @property
+    def num_left(self) -> int:
+        """The number of batches of the iterator that began last: fewer in an epoch resumed."""
+        if self._pruning is None:
+            return len(self)
+        run = self._pruning.run
+        if isinstance(self.batch_sampler, PruningBatchSampler):
+            return self.batch_sampler.num_left(run)
+        return -(-(len(run.plan) - run.start) // self.samples_per_step)
+
+    def skip(self, num_batches: int) -> None:
+        """Leave out the next batches of the current epoch, or all that it has.
+
+        Raises:
+            RuntimeError: without a policy there is no telling which.
+        """
+        check_integer("num_batches", num_batches, 0)
+        if self._pruning is None:
+            raise RuntimeError("skip needs a DataLoader with policy=, got None")
+        run = self._pruning.begin()
+        run.start = min(run.start + num_batches * self.samples_per_step, self._stop())
+        run.position = run.start
 
     @property
     def _goes_to_gpu(self) -> bool:
@@ -352,9 +490,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         policy, n = self._pruning.policy, self._pruning.num_samples
         num_kept = (policy.num_kept(n, epoch) for epoch in range(epochs))
         if self.batch_size is None:
-            return sum(num_kept)
+            num_replicas = self._pruning.num_replicas
+            return sum((kept + num_replicas - 1) // num_replicas for kept in num_kept)
         batches = cast(PruningBatchSampler, self.batch_sampler)
-        return sum(batches.num_batches(kept) for kept in num_kept)
+        if batches.steps_per_epoch is not None:
+            return epochs * batches.steps_per_epoch
+        share = batches.share
+        return sum(batches.num_batches(kept, share) for kept in num_kept)
 
     def stats(self) -> dict[str, float]:
         """Figures for a logger, of the current epoch and the table; see :meth:`ScoreTable.stats`.
@@ -364,10 +506,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         stats = {"dynloader/epoch": float(self.epoch)}
         if isinstance(self.dataset, Sized):
             num_samples = len(self.dataset)
-            num_selected = num_samples if self._pruning is None else len(self._pruning)
             stats["dynloader/num_samples"] = float(num_samples)
-            stats["dynloader/num_selected"] = float(num_selected)
-            stats["dynloader/kept_fraction"] = num_selected / max(1, num_samples)
+            stats["dynloader/num_selected"] = float(self.num_selected)
+            stats["dynloader/kept_fraction"] = self.num_selected / max(1, num_samples)
         select_seconds = 0.0 if self._pruning is None else self._pruning.select_seconds
         stats["dynloader/select_seconds"] = select_seconds
         stats["dynloader/update_seconds"] = self._update_seconds
@@ -380,13 +521,23 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         ``batch`` counts the batches of this epoch that were yielded; after a ``break`` too, unless
         the next epoch was asked for. With ``in_order=False`` some
         that came early come again. Without a policy, the epoch resumes from its beginning.
+
+        Of several processes, each has what it recorded itself and what all had recorded when the
+        epoch was settled. To save the state of one for all within an epoch, let all call
+        ``loader.table.synchronize()`` before. The state may be loaded by any number of processes.
         """
+        if self._pruning is not None and self._pruning.has_news:
+            warnings.warn(
+                "this state has no losses that the other processes recorded in this epoch: call "
+                "loader.table.synchronize() in every process before state_dict()",
+                stacklevel=2,
+            )
         state = {"epoch": self._epoch, "position": 0}
         if self._pruning is not None:
-            state = self._pruning.snapshot()
+            state = self._pruning.snapshot() | {"step": self.samples_per_step}
         return self._identity() | {
             **state,
-            "batch": state["position"] // (self.batch_size or 1),
+            "batch": -(-state["position"] // self.samples_per_step),
             "update_seconds": self._update_seconds,
             "table": None if self.table is None else self.table.state_dict(),
         }
@@ -403,7 +554,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self.table is not None:
             self.table.check_state_dict(state["table"])
         if self._pruning is not None:
-            self._pruning.check_snapshot(state, self.batch_size or 1)
+            self._pruning.check_snapshot(state, self.steps_per_epoch)
         else:
             check_integer("epoch of the state", state["epoch"], 0)
         if self.table is not None:
@@ -421,6 +572,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "policy": None,
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
+            "steps_per_epoch": self.steps_per_epoch,
             "has_table": self.table is not None,
             **({} if self.transforms is None else {"transforms": repr(self.transforms)}),
             **({} if self._pruning is None else self._pruning.identity()),
@@ -448,6 +600,37 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts with no iterator of its own: worker processes cannot be copied.
         return self.__dict__ | {"_iterator": None, "_iterating": None, "_pairing": Pairing()}
+
+
+def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:
+    """Whether to shuffle as ``sampler`` would, and a sampler whose epochs are to be followed."""
+    if sampler is None:
+        return (True if shuffle is None else bool(shuffle)), None
+    is_whole = getattr(sampler, "num_samples", n) == n
+    if shuffle is None or shuffle is False:
+        if type(sampler) is SequentialSampler:
+            return False, None
+        if type(sampler) is RandomSampler and is_whole and not sampler.replacement:
+            return True, None
+        if type(sampler) is DistributedSampler:
+            return sampler.shuffle, sampler
+    raise ValueError(
+        "sampler must be None with a policy, or one of torch's own that feeds each sample once "
+        f"(without shuffle=True), got {sampler!r}"
+    )
+
+
+def _is_replaced(sampler: Any, batch_sampler: Any) -> bool:
+    """Whether a framework has put a loader's samples into their order, to look at all of them."""
+    # One of ours, or a wrapper that has taken over its attributes.
+    if sampler is not None or getattr(batch_sampler, "is_pruning", True):
+        return False
+    warnings.warn(
+        "all samples in their order replace those of the policy: nothing is pruned; use a loader "
+        "without a policy where that is wanted",
+        stacklevel=3,
+    )
+    return True
 
 
 def _sized(dataset: Any) -> Sized:

@@ -133,8 +133,22 @@ class Plan:
         samples = self.kept.on(device)
         return samples if self.shuffle else samples.sort().values
 
+    def laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Positions [start, stop), past the end from the beginning again, in ranges within it."""
+        n = len(self)
+        while start < stop:
+            begin = start % n
+            end = min(n, begin + stop - start)
+            yield begin, end
+            start += end - begin
+
     def batch(self, start: int, stop: int) -> Tensor:
-        """The samples at positions [start, stop) of the epoch, int64 on the host; a new tensor."""
+        """The samples at positions [start, stop) of the epoch, int64 on the host; a new tensor.
+
+        Past its end it begins again.
+        """
+        if stop > len(self):
+            return torch.cat([self.batch(*lap) for lap in self.laps(start, stop)])
         if self.shuffle:
             samples = self.num_samples if self.kept is None else self.kept.indices
             return ops.order(samples, start, stop, seed=self.seed, epoch=self.epoch)

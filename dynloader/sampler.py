@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 from dynloader.checks import check_flag, check_integer
 from dynloader.ops import Selection, num_used_of
 from dynloader.plan import CHUNK, Kept, Plan
 from dynloader.policy import Policy, as_selection, is_built_in
 from dynloader.run import Run
+from dynloader.share import LastBatch, Share, is_sharded_elsewhere, replicas, share_of
 from dynloader.table import ScoreTable
 
 _T = TypeVar("_T")
@@ -24,13 +25,18 @@ _EPOCHS = 2**32
 _SEEDS = 2**64
 
 
-class PruningSampler(Sampler[int]):
+class PruningSampler(DistributedSampler[int]):
     """The indices of the samples that a policy keeps, epoch after epoch.
+
+    Of several processes each feeds its share, and all have the same number: where that does not
+    come out even, the last step is filled up from the beginning of the epoch. When an epoch is
+    settled, the processes exchange their scores, so that all select alike.
 
     In a stock ``torch.utils.data.DataLoader`` it runs ahead of the training. So an epoch whose last
     index was handed out, or that was broken off after losses of it were recorded in the table, is
     over, but the next one is settled only by the next ``iter()``, or by ``len()`` or ``epoch`` once
     the iterator is gone: by then the table has the last losses. ``set_epoch`` settles at once.
+    Of several processes, one alone may ask for ``len()`` and ``epoch``, and settles nothing by it.
 
     The selection is a function of the scores at the checkpoint, the policy, the seed and the epoch.
     torch's random generators are neither read nor moved.
@@ -41,11 +47,15 @@ class PruningSampler(Sampler[int]):
         table: their scores, for you to update; a new one by default.
         shuffle: feed in random order; False: in ascending order.
         seed: of all random choices, in [0, 2**64). None is 0: every process must have the same.
+        num_replicas: number of processes that share an epoch. None: those of ``torch.distributed``,
+            once it is initialised; 1: this one feeds all.
+        rank: the number of this process; None: as ``torch.distributed`` has it.
 
     Attributes:
         run: the epoch settled last.
         select_seconds: what selecting has cost the host so far.
         is_resident: the indices are wanted on the GPU, where the samples are.
+        followed: a sampler whose ``epoch`` is followed: one that this one took the place of.
     """
 
     def __init__(
@@ -56,7 +66,10 @@ class PruningSampler(Sampler[int]):
         table: ScoreTable | None = None,
         shuffle: bool = True,
         seed: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
+        # Nothing of the parent's but its name, by which frameworks know that nothing is left to do.
         if isinstance(data_source, Sized):
             data_source = len(data_source)
         check_integer("number of samples", data_source, 1, 2**32)
@@ -65,6 +78,7 @@ class PruningSampler(Sampler[int]):
         check_flag("shuffle", shuffle)
         if seed is not None:
             check_integer("seed", seed, 0, _SEEDS)
+        _check_world(num_replicas, rank)
         # So that a fraction too small for the data is refused now, not after the first epoch.
         policy.check(data_source)
         if table is None:
@@ -75,30 +89,86 @@ class PruningSampler(Sampler[int]):
         self.policy = policy
         self.table = table
         self.shuffle = shuffle
-        self.seed = None if seed is None else int(seed)
+        self.seed = None if seed is None else int(seed)  # type: ignore[assignment]
+        self.given_replicas = num_replicas
+        self.given_rank = rank
         self.select_seconds = 0.0
         self.is_resident = False
+        self.followed: Any = None
+        self._followed_epoch = 0
         self._kept: Kept | None = None
         self.run = self._settle(0)
 
-    def __iter__(self) -> Iterator[int]:
-        run = self.begin()
-        return self.use_up(run, self._indices(run.plan, run.start), len(run.plan) - run.start)
-
-    def __len__(self) -> int:
-        return len(self.plan)
+    @property
+    def world(self) -> tuple[int, int]:
+        """The number of processes that share an epoch, and which this is."""
+        if self.given_replicas is None:
+            return replicas()
+        if self.given_replicas == 1:
+            return 1, 0
+        rank = replicas()[1] if self.given_rank is None else self.given_rank
+        if rank >= self.given_replicas:
+            raise ValueError(f"rank must be in [0, {self.given_replicas}), got {rank}")
+        return self.given_replicas, rank
 
     @property
-    def epoch(self) -> int:
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """The number of processes that share an epoch."""
+        return self.world[0]
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """The number of this process."""
+        return self.world[1]
+
+    def outer_world(self) -> tuple[int, int]:
+        """As :attr:`world` for loaders that are not ours: accelerate shares out by itself."""
+        is_open = self.given_replicas is None and is_sharded_elsewhere()
+        return (1, 0) if is_open else self.world
+
+    def __iter__(self) -> Iterator[int]:
+        run = self.begin()
+        share = share_of(1, self.outer_world(), None, "pad")
+        return self.use_up(run, self._indices(run.plan, run.start, share), self._count(run, share))
+
+    def __len__(self) -> int:
+        num_replicas = self.outer_world()[0]
+        return (self.num_selected + num_replicas - 1) // num_replicas
+
+    def _count(self, run: Run, share: Share) -> int:
+        return (len(run.plan) - run.start + share.step - 1) // share.step
+
+    @property
+    def epoch(self) -> int:  # type: ignore[override]
         """The number of the current epoch."""
-        return self.plan.epoch
+        return self.plan.epoch + self._is_left
+
+    @property
+    def num_selected(self) -> int:
+        """How many samples all processes together are fed in the current epoch.
+
+        Of several processes, before it is settled: how many the policy is to keep at most.
+        """
+        epoch = self.epoch
+        if self._is_left:
+            return self.policy.num_kept(self.num_samples, epoch)
+        return len(self.run.plan)
 
     @property
     def plan(self) -> Plan:
         """What the current epoch feeds: the next one, if one is over and its iterator gone."""
-        if self._is_over(self.run) and not self.run.is_in_use:
+        if self._is_done and self.num_replicas == 1:
             self.finish(self.run)
         return self.run.plan
+
+    @property
+    def _is_done(self) -> bool:
+        return self._is_over(self.run) and not self.run.is_in_use
+
+    @property
+    def _is_left(self) -> bool:
+        """The run is over, but all processes have to meet before the next is settled."""
+        return self._is_done and self.num_replicas > 1
 
     def set_epoch(self, epoch: int) -> None:
         """Settle ``epoch``, unless it is the current one.
@@ -116,11 +186,22 @@ class PruningSampler(Sampler[int]):
         """The epoch that a new iterator is to feed: the next one where the last is over."""
         if self._is_over(self.run):
             self.finish(self.run)
+        self._follow()
         if self.run.plan.kept is not None:
             self.run.plan.kept.wait()
         self.table.finish_check(wait=False)
         self.run.begin(self.table.num_updates)
         return self.run
+
+    def _follow(self) -> None:
+        if self.followed is None or self.followed.epoch == self._followed_epoch:
+            return
+        self._followed_epoch = self.followed.epoch
+        self.set_epoch(self._followed_epoch)
+
+    def follow(self, sampler: Any) -> None:
+        """Take what ``sampler.set_epoch`` was told for ours."""
+        self.followed, self._followed_epoch = sampler, sampler.epoch
 
     def _is_over(self, run: Run) -> bool:
         return run.is_over(self.table.num_updates)
@@ -130,9 +211,15 @@ class PruningSampler(Sampler[int]):
         if run is self.run:
             self._move_to(run.plan.epoch + 1)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether losses were recorded that the other processes do not have."""
+        return self.num_replicas > 1 and self.table.has_news
+
     def replay(self) -> Iterator[int]:
         """The indices of the current epoch, without using it up."""
-        return self._indices(self.run.plan, self.run.start)
+        share = share_of(1, self.world, None, "pad")
+        return self._indices(self.run.plan, self.run.start, share)
 
     def use_up(self, run: Run, items: Iterator[_T], num_items: int) -> Iterator[_T]:
         """Pass on ``items`` of ``run``; with the last of them, or after an update, it is over."""
@@ -149,13 +236,17 @@ class PruningSampler(Sampler[int]):
             yield item
         run.is_exhausted = True
 
-    def _indices(self, plan: Plan, start: int) -> Iterator[int]:
-        blocks = plan.blocks(start, len(plan), 1)
-        return chain.from_iterable(block.flatten().tolist() for block in blocks)
+    def _indices(self, plan: Plan, start: int, share: Share) -> Iterator[int]:
+        blocks = plan.blocks(start, len(plan), share.step)
+        return chain.from_iterable(
+            share.of(block, plan.batch).flatten().tolist() for block in blocks
+        )
 
     def _move_to(self, epoch: int) -> None:
         # Read when an epoch begins and the answer is there, as it is where that waits for indices.
         self.table.start_check()
+        if self.num_replicas > 1:
+            self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
         self.run = self._settle(epoch)
 
     def _settle(self, epoch: int, start: int = 0) -> Run:
@@ -201,7 +292,7 @@ class PruningSampler(Sampler[int]):
 
     def snapshot(self) -> dict[str, Any]:
         """Where the current epoch stands, and the selection in force."""
-        if self.run.is_exhausted:
+        if self.run.is_exhausted and self.num_replicas == 1:
             self.finish(self.run)
         run, held = self.run, self._kept
         is_begun = self._is_over(run) or run.is_in_use
@@ -209,13 +300,14 @@ class PruningSampler(Sampler[int]):
         return {
             "epoch": run.plan.epoch,
             "position": run.position if is_begun else run.start,
+            "is_exhausted": run.is_exhausted,
             "checkpoint": None if held is None else held.checkpoint,
             "indices": indices,
             "weights": weights,
             "select_seconds": self.select_seconds,
         }
 
-    def check_snapshot(self, state: Mapping[str, Any], batch_size: int) -> None:
+    def check_snapshot(self, state: Mapping[str, Any], steps_per_epoch: int | None) -> None:
         """Raise ValueError unless :meth:`restore` can go on from ``state``."""
         epoch, position, checkpoint = state["epoch"], state["position"], state["checkpoint"]
         check_integer("epoch of the state", epoch, 0, _EPOCHS)
@@ -228,9 +320,12 @@ class PruningSampler(Sampler[int]):
             chosen = Selection(state["indices"], state["weights"])
             num_kept = len(as_selection(chosen, self.policy, self.num_samples).indices)
             num_fed = num_fed if needed is None else num_kept
-        if position > num_fed or (position % batch_size and position != num_fed):
+        check_integer("step of the state", state["step"], 1)
+        if steps_per_epoch is not None:
+            num_fed = steps_per_epoch * state["step"]
+        if position > num_fed or (position % state["step"] and position != num_fed):
             raise ValueError(
-                f"position of the state must be a multiple of {batch_size} up to {num_fed}, "
+                f"position of the state must be a multiple of {state['step']} up to {num_fed}, "
                 f"got {position}"
             )
 
@@ -244,6 +339,7 @@ class PruningSampler(Sampler[int]):
             kept = Kept(Selection(indices, weights), state["checkpoint"], self.num_samples)
         self._kept = kept
         self.run = self._settle(state["epoch"], state["position"])
+        self.run.is_exhausted = state["is_exhausted"]
         self.select_seconds = state["select_seconds"]
 
 
@@ -252,26 +348,74 @@ class PruningBatchSampler(BatchSampler):
 
     Args:
         sampler: the indices.
-        batch_size: the last batch of an epoch may be smaller.
+        batch_size: of this process; the last batch of an epoch may be smaller.
         drop_last: leave such a batch out.
+        batch_sizes: of all processes, where they differ: all make the same number of steps.
+        last_batch: of several processes: "split" a smaller last step among them, so that every
+            sample comes once (but that no process is left without one); or "pad" it from the
+            beginning of the epoch.
+        steps_per_epoch: every epoch has so many batches: a longer one ends there, and a shorter one
+            begins again. None: as many as its samples make.
     """
 
     sampler: PruningSampler
 
-    def __init__(self, sampler: PruningSampler, batch_size: int, drop_last: bool = False) -> None:
-        if not isinstance(sampler, PruningSampler):
+    def __init__(
+        self,
+        sampler: PruningSampler,
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        batch_sizes: Sequence[int] | None = None,
+        last_batch: LastBatch = "split",
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        # A framework that looks at all samples in order (to overfit, to predict) makes one anew.
+        given: Any = sampler
+        self.is_pruning = type(given) is not SequentialSampler
+        if self.is_pruning and not isinstance(sampler, PruningSampler):
             raise TypeError(f"sampler must be a PruningSampler, got {type(sampler).__name__}")
         super().__init__(sampler, batch_size, drop_last)
+        if last_batch not in ("split", "pad"):
+            raise ValueError(f"last_batch must be 'split' or 'pad', got {last_batch!r}")
+        if steps_per_epoch is not None:
+            check_integer("steps_per_epoch", steps_per_epoch, 1)
+        for size in batch_sizes or ():
+            check_integer("batch_sizes", size, 1)
+        self.batch_sizes = None if batch_sizes is None else tuple(batch_sizes)
+        self.last_batch: LastBatch = last_batch
+        self.steps_per_epoch = steps_per_epoch
+
+    @property
+    def share(self) -> Share:
+        """What of each step is this process's."""
+        return self._share(self.sampler.world)
+
+    def _share(self, world: tuple[int, int]) -> Share:
+        sizes = None if world[0] == 1 and self.sampler.given_replicas is None else self.batch_sizes
+        return share_of(self.batch_size, world, sizes, self.last_batch)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if not self.is_pruning:
+            return super().__iter__()
         run = self.sampler.begin()
-        num_batches = self.num_batches(len(run.plan)) - run.start // self.batch_size
-        blocks = self._blocks(run.plan, run.start)
+        share = self._share(self.sampler.outer_world())
+        num_batches = self.num_left(run, share)
+        blocks = self._blocks(run.plan, run.start, share)
         batches = chain.from_iterable(block.tolist() for block in blocks)
         return self.sampler.use_up(run, batches, num_batches)
 
     def __len__(self) -> int:
-        return self.num_batches(len(self.sampler))
+        if not self.is_pruning:
+            return super().__len__()
+        return self.length(self._share(self.sampler.outer_world()))
+
+    def length(self, share: Share | None = None) -> int:
+        """The number of batches of the current epoch."""
+        num_selected = self.sampler.num_selected
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
+        return self.num_batches(num_selected, share)
 
     @property
     def epoch(self) -> int:
@@ -282,16 +426,21 @@ class PruningBatchSampler(BatchSampler):
         """As :meth:`PruningSampler.set_epoch`."""
         self.sampler.set_epoch(epoch)
 
-    def num_batches(self, num_samples: int) -> int:
+    def num_batches(self, num_samples: int, share: Share | None = None) -> int:
         """How many batches so many samples make."""
-        partial = 0 if self.drop_last else self.batch_size - 1
-        return (num_samples + partial) // self.batch_size
+        step = (share or self.share).step
+        partial = 0 if self.drop_last else step - 1
+        return (num_samples + partial) // step
+
+    def num_left(self, run: Run, share: Share | None = None) -> int:
+        """How many batches are left of ``run``."""
+        return self.num_batches(self.stop_of(run.plan, share, run.start) - run.start, share)
 
     def check_some_batch(self) -> None:
         """Raise ValueError if the first pruned epoch is less than a batch, and that is dropped."""
         policy = self.sampler.policy
         num_kept = policy.num_kept(self.sampler.num_samples, policy.first_checkpoint)
-        if self.num_batches(num_kept) == 0:
+        if self.steps_per_epoch is None and self.drop_last and num_kept < self.batch_size:
             raise ValueError(
                 f"drop_last must be False where batch_size={self.batch_size} is more than the "
                 f"{num_kept} samples kept, got True"
@@ -305,33 +454,47 @@ class PruningBatchSampler(BatchSampler):
         They share no element, but memory: one that is kept, or pickled, takes its neighbours along,
         unless it is cloned.
         """
-        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, chunk)
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, self.share, chunk)
         return chain.from_iterable(block.unbind() for block in blocks)
 
     def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
         """As :meth:`replay`, each batch beside itself as a list."""
-        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start)
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, self.share)
         pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
         return chain.from_iterable(pairs)
 
-    def stop_of(self, plan: Plan) -> int:
-        """The position after the last batch of an epoch.
+    def stop_of(self, plan: Plan, share: Share | None = None, start: int = 0) -> int:
+        """The position after the last batch of an epoch, of all processes, from ``start`` on.
 
         Raises:
             ValueError: it has none.
         """
+        step = (share or self.share).step
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch * step
         stop = len(plan)
         if self.drop_last:
-            stop -= stop % self.batch_size
+            stop -= (stop - start) % step
         if stop == 0:
+            among = "" if step == self.batch_size else f" ({step} in all processes)"
             raise ValueError(
-                f"drop_last must be False where batch_size={self.batch_size} is more than the "
-                f"{len(plan)} samples kept in epoch {plan.epoch}, got True"
+                f"drop_last must be False where batch_size={self.batch_size}{among} is more than "
+                f"the {len(plan)} samples kept in epoch {plan.epoch}, got True"
             )
         return stop
 
-    def _blocks(self, plan: Plan, start: int, chunk: int = CHUNK) -> Iterator[Tensor]:
-        yield from plan.blocks(start, self.stop_of(plan), self.batch_size, chunk)
+    def _blocks(self, plan: Plan, start: int, share: Share, chunk: int = CHUNK) -> Iterator[Tensor]:
+        for block in plan.blocks(start, self.stop_of(plan, share, start), share.step, chunk):
+            yield share.of(block, plan.batch)
+
+
+def _check_world(num_replicas: Any, rank: Any) -> None:
+    if num_replicas is not None:
+        check_integer("num_replicas", num_replicas, 1)
+    if rank is not None:
+        if num_replicas is None:
+            raise ValueError(f"rank needs num_replicas, got {rank!r} alone")
+        check_integer("rank", rank, 0, num_replicas)
 
 
 def check_table(table: Any, num_samples: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dynloader import ops
 from dynloader._C import build_info
 from dynloader.checks import as_index, check_integer, check_losses, check_range, check_state
+from dynloader.exchange import Shared, exchange, is_alone
 from dynloader.on_host import OnHost
 from dynloader.policy import Scoring
 
@@ -67,6 +68,8 @@ class ScoreTable:
         self.scoring = Scoring()
         self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
         self._faults_on_host: OnHost | None = None
+        self._shared: Shared | None = None
+        self._num_loaded = 0
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -216,6 +219,35 @@ class ScoreTable:
                 f"such as {highest}"
             )
 
+    def synchronize(self, group: Any = None, *, of: str = "") -> None:
+        """Give every process what the others have recorded since the last time.
+
+        Every process of the group must call it. The samplers do when they settle an epoch; call it
+        yourself before the state of one process is saved within an epoch. Without
+        ``torch.distributed``, or alone, it does nothing.
+
+        Of a sample that several processes recorded, the record with the most visits counts; of
+        equals, that of the first process.
+
+        Args:
+            group: a process group; None: all processes.
+            of: what must be equal in all processes.
+
+        Raises:
+            RuntimeError: it is not, or a process is gone; nothing was taken over.
+        """
+        if is_alone(group):
+            return
+        if self._shared is None:
+            self._shared = Shared(torch.zeros_like(self.visits), self._num_loaded)
+        self._shared = exchange(self, self._shared, group, of)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether losses were recorded that other processes have not been given."""
+        shared = self._num_loaded if self._shared is None else self._shared.num_updates
+        return self.num_updates != shared and not is_alone()
+
     def retention(self) -> Retention:
         """The samples kept at every selection, at some, and at none. The host waits for the GPU."""
         always = int((self.selections == self.num_selections).sum())
@@ -266,6 +298,7 @@ class ScoreTable:
         self.num_updates = state["num_updates"]
         self._faults.zero_()
         self._faults_on_host = None
+        self._shared, self._num_loaded = None, self.num_updates  # every process loads the same
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise as :meth:`load_state_dict` does, and change nothing."""

@@ -30,6 +30,7 @@ from dynloader import (
 )
 from dynloader import transforms as T
 from dynloader.array_path import DeviceFeed
+from dynloader.share import Share
 
 N = 100
 
@@ -457,7 +458,7 @@ def test_batches_of_a_gpu_are_computed_as_here() -> None:
         for epoch in (0, 1):
             loader.set_epoch(epoch)
             plan, size = loader.sampler.plan, loader.batch_size
-            feed = DeviceFeed(loader._columns, plan, 2 * size, len(plan), size)
+            feed = DeviceFeed(loader._columns, plan, 2 * size, len(plan), Share((size,), 0))
             wanted = [*loader][2:]
             equal([batch for _, batch in feed], wanted)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ledger import Numbers, Stream, loss_of
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler, WeightedRandomSampler
 
 import dynloader
 from dynloader import (
@@ -48,9 +48,9 @@ class Unsized:
         (Numbers(0), {"policy": Full()}, ValueError, r"number of samples must be in \[1, .*got 0"),
         (
             Numbers(N),
-            {"policy": Full(), "sampler": SequentialSampler(range(N))},
+            {"policy": Full(), "sampler": WeightedRandomSampler([1.0] * N, N)},
             ValueError,
-            "sampler must be None with a policy, got <.*SequentialSampler",
+            "sampler must be None with a policy, or one of .*got <.*WeightedRandomSampler",
         ),
         (
             Numbers(N),

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as checkpoint
 from ledger import Numbers, batches_of, loss_of, train
 
 from dynloader import (
@@ -22,6 +28,7 @@ from dynloader import (
     Weighted,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 N = 60
 
 POLICIES = [
@@ -325,3 +332,74 @@ def test_a_schedule_is_told_apart_by_its_name() -> None:
     state = saved(make(UCB(keep=first)))
     make(UCB(keep=first)).load_state_dict(state)
     assert_refused(make(UCB(keep=second)), state, "policy of the state must be .*second")
+
+
+def begun(batches: int = 2) -> tuple[DataLoader[int], list[list[int]]]:
+    """A loader within its second epoch, and what it feeds from there on."""
+    loader = DataLoader(Numbers(100), 8, policy=UCB(keep=0.5, every=1), seed=4)
+    for samples in loader:
+        loader.update(loss_of(samples))
+    for samples in itertools.islice(loader, batches):
+        loader.update(loss_of(samples))
+    other = DataLoader(Numbers(100), 8, policy=UCB(keep=0.5, every=1), seed=4)
+    other.load_state_dict(loader.state_dict())
+    return loader, [samples.tolist() for samples in other]
+
+
+def test_through_torchs_distributed_checkpoint(tmp_path: Path) -> None:
+    """As bytes, for a tensor of it may have another shape the next time."""
+    loader, rest = begun()
+    state = io.BytesIO()
+    torch.save(loader.state_dict(), state)
+    checkpoint.save({"loader": state}, checkpoint_id=tmp_path)
+    found = {"loader": io.BytesIO()}
+    checkpoint.load(found, checkpoint_id=tmp_path)
+    found["loader"].seek(0)
+    loader, _ = begun(0)
+    loader.load_state_dict(torch.load(found["loader"], weights_only=True))
+    assert [samples.tolist() for samples in loader] == rest
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_file_cut_short_is_refused(share: float, tmp_path: Path) -> None:
+    loader, _ = begun()
+    path = tmp_path / "state.pt"
+    torch.save(loader.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises((RuntimeError, EOFError, OSError)):
+        torch.load(path, weights_only=True)
+
+
+def test_killed_while_it_saves_the_former_checkpoint_is_there(tmp_path: Path) -> None:
+    """As examples/ddp.py saves: under another name, then renamed."""
+    pytest.importorskip("sklearn")
+    code = f"""
+import sys
+sys.path[:0] = {[str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]!r}
+import torch
+from ddp import save
+from test_resume import begun
+loader, _ = begun()
+state = loader.state_dict() | {{"ballast": torch.zeros(2**22)}}
+save(state, {str(tmp_path / "state.pt")!r})
+print("saved", flush=True)
+while True:
+    save(state, {str(tmp_path / "state.pt")!r})
+"""
+    _, rest = begun()
+    num_left = 0
+    for wait in (0.0, 0.013, 0.029, 0.041):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved\n"
+        time.sleep(wait)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        num_left += (tmp_path / "state.pt.new").exists()
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        del state["ballast"]
+        loader, _ = begun(0)
+        loader.load_state_dict(state)
+        assert [samples.tolist() for samples in loader] == rest
+    assert num_left > 0  # one at least was killed in the middle

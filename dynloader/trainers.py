@@ -1,0 +1,66 @@
+"""What trainers of other libraries expect of a loader, where they tell nobody but themselves."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, NamedTuple
+
+_LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
+_IGNITE = "ignite.engine.engine"
+
+
+class FixedLength(NamedTuple):
+    """What a trainer took for the length of every epoch.
+
+    Attributes:
+        trainer: its library.
+        num_batches: of an epoch.
+        remedy: what to do where that is wrong.
+    """
+
+    trainer: str
+    num_batches: int
+    remedy: str
+
+
+def fixed_length(length: int) -> FixedLength | None:
+    """What the trainer that asks for an epoch of so many batches expects, if that differs.
+
+    Found by looking at the callers: a loader is told nothing of who iterates over it.
+    """
+    if not any(name in sys.modules for name in (*_LIGHTNING, _IGNITE)):
+        return None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        # Where Lightning sets up, it asks for the length only after it has begun.
+        is_epoch = module.endswith(".loops.training_epoch_loop")
+        if module == _IGNITE or (is_epoch and module.startswith(_LIGHTNING)):
+            caller = frame.f_locals.get("self")
+            found = _ignites(caller) if module == _IGNITE else _lightnings(caller, length)
+            return None if found is None or found.num_batches == length else found
+        frame = frame.f_back
+    return None
+
+
+def _ignites(engine: Any) -> FixedLength | None:
+    if engine.state.epoch_length is None:
+        return None
+    return FixedLength(
+        "ignite",
+        engine.state.epoch_length,
+        "its epochs are not those of the loader; give that steps_per_epoch=",
+    )
+
+
+def _lightnings(loop: Any, length: int) -> FixedLength | None:
+    trainer = loop.trainer
+    if trainer.fit_loop.max_batches < length and trainer.limit_train_batches != 1.0:
+        return None
+    return FixedLength(
+        "Lightning",
+        trainer.fit_loop.max_batches,
+        "validation is left out after a shorter epoch, and the rest of a longer one; give the "
+        "Trainer dynloader.integrations.lightning.FollowEpochs(), or the loader steps_per_epoch=",
+    )

@@ -1,0 +1,368 @@
+"""What each of several processes does in the tests of torch.distributed; started by torchrun.
+
+torchrun --nproc-per-node 2 tests/processes.py NAME FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ledger import Numbers, loss_of
+from torch.utils.data import DistributedSampler, TensorDataset
+
+from dynloader import UCB, DataLoader, EpsilonGreedy, Full, InfoBatch, RandomDynamic, ScoreTable
+
+
+def gathered(mine: Any) -> list[Any]:
+    """What every process has."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def epoch(loader: DataLoader[Any]) -> list[list[int]]:
+    """One epoch with updates: its batches."""
+    batches = []
+    for batch in loader:
+        samples = batch[0] if isinstance(batch, list) else batch
+        loader.update(loss_of(samples))
+        batches.append(samples.tolist())
+    return batches
+
+
+def same_table(one: ScoreTable, other: ScoreTable) -> None:
+    for name in ("scores", "records", "selections"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+DATASETS = {
+    "samples": Numbers,
+    "arrays": lambda n: TensorDataset(torch.arange(n)),
+}
+POLICIES = [
+    UCB(keep=0.5, every=1),
+    EpsilonGreedy(keep=0.3, every=2),
+    InfoBatch(anneal=None),
+    RandomDynamic(keep=0.7, every=1),
+]
+
+
+def shares(folder: Path) -> None:
+    """Together they train on what one process would, in the same steps."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for kind, make in DATASETS.items():
+        for number, policy in enumerate(POLICIES):
+            n, size = (200, 8) if number % 2 else (203, 7)
+            options = {"policy": policy, "seed": 3, "num_workers": 2 if number == 2 else 0}
+            ours = DataLoader(make(n), size, **options)
+            alone = DataLoader(make(n), size * world, num_replicas=1, **options)
+            for number_of_epoch in range(4):
+                assert len(ours) == len(alone)
+                mine, whole = epoch(ours), epoch(alone)
+                everyone = gathered(mine)
+                for step, batch in enumerate(whole):
+                    together = [sample for theirs in everyone for sample in theirs[step]]
+                    if len(batch) >= world:
+                        assert together == batch, (kind, policy, number_of_epoch, step)
+                    else:
+                        assert set(batch) <= set(together)
+                        assert all(len(theirs[step]) == 1 for theirs in everyone)
+                assert len({len(theirs) for theirs in everyone}) == 1
+                for table in (ours.table, alone.table):
+                    table.synchronize()
+                same_table(ours.table, alone.table)
+                assert ours.epoch == alone.epoch == number_of_epoch + 1
+    assert rank == dist.get_rank()
+
+
+def last_steps(folder: Path) -> None:
+    """A last step that is smaller is split, padded or dropped; nobody is left without a sample."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for n in (1, world - 1, world, 5 * world + 1, 8 * world + world + 1, 16 * world):
+        for last, drop in (("split", False), ("pad", False), ("split", True)):
+            step = 8 * world
+            if drop and n < step:
+                continue
+            loader = DataLoader(
+                Numbers(n), 8, policy=Full(), last_batch=last, drop_last=drop, shuffle=False
+            )
+            everyone = gathered(epoch(loader))
+            assert len({len(theirs) for theirs in everyone}) == 1
+            assert len(everyone[0]) == (n // step if drop else -(-n // step))
+            fed = [sample for theirs in everyone for batch in theirs for sample in batch]
+            assert all(batch for theirs in everyone for batch in theirs)
+            rest = n % step
+            if drop:
+                assert sorted(fed) == list(range(n - rest))
+            elif last == "pad":
+                assert {len(batch) for theirs in everyone for batch in theirs} == {8}
+                assert set(fed) == set(range(n))
+            elif rest == 0 or rest >= world:
+                assert sorted(fed) == list(range(n))
+            else:
+                assert set(fed) == set(range(n))
+                assert len(fed) == n - rest + world
+    sizes = [4 * (1 + number % 2) for number in range(world)]
+    loader = DataLoader(
+        Numbers(101), sizes[rank], policy=UCB(keep=0.5, every=1), batch_sizes=sizes, seed=1
+    )
+    for count in (101, 50):
+        everyone = gathered(epoch(loader))
+        assert len({len(theirs) for theirs in everyone}) == 1
+        for number, theirs in enumerate(everyone):
+            assert {len(batch) for batch in theirs[:-1]} == {sizes[number]}
+        fed = [sample for theirs in everyone for batch in theirs for sample in batch]
+        assert len(set(fed)) == count
+        assert len(fed) <= count + world
+    tables = gathered(loader.table.scores.tolist())
+    assert all(scores == tables[0] for scores in tables)
+
+
+def steps(folder: Path) -> None:
+    """Epochs of one length, whatever is kept."""
+    world = dist.get_world_size()
+    for policy in (UCB(keep=0.5, every=1), Full(), RandomDynamic(keep=0.1, every=1)):
+        loader = DataLoader(Numbers(100), 8, policy=policy, steps_per_epoch=4)
+        for _ in range(3):
+            assert len(loader) == 4
+            kept = set(loader.sampler.plan.batch(0, len(loader.sampler.plan)).tolist())
+            everyone = gathered(epoch(loader))
+            assert all([len(batch) for batch in theirs] == [8] * 4 for theirs in everyone)
+            fed = [sample for theirs in everyone for batch in theirs for sample in batch]
+            assert set(fed) <= kept
+            assert len(set(fed)) == min(len(kept), 32 * world)
+        assert loader.total_steps(10) == 40
+
+
+def samplers(folder: Path) -> None:
+    """What a script for several processes passes today is understood."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    sampler = DistributedSampler(range(100), shuffle=True)
+    loader = DataLoader(
+        Numbers(100), 8, sampler=sampler, policy=RandomDynamic(keep=0.5, every=1), num_replicas=None
+    )
+    ours = DataLoader(Numbers(100), 8, policy=RandomDynamic(keep=0.5, every=1))
+    for number in (0, 1, 2, 7):
+        sampler.set_epoch(number)
+        ours.set_epoch(number)
+        assert list(map(list, loader)) == list(map(list, ours))
+    assert (loader.sampler.num_replicas, loader.sampler.rank) == (world, rank)
+    one = DataLoader(Numbers(10), batch_size=None, policy=Full())
+    everyone = gathered([int(sample) for sample in one])
+    assert {len(theirs) for theirs in everyone} == {-(-10 // world)}
+    assert {sample for theirs in everyone for sample in theirs} == set(range(10))
+    stock = torch.utils.data.DataLoader(Numbers(10), sampler=one.sampler, batch_size=2)
+    everyone = gathered([int(sample) for batch in stock for sample in batch])
+    assert {sample for theirs in everyone for sample in theirs} == set(range(10))
+
+
+def differences(folder: Path) -> None:
+    """Processes that do not select alike are told so, all of them."""
+    loader = DataLoader(Numbers(50), 8, policy=UCB(every=1), seed=dist.get_rank())
+    batches = iter(loader)
+    try:
+        for samples in batches:
+            loader.update(loss_of(samples))
+        iter(loader)
+    except RuntimeError as error:
+        message = str(error)
+    assert "all processes must select alike" in message
+    assert "'seed': 0" in message
+    assert "'seed': 1" in message
+
+
+def one_asks(folder: Path) -> None:
+    """One process may ask for the length and the state, or feed everything, by itself."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+
+    def made() -> DataLoader[Any]:
+        return DataLoader(Numbers(100), 8, policy=UCB(keep=0.5, every=1), return_index=True)
+
+    loader = made()
+    for _, index in loader:
+        # The loader is not told that nothing else is to come: the epoch is not settled yet.
+        loader.table.update(index, loss_of(index))
+    if rank == 0:
+        assert (loader.epoch, len(loader)) == (1, -(-50 // (8 * world)))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            state = loader.state_dict()
+        assert "loader.table.synchronize() in every process before" in str(found[0].message)
+        whole = DataLoader(Numbers(100), 8, policy=UCB(keep=0.5, every=1), num_replicas=1)
+        assert sum(len(batch) for batch in epoch(whole)) == 100
+        assert len(epoch(whole)) == 7
+    dist.barrier()
+    loader.table.synchronize()
+    state = loader.state_dict()
+    assert state["is_exhausted"]
+    resumed = made()
+    resumed.load_state_dict(state)
+    for one, other in zip(loader, resumed, strict=True):
+        assert torch.equal(one[1], other[1])
+    assert loader.epoch == resumed.epoch == 2
+
+
+def accelerated(folder: Path) -> None:
+    """Prepared by us, the batches are those without accelerate; by itself it prunes too."""
+    import accelerate
+
+    from dynloader.integrations.accelerate import prepare
+
+    world = dist.get_world_size()
+    for even in (True, False):
+        config = accelerate.DataLoaderConfiguration(even_batches=even, use_seedable_sampler=even)
+        accelerator = accelerate.Accelerator(cpu=True, dataloader_config=config)
+        assert accelerator.num_processes == world
+        for make in DATASETS.values():
+            options = {"policy": UCB(keep=0.5, every=1), "last_batch": "pad" if even else "split"}
+            prepared = prepare(accelerator, DataLoader(make(101), 8, **options))
+            whole = DataLoader(Numbers(101), 8 * world, policy=options["policy"], num_replicas=1)
+            for kept in (101, 50, 50):
+                assert len(prepared) == len(whole) == -(-kept // (8 * world))
+                mine = epoch(prepared)
+                everyone = gathered(mine)
+                assert flat(everyone) == {sample for batch in epoch(whole) for sample in batch}
+                if even:
+                    assert all(len(batch) == 8 for theirs in everyone for batch in theirs)
+            accelerator.wait_for_everyone()
+        # What a metric is computed of has every sample once.
+        loader = DataLoader(Numbers(101), 8, policy=Full(), last_batch="pad", shuffle=False)
+        found = [accelerator.gather_for_metrics(batch) for batch in prepare(accelerator, loader)]
+        assert torch.cat(found).tolist() == list(range(101))
+        # By itself accelerate takes whole batches in turn. The next epoch is settled by all.
+        for split in (False, True):
+            config = accelerate.DataLoaderConfiguration(even_batches=even, split_batches=split)
+            accelerator = accelerate.Accelerator(cpu=True, dataloader_config=config)
+            loader = DataLoader(Numbers(100), 4 * world, policy=UCB(keep=0.5, every=1))
+            whole = DataLoader(
+                Numbers(100), 4 * world, policy=UCB(keep=0.5, every=1), num_replicas=1
+            )
+            prepared = accelerator.prepare(loader)
+            for _ in range(3):
+                mine = []
+                for samples in prepared:
+                    loader.table.update(samples, loss_of(samples))
+                    mine.append(samples.tolist())
+                assert flat(gathered(mine)) == {s for batch in epoch(whole) for s in batch}
+
+
+def in_lightning(folder: Path) -> None:
+    """Whether Lightning is to replace samplers or not, ours share out the epoch."""
+    from test_lightning import Recorder, trainer, validation
+
+    from dynloader.integrations.lightning import FollowEpochs
+
+    world = dist.get_world_size()
+    for replaces in (True, False):
+        module = Recorder(DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1)))
+        options = {"use_distributed_sampler": replaces, "callbacks": [FollowEpochs()]}
+        runs = trainer(folder, devices=world, strategy="ddp", max_epochs=3, **options)
+        runs.fit(module, module.loader, validation())
+        whole = DataLoader(Numbers(101), 8 * world, policy=module.loader.policy, num_replicas=1)
+        assert len(module.epochs) == 3
+        for batches in module.epochs:
+            wanted = {sample for batch in epoch(whole) for sample in batch}
+            everyone = gathered(batches)
+            assert flat(everyone) == wanted
+            assert sum(len(batch) for theirs in everyone for batch in theirs) <= len(wanted) + world
+        assert module.num_validations == 3
+        assert runs.global_step == module.loader.total_steps(3)
+        module.loader.table.synchronize()  # the last epoch is followed by none
+        assert torch.equal(module.loader.table.records, whole.table.records)
+
+
+def save(folder: Path) -> None:
+    """In the middle of an epoch; what follows, as one process would have it."""
+    loader = resumable()
+    epoch(loader)
+    batches = iter(loader)
+    for _ in range(2):
+        loader.update(loss_of(next(batches)))
+    loader.table.synchronize()
+    everyone = gathered(loader.state_dict())
+    for state in everyone[1:]:
+        assert torch.equal(state["table"]["scores"], everyone[0]["table"]["scores"])
+        assert state["position"] == everyone[0]["position"]
+    rest = gathered([batch.tolist() for batch in updated(loader, batches)])
+    following = gathered(epoch(loader))
+    if dist.get_rank() == 0:
+        torch.save(everyone[0], folder / "state.pt")
+        torch.save((rest, following), folder / "batches.pt")
+
+
+def updated(loader: DataLoader[Any], batches: Any) -> Any:
+    for samples in batches:
+        loader.update(loss_of(samples))
+        yield samples
+
+
+def resumable() -> DataLoader[Any]:
+    return DataLoader(Numbers(300), 8, policy=UCB(keep=0.5, every=1), seed=5)
+
+
+def flat(everyone: list[list[list[int]]]) -> set[int]:
+    """The samples of all processes."""
+    return {sample for theirs in everyone for batch in theirs for sample in batch}
+
+
+def resume(folder: Path) -> None:
+    """What other processes left, on so many: the rest of the epoch, and the next ones."""
+    loader = resumable()
+    loader.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    rest, following = torch.load(folder / "batches.pt", weights_only=True)
+    left = len(loader)
+    found = gathered([batch.tolist() for batch in updated(loader, iter(loader))])
+    then = gathered(epoch(loader))
+    assert left >= len(found[0])
+    for wanted, mine in ((rest, found), (following, then)):
+        flat = [
+            {sample for theirs in each for b in theirs for sample in b} for each in (wanted, mine)
+        ]
+        assert flat[0] == flat[1]
+    if len(rest) == dist.get_world_size():
+        assert (rest, following) == (found, then)
+
+
+def lose(folder: Path) -> None:
+    """One process is killed in the middle of an epoch: the others are told."""
+    loader = resumable()
+    epoch(loader)
+    loader.table.synchronize()
+    if dist.get_rank() == 0:
+        torch.save(loader.state_dict(), folder / "checkpoint.pt")
+    for number, samples in enumerate(loader):
+        loader.update(loss_of(samples))
+        if number == 1 and dist.get_rank() == 1:
+            os._exit(1)
+    before = loader.table.scores.clone()
+    try:
+        iter(loader)
+        loader.table.synchronize()
+    except (RuntimeError, dist.DistBackendError) as error:
+        assert torch.equal(loader.table.scores, before)
+        print("lost:", type(error).__name__, flush=True)
+        os._exit(0)
+    print("not told", flush=True)
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for each in name.split(","):
+        globals()[each](folder)
+        dist.barrier()
+    sys.stdout.write(f"done {name}\n")
+    sys.stdout.flush()
+    # Past Python's own end, which a thread of gloo that lets go of the last barrier then can abort.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Several processes: each feeds its share, and all select alike."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ledger import Numbers
+from processes import resumable
+
+import dynloader
+from dynloader import DataLoader, Full, RandomDynamic
+from dynloader.plan import Plan
+from dynloader.share import Share, share_of
+
+TESTS = Path(__file__).resolve().parent
+PATHS = os.pathsep.join([str(Path(dynloader.__file__).parent.parent), str(TESTS)])
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("localhost", 0))
+        return int(made.getsockname()[1])
+
+
+def start(name: str, folder: Path, world: int, rank: int, port: int) -> subprocess.Popen[str]:
+    here = os.environ | {
+        "PYTHONPATH": PATHS,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(TESTS / "processes.py"), name, str(folder)],
+        env=here,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def together(name: str, folder: Path, world: int) -> list[str]:
+    """What so many processes print."""
+    port = free_port()
+    processes = [start(name, folder, world, rank, port) for rank in range(world)]
+    try:
+        return [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -> None:
+    name = "shares,last_steps,steps,samplers,one_asks,differences,save,resume"
+    for text in together(name, tmp_path, world):
+        assert text.endswith(f"done {name}\n"), text
+
+
+def test_a_state_is_loaded_by_another_number_of_processes(tmp_path: Path) -> None:
+    for name, world in (("save", 2), ("resume", 4), ("resume", 2)):
+        texts = together(name, tmp_path, world)
+        assert all(text.endswith(f"done {name}\n") for text in texts), "\n".join(texts)
+    # And by one alone.
+    loader = resumable()
+    loader.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    rest, _ = torch.load(tmp_path / "batches.pt", weights_only=True)
+    wanted = {sample for theirs in rest for batch in theirs for sample in batch}
+    assert {sample for batch in loader for sample in batch.tolist()} == wanted
+
+
+@pytest.mark.parametrize("name", ["accelerated", "in_lightning"])
+def test_frameworks_with_two_processes(name: str, tmp_path: Path) -> None:
+    pytest.importorskip({"accelerated": "accelerate", "in_lightning": "lightning"}[name])
+    for text in together(name, tmp_path, 2):
+        assert text.endswith(f"done {name}\n"), text
+
+
+def test_torchrun_starts_them(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(TESTS / "processes.py"), "samplers", str(tmp_path)]
+    result = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("done samplers") == 2
+
+
+def test_when_one_is_killed_the_others_are_told_and_go_on_from_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    texts = together("lose", tmp_path, 3)
+    for rank in (0, 2):
+        assert "lost: " in texts[rank], texts
+    assert "lost" not in texts[1]
+    loader = resumable()
+    loader.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+    assert loader.epoch == 1
+    assert sum(len(batch) for batch in loader) == 150
+
+
+def plan_of(n: int) -> Plan:
+    return Plan(epoch=0, seed=0, num_samples=n, shuffle=False, kept=None)
+
+
+def test_shares_of_a_step() -> None:
+    plan = plan_of(100)
+    block = torch.arange(24).view(2, 12)
+    parts = [Share((2, 6, 4), rank).of(block, plan.batch) for rank in range(3)]
+    assert torch.equal(torch.cat(parts, dim=1), block)
+    for width in range(3, 12):
+        last = torch.arange(width).view(1, -1)
+        for sizes in ((4, 4, 4), (2, 6, 4), (1, 1, 10)):
+            found = [Share(sizes, rank).of(last, plan.batch)[0].tolist() for rank in range(3)]
+            assert all(0 < len(part) <= size for part, size in zip(found, sizes, strict=True))
+            assert {sample for part in found for sample in part} == set(range(width))
+        found = [Share((4, 4, 4), rank).of(last, plan.batch)[0].tolist() for rank in range(3)]
+        assert [sample for part in found for sample in part] == list(range(width))
+
+
+def test_positions_past_the_end_begin_again() -> None:
+    assert plan_of(3).batch(2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
+    shuffled = Plan(epoch=0, seed=0, num_samples=5, shuffle=True, kept=None)
+    order = shuffled.batch(0, 5).tolist()
+    assert shuffled.batch(3, 12).tolist() == (order * 3)[3:12]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_replicas": 0}, "num_replicas must be at least 1, got 0"),
+        ({"num_replicas": 2, "rank": 2}, r"rank must be in \[0, 2\), got 2"),
+        ({"rank": 1}, "rank needs num_replicas, got 1 alone"),
+        ({"last_batch": "drop"}, "last_batch must be 'split' or 'pad', got 'drop'"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1, got 0"),
+        ({"batch_sizes": [4, 0]}, "batch_sizes must be at least 1, got 0"),
+    ],
+)
+def test_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataLoader(Numbers(9), policy=Full(), **options)  # type: ignore[arg-type]
+
+
+def test_batch_sizes_of_every_process() -> None:
+    with pytest.raises(ValueError, match=r"each of 2 processes, 4 for number 1, got \[4, 5\]"):
+        share_of(4, (2, 1), [4, 5], "split")
+
+
+def test_processes_may_be_named_without_torch_distributed() -> None:
+    def of(rank: int) -> list[list[int]]:
+        loader = DataLoader(
+            Numbers(50), 4, policy=RandomDynamic(keep=0.5, every=1), num_replicas=2, rank=rank
+        )
+        return [batch.tolist() for batch in loader]
+
+    one, other = of(0), of(1)
+    assert len(one) == len(other) == 4
+    assert len({sample for part in (one, other) for batch in part for sample in batch}) == 25
