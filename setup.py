@@ -221,7 +221,7 @@ def main() -> None:
 
     setuptools.setup(
         version=version(),
-        packages=["dynloader", "dynloader.bench"],
+        packages=["dynloader", "dynloader.bench", "dynloader.integrations"],
         package_data={"dynloader": ["py.typed"]},
         ext_modules=[
             extension(

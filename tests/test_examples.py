@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import dynloader
 
@@ -30,3 +32,68 @@ def test_jpeg_files_in_folders(tmp_path: Path) -> None:
     assert "path=samples (the data set is of the type ImageFolder)" in lines[0]
     assert lines[1].startswith("epoch 0: 160 samples")
     assert lines[2].startswith("epoch 1: 80 samples")
+
+
+def run(name: str, *arguments: str, several: bool = False) -> str:
+    """What the example prints."""
+    here = os.environ | {"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)}
+    if not torch.cuda.is_available():
+        here["ACCELERATE_USE_CPU"] = "true"  # as accelerate's launcher says it
+    start = [sys.executable, str(EXAMPLES / name), *arguments]
+    if several:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        start[1:1] = launcher
+    for _ in range(3):
+        result = subprocess.run(start, capture_output=True, text=True, timeout=300, env=here)
+        # Of gloo: a thread that lets go of the last collective as Python ends.
+        if not (several and "terminate called without an active exception" in result.stderr):
+            break
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def samples_of(text: str) -> list[int]:
+    """Of each epoch that the example tells of."""
+    return [int(count) for count in re.findall(r"^epoch \d: (\d+) samples", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("with_accelerate.py", "accelerate"),
+        ("with_lightning.py", "lightning"),
+        ("with_timm.py", "timm"),
+        ("with_torchdata.py", "torchdata"),
+    ],
+)
+def test_examples_of_frameworks(name: str, package: str, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    pytest.importorskip("sklearn")
+    arguments = [str(tmp_path)] if package == "lightning" else []
+    assert samples_of(run(name, *arguments)) == [1797, 898, 898, 898]
+
+
+def test_examples_of_frameworks_with_epochs_of_one_length(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("ignite")
+    assert run("with_ignite.py").splitlines()[-1] == "epoch 4: step 112, of 898"
+    pytest.importorskip("transformers")
+    # 57 + 3 * 29 steps, in four epochs of one length
+    assert "144 steps, 36 in each epoch" in run("with_transformers.py", str(tmp_path))
+
+
+def test_several_processes_and_a_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    path = str(tmp_path / "checkpoint.pt")
+    first = run("ddp.py", "--epochs", "2", "--checkpoint", path, several=True)
+    assert samples_of(first) == [1797, 898]
+    then = run("ddp.py", "--epochs", "4", "--checkpoint", path, several=True)
+    whole = run("ddp.py", "--epochs", "4", several=True)
+    assert samples_of(then) == [898, 898]
+    assert first + then == whole
+
+
+def test_accelerate_with_two_processes() -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+    assert samples_of(run("with_accelerate.py", several=True)) == [1797, 898, 898, 898]

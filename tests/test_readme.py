@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_a_table_is_that_of_its_file(path: str) -> None:
 
 def test_what_the_readme_names_is_there() -> None:
     for name in re.findall(r"`dynloader\.([A-Za-z_.]+)", README):
+        if name.startswith("integrations."):
+            module = name.split(".")[1]
+            if importlib.util.find_spec(module) is None:
+                continue
+            importlib.import_module(f"dynloader.integrations.{module}")
         target: object = dynloader
         for part in name.split("."):
             target = getattr(target, part)

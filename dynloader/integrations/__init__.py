@@ -1,0 +1,1 @@
+"""Adapters, one module for each framework that leaves no other way."""

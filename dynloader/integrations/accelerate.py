@@ -1,0 +1,113 @@
+"""The loader in Hugging Face accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import send_to_device, synchronize_rng_states
+
+from dynloader.loader import DataLoader
+
+
+class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
+    """What accelerate makes of a loader, but with the loader itself inside.
+
+    Batches go to the device and the end of an epoch reaches gradient accumulation, as accelerate
+    has it. No batch is fetched ahead, so that ``loader.update(losses)`` knows which it belongs to.
+    All else, ``loader.update`` too, is that of the loader. ``Accelerator.save_state`` and
+    ``load_state`` include its state.
+
+    Args:
+        prepared: what ``Accelerator.prepare_data_loader`` made of ``loader``.
+        loader: of this process; it shares out an epoch by itself.
+    """
+
+    def __init__(self, prepared: DataLoaderShard, loader: DataLoader[Any]) -> None:
+        self.__dict__.update(prepared.__dict__)
+        self.base_dataloader = loader
+        self.use_stateful_dataloader = True  # by which accelerate knows that there is a state
+        self._is_accelerate_prepared = True
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.rng_types is not None:
+            synchronize_rng_states(self.rng_types, self.synchronized_generator)
+        loader = self.base_dataloader
+        batches = iter(loader)
+        num_left = loader.num_left
+        self.begin()
+        # What gathering results for a metric is to leave out, as it was padded.
+        padded = loader.last_batch == "pad" and not loader.drop_last
+        self.remainder = loader.num_selected % self.total_batch_size if padded else 0
+        try:
+            for number, batch in enumerate(batches, start=1):
+                self.end_of_dataloader = number == num_left
+                if self.device is not None:
+                    batch = send_to_device(batch, self.device, non_blocking=self._non_blocking)
+                yield batch
+        finally:
+            self.end()
+
+    @property
+    def iteration(self) -> int:
+        """The number of the current epoch."""
+        return int(self.base_dataloader.epoch)
+
+    @iteration.setter
+    def iteration(self, epoch: int) -> None:
+        """Nothing: the loader counts its epochs."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """As :meth:`dynloader.DataLoader.set_epoch`."""
+        self.base_dataloader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As :meth:`dynloader.DataLoader.state_dict`."""
+        state: dict[str, Any] = self.base_dataloader.state_dict()
+        return state
+
+    @property
+    def total_batch_size(self) -> int:
+        """Samples of all processes in one step."""
+        return int(self.base_dataloader.samples_per_step)
+
+
+def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader:
+    """Use ``loader`` with ``accelerator``, in place of ``accelerator.prepare(loader)``.
+
+    Each process feeds its share of every step, as :class:`dynloader.DataLoader` has it:
+    ``last_batch`` says what becomes of a last step that is smaller, and ``even_batches`` nothing.
+
+    Args:
+        accelerator: without ``split_batches`` and ``dispatch_batches``.
+        loader: one with a policy. ``batch_size`` is that of one process.
+
+    Raises:
+        TypeError: ``loader`` is no :class:`dynloader.DataLoader`.
+        ValueError: it has no policy, or the accelerator divides batches.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"loader must be a dynloader.DataLoader, got {type(loader).__name__}")
+    if loader.policy is None:
+        raise ValueError("loader must have a policy (accelerator.prepare is for others), got None")
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(accelerator, name):
+            raise ValueError(
+                f"{name} of the accelerator must be False: batch_size is that of one process, "
+                "and each process makes its own batches; got True"
+            )
+    prepared = accelerator.prepare_data_loader(loader)
+    ours = PreparedLoader(prepared, loader)
+    accelerator._dataloaders[accelerator._dataloaders.index(prepared)] = ours
+    return ours
+
+
+def skip_first_batches(prepared: PreparedLoader, num_batches: int) -> PreparedLoader:
+    """Leave out the next batches of this epoch, in place of ``accelerate.skip_first_batches``.
+
+    A loaded state needs none of this: it goes on after its last batch.
+    """
+    prepared.base_dataloader.skip(num_batches)
+    return prepared

@@ -1,0 +1,82 @@
+"""Several processes with DistributedDataParallel; the loader shares out every epoch by itself.
+
+    torchrun --nproc-per-node 2 examples/ddp.py [--checkpoint FILE]
+
+Begun again with the same file, it goes on where the last epoch ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from digits import dataset, network
+from torch.nn.parallel import DistributedDataParallel
+
+import dynloader
+
+
+def save(state: dict[str, Any], path: str) -> None:
+    """Under another name first: a process that is killed here leaves the former checkpoint."""
+    with open(path + ".new", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+
+def main() -> None:
+    """Train, and say what each epoch took."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--checkpoint")
+    args = parser.parse_args()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    model = DistributedDataParallel(network().to(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    # The batch size of one process; which samples are whose is settled when iteration begins.
+    loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5, every=1)
+    )
+    if args.checkpoint and os.path.exists(args.checkpoint):
+        state = torch.load(args.checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        loader.load_state_dict(state["loader"])
+    for epoch in range(loader.epoch, args.epochs):
+        samples, total = 0, 0.0
+        for pictures, labels in loader:
+            losses = F.cross_entropy(
+                model(pictures.to(device)), labels.to(device), reduction="none"
+            )
+            loss = loader.update(losses)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            samples += len(labels)
+            total += float(losses.detach().sum())
+        found = torch.tensor([float(samples), total], device=device)
+        dist.all_reduce(found)
+        if dist.get_rank() == 0:
+            print(f"epoch {epoch}: {int(found[0])} samples, mean loss {found[1] / found[0]:.3f}")
+            if args.checkpoint:
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "loader": loader.state_dict(),
+                }
+                save(state, args.checkpoint)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Lightning: the loader goes to the trainer, and a callback tells it how long each epoch is.
+
+python examples/with_lightning.py [FOLDER FOR CHECKPOINTS]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from digits import dataset, network
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+import dynloader
+from dynloader.integrations.lightning import FollowEpochs
+
+
+class Digits(LightningModule):
+    """The network and its loader."""
+
+    def __init__(self, loader: dynloader.DataLoader[Any]) -> None:
+        super().__init__()
+        self.network, self.loader, self.samples = network(), loader, 0
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Record the losses of the batch, and return their mean."""
+        pictures, labels = batch
+        self.samples += len(labels)
+        return self.loader.update(F.cross_entropy(self.network(pictures), labels, reduction="none"))
+
+    def on_train_epoch_end(self) -> None:
+        """Say how many samples the epoch had."""
+        print(f"epoch {self.current_epoch}: {self.samples} samples")
+        self.samples = 0
+
+    def configure_optimizers(self) -> Any:
+        """A learning rate that ends with the last step."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        steps = self.loader.total_steps(self.trainer.max_epochs or 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def main() -> None:
+    """Train."""
+    loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5, every=1)
+    )
+    trainer = Trainer(
+        max_epochs=4,
+        callbacks=[FollowEpochs()],
+        default_root_dir=sys.argv[1] if len(sys.argv) > 1 else None,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Digits(loader), loader)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""timm's PrefetchLoader fetches ahead: so each batch brings along which samples it is made of.
+
+python examples/with_timm.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from digits import dataset, network
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import Dataset
+
+import dynloader
+
+
+class Pictures(Dataset[Any]):
+    """Pictures as bytes; a target is the label and the index."""
+
+    def __init__(self) -> None:
+        pictures, self.labels = dataset().tensors
+        self.pictures = (pictures.view(-1, 1, 8, 8) * 255).to(torch.uint8).numpy()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, torch.Tensor]:
+        return self.pictures[index], torch.tensor([int(self.labels[index]), index])
+
+
+def main() -> None:
+    """Train, and say what each epoch took."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = network().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
+        Pictures(), 32, collate_fn=fast_collate, policy=dynloader.UCB(keep=0.5, every=1)
+    )
+    batches = PrefetchLoader(loader, mean=(0.3,), std=(0.4,), channels=1, device=device)
+    for epoch in range(4):
+        samples, total = 0, 0.0
+        for pictures, targets in batches:
+            labels, index = targets.unbind(1)
+            losses = F.cross_entropy(model(pictures.flatten(1)), labels, reduction="none")
+            loss = loader.update(losses, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            samples += len(labels)
+            total += float(losses.detach().sum())
+        print(f"epoch {epoch}: {samples} samples, mean loss {total / samples:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The Trainer of Hugging Face transformers: PruningTrainer in its place.
+
+python examples/with_transformers.py [FOLDER FOR CHECKPOINTS]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+from digits import dataset, network
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+import dynloader
+from dynloader.integrations.transformers import PruningTrainer
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """The digits as columns."""
+
+    def __init__(self) -> None:
+        self.pictures, self.labels = dataset().tensors
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {"pictures": self.pictures[number], "labels": self.labels[number]}
+
+
+class Model(nn.Module):
+    """What the Trainer wants of a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, pictures: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+        """Logits; and the loss that is used where nothing is recorded."""
+        logits = self.network(pictures)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def main() -> None:
+    """Train, and say what was kept."""
+    folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
+    arguments = TrainingArguments(
+        folder,
+        num_train_epochs=4,
+        per_device_train_batch_size=32,
+        learning_rate=1e-3,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = PruningTrainer(
+        Model(), arguments, train_dataset=Rows(), policy=dynloader.UCB(keep=0.5, every=1)
+    )
+    trainer.train()
+    loader = trainer.loader
+    assert loader is not None
+    print(f"{trainer.state.global_step} steps, {len(loader)} in each epoch")
+    print(f"epoch {loader.epoch} would be made of {loader.num_selected} samples")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""In Lightning, with one process; with two, see test_distributed.py."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ledger import Numbers, loss_of
+from torch import Tensor, nn
+
+from dynloader import UCB, DataLoader, Full, RandomDynamic
+
+lightning = pytest.importorskip("lightning.pytorch")
+from dynloader.integrations.lightning import FollowEpochs  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:lightning", "ignore:.*:FutureWarning")
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+class Recorder(lightning.LightningModule):  # type: ignore[misc]
+    """Records which batches it was given, and what happened when."""
+
+    def __init__(self, loader: DataLoader[Any], inside: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.loader = loader
+        self.epochs: list[list[list[int]]] = []
+        self.num_validations = 0
+        self.predicted: list[int] = []
+        if inside:
+            self.train_dataloader = lambda: loader
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append([])
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if not self.epochs:  # resumed within an epoch
+            self.epochs.append([])
+        self.epochs[-1].append(batch.tolist())
+        return self.loader.update(loss_of(batch) + 0 * self.weight)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        assert set(batch.tolist()) <= {0, 1, 2, 3}
+        self.num_validations += 1
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return batch
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.total_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    total_steps = 1000
+
+
+def trainer(folder: Path | str, **options: Any) -> Any:
+    ours: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "max_epochs": 4,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lightning.Trainer(**ours | options)
+
+
+def made(**options: Any) -> DataLoader[Any]:
+    return DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1), **options)
+
+
+def validation() -> Any:
+    return torch.utils.data.DataLoader(Numbers(4), 4)
+
+
+def wanted(epochs: int = 4, **options: Any) -> list[list[list[int]]]:
+    loader = made(**options)
+    found = []
+    for _ in range(epochs):
+        found.append([])
+        for batch in loader:
+            loader.update(loss_of(batch))
+            found[-1].append(batch.tolist())
+    return found
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_scores_and_validation(
+    inside: bool, distributed: bool, num_workers: int, tmp_path: Path
+) -> None:
+    module = Recorder(made(num_workers=num_workers), inside)
+    runs = trainer(tmp_path, callbacks=[FollowEpochs()], use_distributed_sampler=distributed)
+    given = {} if inside else {"train_dataloaders": module.loader}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*expects .* batches")
+        runs.fit(module, val_dataloaders=validation(), **given)
+    assert module.epochs == wanted()
+    assert [len(epoch) for epoch in module.epochs] == [13, 7, 7, 7]
+    assert module.num_validations == 4
+    assert runs.global_step == module.loader.total_steps(4)
+
+
+def test_reloading_every_epoch_needs_no_callback(tmp_path: Path) -> None:
+    module = Recorder(made())
+    runs = trainer(tmp_path, reload_dataloaders_every_n_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*expects .* batches")
+        runs.fit(module, module.loader, validation())
+    assert module.epochs == wanted()
+    assert module.num_validations == 4
+
+
+def test_without_either_validation_is_left_out_after_shorter_epochs(tmp_path: Path) -> None:
+    """As the README says: if this changes, the callback is not needed any more."""
+    module = Recorder(made())
+    with pytest.warns(
+        UserWarning, match="expects 13 batches of every epoch, and .* has 7"
+    ) as found:
+        trainer(tmp_path).fit(module, module.loader, validation())
+    assert sum("FollowEpochs" in str(warning.message) for warning in found) == 1
+    assert module.epochs == wanted()
+    assert module.num_validations == 1
+
+
+def test_steps_per_epoch(tmp_path: Path) -> None:
+    module = Recorder(made(steps_per_epoch=9))
+    trainer(tmp_path).fit(module, module.loader, validation())
+    assert [len(epoch) for epoch in module.epochs] == [9] * 4
+    assert module.num_validations == 4
+
+
+def test_the_learning_rate_ends_where_it_should(tmp_path: Path) -> None:
+    module = Recorder(made())
+    module.total_steps = module.loader.total_steps(4)
+    runs = trainer(tmp_path, callbacks=[FollowEpochs()], accumulate_grad_batches=1)
+    runs.fit(module, module.loader, validation())
+    assert runs.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_accumulated_gradients_are_stepped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    module = Recorder(made())
+    runs = trainer(tmp_path, callbacks=[FollowEpochs()], accumulate_grad_batches=4)
+    runs.fit(module, module.loader, validation())
+    assert runs.global_step == 4 + 3 * 2
+
+
+@pytest.mark.parametrize("every", [3, 13, 16])
+def test_resumed_from_a_checkpoint(every: int, tmp_path: Path) -> None:
+    def fit(module: Recorder, name: str | None = None, **options: Any) -> Any:
+        checkpoints = lightning.callbacks.ModelCheckpoint(
+            tmp_path, "{step}", every_n_train_steps=every, save_top_k=-1
+        )
+        options |= {"enable_checkpointing": True, "callbacks": [FollowEpochs(), checkpoints]}
+        runs = trainer(tmp_path, **options)
+        path = None if name is None else str(tmp_path / name)
+        runs.fit(module, module.loader, validation(), ckpt_path=path, weights_only=False)
+        return runs
+
+    whole = Recorder(made())
+    fit(whole)
+    resumed = Recorder(made())
+    fit(resumed, f"step={every}.ckpt")
+    flat = [batch for epoch in whole.epochs for batch in epoch]
+    assert [batch for epoch in resumed.epochs for batch in epoch] == flat[every:]
+    assert torch.equal(whole.loader.table.records, resumed.loader.table.records)
+
+
+def test_overfit_and_predict(tmp_path: Path) -> None:
+    loader = DataLoader(Numbers(40), 8, policy=RandomDynamic(keep=0.5, every=1), return_index=False)
+    module = Recorder(loader)
+    module.training_step = lambda batch, batch_idx: loss_of(batch).mean() + 0 * module.weight
+    runs = trainer(tmp_path, overfit_batches=2, max_epochs=3)
+    with pytest.warns(UserWarning, match="nothing is pruned"):
+        runs.fit(module, loader, validation())
+    assert runs.global_step == 6
+    found = trainer(tmp_path).predict(module, DataLoader(Numbers(40), 8, return_index=True))
+    assert torch.cat([numbers for numbers, _ in found]).tolist() == list(range(40))
+    with pytest.raises(ValueError, match="without one looks at all samples"):
+        trainer(tmp_path).predict(module, DataLoader(Numbers(40), 8, policy=Full()))
