@@ -1,0 +1,135 @@
+"""What it costs that processes exchange their scores: bytes and time, beside a bare all-gather.
+
+    python bench/bench_exchange.py --out bench/results/exchange [--sizes 1280000,100000000]
+
+Processes on one machine, with gloo; half of the samples were recorded in the epoch, each by one of
+the processes. All rows of a table take turns; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dynloader import ScoreTable
+from dynloader.bench import machine
+
+WORLD = 2
+ROW_BYTES = 8 + 4 * 4 + 4  # index, record, score
+
+
+def seconds_of(call: Callable[[], None]) -> float:
+    """Every process begins at the same time."""
+    dist.barrier()
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def measured(n: int, rounds: int) -> dict[str, Any]:
+    """An exchange, and what it is compared with."""
+    rank = dist.get_rank()
+    table = ScoreTable(n, device="cpu")
+    num_mine = n // 2 // WORLD
+    index = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+    index = index[rank * num_mine : (rank + 1) * num_mine].sort().values
+    losses = torch.rand(2**20)
+
+    def recorded() -> None:
+        for part in index.split(len(losses)):
+            table.update(part, losses[: len(part)])
+
+    num_bytes = num_mine * ROW_BYTES
+    mine = torch.zeros(num_bytes, dtype=torch.uint8)
+    chunk = 2**20 * ROW_BYTES
+    parts = [torch.empty(min(chunk, num_bytes), dtype=torch.uint8) for _ in range(WORLD)]
+    target = torch.empty_like(mine)
+
+    def gathered() -> None:
+        for part in mine.split(chunk):
+            dist.all_gather([each[: len(part)] for each in parts], part)
+
+    def copied() -> None:
+        for _ in range(WORLD):
+            target.copy_(mine)
+
+    calls = {
+        "exchange": table.synchronize,
+        "all_gather": gathered,
+        "copy": copied,
+    }
+    table.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        recorded()
+        for name, call in calls.items():
+            times[name].append(seconds_of(call))
+    unchanged = seconds_of(table.synchronize)
+    return {
+        "n": n,
+        "changed_in_each": num_mine,
+        "bytes_from_each": num_bytes,
+        "bytes_of_a_table": n * (4 + 16 + 4),
+        "seconds": {name: statistics.median(found) for name, found in times.items()}
+        | {"nothing changed": unchanged},
+    }
+
+
+def process(rank: int, store: str, sizes: list[int], rounds: int, out: str) -> None:
+    """One of the processes; the first writes what was found."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", world_size=WORLD, rank=rank)
+    found = [measured(n, rounds if n < 10**7 else 3) for n in sizes]
+    if rank == 0:
+        result = {"about": machine.describe(), "processes": WORLD, "measured": found}
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "table.md").write_text(table_of(result))
+        print(table_of(result))
+    dist.destroy_process_group()
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """Ratios; an absolute time of a machine without a GPU says little."""
+    lines = [
+        "| samples | bytes from each process | exchange / all-gather | exchange / copy "
+        "| nothing changed / exchange |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for found in result["measured"]:
+        seconds = found["seconds"]
+        ratios = [
+            seconds["exchange"] / seconds["all_gather"],
+            seconds["exchange"] / seconds["copy"],
+            seconds["nothing changed"] / seconds["exchange"],
+        ]
+        told = " | ".join(f"{ratio:.3g}" for ratio in ratios)
+        lines.append(f"| {found['n']:,} | {found['bytes_from_each']:,} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Start the processes."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", default="bench/results/exchange")
+    parser.add_argument("--sizes", default="1280000,100000000")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (str(Path(folder) / "store"), sizes, options.rounds, options.out)
+        torch.multiprocessing.spawn(process, arguments, nprocs=WORLD)
+
+
+if __name__ == "__main__":
+    main()
