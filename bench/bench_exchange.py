@@ -101,10 +101,14 @@ def process(rank: int, store: str, sizes: list[int], rounds: int, out: str) -> N
 
 def table_of(result: dict[str, Any]) -> str:
     """Ratios; an absolute time of a machine without a GPU says little."""
+    about = result["about"]
     lines = [
-        "| samples | bytes from each process | exchange / all-gather | exchange / copy "
-        "| nothing changed / exchange |",
-        "|---:|---:|---:|---:|---:|",
+        f"What {result['processes']} processes with gloo on one machine give each other when an "
+        "epoch of half of the samples ends",
+        "",
+        "| samples | bytes from each process | × all-gather | × a copy "
+        "| nothing new, × an exchange |",
+        "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for found in result["measured"]:
         seconds = found["seconds"]
@@ -113,8 +117,14 @@ def table_of(result: dict[str, Any]) -> str:
             seconds["exchange"] / seconds["copy"],
             seconds["nothing changed"] / seconds["exchange"],
         ]
-        told = " | ".join(f"{ratio:.3g}" for ratio in ratios)
+        told = " | ".join(f"{ratio:.2g}" for ratio in ratios)
         lines.append(f"| {found['n']:,} | {found['bytes_from_each']:,} | {told} |")
+    lines += [
+        "",
+        "*× all-gather, × a copy*: the time of the exchange in times of a bare all-gather of as "
+        f"many bytes, and of a copy of what arrives. {about['machine']['cpu']}, "
+        f"torch {about['versions']['torch']}, commit {about['commit']['hash'][:10]}",
+    ]
     return "\n".join(lines) + "\n"
 
 
