@@ -100,11 +100,12 @@ class Trainer:
         """Train, and return what there is to report."""
         records = []
         samples = steps = 0
-        seconds = 0.0
+        seconds = cpu_seconds = 0.0
         for epoch in range(self.epochs):
-            begin = self._now()
+            begin, cpu_begin = self._now(), time.process_time()
             trained, batches, loss = self._train(epoch, steps)
             seconds += self._now() - begin
+            cpu_seconds += time.process_time() - cpu_begin
             samples, steps = samples + trained, steps + batches
             is_last = epoch == self.epochs - 1
             measured = is_last or epoch % self.args.eval_every == self.args.eval_every - 1
@@ -113,6 +114,7 @@ class Trainer:
                     "samples": samples,
                     "steps": steps,
                     "train_seconds": seconds,
+                    "cpu_seconds": cpu_seconds,
                     "loss": loss,
                     "accuracy": self.accuracy() if measured else None,
                 }
@@ -127,6 +129,7 @@ class Trainer:
             "samples": samples,
             "steps": steps,
             "train_seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             "select_seconds": stats.get("dynloader/select_seconds", 0.0),
             "update_seconds": stats.get("dynloader/update_seconds", 0.0),
             "accuracy": records[-1]["accuracy"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -66,4 +68,8 @@ class ResNet18(nn.Module):
         return self.classifier(self.features(images))
 
 
-MODELS = {"cnn": SmallCNN, "resnet18": ResNet18}
+MODELS = {
+    "cnn": SmallCNN,
+    "cnn16": functools.partial(SmallCNN, width=16),
+    "resnet18": ResNet18,
+}

@@ -1,0 +1,236 @@
+"""The experiment of the seed paper: accuracy by method and by how much is kept.
+
+    python bench/paper.py --data DIR --out bench/results/paper [--seeds 3] [--keeps 0.7,0.5,0.3,0.1]
+
+A cell is one training: a method, a fraction to keep, a seed. Each writes a file of its own under
+OUT/cells when it is done, so a run that was stopped goes on where it was, and several processes may
+work on one grid. All methods have equal epochs; "full data, same steps" has as many steps as UCB. A
+static method pays for its scoring, in samples and seconds.
+
+    python bench/paper.py --out bench/results/paper --report     # the tables of what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import paper_report
+import torch
+import train
+import train_data
+from tqdm import tqdm
+
+import dynloader
+from dynloader import scores
+from dynloader.bench import machine
+
+EL2N_EPOCHS = 2
+Make = Callable[[argparse.Namespace], dynloader.Policy]
+
+
+def infobatch(args: argparse.Namespace) -> dynloader.Policy:
+    """InfoBatch at an exact ratio: where half of the low losses is not enough, more of them."""
+    drop = max(0.5, 1 - args.keep)
+    return dynloader.InfoBatch(keep=args.keep, drop_probability=drop, epochs=args.epochs)
+
+
+METHODS: dict[str, train.Method] = {
+    name: train.METHODS[name]
+    for name in ("full", "same-steps", "static", "random", "epsilon-greedy", "ucb")
+} | {
+    "infobatch": train.Method("InfoBatch, exact ratio", infobatch),
+    "weighted": train.METHODS["weighted"],
+    "rs2": train.Method(
+        "RS2", lambda a: dynloader.RandomDynamic(keep=a.keep, every=a.every, chunks=True)
+    ),
+    "el2n": train.Method("EL2N, static", None),
+    "infobatch-published": train.Method(
+        "InfoBatch, as published", train.METHODS["infobatch"].policy
+    ),
+}
+# Methods that keep what they keep, whatever is asked for.
+WITHOUT_KEEP = ("full", "infobatch-published")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training."""
+
+    method: str
+    keep: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """That of its file."""
+        return f"{self.method}-{self.keep:g}-{self.seed}"
+
+
+def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    """All of the grid, one seed after another, so that what is there can be compared."""
+    for seed in range(args.seeds):
+        for method in args.methods:
+            keeps = [1.0] if method in WITHOUT_KEEP else args.keeps
+            for keep in keeps:
+                yield Cell(method, keep, seed)
+
+
+def trained(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Train it, and return what there is to report."""
+    options = argparse.Namespace(**{**vars(args), "keep": cell.keep})
+    method, cost = METHODS[cell.method], {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
+    if cell.method == "el2n":
+        found, cost = el2n(cell.seed, data, args)
+        method = dataclasses.replace(
+            method, policy=lambda a: dynloader.Static(scores=found, keep=a.keep)
+        )
+    with tqdm(disable=True) as silent:
+        trainer = train.Trainer(data, method, cell.seed, options)
+        run = trainer.run(silent)
+    if trainer.policy is not None and cell.method != "el2n":
+        run["selections"] = selections_of(trainer)
+    for record in (run, *run["epochs"]):
+        for name, value in cost.items():
+            record[name] += value
+    return run | {"keep": cell.keep, "scoring": cost}
+
+
+def selections_of(trainer: train.Trainer) -> dict[str, Any]:
+    """Always, sometimes, never: how many samples were kept how often."""
+    table = trainer.loader.table
+    assert table is not None
+    counts = torch.bincount(table.selections, minlength=table.num_selections + 1)
+    return {"num_selections": table.num_selections, "samples_kept_so_often": counts.tolist()}
+
+
+def el2n(
+    seed: int, data: train_data.Data, args: argparse.Namespace
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The scores by a model of its own, early in its training, and what they cost."""
+    path = args.out / "cells" / f"el2n-{seed}.npz"
+    about = path.with_suffix(".json")
+    if not about.exists():
+        # The seed is another one: a model must not score for its own training.
+        brief = argparse.Namespace(**{**vars(args), "epochs": EL2N_EPOCHS, "keep": 1.0})
+        with tqdm(disable=True) as silent:
+            trainer = train.Trainer(data, train.METHODS["full"], 1000 + seed, brief)
+            run = trainer.run(silent)
+        loader: dynloader.DataLoader[Any] = dynloader.DataLoader(data.train.dataset, 1000)
+        cpu_begin = time.process_time()
+        scored = scores.scoring_pass(
+            trainer.model, loader, "el2n", prepare=lambda x: trainer._prepare(x, augment=False)
+        )
+        scores.save(path, scored.scores, method="el2n", epochs=EL2N_EPOCHS, seed=seed)
+        cost = {
+            "samples": run["samples"] + scored.num_forward,
+            "train_seconds": run["train_seconds"] + scored.seconds,
+            "cpu_seconds": run["cpu_seconds"] + time.process_time() - cpu_begin,
+        }
+        write(about, cost)
+    return scores.load(path), json.loads(about.read_text())
+
+
+def write(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    half = path.with_name(f"{path.name}.{os.getpid()}.new")
+    half.write_text(json.dumps(value) + "\n")
+    half.replace(path)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    add = parser.add_argument
+    add("--data", help="digits, one of torchvision's, or a folder of images, as of bench/train.py")
+    add("--name", help="what the report calls the data")
+    add("--root", help="where torchvision's data sets are")
+    add("--out", type=Path, default=Path("runs/paper"))
+    add("--methods", default=",".join(METHODS))
+    add("--keeps", default="0.7,0.5,0.3,0.1", help="fractions to keep")
+    add("--seeds", type=int, default=3)
+    add("--epochs", type=int, default=10)
+    add("--every", type=int, help="epochs between selections; default: a twentieth of --epochs")
+    add("--model", choices=train.MODELS, default="cnn16")
+    add("--batch-size", type=int, default=128)
+    add("--lr", type=float, default=0.1)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, default=1)
+    add("--report", action="store_true", help="train nothing")
+    args = parser.parse_args(arguments)
+    args.methods = args.methods.split(",")
+    unknown = [name for name in args.methods if name not in METHODS]
+    if unknown:
+        parser.error(f"--methods must be of {', '.join(METHODS)}, got {unknown[0]}")
+    args.keeps = [float(keep) for keep in args.keeps.split(",")]
+    if any(not 0 < keep <= 1 for keep in args.keeps):
+        parser.error(f"--keeps must be in (0, 1], got {args.keeps}")
+    if args.every is None:
+        args.every = max(1, args.epochs // 20)
+    if args.data is None and not args.report:
+        parser.error("--data must name the data, got nothing")
+    args.workers, args.eval_every = 0, 2
+    return args
+
+
+def main() -> None:
+    """Train the cells that are not there yet, and report."""
+    args = parse()
+    torch.set_num_threads(args.threads)
+    folder = args.out / "cells"
+    if not args.report:
+        folder.mkdir(parents=True, exist_ok=True)
+        data = train_data.load(args.data, args.root)
+        about = {
+            **machine.describe(),
+            "data": {
+                "name": args.name or data.name,
+                "train": len(data.train),
+                "test": len(data.test),
+            },
+            "arguments": {
+                name: vars(args)[name] for name in ("epochs", "every", "model", "batch_size", "lr")
+            },
+        }
+        train.warm_up(data, argparse.Namespace(**{**vars(args), "keep": 0.5}))
+        grid = list(cells(args))
+        for number, cell in enumerate(grid, start=1):
+            path = folder / f"{cell.name}.json"
+            claim = path.with_suffix(".claim")
+            if path.exists() or not claimed(claim):
+                continue
+            try:
+                run = trained(cell, data, args)
+                write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
+            finally:
+                claim.unlink()
+            tqdm.write(
+                f"{number}/{len(grid)} {cell.name}: {100 * run['accuracy']:.2f} %, "
+                f"{run['samples']:,} samples, {run['train_seconds']:.0f} s"
+            )
+    print(paper_report.write(args.out))
+
+
+def claimed(path: Path) -> bool:
+    """Whether this process is the first to begin the cell; a claim of a dead process is void."""
+    try:
+        with path.open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        try:
+            os.kill(int(path.read_text() or 0) or os.getpid(), 0)
+        except (ProcessLookupError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return claimed(path)
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
