@@ -50,6 +50,22 @@ METHODS: dict[str, train.Method] = {
     "rs2": train.Method(
         "RS2", lambda a: dynloader.RandomDynamic(keep=a.keep, every=a.every, chunks=True)
     ),
+    "kakurenbo": train.Method(
+        "KAKURENBO", lambda a: dynloader.Kakurenbo(keep=a.keep, every=a.every)
+    ),
+    "seta": train.Method(
+        "SeTa", lambda a: dynloader.SeTa(keep=a.keep, every=a.every, window=max(0.7, a.keep))
+    ),
+    "order-dp": train.Method(
+        "OrderDP", lambda a: dynloader.OrderDP(keep=a.keep, every=a.every, pool=(1 + a.keep) / 2)
+    ),
+    "prioritized": train.Method(
+        "prioritized", lambda a: dynloader.Prioritized(keep=a.keep, every=a.every)
+    ),
+    "ucb-explore": train.Method(
+        "UCB, a tenth takes turns",
+        lambda a: dynloader.UCB(keep=a.keep, every=a.every, explore=0.1),
+    ),
     "el2n": train.Method("EL2N, static", None),
     "infobatch-published": train.Method(
         "InfoBatch, as published", train.METHODS["infobatch"].policy

@@ -1,31 +1,45 @@
 """A data loader that trains on the samples that matter now."""
 
-from dynloader import ops, transforms
+from dynloader import ops, scores, transforms
 from dynloader._C import build_info
 from dynloader.array_dataset import ArrayDataset
+from dynloader.batch_selection import (
+    BatchSelection,
+    ImportanceGate,
+    SelectiveBackprop,
+    select_batch,
+)
 from dynloader.loader import DataLoader
 from dynloader.ops import Selection
 from dynloader.policies import UCB, EpsilonGreedy, Full, RandomDynamic, Static, StaticRandom
 from dynloader.policy import Policy
 from dynloader.prefetch import prefetch_to_device
+from dynloader.ranges import Kakurenbo, OrderDP, SeTa
 from dynloader.sampler import PruningBatchSampler, PruningSampler
 from dynloader.table import ScoreTable
 from dynloader.version import __version__
-from dynloader.weighting import InfoBatch, Weighted
+from dynloader.weighting import InfoBatch, Prioritized, Weighted
 
 __all__ = [
     "UCB",
     "ArrayDataset",
+    "BatchSelection",
     "DataLoader",
     "EpsilonGreedy",
     "Full",
+    "ImportanceGate",
     "InfoBatch",
+    "Kakurenbo",
+    "OrderDP",
     "Policy",
+    "Prioritized",
     "PruningBatchSampler",
     "PruningSampler",
     "RandomDynamic",
     "ScoreTable",
+    "SeTa",
     "Selection",
+    "SelectiveBackprop",
     "Static",
     "StaticRandom",
     "Weighted",
@@ -33,5 +47,7 @@ __all__ = [
     "build_info",
     "ops",
     "prefetch_to_device",
+    "scores",
+    "select_batch",
     "transforms",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dynloader.checks import check_flag, check_integer, check_number, exact
+from dynloader.floors import check_room_for_classes, with_classes, with_turns
 from dynloader.ops import ScoreRule, Selection, UncutSelection
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class Policy(abc.ABC):
         anneal: all samples are used again from epoch ``ceil(anneal * epochs)`` on; None: never.
         epochs: length of the training, in epochs; ``anneal`` needs it.
         rescale: weigh the losses of the kept samples so that they stand for all samples.
+        explore: fraction of the kept samples, at least one, that are kept because it is their turn:
+            all samples take turns, so that none is away for more than about
+            ``n / (explore * k)`` checkpoints, and its score is renewed. Not with weights.
+        min_per_class: so many of each class are kept, or all of a class that has fewer, in place of
+            the lowest scores of other classes. It needs ``labels``. Not with weights.
+        labels: the classes, integers [n], one a sample.
     """
 
     keep: Keep | None = 0.5
@@ -59,6 +66,9 @@ class Policy(abc.ABC):
     anneal: float | None = None
     epochs: int | None = None
     rescale: bool = False
+    explore: float = 0.0
+    min_per_class: int = 0
+    labels: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     needs_scores: ClassVar[bool] = True
     """False for a rule that reads no scores: it prunes from epoch 0 on."""
@@ -78,6 +88,27 @@ class Policy(abc.ABC):
             # A rule that anneals by default does so as soon as it is told the number of epochs.
             if self.epochs is None and self.anneal != type(self).anneal:
                 raise ValueError(f"epochs must be given with anneal={self.anneal!r}, got None")
+        self._check_floors()
+
+    def _check_floors(self) -> None:
+        check_number("explore", self.explore, "[0, 1]")
+        check_integer("min_per_class", self.min_per_class, 0)
+        for name in ("explore", "min_per_class"):
+            if not getattr(self, name):
+                continue
+            if self.rescale:
+                raise ValueError(f"{name} must be 0 where rescale=True, got {getattr(self, name)}")
+            if self.keep is None:
+                raise ValueError(f"{name} needs keep, got keep=None")
+        if self.min_per_class and self.labels is None:
+            raise ValueError(f"min_per_class={self.min_per_class} needs labels, got None")
+        if self.labels is not None:
+            labels = torch.as_tensor(self.labels).detach().cpu()
+            if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+                raise TypeError(
+                    f"labels must be integers [n], got {labels.dtype} {list(labels.shape)}"
+                )
+            object.__setattr__(self, "labels", labels.long())
 
     def _take_plain_numbers(self) -> None:
         # NumPy's, for example, are refused by the native operations, and by torch.load.
@@ -110,6 +141,21 @@ class Policy(abc.ABC):
             holds the weights of their losses too, float32 [k] (None: all 1); or a
             :class:`dynloader.ops.UncutSelection`, where only the GPU knows yet how many are kept.
         """
+
+    def choose(
+        self, table: ScoreTable, k: int, *, seed: int, epoch: int
+    ) -> Tensor | Selection | UncutSelection:
+        """As :meth:`select`, with ``explore`` and ``min_per_class``."""
+        if not self.explore and not self.min_per_class:
+            return self.select(table, k, seed=seed, epoch=epoch)
+        if self.explore:
+            chosen = with_turns(self, table, k, seed=seed, epoch=epoch)
+        else:
+            found = as_selection(self.select(table, k, seed=seed, epoch=epoch), self, len(table))
+            chosen = found.indices
+        if self.min_per_class:
+            chosen = with_classes(self, table, chosen, seed=seed, epoch=epoch)
+        return chosen
 
     @property
     def scoring(self) -> Scoring:
@@ -157,6 +203,13 @@ class Policy(abc.ABC):
         A fraction too small for the data is refused when the loader is made, not an epoch later.
         """
         self.num_kept(num_samples, self.first_checkpoint)
+        if self.labels is not None and len(self.labels) != num_samples:
+            raise ValueError(
+                f"labels must hold one class for each of {num_samples} samples, "
+                f"got {len(self.labels)}"
+            )
+        if self.min_per_class:
+            check_room_for_classes(self, self.num_kept(num_samples, self.first_checkpoint))
 
     def keep_at(self, checkpoint: int) -> float | None:
         """The fraction kept at ``checkpoint``; None where the rule leaves it open."""

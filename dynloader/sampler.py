@@ -267,7 +267,7 @@ class PruningSampler(DistributedSampler[int]):
             )
         begin = time.perf_counter()
         num_kept = self.policy.num_kept(self.num_samples, checkpoint)
-        chosen = self.policy.select(self.table, num_kept, seed=self.seed or 0, epoch=checkpoint)
+        chosen = self.policy.choose(self.table, num_kept, seed=self.seed or 0, epoch=checkpoint)
         selection = as_selection(chosen, self.policy, self.num_samples)
         is_trusted = is_built_in(self.policy)
         kept = Kept(

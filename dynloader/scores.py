@@ -29,7 +29,8 @@ Score = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The loss. High is hard."""
     logits, labels = _checked(logits, labels)
-    return F.cross_entropy(logits, labels, reduction="none")
+    losses: Tensor = F.cross_entropy(logits, labels, reduction="none")
+    return losses
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
@@ -37,7 +38,8 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
 
     High is hard. As published it is the mean over several models, early in their training.
     """
-    return _error(*_checked(logits, labels)).norm(dim=1)
+    norms: Tensor = _error(*_checked(logits, labels)).norm(dim=1)
+    return norms
 
 
 def grand_last_layer(
@@ -57,7 +59,8 @@ def grand_last_layer(
     if features.ndim != 2 or len(features) != len(logits):
         raise ValueError(f"features must have shape [{len(logits)}, d], got {list(features.shape)}")
     squares = features.detach().float().square().sum(1) + float(bias)
-    return _error(logits, labels).norm(dim=1) * squares.sqrt()
+    norms: Tensor = _error(logits, labels).norm(dim=1)
+    return norms * squares.sqrt()
 
 
 def grand(
@@ -291,7 +294,8 @@ def save(path: str | os.PathLike[str], scores: Tensor, **about: str | float) -> 
     half = path.with_name(path.name + ".new")
     if path.suffix == ".npz":
         with half.open("wb") as file:
-            np.savez(file, scores=values.numpy(), **{k: np.array(v) for k, v in about.items()})
+            arrays: dict[str, Any] = {name: np.array(value) for name, value in about.items()}
+            np.savez(file, scores=values.numpy(), **arrays)
     elif path.suffix == ".safetensors":
         from safetensors.torch import save_file
 

@@ -107,3 +107,40 @@ class Weighted(Policy):
         indices, threshold = ops.priority_sample(weights, k, seed=seed, epoch=epoch, validate=False)
         num_represented = (threshold / weights[indices].double()).clamp(min=1)
         return Selection(indices, (num_represented * (k / len(table))).float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prioritized(Policy):
+    """Samples drawn in favour of high losses, with annealed weights (Schaul et al. 2016).
+
+    arXiv 1511.05952. The probability of a sample is ``p = (|loss| + offset) ** exponent``, divided
+    by the sum of all. Published draws with replacement; here no sample comes twice in a selection.
+
+    Args:
+        exponent: at least 0; 0 draws uniformly.
+        offset: above 0, so that no sample is out of reach.
+        beta: with ``rescale``, a loss weighs ``(n p) ** -beta``, divided by the highest weight of
+            the selection; in [0, 1]. It counters the choice in part; ``Weighted`` does so exactly.
+    """
+
+    every: int = 1
+    rescale: bool = True
+    exponent: float = 0.6
+    offset: float = 1e-6
+    beta: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("exponent", self.exponent, "[0, inf)")
+        check_number("offset", self.offset, "(0, inf)")
+        check_number("beta", self.beta, "[0, 1]")
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        weights = ops.power_weights(table.scores.abs(), self.exponent, self.offset)
+        indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
+        if not self.rescale:
+            return Selection(indices, None)
+        # The highest divides out n and the sum.
+        corrections = weights[indices].double() ** -self.beta
+        return Selection(indices, (corrections / corrections.amax()).float())

@@ -351,6 +351,37 @@ def lose(folder: Path) -> None:
     print("not told", flush=True)
 
 
+def scoring(folder: Path) -> None:
+    """Each scores its share, and all have all scores."""
+    from torch.utils.data import DataLoader as TorchDataLoader
+
+    from dynloader import scores
+
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Linear(3, 4), torch.randn(37, 3)
+    data = TensorDataset(inputs, torch.arange(37) % 4)
+    sampler = DistributedSampler(data, shuffle=False)
+    batches = TorchDataLoader(IndexedData(data), 5, sampler=sampler)
+    found = scores.scoring_pass(model, batches)
+    wanted = scores.cross_entropy(model(inputs), data.tensors[1])
+    assert torch.allclose(found.scores, wanted)
+    assert found.num_forward == -(-37 // dist.get_world_size()) * dist.get_world_size()
+    assert all(torch.equal(each, found.scores) for each in gathered(found.scores))
+
+
+class IndexedData(torch.utils.data.Dataset[Any]):
+    """Each sample with its index."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return *self.data[index], index
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)

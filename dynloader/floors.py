@@ -1,0 +1,86 @@
+"""What a selection holds whatever the rule says: samples whose turn it is, some of each class."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader.checks import exact
+
+if TYPE_CHECKING:
+    from dynloader.policy import Policy
+    from dynloader.table import ScoreTable
+
+# The epoch of the permutation that is gone through: one that no training reaches.
+_TURNS = 2**32 - 1
+
+
+def num_explored(explore: float, k: int) -> int:
+    """How many of ``k`` samples are fed because it is their turn."""
+    return min(k, max(1, math.floor(exact(explore) * k))) if explore else 0
+
+
+def with_turns(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+    """``k`` samples: those whose turn it is, and what the rule chooses; int64 [k], ascending."""
+    n, num_turns = len(table), num_explored(policy.explore, k)
+    begin = (epoch - policy.first_checkpoint) // policy.every * num_turns % n
+    parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
+    turn = torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
+    # First those whose turn it is, then the rule's first k - num_turns, then, for those that are
+    # both, more of its k.
+    importance = torch.zeros(n, device=table.device)
+    for size, value in ((k, 1.0), (k - num_turns, 2.0)):
+        if size:
+            importance[_indices(policy, table, size, seed, epoch).to(table.device)] = value
+    importance[turn.to(table.device)] = 3.0
+    return ops.top_k(importance, k, seed=seed, epoch=epoch)
+
+
+def with_classes(
+    policy: Policy, table: ScoreTable, chosen: Tensor, *, seed: int, epoch: int
+) -> Tensor:
+    """As many samples as ``chosen``, int64 [k], with the least number of each class; ascending.
+
+    Each class that has too few is filled up by its highest scores; for them, the lowest of the
+    other classes are left out.
+    """
+    check_room_for_classes(policy, len(chosen))
+    scores, chosen = table.scores.cpu(), chosen.cpu()
+    is_chosen = torch.zeros(len(table), dtype=torch.bool)
+    is_chosen[chosen] = True
+    by_class = policy.labels.argsort(stable=True)
+    needed = []
+    for members in by_class.split(policy.labels.unique(return_counts=True)[1].tolist()):
+        inside, outside = members[is_chosen[members]], members[~is_chosen[members]]
+        num_inside = min(len(inside), policy.min_per_class)
+        num_outside = min(len(outside), policy.min_per_class - num_inside)
+        for part, count in ((inside, num_inside), (outside, num_outside)):
+            if count:
+                needed.append(part[ops.top_k(scores[part], count, seed=seed, epoch=epoch)])
+    kept = torch.cat(needed)
+    is_chosen[kept] = False
+    others = is_chosen.nonzero().view(-1)
+    if num_others := len(chosen) - len(kept):
+        highest = ops.top_k(scores[others], num_others, seed=seed, epoch=epoch)
+        kept = torch.cat([kept, others[highest]])
+    return kept.sort().values
+
+
+def check_room_for_classes(policy: Policy, k: int) -> None:
+    """Raise ValueError where ``k`` samples cannot hold the least number of each class."""
+    counts = policy.labels.unique(return_counts=True)[1]
+    needed = int(counts.clamp(max=policy.min_per_class).sum())
+    if needed > k:
+        raise ValueError(
+            f"min_per_class must leave {needed} samples to be kept, got "
+            f"min_per_class={policy.min_per_class} where {k} are kept"
+        )
+
+
+def _indices(policy: Policy, table: ScoreTable, k: int, seed: int, epoch: int) -> Tensor:
+    chosen = policy.select(table, k, seed=seed, epoch=epoch)
+    return chosen if isinstance(chosen, Tensor) else chosen.indices

@@ -1,0 +1,147 @@
+"""What a selection holds whatever the rule says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ledger import Numbers, train
+
+from dynloader import (
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    Weighted,
+)
+
+
+def table_of(losses: torch.Tensor, policy: Policy) -> ScoreTable:
+    table = ScoreTable(len(losses), "cpu")
+    table.scoring = policy.scoring
+    table.update(torch.arange(len(losses)), losses)
+    return table
+
+
+@pytest.mark.parametrize("policy", [UCB, EpsilonGreedy, RandomDynamic])
+@pytest.mark.parametrize(("keep", "explore"), [(0.5, 0.1), (0.3, 0.5), (0.2, 1.0), (0.07, 0.01)])
+def test_all_samples_take_turns(policy: Any, keep: float, explore: float) -> None:
+    rule = policy(keep=keep, explore=explore, every=1)
+    table = table_of(torch.arange(101.0), rule)
+    k = rule.num_kept(101, 1)
+    num_turns = max(1, int(explore * k))
+    last = torch.zeros(101, dtype=torch.int64)
+    longest = -(-101 // num_turns)
+    for epoch in range(1, 2 * longest + 2):
+        found = rule.choose(table, k, seed=3, epoch=epoch)
+        assert len(found) == len(found.unique()) == k
+        assert found.tolist() == sorted(found.tolist())
+        last[found] = epoch
+        if epoch >= longest:
+            assert int(last.min()) > epoch - longest - 1
+    if policy is UCB and explore < 1:
+        # All but the turns are the highest.
+        assert set(range(101 - (k - num_turns), 101)) <= set(found.tolist())
+
+
+def test_a_turn_that_the_rule_has_chosen_too_costs_nothing() -> None:
+    rule = UCB(keep=0.9, explore=0.2, every=1)
+    table = table_of(torch.arange(100.0), rule)
+    for epoch in range(1, 9):
+        found = rule.choose(table, 90, seed=0, epoch=epoch)
+        assert len(found.unique()) == 90
+        # 18 turns: the highest 72 are there, and more of the highest 90 for every turn among them.
+        assert set(range(28, 100)) <= set(found.tolist())
+        assert len(set(found.tolist()) & set(range(10))) <= 18
+
+
+def test_no_class_is_lost() -> None:
+    # Class 2 is easy: without the floor none of it is kept.
+    labels = torch.tensor([0] * 40 + [1] * 40 + [2] * 20)
+    losses = torch.cat([torch.arange(40.0) + 100, torch.arange(40.0) + 200, torch.arange(20.0)])
+    plain, floor = UCB(keep=0.5), UCB(keep=0.5, min_per_class=8, labels=labels)
+    table = table_of(losses, plain)
+    assert labels[plain.choose(table, 50, seed=0, epoch=1)].bincount(minlength=3).tolist() == [
+        10,
+        40,
+        0,
+    ]
+    found = floor.choose(table, 50, seed=0, epoch=1)
+    # Its highest eight come for the lowest of class 1, then of class 0, which keeps eight.
+    assert labels[found].bincount(minlength=3).tolist() == [8, 34, 8]
+    assert found.tolist() == [*range(32, 40), *range(46, 80), *range(92, 100)]
+
+
+def test_a_small_class_is_kept_whole() -> None:
+    labels = torch.tensor([0] * 97 + [1] * 3)
+    rule = RandomDynamic(keep=0.1, min_per_class=5, labels=labels, every=1)
+    for epoch in range(20):
+        found = rule.choose(ScoreTable(100, "cpu"), 10, seed=0, epoch=epoch)
+        assert {97, 98, 99} < set(found.tolist())
+        assert len(found.unique()) == 10
+
+
+def test_enough_of_each_class_changes_nothing() -> None:
+    labels = torch.arange(100) % 4
+    rule = UCB(keep=0.5, min_per_class=5, labels=labels)
+    table = table_of(torch.arange(100.0), rule)
+    plain = UCB(keep=0.5).choose(table, 50, seed=0, epoch=1)
+    assert torch.equal(rule.choose(table, 50, seed=0, epoch=1), plain)
+
+
+def test_both_in_a_loader() -> None:
+    labels = torch.arange(100) // 10
+    loader = DataLoader(
+        Numbers(100),
+        8,
+        policy=UCB(keep=0.3, every=1, explore=0.1, min_per_class=2, labels=labels),
+    )
+    seen: set[int] = set()
+    for epoch in range(36):
+        fed = train(loader)
+        assert len(fed) == len(set(fed)) == (30 if epoch else 100)
+        assert int(labels[fed].bincount(minlength=10).min()) >= 2
+        if epoch:
+            seen |= set(fed)
+    assert len(seen) > 60
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UCB(explore=1.5), r"explore must be in \[0, 1\], got 1.5"),
+        (lambda: Weighted(explore=0.1), "explore must be 0 where rescale=True, got 0.1"),
+        (lambda: InfoBatch(rescale=False, explore=0.1), "explore needs keep, got keep=None"),
+        (lambda: UCB(min_per_class=-1), "min_per_class must be at least 0, got -1"),
+        (lambda: UCB(min_per_class=3), "min_per_class=3 needs labels, got None"),
+    ],
+)
+def test_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_labels_that_do_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"labels must be integers \[n\], got torch.float32 \[3\]"):
+        UCB(labels=[0.5, 1.0, 2.0])
+    with pytest.raises(ValueError, match="one class for each of 100 samples, got 3"):
+        DataLoader(Numbers(100), policy=UCB(labels=[0, 1, 2], min_per_class=1))
+    with pytest.raises(ValueError, match=r"must leave 50 samples to be kept, got .* 30 are kept"):
+        DataLoader(
+            Numbers(100), policy=UCB(keep=0.3, min_per_class=1, labels=torch.arange(100) // 2)
+        )
+    # As few as that later on.
+    rule = UCB(
+        keep=lambda epoch: 0.5 if epoch < 3 else 0.3,
+        every=1,
+        min_per_class=1,
+        labels=torch.arange(100) // 2,
+    )
+    table = table_of(torch.arange(100.0), rule)
+    assert len(rule.choose(table, 50, seed=0, epoch=1)) == 50
+    with pytest.raises(ValueError, match=r"must leave 50 samples to be kept, got .* 30 are kept"):
+        rule.choose(table, 30, seed=0, epoch=3)

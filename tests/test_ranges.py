@@ -1,0 +1,160 @@
+"""KAKURENBO, SeTa, OrderDP and prioritised sampling, against examples worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from ledger import Numbers, loss_of, train
+from torch import Tensor
+
+from dynloader import (
+    DataLoader,
+    Kakurenbo,
+    OrderDP,
+    Policy,
+    Prioritized,
+    ScoreTable,
+    Selection,
+    SeTa,
+    ops,
+)
+
+
+def chosen(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> Selection:
+    table = ScoreTable(len(losses), "cpu")
+    table.scoring = policy.scoring
+    table.update(torch.arange(len(losses)), losses)
+    k = policy.num_kept(len(losses), epoch)
+    found = policy.choose(table, k, seed=seed, epoch=epoch)
+    return found if isinstance(found, Selection) else Selection(found, None)
+
+
+def test_kakurenbo_hides_the_lowest_that_are_confident() -> None:
+    # Probabilities of the label: five above 0.7, of which the three lowest losses go.
+    confidences = [0.99, 0.95, 0.9, 0.8, 0.75, 0.6, 0.5, 0.3, 0.2, 0.1]
+    losses = -torch.tensor(confidences).log()
+    assert chosen(Kakurenbo(keep=0.7), losses).indices.tolist() == [3, 4, 5, 6, 7, 8, 9]
+    # Seven are to go, but five are confident.
+    assert chosen(Kakurenbo(keep=0.3), losses).indices.tolist() == [5, 6, 7, 8, 9]
+    assert chosen(Kakurenbo(keep=0.3, confidence=0.89), losses).indices.tolist() == list(
+        range(3, 10)
+    )
+    found = chosen(Kakurenbo(keep=0.3, rescale=True), losses)
+    assert found.weights is not None
+    assert found.weights.tolist() == [2.0] * 5
+
+
+def test_kakurenbo_hides_none_that_was_not_seen() -> None:
+    losses = torch.tensor([0.01, math.inf, 0.02, math.nan])
+    assert chosen(Kakurenbo(keep=0.25), losses).indices.tolist() == [1, 3]
+
+
+def test_seta_slides_from_easy_to_hard() -> None:
+    losses = torch.arange(20.0)[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    policy = SeTa(keep=0.5, window=0.5, cycle=3)  # all are drawn, and half of them kept
+    windows = [
+        losses[chosen(policy, losses, epoch=epoch).indices].sort().values.tolist()
+        for epoch in range(1, 5)
+    ]
+    easy, middle, hard = (list(map(float, range(begin, begin + 10))) for begin in (0, 5, 10))
+    assert windows == [easy, middle, hard, easy]
+
+
+def test_seta_draws_first() -> None:
+    losses = torch.arange(100.0)
+    policy = SeTa(keep=0.3, window=0.6, cycle=2)
+    drawn = set(ops.subset(100, 0, 50, seed=7, epoch=2).tolist())
+    found = chosen(policy, losses, seed=7, epoch=2).indices.tolist()
+    assert found == sorted(drawn)[-30:]  # epoch 2 is the last of its cycle: the hardest
+    found = chosen(policy, losses, seed=7, epoch=3).indices.tolist()
+    drawn = set(ops.subset(100, 0, 50, seed=7, epoch=3).tolist())
+    assert found == sorted(drawn)[:30]
+
+
+def test_order_dp_takes_the_highest_of_those_drawn() -> None:
+    losses = torch.arange(100.0)
+    found = chosen(OrderDP(keep=0.3, pool=0.5), losses, seed=7, epoch=2).indices.tolist()
+    drawn = ops.subset(100, 0, 50, seed=7, epoch=2).tolist()
+    assert found == sorted(drawn)[-30:]
+    assert chosen(OrderDP(keep=0.3, pool=1.0), losses).indices.tolist() == list(range(70, 100))
+
+
+@pytest.mark.parametrize("rule", [SeTa(keep=0.4), OrderDP(keep=0.4)])
+def test_equal_losses_are_chosen_among_at_random(rule: Policy) -> None:
+    counts = torch.zeros(50)
+    for seed in range(400):
+        found = chosen(rule, torch.ones(50), seed=seed).indices
+        assert len(found.unique()) == len(found) == 20
+        counts[found] += 1
+    # 400 draws of 0.4: a deviation of 9.8.
+    assert float((counts - 160).abs().max()) < 4.9 * 9.8
+
+
+def test_prioritized_weights() -> None:
+    losses = torch.tensor([1.0, 4.0, 9.0, 16.0])
+    found = chosen(Prioritized(keep=1.0, exponent=0.5, beta=1.0), losses)
+    # p is in the ratio 1 : 2 : 3 : 4, and the weights in that of 1/p, the highest 1.
+    assert found.indices.tolist() == [0, 1, 2, 3]
+    assert found.weights is not None
+    assert found.weights.tolist() == pytest.approx([1.0, 0.5, 1 / 3, 0.25], rel=1e-5)
+    half = chosen(Prioritized(keep=1.0, exponent=0.5, beta=0.5), losses).weights
+    assert half is not None
+    assert half.tolist() == pytest.approx([1.0, 0.5**0.5, 3**-0.5, 0.5], rel=1e-5)
+    assert chosen(Prioritized(keep=0.5, rescale=False), losses).weights is None
+
+
+def test_prioritized_draws_as_the_operation_does() -> None:
+    losses = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    found = chosen(Prioritized(keep=0.3), losses, seed=3, epoch=4).indices
+    weights = ops.power_weights(losses, 0.6, 1e-6)
+    assert torch.equal(found, ops.sample(weights, 60, seed=3, epoch=4))
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (SeTa(keep=0.5), 50),
+        (OrderDP(keep=0.5), 50),
+        (Prioritized(keep=0.5), 50),
+        (Kakurenbo(keep=0.5, confidence=0.5), None),
+    ],
+)
+def test_in_a_loader(policy: Policy, kept: int | None) -> None:
+    loader = DataLoader(Numbers(100), 8, policy=policy)
+    for epoch in range(4):
+        fed = train(loader)
+        if epoch == 0:
+            assert len(fed) == 100
+        elif kept is None:
+            wanted = max(50, int((loss_of(torch.arange(100)) > math.log(2)).sum()))
+            assert len(fed) == wanted
+        else:
+            assert len(fed) == len(set(fed)) == kept
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SeTa(keep=0.8), r"window must be at least keep=0.8, got 0.7"),
+        (lambda: SeTa(cycle=1), "cycle must be at least 2, got 1"),
+        (lambda: SeTa(rescale=True), "the rule has no weights"),
+        (lambda: OrderDP(keep=0.8), r"pool must be at least keep=0.8, got 0.75"),
+        (lambda: OrderDP(rescale=True), "the rule has no weights"),
+        (lambda: Kakurenbo(confidence=0.4), r"confidence must be in \[0.5, 1\), got 0.4"),
+        (lambda: Prioritized(beta=2.0), r"beta must be in \[0, 1\], got 2.0"),
+        (lambda: Prioritized(offset=0.0), r"offset must be in \(0, inf\), got 0.0"),
+    ],
+)
+def test_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("make", [SeTa, OrderDP])
+def test_a_keep_of_each_epoch_is_checked_then(make: Any) -> None:
+    policy = make(keep=lambda epoch: 0.9)
+    with pytest.raises(ValueError, match=r"must be at least keep=0.9"):
+        chosen(policy, torch.arange(100.0))

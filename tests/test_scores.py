@@ -1,0 +1,229 @@
+"""Scores of a batch, of a history and of a data set, against examples worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import TensorDataset
+
+from dynloader import UCB, DataLoader, ScoreTable, scores
+
+# Two classes, with probabilities 3/4 and 1/4; 1/2 and 1/2; 1/4 and 3/4.
+LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(3.0)]])
+LABELS = torch.tensor([0, 1, 0])
+
+
+def test_by_hand() -> None:
+    wanted = {
+        "cross_entropy": [-math.log(0.75), math.log(2), -math.log(0.25)],
+        "el2n": [0.25 * math.sqrt(2), 0.5 * math.sqrt(2), 0.75 * math.sqrt(2)],
+        "margin": [0.5, 0.0, -0.5],
+        "confidence": [0.75, 0.5, 0.25],
+        "entropy": [
+            -0.75 * math.log(0.75) - 0.25 * math.log(0.25),
+            math.log(2),
+            -0.75 * math.log(0.75) - 0.25 * math.log(0.25),
+        ],
+    }
+    assert set(wanted) == set(scores.SCORES)
+    for name, values in wanted.items():
+        found = scores.SCORES[name](LOGITS.requires_grad_(), LABELS)
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        assert found.tolist() == pytest.approx(values, rel=1e-6, abs=1e-7), name
+        half = scores.SCORES[name](LOGITS.half(), LABELS)
+        assert half.dtype == torch.float32
+        assert half.tolist() == pytest.approx(values, rel=1e-2, abs=1e-3), name
+
+
+def test_three_classes_margin() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
+    found = scores.margin(logits, torch.tensor([0, 2]))
+    assert found.tolist() == pytest.approx([0.2, -0.3])
+
+
+def gradient_norms(model: nn.Module, inputs: Tensor, labels: Tensor) -> list[float]:
+    """One backward pass for each sample."""
+    found = []
+    for one, label in zip(inputs, labels, strict=True):
+        loss = nn.functional.cross_entropy(model(one.unsqueeze(0)), label.unsqueeze(0))
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters)
+        found.append(math.sqrt(sum(float(g.square().sum()) for g in gradients)))
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_grand_of_the_last_layer_is_its_gradient(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3, bias=bias)
+    features, labels = torch.randn(7, 5), torch.randint(3, (7,))
+    found = scores.grand_last_layer(layer(features), labels, features, bias=bias)
+    assert found.tolist() == pytest.approx(gradient_norms(layer, features, labels), rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+def test_grand_is_the_gradient_of_each_sample(chunk_size: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)
+    )
+    model[0].weight.requires_grad_(False)
+    inputs, labels = torch.randn(7, 1, 6, 6), torch.randint(4, (7,))
+    model(inputs)
+    model.train()
+    found = scores.grand(model, inputs, labels, chunk_size=chunk_size)
+    assert model.training
+    assert model[1].training
+    model.eval()
+    assert found.tolist() == pytest.approx(gradient_norms(model, inputs, labels), rel=1e-4)
+
+
+def test_forgetting_events() -> None:
+    # right, forgotten once; forgotten twice; never right; always right
+    correct = torch.tensor(
+        [[1, 1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 1], [1, 0, 0, 1]], dtype=torch.bool
+    )
+    wanted = [1.0, 2.0, math.inf, 0.0]
+    assert scores.forgetting_events(correct).tolist() == wanted
+    table = ScoreTable(4, "cpu")
+    with pytest.raises(ValueError, match="must have been updated with correct="):
+        scores.forgetting_events(table)
+    for row in correct:
+        table.update(torch.arange(4), torch.ones(4), correct=row)
+    assert scores.forgetting_events(table).tolist() == wanted
+
+
+def test_windows_of_confidences() -> None:
+    confidences = torch.tensor([[0.0, 0.5], [1.0, 0.5], [0.0, 0.5]])
+    # Windows of two: deviations of sqrt(1/2) around 1/2, and none around 1/2.
+    assert scores.dynamic_uncertainty(confidences, 2).tolist() == pytest.approx([0.5**0.5, 0.0])
+    assert scores.dual(confidences, 2).tolist() == pytest.approx([0.5**0.5 / 2, 0.0])
+    # One window of three: mean 1/3.
+    assert scores.dual(confidences, 3).tolist() == pytest.approx([(1 / 3) ** 0.5 * 2 / 3, 0.0])
+    with pytest.raises(ValueError, match=r"window must be in \[2, 4\), got 4"):
+        scores.dual(confidences, 4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(3), LABELS, r"logits must be float \[b, classes\]"),
+        (torch.zeros(3, 2, dtype=torch.int64), LABELS, r"got torch.int64 \[3, 2\]"),
+        (LOGITS, LABELS[:2], r"labels must have shape \[3\], got \[2\]"),
+    ],
+)
+def test_refused(logits: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scores.el2n(logits, labels)
+
+
+# --- a pass over a data set ----------------------------------------------------------------------
+
+
+def made(n: int = 50) -> tuple[nn.Module, TensorDataset]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    return model, TensorDataset(torch.randn(n, 4), torch.randint(3, (n,)))
+
+
+@pytest.mark.parametrize("score", ["cross_entropy", "el2n", scores.margin])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_pass_scores_every_sample(score: Any, shuffle: bool) -> None:
+    model, data = made()
+    loader = DataLoader(data, 8, shuffle=shuffle, return_index=True)
+    model.train()
+    found = scores.scoring_pass(model, loader, score)
+    assert model.training
+    assert model[1].training
+    model.eval()
+    function = scores.SCORES[score] if isinstance(score, str) else score
+    wanted = function(model(data.tensors[0]), data.tensors[1])
+    assert torch.allclose(found.scores, wanted)
+    assert found.num_forward == 50
+    assert found.seconds > 0
+    assert not found.scores.requires_grad
+    if not shuffle:
+        stock = scores.scoring_pass(model, TorchDataLoader(data, 8), score)
+        assert torch.equal(stock.scores, found.scores)
+
+
+def test_inputs_are_prepared() -> None:
+    model, data = made()
+    found = scores.scoring_pass(model, TorchDataLoader(data, 8), prepare=lambda x: 0 * x)
+    model.eval()
+    wanted = scores.cross_entropy(model(0 * data.tensors[0]), data.tensors[1])
+    assert torch.allclose(found.scores, wanted)
+
+
+def test_a_pass_that_is_not_over_all_is_refused() -> None:
+    model, data = made()
+    with pytest.raises(ValueError, match="yield the index of each sample"):
+        scores.scoring_pass(model, TorchDataLoader(data, 8, shuffle=True))
+    with pytest.raises(ValueError, match="all of 50 samples, got none of 2 of them"):
+        scores.scoring_pass(model, TorchDataLoader(data, 8, drop_last=True))
+    with pytest.raises(ValueError, match="all of 60 samples"):
+        scores.scoring_pass(model, TorchDataLoader(data, 8), num_samples=60)
+    with pytest.raises(ValueError, match=r"score must be one of cross_entropy, .*got 'losses'"):
+        scores.scoring_pass(model, TorchDataLoader(data, 8), "losses")
+    with pytest.raises(ValueError, match=r"one number a sample, \[8\], got \[8, 3\]"):
+        scores.scoring_pass(model, TorchDataLoader(data, 8), lambda logits, labels: logits)
+    with pytest.raises(ValueError, match=r"must yield .*got Tensor"):
+        scores.scoring_pass(model, TorchDataLoader(torch.zeros(4, 4), 2))
+    assert model.training
+
+
+def test_the_scores_choose_a_static_subset() -> None:
+    import dynloader
+
+    model, data = made()
+    found = scores.scoring_pass(model, TorchDataLoader(data, 8), "el2n")
+    policy = dynloader.Static(scores=found.scores, keep=0.2)
+    loader = DataLoader(data, 5, policy=policy, return_index=True)
+    fed = torch.cat([index for *_, index in loader])
+    assert sorted(fed.tolist()) == sorted(found.scores.topk(10).indices.tolist())
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_saved_and_loaded(ending: str, tmp_path: Path) -> None:
+    if ending == "safetensors":
+        pytest.importorskip("safetensors")
+    path = tmp_path / f"scores.{ending}"
+    values = torch.tensor([1.5, -math.inf, math.inf, 0.0])
+    scores.save(path, values, method="el2n", epochs=2)
+    assert torch.equal(scores.load(path), values)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    whole = path.read_bytes()
+    for size in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="must hold"):
+            scores.load(path)
+
+
+def test_files_that_hold_no_scores(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in .npz or .safetensors, got '.*scores.pt'"):
+        scores.save(tmp_path / "scores.pt", torch.zeros(3))
+    with pytest.raises(ValueError, match=r"scores must have shape \[n\], got \[3, 1\]"):
+        scores.save(tmp_path / "scores.npz", torch.zeros(3, 1))
+    np.savez(tmp_path / "other.npz", losses=np.zeros(3))
+    with pytest.raises(ValueError, match="must hold an array named scores"):
+        scores.load(tmp_path / "other.npz")
+    np.savez(tmp_path / "other.npz", scores=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"must be float32 \[n\], got torch.float64 \[3, 2\]"):
+        scores.load(tmp_path / "other.npz")
+
+
+def test_a_pass_with_a_policy_is_refused() -> None:
+    model, data = made()
+    loader = DataLoader(data, 8, policy=UCB(keep=0.5, every=1, warmup=0), return_index=True)
+    for batch in loader:
+        loader.update(torch.ones(len(batch[0])), batch[2])
+    with pytest.raises(ValueError, match="score without a policy"):
+        scores.scoring_pass(model, loader)
