@@ -221,8 +221,13 @@ def main() -> None:
 
     setuptools.setup(
         version=version(),
-        packages=["dynloader", "dynloader.bench", "dynloader.integrations"],
-        package_data={"dynloader": ["py.typed"]},
+        packages=[
+            "dynloader",
+            "dynloader.bench",
+            "dynloader.integrations",
+            "dynloader.report",
+        ],
+        package_data={"dynloader": ["py.typed"], "dynloader.report": ["style.css"]},
         ext_modules=[
             extension(
                 "dynloader._C",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ try:
 
     import dynloader
     from dynloader.bench import machine
+    from dynloader.report.page import write_report
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing: {INSTALL}") from None
 
@@ -57,6 +59,7 @@ METHODS = {
     "infobatch": Method("InfoBatch", lambda a: dynloader.InfoBatch(epochs=a.epochs)),
     "weighted": Method("weighted", lambda a: dynloader.Weighted(keep=a.keep, every=a.every)),
 }
+PLACES = ("data", "root", "out", "log")
 DEFAULT_METHODS = "full,same-steps,random,epsilon-greedy,ucb,infobatch"
 
 
@@ -93,8 +96,20 @@ class Trainer:
             table=table,
             seed=seed,
         )
+        self.log = self._log()
         self.augmentation = torch.Generator().manual_seed(seed)
         self.mean, self.deviation = (m.to(args.device) for m in data.moments)
+
+    def _log(self) -> dynloader.RunLog | None:
+        """For the report; the epochs of the loader write themselves, those of full data do not."""
+        folder = getattr(self.args, "log", None)
+        if folder is None:
+            return None
+        folder = folder / f"{self.method.name.replace(' ', '-')}-{self.seed}"
+        shown = {"name": self.method.name, "labels": self.data.train.labels}
+        if self.policy is not None:
+            return self.loader.log_to(folder, **shown)
+        return dynloader.RunLog(folder, seed=self.seed, **shown)
 
     def run(self, progress: tqdm[Any]) -> dict[str, Any]:
         """Train, and return what there is to report."""
@@ -119,7 +134,11 @@ class Trainer:
                     "accuracy": self.accuracy() if measured else None,
                 }
             )
+            if self.log is not None:
+                self._add_to(self.log, records)
             progress.update()
+        if self.log is not None and self.policy is not None:
+            self.log.write_pictures(self.data.train.dataset)
         stats = self.loader.stats() if self.policy is not None else {}
         return {
             "method": self.method.name,
@@ -134,6 +153,23 @@ class Trainer:
             "update_seconds": stats.get("dynloader/update_seconds", 0.0),
             "accuracy": records[-1]["accuracy"],
         }
+
+    def _add_to(self, log: dynloader.RunLog, records: list[dict[str, Any]]) -> None:
+        last = records[-1]
+        if self.policy is None:
+            before = records[-2]["samples"] if len(records) > 1 else 0
+            log.write(
+                {
+                    "epoch": len(records) - 1,
+                    "num_selected": last["samples"] - before,
+                    "kept_fraction": (last["samples"] - before) / len(self.data.train),
+                    "churn": 0.0,
+                    "samples": last["samples"],
+                    "seconds": last["train_seconds"],
+                }
+            )
+        if last["accuracy"] is not None:
+            log.add(accuracy=last["accuracy"])
 
     def _train(self, epoch: int, steps_before: int) -> tuple[int, int, float]:
         self.model.train()
@@ -274,6 +310,9 @@ def main() -> None:
     name = args.name or data.name
     out = args.out or Path("runs") / name.replace(" ", "-")
     warm_up(data, args)
+    args.log = out / "runs"
+    if args.log.exists():
+        shutil.rmtree(args.log)  # of an earlier run, whose results are replaced
     runs = []
     jobs = [(METHODS[name], seed) for seed in range(args.seeds) for name in args.methods]
     trainers = (Trainer(data, method, seed, args) for method, seed in jobs)
@@ -296,7 +335,9 @@ def main() -> None:
             "classes": data.num_classes,
         },
         # Where things are on this machine is of no use on another.
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "root", "out")},
+        "arguments": {
+            k: v for k, v in vars(args).items() if k not in ("data", "root", "out", "log")
+        },
         "summary": train_report.summarise(runs),
         "runs": runs,
     }
@@ -316,7 +357,8 @@ def main() -> None:
         f"commit {(result['commit']['hash'] or 'unknown')[:10]}"
     )
     print(f"\n{train_report.write(out, result, title, foot)}")
-    names = ("table.md", "accuracy.png", "results.json")
+    write_report([args.log], out, title=title)
+    names = ("table.md", "accuracy.png", "results.json", "report.html")
     print("\n".join(f"{out / name}" for name in names))
 
 

@@ -15,6 +15,7 @@ from dynloader.policies import UCB, EpsilonGreedy, Full, RandomDynamic, Static, 
 from dynloader.policy import Policy
 from dynloader.prefetch import prefetch_to_device
 from dynloader.ranges import Kakurenbo, OrderDP, SeTa
+from dynloader.run_log import RunLog
 from dynloader.sampler import PruningBatchSampler, PruningSampler
 from dynloader.table import ScoreTable
 from dynloader.version import __version__
@@ -36,6 +37,7 @@ __all__ = [
     "PruningBatchSampler",
     "PruningSampler",
     "RandomDynamic",
+    "RunLog",
     "ScoreTable",
     "SeTa",
     "Selection",

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 import dynloader
+from dynloader import demo, info
 from dynloader.bench import command as bench
+from dynloader.report import command as report
 
 # Each adds itself to the subparsers, and sets ``run``, which returns the exit status.
-COMMANDS = (bench,)
+COMMANDS = (info, demo, bench, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,13 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dynloader",
         description="dynloader, a DataLoader that trains on the samples that matter now.",
-        epilog="python -m dynloader COMMAND --help tells more of each command.",
+        epilog="New here? Begin with info, then demo. More: python -m dynloader COMMAND --help.",
     )
     parser.add_argument("--version", action="version", version=dynloader.__version__)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(commands)
     found = parser.parse_args(arguments)
+    if not hasattr(found, "run"):
+        parser.print_help()
+        return 2
     return int(found.run(found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 import weakref
@@ -32,10 +33,12 @@ from dynloader.array_path import (
     why_not_torch,
 )
 from dynloader.checks import as_index, check_flag, check_integer, check_losses, check_state
+from dynloader.epoch_log import EpochLog, target_of
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
 from dynloader.plan import SMALL_CHUNK
 from dynloader.policy import Policy
 from dynloader.prefetch import ToDevice
+from dynloader.run_log import RunLog
 from dynloader.sampler import PruningBatchSampler, PruningSampler, check_table
 from dynloader.share import LastBatch
 from dynloader.table import ScoreTable
@@ -214,6 +217,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._find_path()
         self._epoch = 0
         self._update_seconds = 0.0
+        self._logs: list[EpochLog] = []
         self._pairing = Pairing()
         self._iterating: weakref.ref[EpochIterator | ArrayIterator] | None = None
         if policy is not None or table is not None or return_index:
@@ -263,6 +267,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._pairing.forget()
         if self._pruning is not None:
             self._pruning.begin()
+            for log in self._logs:
+                log.begin(self._pruning.run)
             self._warn_of_fixed_length()
             if self._columns is not None:
                 return self._pass_over_arrays(self._pruning, self._columns)
@@ -515,6 +521,63 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         stats["dynloader/array_path"] = float(self._columns is not None)
         return stats if self.table is None else stats | self.table.stats()
 
+    def log_to(
+        self,
+        target: Any,
+        *,
+        name: str | None = None,
+        labels: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> RunLog | None:
+        """Hand on the figures of every epoch when it is over; the host then waits for the GPU.
+
+        Of several processes, the first does.
+
+        Args:
+            target: a folder, for ``python -m dynloader report``; a TensorBoard ``SummaryWriter``;
+                or a function of a dict of figures and the number of the epoch.
+            name: of the method, for a folder: runs of one name are seeds of it.
+            labels: the class of each sample, for a folder; by default those of the policy.
+            class_names: of the classes.
+
+        Returns:
+            The :class:`dynloader.RunLog` of a folder, to add metrics and pictures to.
+
+        Raises:
+            RuntimeError: the loader has no policy.
+            ValueError: the folder holds a run.
+        """
+        if self._pruning is None or self.table is None:
+            raise RuntimeError("log_to needs a DataLoader with policy=, got None")
+        run_log = None
+        function: Callable[[dict[str, Any], int], Any]
+        if isinstance(target, str | os.PathLike):
+            if labels is None:
+                labels = self._pruning.policy.labels
+            run_log = RunLog(
+                target if self._pruning.rank == 0 else None,
+                name=name,
+                seed=self.seed or 0,
+                labels=labels,
+                class_names=class_names,
+                about={"policy": self._pruning.policy.describe(), "n": len(self.table)},
+            )
+            run_log.settle = lambda: self.epoch
+            function = _ignore
+        else:
+            function = target_of(target)
+        log = EpochLog(
+            self._pruning,
+            lambda: self._update_seconds,
+            function,
+            run_log,
+            None if run_log is None else run_log.labels,
+        )
+        self._logs.append(log)
+        if self._pruning.rank == 0:
+            self._pruning.when_over.append(log.end)
+        return run_log
+
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to feed the same batches from here on.
 
@@ -598,8 +661,19 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return f"DataLoader({', '.join(f'{k}={v}' for k, v in described.items())})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy starts with no iterator of its own: worker processes cannot be copied.
-        return self.__dict__ | {"_iterator": None, "_iterating": None, "_pairing": Pairing()}
+        # A copy starts with no iterator of its own: worker processes cannot be copied. Nor does it
+        # write to the logs.
+        alone: dict[str, Any] = {
+            "_iterator": None,
+            "_iterating": None,
+            "_pairing": Pairing(),
+            "_logs": [],
+        }
+        return self.__dict__ | alone
+
+
+def _ignore(figures: dict[str, Any], epoch: int) -> None:
+    pass
 
 
 def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:

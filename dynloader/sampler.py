@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ class PruningSampler(DistributedSampler[int]):
         select_seconds: what selecting has cost the host so far.
         is_resident: the indices are wanted on the GPU, where the samples are.
         followed: a sampler whose ``epoch`` is followed: one that this one took the place of.
+        when_over: called with an epoch that is over, before the next is settled.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class PruningSampler(DistributedSampler[int]):
         self.followed: Any = None
         self._followed_epoch = 0
         self._kept: Kept | None = None
+        self.when_over: list[Callable[[Run], None]] = []
         self.run = self._settle(0)
 
     @property
@@ -247,6 +249,9 @@ class PruningSampler(DistributedSampler[int]):
         self.table.start_check()
         if self.num_replicas > 1:
             self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
+        if self._is_over(self.run):
+            for tell in self.when_over:
+                tell(self.run)
         self.run = self._settle(epoch)
 
     def _settle(self, epoch: int, start: int = 0) -> Run:
@@ -280,6 +285,9 @@ class PruningSampler(DistributedSampler[int]):
         self.table.count_selection(selection.indices, num_used_of(selection))
         self.select_seconds += time.perf_counter() - begin
         return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"when_over": []}
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two samplers to feed alike, given the same scores."""

@@ -121,10 +121,16 @@ def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None
         assert "bench" in capsys.readouterr().out
 
 
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    for name in ("info", "demo", "bench", "report"):
+        assert f"    {name} " in out
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ([], "required: COMMAND"),
         (["bench", "--only", "topk"], "must be of top_k, "),
         (["bench", "--sizes", "many"], "must be integers, N,N, got 'many'"),
         (["bench", "--sizes", "10"], "must be in [1000, 2**32), got 10"),

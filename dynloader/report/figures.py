@@ -1,0 +1,365 @@
+"""The figures of a report, by matplotlib, each for a light and a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from dynloader.report.read import RecordedRun
+
+# Of Okabe and Ito: told apart with the usual colour deficiencies, on white and on black.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#b59f00")
+DASHES = ("-", "--", "-.", ":")
+Groups = Mapping[str, Sequence[RecordedRun]]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page."""
+
+    name: str
+    ink: str
+    faint: str
+    paper: str
+
+
+LIGHT = Theme("light", "#1b1b1f", "#d8d8de", "#ffffff")
+DARK = Theme("dark", "#e8e8ee", "#3c3c46", "#17171c")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure that can be drawn.
+
+    Attributes:
+        key: names its files.
+        title: what it shows.
+        note: how to read it.
+        draw: draws it into axes.
+        num_panels: axes, side by side.
+        header: of the table of its numbers.
+        rows: of that table.
+    """
+
+    key: str
+    title: str
+    note: str
+    draw: Callable[[Sequence[Axes], Theme], None]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    num_panels: int = 1
+
+    def rendered(self, theme: Theme, form: str) -> bytes:
+        """As "svg" or "png"."""
+        style: dict[Any, Any] = {
+            "text.color": theme.ink,
+            "axes.labelcolor": theme.ink,
+            "axes.edgecolor": theme.ink,
+            "xtick.color": theme.ink,
+            "ytick.color": theme.ink,
+            "axes.facecolor": theme.paper,
+            "figure.facecolor": theme.paper,
+            "grid.color": theme.faint,
+            "legend.frameon": False,
+            "font.size": 10.5,
+            # The same file from the same numbers.
+            "svg.hashsalt": self.key,
+        }
+        with matplotlib.rc_context(style):
+            columns = min(3, self.num_panels)
+            rows = -(-self.num_panels // columns)
+            figure = Figure(figsize=(8.4, 4.4 if rows == 1 else 2.7 * rows), layout="constrained")
+            axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+            for spare in axes[self.num_panels :]:
+                spare.set_visible(False)
+            self.draw(axes[: self.num_panels], theme)
+            for each in axes:
+                each.spines[["top", "right"]].set_visible(False)
+                each.set_axisbelow(True)
+            file = io.BytesIO()
+            metadata = {"Date": None} if form == "svg" else {}
+            figure.savefig(file, format=form, dpi=150, metadata=metadata)
+        return file.getvalue()
+
+
+def charts(groups: Groups) -> list[Chart]:
+    """All figures that these runs have numbers for."""
+    runs = [run for members in groups.values() for run in members]
+    found = []
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+    for metric in metrics:
+        for key, label in (("samples", "samples trained"), ("seconds", "seconds of training")):
+            found.append(_against(groups, metric, key, label))
+    found.append(
+        _over_epochs(
+            groups,
+            "kept_fraction",
+            "Kept fraction",
+            "The samples that an epoch feeds, of all.",
+            percent=True,
+        )
+    )
+    found.append(
+        _over_epochs(
+            groups,
+            "churn",
+            "Churn between selections",
+            "Of the samples kept, those that the selection before had left out.",
+            percent=True,
+        )
+    )
+    overhead = {name: [_with_overhead(run) for run in members] for name, members in groups.items()}
+    found.append(
+        _over_epochs(
+            overhead,
+            "overhead",
+            "Overhead",
+            "Host time spent choosing samples and recording losses, of the time of the epoch.",
+            percent=True,
+        )
+    )
+    quantiles = {name: members for name, members in groups.items() if _has_scores(members[0])}
+    if quantiles:
+        found.append(_quantiles(quantiles))
+    pruned = {name: members for name, members in groups.items() if _is_pruned(members[0])}
+    if pruned:
+        found.append(retention(pruned))
+    classes = {
+        name: members
+        for name, members in groups.items()
+        if members[0].lines and "kept_of_class" in members[0].lines[-1]
+    }
+    if classes:
+        found.append(_classes(classes))
+    return found
+
+
+def _is_pruned(run: RecordedRun) -> bool:
+    return bool(run.lines) and bool(run.lines[-1].get("num_selections"))
+
+
+def _has_scores(run: RecordedRun) -> bool:
+    return any("score_50" in line for line in run.lines)
+
+
+def _with_overhead(run: RecordedRun) -> RecordedRun:
+    lines = [
+        line
+        | {
+            "overhead": (line.get("select_seconds", 0) + line.get("update_seconds", 0))
+            / max(line.get("epoch_seconds") or 0, 1e-9)
+        }
+        for line in run.lines
+    ]
+    return RecordedRun(run.folder, run.about, lines, run.samples)
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "color": COLOURS[number % len(COLOURS)],
+            # Different ones even where the colours are: lines may lie on one another.
+            "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
+        }
+        for number, name in enumerate(names)
+    }
+
+
+def _stacked(members: Sequence[RecordedRun], name: str) -> np.ndarray[Any, Any]:
+    """[seeds, epochs], as long as the shortest."""
+    columns = [run.column(name) for run in members]
+    length = min(map(len, columns))
+    return np.array([column[:length] for column in columns]).reshape(len(columns), length)
+
+
+def _against(groups: Groups, metric: str, key: str, label: str) -> Chart:
+    """A metric against samples or seconds: means over the seeds, their range as a band."""
+    lines = {}
+    for name, members in groups.items():
+        values, places = _stacked(members, metric), _stacked(members, key)
+        measured = ~np.isnan(values).any(axis=0)
+        if measured.any():
+            lines[name] = (places[:, measured].mean(axis=0), values[:, measured])
+    is_share = all((values >= 0).all() and (values <= 1).all() for _, values in lines.values())
+
+    def draw(axes: Sequence[Axes], theme: Theme) -> None:
+        styles = _styles(list(groups))
+        for name, (place, values) in lines.items():
+            mean = values.mean(axis=0)
+            axes[0].plot(place, mean, label=name, linewidth=1.8, **styles[name])
+            axes[0].plot(place[-1:], mean[-1:], "o", color=styles[name]["color"], markersize=5)
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes[0].fill_between(place, low, high, color=styles[name]["color"], alpha=0.18, lw=0)
+        axes[0].set_xlabel(label)
+        axes[0].set_ylabel(metric)
+        axes[0].set_xlim(left=0)
+        axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        if is_share:
+            axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes[0].grid(visible=True)
+        axes[0].legend(fontsize=9)
+
+    rows = []
+    for name, (place, values) in lines.items():
+        last = values[:, -1]
+        spread = f"{last.std(ddof=1):.4g}" if len(last) > 1 else ""
+        rows.append(
+            [
+                name,
+                str(len(last)),
+                f"{place[-1]:,.{0 if key == 'samples' else 1}f}",
+                f"{last.mean():.4g}",
+                spread,
+            ]
+        )
+    return Chart(
+        f"{metric}-{key}",
+        f"{metric.capitalize()} against {label}",
+        "Lines are means over the seeds, bands their range; the dot is the last epoch.",
+        draw,
+        ["method", "seeds", label, f"last {metric}, mean", "standard deviation"],
+        rows,
+    )
+
+
+def _over_epochs(groups: Groups, key: str, title: str, note: str, *, percent: bool) -> Chart:
+    columns = {name: _stacked(members, key) for name, members in groups.items()}
+    scale = 100 if percent else 1
+
+    def draw(axes: Sequence[Axes], theme: Theme) -> None:
+        styles = _styles(list(groups))
+        for name, values in columns.items():
+            epochs = np.arange(values.shape[1])
+            axes[0].plot(
+                epochs, scale * values.mean(axis=0), label=name, linewidth=1.6, **styles[name]
+            )
+        axes[0].set_xlabel("epoch")
+        axes[0].set_ylabel("%" if percent else key)
+        axes[0].set_ylim(bottom=0)
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].grid(visible=True)
+        axes[0].legend(fontsize=9)
+
+    unit = " %" if percent else ""
+    rows = [
+        [name, *(f"{scale * value:.3g}{unit}" for value in (v.mean(), v.min(), v.max()))]
+        for name, values in columns.items()
+        for v in [values.mean(axis=0)]
+        if len(v)
+    ]
+    return Chart(key, title, note, draw, ["method", "mean", "lowest", "highest"], rows)
+
+
+def _quantiles(groups: Groups) -> Chart:
+    names = [f"score_{share:02}" for share in (5, 25, 50, 75, 95)]
+
+    def draw(axes: Sequence[Axes], theme: Theme) -> None:
+        for axis, (name, members) in zip(axes, groups.items(), strict=True):
+            low, lower, middle, upper, high = (np.array(members[0].column(key)) for key in names)
+            epochs = np.arange(len(middle))
+            axis.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.18, lw=0)
+            axis.fill_between(epochs, lower, upper, color=COLOURS[0], alpha=0.35, lw=0)
+            axis.plot(epochs, middle, color=theme.ink, linewidth=1.5)
+            axis.set_title(name, fontsize=10)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(visible=True)
+
+    rows = [
+        [name, *(f"{members[0].lines[-1].get(key) or float('nan'):.4g}" for key in names)]
+        for name, members in groups.items()
+    ]
+    return Chart(
+        "scores",
+        "Scores over the epochs",
+        "Median, the middle half, and all but the outer twentieths on each side; of one seed.",
+        draw,
+        ["method, last epoch", "5 %", "25 %", "median", "75 %", "95 %"],
+        rows,
+        num_panels=len(groups),
+    )
+
+
+def retention(groups: Groups) -> Chart:
+    """Samples kept at every selection, at some, at none: the analysis of the seed paper."""
+    kinds = ("always", "sometimes", "never")
+    shares = {}
+    for name, members in groups.items():
+        counts = np.array([[run.lines[-1][kind] for kind in kinds] for run in members], float)
+        shares[name] = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
+
+    def draw(axes: Sequence[Axes], theme: Theme) -> None:
+        places = np.arange(len(shares))
+        left = np.zeros(len(shares))
+        colours = (COLOURS[3], COLOURS[1], COLOURS[5])
+        for kind, colour, column in zip(
+            kinds, colours, np.array(list(shares.values())).T, strict=True
+        ):
+            bars = axes[0].barh(
+                places, 100 * column, left=left, color=colour, label=kind, height=0.6
+            )
+            labels = [f"{100 * share:.0f} %" if share > 0.06 else "" for share in column]
+            axes[0].bar_label(bars, labels, label_type="center", color="#101014", fontsize=9)
+            left += 100 * column
+        axes[0].set_yticks(places, list(shares))
+        axes[0].invert_yaxis()
+        axes[0].set_xlim(0, 100)
+        axes[0].set_xlabel("% of all samples")
+        axes[0].legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    rows = [
+        [name, str(groups[name][0].lines[-1]["num_selections"])]
+        + [f"{100 * share:.1f} %" for share in found]
+        for name, found in shares.items()
+    ]
+    return Chart(
+        "retention",
+        "Always, sometimes, never",
+        "At how many of the selections a sample was kept: at all, at some, at none.",
+        draw,
+        ["method", "selections", *kinds],
+        rows,
+    )
+
+
+def _classes(groups: Groups) -> Chart:
+    columns = {}
+    for name, members in groups.items():
+        columns[name] = np.mean([run.lines[-1]["kept_of_class"] for run in members], axis=0)
+    first = next(iter(groups.values()))[0]
+    num_classes = len(next(iter(columns.values())))
+    labels = first.about.get("class_names") or [str(number) for number in range(num_classes)]
+
+    def draw(axes: Sequence[Axes], theme: Theme) -> None:
+        styles = _styles(list(groups))
+        width = 0.8 / len(columns)
+        for number, (name, values) in enumerate(columns.items()):
+            places = np.arange(num_classes) + (number - (len(columns) - 1) / 2) * width
+            axes[0].bar(places, 100 * values, width, label=name, color=styles[name]["color"])
+        step = -(-num_classes // 25)
+        axes[0].set_xticks(
+            range(0, num_classes, step), labels[::step], rotation=45 if num_classes > 6 else 0
+        )
+        axes[0].set_ylabel("% kept")
+        axes[0].grid(visible=True, axis="y")
+        axes[0].legend(fontsize=9)
+
+    rows = [
+        [str(labels[number]), *(f"{100 * values[number]:.1f} %" for values in columns.values())]
+        for number in range(num_classes)
+    ]
+    return Chart(
+        "classes",
+        "Kept of each class",
+        "In the last epoch, the mean over the seeds.",
+        draw,
+        ["class", *columns],
+        rows,
+    )

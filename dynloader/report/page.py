@@ -1,0 +1,214 @@
+"""The page: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynloader.report.figures import DARK, LIGHT, Chart, charts
+from dynloader.report.read import RecordedRun, by_name, found_runs
+from dynloader.run_log import notable
+
+_STYLE = (Path(__file__).parent / "style.css").read_text()
+
+_TITLES = {
+    "hardest": "Hardest: the highest scores in the end. Wrong labels are found among them.",
+    "never kept": "Never kept: left out by every selection.",
+    "most often returning": "Most often returning: kept again after having been left out.",
+}
+
+
+def write_report(
+    runs: Iterable[RecordedRun | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    title: str = "Training on the samples that matter now",
+) -> Path:
+    """Write the report of ``runs`` into the folder ``out``.
+
+    ``report.html`` needs no other file; beside it are ``figures``, as PNG, and ``samples``, those
+    of each run as CSV.
+
+    Args:
+        runs: folders that ``loader.log_to`` wrote, or folders of such.
+        out: made where it is not there.
+        title: of the page.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ValueError: a folder holds no run, or one without an epoch.
+    """
+    found: list[RecordedRun] = []
+    for run in runs:
+        found += [run] if isinstance(run, RecordedRun) else found_runs([Path(run)])
+    if not found:
+        raise ValueError("runs must hold at least one run, got none")
+    for run in found:
+        if not run.lines:
+            raise ValueError(f"a run must have an epoch that has ended, got none in {run.folder}")
+    out = Path(out)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    groups = by_name(found)
+    parts, links = [_summary(groups)], [("summary", "Summary")]
+    for chart in charts(groups):
+        (out / "figures" / f"{chart.key}.png").write_bytes(chart.rendered(LIGHT, "png"))
+        parts.append(_figure(chart))
+        links.append((chart.key, chart.title))
+    lists = [_lists(run, out) for run in found if run.samples]
+    if lists:
+        parts.append(f'<section><h2 id="samples">Samples</h2>{"".join(lists)}</section>')
+        links.append(("samples", "Samples"))
+    path = out / "report.html"
+    half = out / "report.html.new"
+    half.write_text(_page(title, links, parts), encoding="utf-8")
+    half.replace(path)
+    return path
+
+
+def _page(title: str, links: Sequence[tuple[str, str]], parts: Sequence[str]) -> str:
+    items = "".join(f'<li><a href="#{key}">{_text(name)}</a></li>' for key, name in links)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n<title>{_text(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#main">Skip to the content</a>\n'
+        f"<header><h1>{_text(title)}</h1></header>\n"
+        f'<nav aria-label="Sections"><ul>{items}</ul></nav>\n'
+        f'<main id="main">\n{"".join(parts)}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
+    metrics = list(dict.fromkeys(m for runs in groups.values() for r in runs for m in r.metrics))
+    header = ["method", "seeds", "epochs", "samples", "of the most", "seconds", *metrics]
+    rows = []
+    samples_of = {
+        name: sum(run.lines[-1].get("samples", 0) for run in runs) / len(runs)
+        for name, runs in groups.items()
+    }
+    most = max(samples_of.values())
+    for name, runs in groups.items():
+        samples = samples_of[name]
+        seconds = sum(run.lines[-1].get("seconds", 0) for run in runs) / len(runs)
+        row = [name, str(len(runs)), str(len(runs[0].lines)), f"{samples:,.0f}"]
+        row += [f"{samples / most:.0%}" if most else "", f"{seconds:,.1f}"]
+        for metric in metrics:
+            last = [run.column(metric)[-1] for run in runs]
+            mean = sum(last) / len(last)
+            row.append("" if mean != mean else f"{mean:.4g}")
+        rows.append(row)
+    policies = "".join(
+        f"<li>{_text(name)}: <code>{_text(str(runs[0].about['policy']))}</code></li>"
+        for name, runs in groups.items()
+        if runs[0].about.get("policy")
+    )
+    return (
+        '<section><h2 id="summary">Summary</h2>'
+        '<p class="note">Means over the seeds, after the last epoch.</p>'
+        f"{_table(header, rows)}"
+        + (f"<details><summary>Policies</summary><ul>{policies}</ul></details>" if policies else "")
+        + "</section>"
+    )
+
+
+def _figure(chart: Chart) -> str:
+    dark, light = (
+        "data:image/svg+xml;base64," + base64.b64encode(chart.rendered(theme, "svg")).decode()
+        for theme in (DARK, LIGHT)
+    )
+    return (
+        f'<section><h2 id="{chart.key}">{_text(chart.title)}</h2><figure>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="{_text(chart.title)}"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{_text(chart.title)}. The table below has its numbers.">'
+        "</picture></div>"
+        f"<figcaption>{_text(chart.note)}</figcaption></figure>"
+        f"<details><summary>Numbers</summary>{_table(chart.header, chart.rows)}</details></section>"
+    )
+
+
+def _lists(run: RecordedRun, out: Path) -> str:
+    """The samples that are worth a look, and all of them as a file."""
+    name = f"samples/{_file_name(run)}"
+    (out / "samples").mkdir(exist_ok=True)
+    names = [key for key in run.samples if run.samples[key].ndim == 1]
+    n = len(run.samples[names[0]])
+    with (out / name).open("w", newline="", encoding="utf-8") as file:
+        _write_csv(file, run, range(n))
+    parts = [
+        f"<h3>{_text(run.name)}, seed {_text(str(run.about.get('seed', 0)))}</h3>"
+        f'<p class="note">All samples are in <a href="{_text(name)}">{_text(name)}</a>, beside '
+        "this page.</p>"
+    ]
+    for kind, indices in notable(run.samples).items():
+        if not indices:
+            continue
+        these = io.StringIO()
+        _write_csv(these, run, indices)
+        data = "data:text/csv;base64," + base64.b64encode(these.getvalue().encode()).decode()
+        items = "".join(_item(run, index) for index in indices)
+        parts.append(
+            f"<details open><summary>{_text(_TITLES[kind])}</summary>"
+            f'<p><a href="{data}" download="{kind.replace(" ", "-")}.csv">These as CSV</a></p>'
+            f'<ul class="pictures">{items}</ul></details>'
+        )
+    return "".join(parts)
+
+
+def _item(run: RecordedRun, index: int) -> str:
+    label = _label(run, index)
+    path = run.picture(index)
+    image = ""
+    if path is not None:
+        data = base64.b64encode(path.read_bytes()).decode()
+        image = f'<img src="data:image/png;base64,{data}" alt="sample {index}" loading="lazy">'
+    score = run.samples.get("score")
+    told = "" if score is None else f"<br>score {score[index]:.3g}"
+    return f"<li>{image}{index}{'' if label is None else '<br>' + _text(label)}{told}</li>"
+
+
+def _label(run: RecordedRun, index: int) -> str | None:
+    labels = run.samples.get("label")
+    if labels is None:
+        return None
+    names = run.about.get("class_names")
+    label = int(labels[index])
+    return str(label) if names is None else str(names[label])
+
+
+def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
+    names = [key for key in run.samples if run.samples[key].ndim == 1]
+    has_names = "label" in names and run.about.get("class_names") is not None
+    writer = csv.writer(file)
+    writer.writerow(["index", *names, *(["class"] if has_names else [])])
+    columns = [run.samples[name].tolist() for name in names]
+    for index in indices:
+        row = [index, *(column[index] for column in columns)]
+        writer.writerow([*row, *([_label(run, index)] if has_names else [])])
+
+
+def _file_name(run: RecordedRun) -> str:
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in run.name)
+    return f"{plain}-{run.about.get('seed', 0)}.csv"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in header)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        '<div class="wide" tabindex="0" role="group" aria-label="Table"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)

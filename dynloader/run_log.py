@@ -1,0 +1,188 @@
+"""One training as a folder that ``python -m dynloader report`` reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_VERSION = 1
+_NUM_PICTURES = 24
+
+
+class RunLog:
+    """A folder for one training: a line for each epoch, and a row for each sample.
+
+    ========== =========================================================================
+    run.json     what it is: name, seed, policy, number of samples, names of the classes
+    epochs.jsonl the figures of each epoch, one JSON object a line
+    samples.npz  arrays of one entry a sample, as they were after the last epoch
+    pictures/    of the samples that the report shows
+    ========== =========================================================================
+
+    Args:
+        folder: made where it is not there; it must not hold a run. None: nothing is written.
+        name: of the method; runs of one name are seeds of it.
+        seed: which of them.
+        labels: the class of each sample, integers [n].
+        class_names: of the classes.
+        about: what else is to stand in ``run.json``.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        name: str | None = None,
+        seed: int = 0,
+        labels: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            if (self.folder / "epochs.jsonl").exists():
+                raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.labels = None if labels is None else torch.as_tensor(labels).cpu().long()
+        self.lines: list[dict[str, Any]] = []
+        # What writes the line of an epoch that is over, if that is left to be done.
+        self.settle: Callable[[], Any] = lambda: None
+        self.samples: dict[str, np.ndarray[Any, Any]] = {}
+        self.about = {
+            "version": _VERSION,
+            "name": name or ("" if self.folder is None else self.folder.name),
+            "seed": seed,
+            "created": time.time(),
+            "class_names": None if class_names is None else [str(each) for each in class_names],
+            **(about or {}),
+        }
+        if self.labels is not None:
+            self.samples["label"] = self.labels.numpy()
+        self._save_about()
+
+    def write(self, figures: Mapping[str, Any]) -> None:
+        """Add the figures of an epoch, among them "epoch"."""
+        self.lines.append(dict(figures))
+        self._save_lines()
+
+    def add(self, **metrics: float) -> None:
+        """Add figures, such as ``accuracy=0.93``, to the epoch that ended last.
+
+        Raises:
+            RuntimeError: none has ended yet.
+        """
+        self.settle()
+        if not self.lines:
+            raise RuntimeError("add needs an epoch that has ended, got none")
+        self.lines[-1] |= {name: float(value) for name, value in metrics.items()}
+        self._save_lines()
+
+    def write_samples(self, **arrays: Tensor) -> None:
+        """Replace the arrays of one entry a sample."""
+        # Copies: the table goes on.
+        self.samples |= {
+            name: array.detach().cpu().numpy().copy() for name, array in arrays.items()
+        }
+        if self.folder is None:
+            return
+        half = self.folder / "samples.npz.new"
+        with half.open("wb") as file:
+            np.savez(file, **self.samples)  # type: ignore[arg-type]
+        half.replace(self.folder / "samples.npz")
+
+    def write_pictures(self, dataset: Any) -> None:
+        """Save the pictures of the samples that the report shows.
+
+        Args:
+            dataset: map-style; a sample is a picture, or a tuple or mapping that begins with one:
+                PIL, or a tensor or array [height, width], [channels, height, width] or [height,
+                width, channels], bytes or in [0, 1]. Others are passed over.
+        """
+        self.settle()
+        if self.folder is None:
+            return
+        chosen = notable(self.samples)
+        folder = self.folder / "pictures"
+        for index in dict.fromkeys(index for group in chosen.values() for index in group):
+            picture = _as_picture(dataset[index])
+            if picture is not None:
+                folder.mkdir(exist_ok=True)
+                picture.save(folder / f"{index}.png")
+
+    def _save_about(self) -> None:
+        if self.folder is not None:
+            (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n")
+
+    def _save_lines(self) -> None:
+        if self.folder is None:
+            return
+        half = self.folder / "epochs.jsonl.new"
+        half.write_text("".join(f"{_line_of(line)}\n" for line in self.lines))
+        half.replace(self.folder / "epochs.jsonl")
+
+
+def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str, list[int]]:
+    """The samples that are worth a look, by index: hardest, never kept, most often returning.
+
+    Args:
+        samples: arrays of one entry a sample, of a :class:`RunLog`.
+        count: at most so many of each.
+    """
+    found: dict[str, list[int]] = {}
+    if "score" in samples:
+        seen = np.flatnonzero(np.isfinite(samples["score"]))
+        order = seen[np.argsort(-samples["score"][seen], kind="stable")]
+        found["hardest"] = order[:count].tolist()
+    if "kept" in samples and samples["kept"].any():
+        found["never kept"] = np.flatnonzero(samples["kept"] == 0)[:count].tolist()
+    if "returns" in samples and samples["returns"].any():
+        order = np.argsort(-samples["returns"], kind="stable")[:count]
+        found["most often returning"] = [int(i) for i in order if samples["returns"][i] > 0]
+    return found
+
+
+def _line_of(line: Mapping[str, Any]) -> str:
+    """JSON knows neither NaN nor infinity: a figure that is not finite is null."""
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(plain, allow_nan=False)
+
+
+def _as_picture(sample: Any) -> Any:
+    """A PIL image of at most 96 pixels, or None."""
+    from PIL import Image
+
+    if isinstance(sample, Mapping):
+        sample = tuple(sample.values())
+    if isinstance(sample, (tuple, list)):
+        sample = sample[0]
+    if isinstance(sample, Image.Image):
+        picture = sample.convert("RGB")
+    else:
+        if not isinstance(sample, (Tensor, np.ndarray)) or sample.ndim not in (2, 3):
+            return None
+        pixels = torch.as_tensor(sample).detach().cpu()
+        if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+            pixels = pixels.permute(1, 2, 0)
+        if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+            return None
+        if pixels.is_floating_point():
+            low, high = float(pixels.min()), float(pixels.max())
+            # Normalised ones are stretched to what can be seen.
+            if low < 0 or high > 1:
+                pixels = (pixels - low) / max(high - low, 1e-12)
+            pixels = (pixels * 255).round()
+        picture = Image.fromarray(pixels.to(torch.uint8).numpy().squeeze()).convert("RGB")
+    picture.thumbnail((96, 96))
+    return picture

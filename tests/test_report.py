@@ -1,0 +1,389 @@
+"""What a training writes down, and the page that is made of it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.util
+import json
+import pickle
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ledger import Numbers, loss_of
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog
+from dynloader.__main__ import main
+from dynloader.run_log import notable
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def trained(
+    folder: Path, policy: Policy, name: str, seed: int = 0, epochs: int = 4, **options: Any
+) -> RunLog:
+    loader = DataLoader(Numbers(60), 8, policy=policy, seed=seed)
+    log = loader.log_to(folder, name=name, **options)
+    assert log is not None
+    for epoch in range(epochs):
+        for numbers in loader:
+            loader.update(loss_of(numbers) + epoch)
+        log.add(accuracy=0.5 + 0.1 * epoch + 0.01 * seed)
+    return log
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def test_the_figures_of_every_epoch(tmp_path: Path) -> None:
+    labels = torch.arange(60) % 3
+    log = trained(tmp_path / "run", UCB(keep=0.5, every=1), "UCB", labels=labels)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "epochs.jsonl").open()]
+    assert lines == log.lines
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert [line["num_selected"] for line in lines] == [60, 30, 30, 30]
+    assert [line["kept_fraction"] for line in lines] == [1, 0.5, 0.5, 0.5]
+    assert [line["samples"] for line in lines] == [60, 90, 120, 150]
+    assert [line["num_selections"] for line in lines] == [0, 1, 2, 3]
+    assert [line["accuracy"] for line in lines] == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    # The highest losses rise from epoch to epoch, so that the same are kept.
+    highest = sorted(loss_of(torch.arange(60)).topk(30).indices.tolist())
+    assert [line["churn"] for line in lines] == [0, 0, 0, 0]
+    assert [line["always"] for line in lines][1:] == [30, 30, 30]
+    assert [line["never"] for line in lines][1:] == [30, 30, 30]
+    kept = labels[highest].bincount(minlength=3) / 20
+    assert lines[-1]["kept_of_class"] == pytest.approx(kept.tolist())
+    assert all(line["seconds"] > 0 for line in lines)
+    assert lines[3]["seconds"] > lines[0]["seconds"]
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["name"] == "UCB"
+    assert about["n"] == 60
+    assert "UCB(keep=0.5" in about["policy"]
+    with np.load(tmp_path / "run" / "samples.npz") as samples:
+        assert np.flatnonzero(samples["kept"] == 3).tolist() == highest
+        assert samples["returns"].tolist() == [0] * 60
+        assert samples["label"].tolist() == labels.tolist()
+        assert samples["visits"].sum() == 150
+
+
+def test_quantiles_are_of_what_was_seen(tmp_path: Path) -> None:
+    loader = DataLoader(Numbers(101), 8, policy=Full())
+    log = loader.log_to(tmp_path / "run")
+    assert log is not None
+    for numbers in loader:
+        loader.update(numbers.float())
+    shown = {name: value for name, value in log.lines[0].items() if name.startswith("score_")}
+    assert shown == {f"score_{q:02}": float(q) for q in (5, 25, 50, 75, 95)}
+
+
+def test_churn_and_returns_are_counted(tmp_path: Path) -> None:
+    loader = DataLoader(Numbers(100), 8, policy=RandomDynamic(keep=0.3, every=2), seed=4)
+    log = loader.log_to(tmp_path / "run")
+    assert log is not None
+    kept, returns = [], torch.zeros(100, dtype=torch.int64)
+    for _ in range(6):
+        kept.append({int(number) for numbers in loader for number in numbers})
+        log.add(number=len(kept))
+    assert [line["number"] for line in log.lines] == [1, 2, 3, 4, 5, 6]
+    for before, after in ((0, 2), (2, 4)):
+        for number in kept[after] - kept[before]:
+            returns[number] += 1
+    assert kept[0] == kept[1]
+    wanted = [0, 0, len(kept[2] - kept[0]) / 30, 0, len(kept[4] - kept[2]) / 30, 0]
+    assert [line["churn"] for line in log.lines] == pytest.approx(wanted)
+    assert log.samples["returns"].tolist() == returns.tolist()
+
+
+def test_a_function_and_a_summary_writer(tmp_path: Path) -> None:
+    found: list[tuple[int, dict[str, Any]]] = []
+
+    class Writer:
+        def __init__(self) -> None:
+            self.scalars: dict[tuple[str, int], float] = {}
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            self.scalars[tag, step] = float(value)
+
+    writer = Writer()
+    loader = DataLoader(Numbers(60), 8, policy=InfoBatch())
+    assert loader.log_to(lambda figures, epoch: found.append((epoch, figures))) is None
+    assert loader.log_to(writer) is None
+    for _ in range(3):
+        for numbers in loader:
+            loader.update(loss_of(numbers))
+    assert [epoch for epoch, _ in found] == [0, 1, 2]
+    for epoch, figures in found:
+        for name in ("num_selected", "kept_fraction", "churn", "samples"):
+            assert writer.scalars[f"dynloader/{name}", epoch] == figures[name]
+
+
+def test_tensorboards_writer(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    writer = tensorboard.SummaryWriter(str(tmp_path))
+    loader = DataLoader(Numbers(60), 8, policy=Full())
+    loader.log_to(writer)
+    for numbers in loader:
+        loader.update(loss_of(numbers))
+    writer.close()
+    assert list(tmp_path.glob("events*"))
+
+
+def test_an_epoch_that_was_broken_off_counts_what_it_trained(tmp_path: Path) -> None:
+    loader = DataLoader(Numbers(60), 8, policy=Full())
+    log = loader.log_to(tmp_path / "run")
+    assert log is not None
+    for number, numbers in enumerate(loader):
+        loader.update(loss_of(numbers))
+        if number == 2:
+            break
+    assert log.lines == []
+    for numbers in loader:
+        loader.update(loss_of(numbers))
+    assert [line["samples"] for line in log.lines] == [24, 84]
+
+
+def test_a_copy_of_the_loader_does_not_log(tmp_path: Path) -> None:
+    loader = DataLoader(Numbers(60), 8, policy=Full())
+    log = loader.log_to(tmp_path / "run")
+    assert log is not None
+    copy = pickle.loads(pickle.dumps(loader))
+    for numbers in copy:
+        copy.update(loss_of(numbers))
+    assert log.lines == []
+
+
+def test_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="log_to needs a DataLoader with policy="):
+        DataLoader(Numbers(60)).log_to(tmp_path)
+    loader = DataLoader(Numbers(60), 8, policy=Full())
+    with pytest.raises(TypeError, match=r"target must be a folder, a SummaryWriter .* got int"):
+        loader.log_to(3)
+    trained(tmp_path / "run", Full(), "full", epochs=1)
+    with pytest.raises(ValueError, match="folder must not hold a run yet"):
+        loader.log_to(tmp_path / "run")
+    log = RunLog(tmp_path / "other")
+    with pytest.raises(RuntimeError, match="an epoch that has ended"):
+        log.add(accuracy=0.5)
+
+
+def test_what_is_worth_a_look() -> None:
+    samples = {
+        "score": np.array([1.0, np.inf, 5.0, np.nan, 3.0]),
+        "kept": np.array([0, 2, 1, 0, 2]),
+        "returns": np.array([0, 1, 3, 0, 0]),
+    }
+    found = notable(samples, 2)
+    assert found == {
+        "hardest": [2, 4],
+        "never kept": [0, 3],
+        "most often returning": [2, 1],
+    }
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+class Pictures(Dataset[Any]):
+    """Each a shade of grey."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((3, 8, 8), 4 * index, dtype=torch.uint8), index % 3
+
+
+class Page(HTMLParser):
+    """Finds what is linked and shown."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.sources += [found[key] or "" for key in ("src", "srcset") if key in found]
+        self.links += [found["href"] or ""] if tag == "a" else []
+        self.ids |= {found["id"] or ""} if "id" in found else set()
+        if tag == "img":
+            assert found["alt"]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
+    folder = tmp_path_factory.mktemp("report")
+    labels = torch.arange(60) % 3
+    names = {"labels": labels, "class_names": ["cat", "dog", "<b>bird & co</b>"]}
+    for seed in (0, 1):
+        rule = RandomDynamic(keep=0.5, every=1)
+        trained(folder / f"runs/r{seed}", rule, "random", seed, **names).write_pictures(Pictures())
+    trained(folder / "runs/u", UCB(keep=0.2, every=1), "UCB, <i>0.2</i>", **names)
+    full = RunLog(folder / "runs/full", name="full data")
+    for epoch in range(3):
+        line = {"epoch": epoch, "num_selected": 60, "kept_fraction": 1.0, "churn": 0.0}
+        full.write(line | {"samples": 60 * (epoch + 1), "seconds": 0.5 * (epoch + 1)})
+        full.add(accuracy=0.6)
+    assert main(["report", str(folder / "runs"), "--out", str(folder), "--title", "A < B"]) == 0
+    return folder
+
+
+CHARTS = (
+    "accuracy-samples",
+    "accuracy-seconds",
+    "kept_fraction",
+    "churn",
+    "overhead",
+    "scores",
+    "retention",
+    "classes",
+)
+
+
+def test_the_page_holds_all_it_shows(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    page = Page(text)
+    assert all(source.startswith("data:image/") for source in page.sources)
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        else:
+            assert link.startswith("data:text/csv") or (report / link).exists(), link
+    assert {*CHARTS, "summary", "samples"} <= page.ids
+    # Each figure for a light and a dark page, and as a file.
+    assert sum(source.startswith("data:image/svg+xml") for source in page.sources) == 16
+    for name in CHARTS:
+        picture = (report / "figures" / f"{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+    assert "http" not in re.sub(r"data:[^\"]*", "", text)
+    for written in ("A &lt; B", "UCB, &lt;i&gt;0.2&lt;/i&gt;", "&lt;b&gt;bird &amp; co&lt;/b&gt;"):
+        assert written in text
+    assert "<i>0.2" not in text
+
+
+def test_pictures_and_lists(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    from PIL import Image
+
+    found = {int(path.stem) for path in (report / "runs/r0/pictures").glob("*.png")}
+    with np.load(report / "runs/r0/samples.npz") as samples:
+        assert found == {i for group in notable(dict(samples)).values() for i in group}
+    for index in found:
+        path = report / f"runs/r0/pictures/{index}.png"
+        assert Image.open(path).getpixel((3, 3)) == (4 * index,) * 3
+        assert base64.b64encode(path.read_bytes()).decode() in text
+    with (report / "samples/random-1.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(60))
+    assert rows[2]["class"] == "<b>bird & co</b>"
+    with np.load(report / "runs/r1/samples.npz") as samples:
+        assert [int(row["kept"]) for row in rows] == samples["kept"].tolist()
+
+
+def test_the_same_runs_make_the_same_page(report: Path, tmp_path: Path) -> None:
+    arguments = ["report", str(report / "runs"), "--out", str(tmp_path), "--title", "A < B"]
+    assert main(arguments) == 0
+    first = (report / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text() == first
+
+
+def test_runs_that_cannot_be_read(
+    report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path) -> str:
+        assert main(["report", str(path), "--out", str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "got " + str(tmp_path / "none") in refused(tmp_path / "none")
+    assert "it has no run" in refused(tmp_path)
+    folder = tmp_path / "run"
+    shutil.copytree(report / "runs/u", folder)
+    (folder / "samples.npz").write_bytes((folder / "samples.npz").read_bytes()[:100])
+    assert "samples.npz cannot be read" in refused(folder)
+    (folder / "epochs.jsonl").write_text('{"epoch": 0\n')
+    assert "holds a run that cannot be read" in refused(folder)
+    (folder / "run.json").write_text('{"version": 2, "name": "x"}')
+    (folder / "epochs.jsonl").write_text("")
+    assert "must be 1, got 2" in refused(folder)
+    (folder / "run.json").write_text('{"version": 1, "name": "x"}')
+    (folder / "samples.npz").unlink()
+    assert "must have an epoch that has ended" in refused(folder)
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
+    text = (report / "report.html").read_text()
+    look = """<script>addEventListener("load", () => {
+      document.querySelectorAll("details").forEach(each => { each.open = true; });
+      const images = [...document.images];
+      images.forEach(each => { each.loading = "eager"; });
+      Promise.all(images.map(each => each.decode().catch(() => null))).then(() => {
+        const found = document.createElement("output");
+        const undrawn = images.filter(each => !each.naturalWidth).length;
+        const wide = document.documentElement.scrollWidth > innerWidth;
+        found.textContent = `${images.length} images, ${undrawn} undrawn, too wide: ${wide}`;
+        document.body.append(found);
+      });
+    });</script>"""
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", f"{look}</body>"))
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [
+        "--enable-logging=stderr",
+        "--virtual-time-budget=10000",
+        f"--window-size={width},900",
+    ]
+    found = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in found.stderr, found.stderr
+    told = re.search(r"<output>(\d+) images, (\d+) undrawn, too wide: (\w+)", found.stdout)
+    assert told is not None, found.stderr[-2000:]
+    assert int(told[1]) >= 8 + 24
+    assert told[2] == "0"
+    assert told[3] == "false"
+
+
+# --- the other commands --------------------------------------------------------------------------
+
+
+def test_info_tells_the_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    assert ("safetensors" in out) == (importlib.util.find_spec("safetensors") is None)
+
+
+def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sklearn", "matplotlib", "PIL"):
+        pytest.importorskip(name)
+    threads = torch.get_num_threads()
+    try:
+        for _ in range(2):  # the second takes the place of the first
+            arguments = ["demo", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path / "demo")]
+            assert main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert re.search(r"UCB +\d+\.\d\d +2,155 ", out)
+    assert (tmp_path / "demo" / "report.html").exists()
+    assert main(["demo", "--epochs", "0"]) == 2
+    assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
