@@ -111,19 +111,34 @@ def trained(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict
         trainer = train.Trainer(data, method, cell.seed, options)
         run = trainer.run(silent)
     if trainer.policy is not None and cell.method != "el2n":
-        run["selections"] = selections_of(trainer)
+        run["selections"] = selections_of(trainer, data.train.labels != args.right_labels)
     for record in (run, *run["epochs"]):
         for name, value in cost.items():
             record[name] += value
     return run | {"keep": cell.keep, "scoring": cost}
 
 
-def selections_of(trainer: train.Trainer) -> dict[str, Any]:
-    """Always, sometimes, never: how many samples were kept how often."""
+def selections_of(trainer: train.Trainer, is_wrong: torch.Tensor) -> dict[str, Any]:
+    """How many samples were kept how often, and the share of the wrong labels that was kept."""
     table = trainer.loader.table
     assert table is not None
-    counts = torch.bincount(table.selections, minlength=table.num_selections + 1)
-    return {"num_selections": table.num_selections, "samples_kept_so_often": counts.tolist()}
+    kept = table.selections.cpu()
+    counts = torch.bincount(kept, minlength=table.num_selections + 1)
+    found = {"num_selections": table.num_selections, "samples_kept_so_often": counts.tolist()}
+    if is_wrong.any():
+        share = kept.float() / max(1, table.num_selections)
+        found |= {"wrong_kept": float(share[is_wrong].mean()), "kept": float(share.mean())}
+    return found
+
+
+def with_wrong_labels(data: train_data.Data, share: float) -> train_data.Data:
+    """The same data, with so many labels of the training set replaced by others."""
+    generator = torch.Generator().manual_seed(0)
+    labels = data.train.labels.clone()
+    index = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    other = torch.randint(1, data.num_classes, index.shape, generator=generator)
+    labels[index] = (labels[index] + other) % data.num_classes
+    return dataclasses.replace(data, train=train_data.Images(data.train.images, labels))
 
 
 def el2n(
@@ -176,6 +191,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", choices=train.MODELS, default="cnn16")
     add("--batch-size", type=int, default=128)
     add("--lr", type=float, default=0.1)
+    add("--wrong-labels", type=float, default=0.0, help="share of the labels to make wrong")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=1)
     add("--report", action="store_true", help="train nothing")
@@ -203,6 +219,9 @@ def main() -> None:
     if not args.report:
         folder.mkdir(parents=True, exist_ok=True)
         data = train_data.load(args.data, args.root)
+        args.right_labels = data.train.labels
+        if args.wrong_labels:
+            data = with_wrong_labels(data, args.wrong_labels)
         about = {
             **machine.describe(),
             "data": {
@@ -211,7 +230,8 @@ def main() -> None:
                 "test": len(data.test),
             },
             "arguments": {
-                name: vars(args)[name] for name in ("epochs", "every", "model", "batch_size", "lr")
+                name: vars(args)[name]
+                for name in ("epochs", "every", "model", "batch_size", "lr", "wrong_labels")
             },
         }
         train.warm_up(data, argparse.Namespace(**{**vars(args), "keep": 0.5}))

@@ -57,9 +57,15 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
         return f"| {' | '.join([first, *rest])} |"
 
     head = ["accuracy, %", *(f"keep {keep:g}" for keep in keeps)]
+    if about["arguments"].get("wrong_labels"):
+        head.append("of the wrong kept")
+        widths.append(len(head[-1]))
     lines = [line(head), "| " + " | ".join("-" * width for width in widths) + " |"]
     for method in dict.fromkeys(name for name, keep in runs if keep < 1):
-        lines.append(line([method, *(accuracy(runs.get((method, keep), [])) for keep in keeps)]))
+        row = [method, *(accuracy(runs.get((method, keep), [])) for keep in keeps)]
+        if len(head) > len(row):
+            row.append(", ".join(wrong_kept(runs.get((method, keep), [])) for keep in keeps))
+        lines.append(line(row))
     whole = [
         f"{name} {accuracy(members)}"
         + ("" if members is full else f" with {share(members, full, 'samples'):.0%} of the samples")
@@ -73,6 +79,8 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
         f"{data['name']}: {data['train']:,} training and {data['test']:,} test images, "
         f"{options['model']}, {options['epochs']} epochs, selection every {options['every']}"
     )
+    if options.get("wrong_labels"):
+        title += f", {options['wrong_labels']:.0%} of the labels wrong"
     foot = (
         f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds, mean ± standard deviation. "
         "EL2N pays for its scoring, in samples and seconds. "
@@ -99,6 +107,12 @@ def time_saved(runs: Runs) -> str:
         f"({worst[1]}, keep {worst[2]:g}: {worst[3]:.0%} of the samples, "
         f"{worst[4]:.0%} of the time)."
     )
+
+
+def wrong_kept(members: list[dict[str, Any]]) -> str:
+    """The share of the wrong labels that a selection kept, in the mean."""
+    found = [run["selections"]["wrong_kept"] for run in members if "selections" in run]
+    return f"{statistics.fmean(found):.0%}" if found else ""
 
 
 def accuracy(members: list[dict[str, Any]]) -> str:

@@ -1,0 +1,76 @@
+"""The experiment is a grid that can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for name in ("sklearn", "matplotlib", "tqdm"):
+    pytest.importorskip(name)
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = "full,same-steps,ucb,ucb-explore,infobatch,kakurenbo,seta,order-dp,prioritized,rs2,el2n"
+
+
+def run(out: Path, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "bench" / "paper.py"), "--out", str(out), *arguments]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-2000:]
+    return found.stdout
+
+
+def test_the_grid(tmp_path: Path) -> None:
+    asked = ["--data", "digits", "--epochs", "2", "--seeds", "1", "--keeps", "0.5"]
+    asked += ["--batch-size", "64", "--lr", "0.02", "--methods", METHODS]
+    first = run(tmp_path, *asked)
+    cells = tmp_path / "cells"
+    names = {path.stem: path for path in cells.glob("*.json")}
+    assert len(names) == 11 + 1  # and what the scores of EL2N cost
+    assert not list(cells.glob("*.claim"))
+    assert not list(cells.glob("*.new"))
+    found = {name: json.loads(path.read_text()) for name, path in names.items()}
+    samples = {name: each["run"]["samples"] for name, each in found.items() if "run" in each}
+    # 1,438 samples, the smaller last batch left out: 22 batches of 64, then 11.
+    assert samples["full-1-0"] == 2 * 22 * 64
+    assert samples["ucb-0.5-0"] == samples["same-steps-0.5-0"] == 33 * 64
+    assert samples["order-dp-0.5-0"] == samples["seta-0.5-0"] == 33 * 64
+    # A static method pays for its scoring: two epochs, and a pass over all.
+    assert samples["el2n-0.5-0"] == 2 * 11 * 64 + 2 * 22 * 64 + 1438
+    kept = found["ucb-0.5-0"]["run"]["selections"]
+    # The selection of the epoch after the last is made, too.
+    assert sum(kept["samples_kept_so_often"]) == 1438
+    for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "of the time of the processor"):
+        assert name.lower() in first.lower()
+    assert (tmp_path / "accuracy.png").exists()
+
+    # Nothing is trained twice; what is missing is, though another process died on it.
+    times = {name: path.stat().st_mtime_ns for name, path in names.items()}
+    names["ucb-0.5-0"].unlink()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (cells / "ucb-0.5-0.claim").write_text(str(process.pid))
+    run(tmp_path, *asked)
+    changed = {name for name, path in names.items() if path.stat().st_mtime_ns != times[name]}
+    assert changed == {"ucb-0.5-0"}
+    again = json.loads(names["ucb-0.5-0"].read_text())["run"]
+    assert again["accuracy"] == found["ucb-0.5-0"]["run"]["accuracy"]
+    assert not list(cells.glob("*.claim"))
+    assert run(tmp_path, "--report").startswith("handwritten digits: 1,438 training")
+
+
+def test_wrong_labels(tmp_path: Path) -> None:
+    asked = ["--data", "digits", "--epochs", "4", "--seeds", "1", "--keeps", "0.5", "--lr", "0.02"]
+    asked += ["--methods", "full,ucb,random", "--wrong-labels", "0.1", "--batch-size", "64"]
+    text = run(tmp_path, *asked)
+    assert "10% of the labels wrong" in text
+    found = json.loads((tmp_path / "cells" / "ucb-0.5-0.json").read_text())["run"]["selections"]
+    # They have the highest losses, and are what it keeps.
+    assert found["wrong_kept"] > 0.75
+    assert found["kept"] == pytest.approx(0.5, abs=0.01)
+    dice = json.loads((tmp_path / "cells" / "random-0.5-0.json").read_text())["run"]["selections"]
+    assert dice["wrong_kept"] == pytest.approx(0.5, abs=0.15)
