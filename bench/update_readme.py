@@ -1,6 +1,6 @@
-"""Puts the tables of the result files into README.md.
+"""Puts the tables of the result files into README.md and docs/guide.md.
 
-    python bench/update_readme.py [README.md]
+    python bench/update_readme.py [README.md ...]
 
 Whatever stands between a line <!-- bench/results/NAME/table.md --> and the next line <!-- end -->
 is replaced by the text of that file. Paths are relative to the repository.
@@ -36,17 +36,18 @@ def updated(text: str, root: Path = ROOT) -> str:
 
 
 def main() -> None:
-    """Update the file, and say whether it changed."""
+    """Update the files, and say whether they changed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("readme", nargs="?", type=Path, default=ROOT / "README.md")
-    readme = parser.parse_args().readme
-    before = readme.read_text()
-    after = updated(before)
-    if after != before:
-        readme.write_text(after)
-    print(f"{readme}: {'up to date' if after == before else 'updated'}")
+    pages = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+    parser.add_argument("readme", nargs="*", type=Path, default=pages)
+    for readme in parser.parse_args().readme:
+        before = readme.read_text()
+        after = updated(before)
+        if after != before:
+            readme.write_text(after)
+        print(f"{readme}: {'up to date' if after == before else 'updated'}")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,12 @@ class EpochLog:
         self._checkpoint: int | None = None
         self._num_trained = 0
         self._seconds = 0.0
+        if run_log is not None and run_log.lines:
+            self._num_trained = run_log.lines[-1]["samples"]
+            self._seconds = run_log.lines[-1]["seconds"]
+            if len(run_log.samples.get("selected", ())) == n:
+                self._was_kept = torch.from_numpy(run_log.samples["selected"])
+                self._returns = torch.from_numpy(run_log.samples["returns"])
         self._began: tuple[Run, float] | None = None
         self._before = (0.0, 0.0)
 
@@ -62,7 +68,7 @@ class EpochLog:
         seconds = time.perf_counter() - self._began[1]
         self._began = None
         sampler, table, plan = self._sampler, self._sampler.table, run.plan
-        self._num_trained += run.position
+        self._num_trained += run.position - run.start
         self._seconds += seconds
         churn = 0.0
         is_kept = torch.ones(sampler.num_samples, dtype=torch.bool)
@@ -120,6 +126,7 @@ class EpochLog:
             visits=table.visits,
             kept=table.selections,
             returns=self._returns,
+            selected=self._was_kept,
         )
 
 

@@ -81,8 +81,15 @@ class Pairing:
 
     def __init__(self) -> None:
         self.run: Run | None = None
+        self.progress: Any = None  # a bar of tqdm
         self._indices: Any = None
         self._num_unclaimed = 0
+
+    def show(self, progress: Any) -> None:
+        """Show ``progress``, a bar of tqdm, in place of the one before."""
+        if self.progress is not None:
+            self.progress.close()
+        self.progress = progress
 
     @property
     def num_unclaimed(self) -> int:
@@ -98,6 +105,8 @@ class Pairing:
         """Note the batch just yielded."""
         self._indices, self.run = indices, run
         self._num_unclaimed += 1
+        if self.progress is not None:
+            self.progress.update()
 
     def indices(self) -> Tensor:
         """The indices of the batch last yielded, if no other one waits for its losses."""
@@ -123,6 +132,7 @@ def end_epoch(sampler: PruningSampler, run: Run, pairing: Pairing) -> None:
     """Note that the last batch of ``run`` was yielded, and settle the next epoch if that may be."""
     run.is_exhausted = True
     run.user = None
+    pairing.show(None)
     if pairing.num_unclaimed > 0:
         return  # their losses may be on the way: who asks for the next epoch settles it
     # What fails here fails again when the next epoch is asked for. After the last one nobody asks:

@@ -35,7 +35,7 @@ from dynloader.array_path import (
 from dynloader.checks import as_index, check_flag, check_integer, check_losses, check_state
 from dynloader.epoch_log import EpochLog, target_of
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
-from dynloader.plan import SMALL_CHUNK
+from dynloader.plan import SMALL_CHUNK, Plan
 from dynloader.policy import Policy
 from dynloader.prefetch import ToDevice
 from dynloader.run_log import RunLog
@@ -60,6 +60,7 @@ _OURS = (
     "batch_sizes",
     "last_batch",
     "steps_per_epoch",
+    "progress",
 )
 _STATE_KEYS = {"epoch", "update_seconds", "table"}
 _EPOCH_KEYS = _STATE_KEYS | {
@@ -115,6 +116,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         last_batch: as :class:`PruningBatchSampler` has it.
         steps_per_epoch: every epoch has so many batches, whatever the policy keeps: for frameworks
             that ask for the length once. A longer epoch ends there, a shorter one begins again.
+        progress: show a bar of tqdm for each epoch, in the first process. It needs a policy, and
+            tqdm.
 
     Raises:
         TypeError, ValueError: as torch's, and where a policy cannot be followed.
@@ -146,10 +149,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         batch_sizes: Sequence[int] | None = None,
         last_batch: LastBatch = "split",
         steps_per_epoch: int | None = None,
+        progress: bool = False,
         **kwargs: Any,
     ) -> None:
         check_flag("return_index", return_index)
         check_flag("array_path", array_path)
+        check_flag("progress", progress)
+        if progress and policy is None:
+            raise ValueError("progress needs a policy: policy=dynloader.Full() keeps all")
         if batch_transform is not None and not callable(batch_transform):
             raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
         if seed is not None:
@@ -214,6 +221,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
         self.steps_per_epoch = steps_per_epoch
+        self.progress = progress
         self._find_path()
         self._epoch = 0
         self._update_seconds = 0.0
@@ -270,6 +278,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             for log in self._logs:
                 log.begin(self._pruning.run)
             self._warn_of_fixed_length()
+            if self.progress and self._pruning.rank == 0:
+                self._pairing.show(self._bar(self._pruning.run.plan))
             if self._columns is not None:
                 return self._pass_over_arrays(self._pruning, self._columns)
         inner = self._with_arrays(super().__iter__())
@@ -367,6 +377,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             f"{len(self)}: {found.remedy}",
             stacklevel=3,
         )
+
+    def _bar(self, plan: Plan) -> Any:
+        from tqdm.auto import tqdm
+
+        kept = f"epoch {plan.epoch}, {len(plan) / plan.num_samples:.0%} of the samples"
+        total = len(self)
+        return tqdm(total=total, initial=total - self.num_left, desc=kept, unit="batch")
 
     @property
     def num_selected(self) -> int:
@@ -528,6 +545,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         name: str | None = None,
         labels: Tensor | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
+        resume: bool = False,
     ) -> RunLog | None:
         """Hand on the figures of every epoch when it is over; the host then waits for the GPU.
 
@@ -539,6 +557,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             name: of the method, for a folder: runs of one name are seeds of it.
             labels: the class of each sample, for a folder; by default those of the policy.
             class_names: of the classes.
+            resume: go on with the run in the folder, if there is one, from the current epoch on;
+                call this after :meth:`load_state_dict`.
 
         Returns:
             The :class:`dynloader.RunLog` of a folder, to add metrics and pictures to.
@@ -561,6 +581,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 labels=labels,
                 class_names=class_names,
                 about={"policy": self._pruning.policy.describe(), "n": len(self.table)},
+                first_epoch=self.epoch if resume else None,
             )
             run_log.settle = lambda: self.epoch
             function = _ignore

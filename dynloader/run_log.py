@@ -29,12 +29,15 @@ class RunLog:
     ========== =========================================================================
 
     Args:
-        folder: made where it is not there; it must not hold a run. None: nothing is written.
+        folder: made where it is not there; it must not hold a run, unless that is gone on with.
+            None: nothing is written.
         name: of the method; runs of one name are seeds of it.
         seed: which of them.
         labels: the class of each sample, integers [n].
         class_names: of the classes.
         about: what else is to stand in ``run.json``.
+        first_epoch: go on with the run in ``folder``, if there is one: its lines from this epoch on
+            are dropped, to be written anew.
     """
 
     def __init__(
@@ -46,17 +49,20 @@ class RunLog:
         labels: Tensor | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
         about: Mapping[str, Any] | None = None,
+        first_epoch: int | None = None,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            if (self.folder / "epochs.jsonl").exists():
-                raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
-            self.folder.mkdir(parents=True, exist_ok=True)
         self.labels = None if labels is None else torch.as_tensor(labels).cpu().long()
         self.lines: list[dict[str, Any]] = []
         # What writes the line of an epoch that is over, if that is left to be done.
         self.settle: Callable[[], Any] = lambda: None
         self.samples: dict[str, np.ndarray[Any, Any]] = {}
+        if self.folder is not None and (self.folder / "epochs.jsonl").exists():
+            if first_epoch is None:
+                raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
+            self._go_on(self.folder, first_epoch)
+        elif self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.about = {
             "version": _VERSION,
             "name": name or ("" if self.folder is None else self.folder.name),
@@ -117,6 +123,13 @@ class RunLog:
             if picture is not None:
                 folder.mkdir(exist_ok=True)
                 picture.save(folder / f"{index}.png")
+
+    def _go_on(self, folder: Path, first_epoch: int) -> None:
+        lines = (folder / "epochs.jsonl").read_text().splitlines()
+        self.lines = [line for line in map(json.loads, lines) if line.get("epoch", 0) < first_epoch]
+        if (folder / "samples.npz").exists():
+            with np.load(folder / "samples.npz", allow_pickle=False) as found:
+                self.samples = {name: found[name] for name in found.files}
 
     def _save_about(self) -> None:
         if self.folder is not None:

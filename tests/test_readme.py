@@ -16,6 +16,7 @@ import dynloader
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -50,15 +51,21 @@ def test_the_policy_of_ten_lines_selects_the_middle() -> None:
     assert sorted(next(iter(loader)).tolist()) == [2, 3, 5, 7]
 
 
-@pytest.mark.parametrize("path", re.findall(r"<!-- (bench/results/\S+) -->", README))
-def test_a_table_is_that_of_its_file(path: str) -> None:
-    start = f"<!-- {path} -->\n"
-    shown = README.split(start)[1].split("<!-- end -->")[0]
-    assert shown.strip() == (ROOT / path).read_text().strip()
+@pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
+def test_a_table_is_that_of_its_file(page: str) -> None:
+    paths = re.findall(r"<!-- (bench/results/\S+) -->", page)
+    assert paths
+    for path in paths:
+        shown = page.split(f"<!-- {path} -->\n")[1].split("<!-- end -->")[0]
+        assert shown.strip() == (ROOT / path).read_text().strip(), path
 
 
 def test_what_the_readme_names_is_there() -> None:
-    for name in re.findall(r"`dynloader\.([A-Za-z_.]+)", README):
+    pages = README + GUIDE
+    for name in re.findall(r"`dynloader\.([A-Za-z_.]+)", pages):
+        if name.startswith("report."):
+            pytest.importorskip("matplotlib")
+            importlib.import_module(f"dynloader.report.{name.split('.')[1]}")
         if name.startswith("integrations."):
             module = name.split(".")[1]
             if importlib.util.find_spec(module) is None:
@@ -67,5 +74,5 @@ def test_what_the_readme_names_is_there() -> None:
         target: object = dynloader
         for part in name.split("."):
             target = getattr(target, part)
-    for path in re.findall(r"`((?:bench|tests|csrc|docs)/[\w./-]+)`", README):
+    for path in re.findall(r"`((?:bench|tests|csrc|docs)/[\w./-]+)`", pages):
         assert (ROOT / path).exists(), path

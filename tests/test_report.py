@@ -19,7 +19,7 @@ import pytest
 import torch
 from ledger import Numbers, loss_of
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog
 from dynloader.__main__ import main
@@ -161,6 +161,44 @@ def test_a_copy_of_the_loader_does_not_log(tmp_path: Path) -> None:
     assert log.lines == []
 
 
+def test_a_resumed_run_goes_on_with_its_log(tmp_path: Path) -> None:
+    def made() -> DataLoader[int]:
+        return DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1), seed=2)
+
+    def train(loader: DataLoader[int], log: Any, epochs: int) -> None:
+        for _ in range(epochs):
+            for numbers in loader:
+                loader.update(loss_of(numbers))
+            log.add(accuracy=0.5)
+
+    whole = made()
+    log = whole.log_to(tmp_path / "whole", labels=torch.arange(60) % 3)
+    train(whole, log, 6)
+    first = made()
+    train(first, first.log_to(tmp_path / "parts", labels=torch.arange(60) % 3), 3)
+    state = first.state_dict()
+    second = made()
+    second.load_state_dict(state)
+    resumed = second.log_to(tmp_path / "parts", labels=torch.arange(60) % 3, resume=True)
+    train(second, resumed, 3)
+    assert log is not None
+    assert resumed is not None
+    timed = ("seconds", "epoch_seconds", "select_seconds", "update_seconds")
+    for one, other in zip(log.lines, resumed.lines, strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {
+            k: v for k, v in other.items() if k not in timed
+        }
+    assert [line["seconds"] for line in resumed.lines] == sorted(
+        line["seconds"] for line in resumed.lines
+    )
+    for name, array in log.samples.items():
+        assert np.array_equal(array, resumed.samples[name]), name
+    # From the beginning, it is another run.
+    train(again := made(), again.log_to(tmp_path / "parts", resume=True), 1)
+    lines = (tmp_path / "parts" / "epochs.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+
+
 def test_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="log_to needs a DataLoader with policy="):
         DataLoader(Numbers(60)).log_to(tmp_path)
@@ -187,6 +225,26 @@ def test_what_is_worth_a_look() -> None:
         "never kept": [0, 3],
         "most often returning": [2, 1],
     }
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_progress(arrays: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    data: Any = TensorDataset(torch.arange(60)) if arrays else Numbers(60)
+    loader = DataLoader(data, 8, policy=UCB(keep=0.5, every=1), progress=True)
+    for epoch in range(3):
+        for batch in loader:
+            loader.update(loss_of(batch[0] if arrays else batch))
+            if epoch == 1 and loader._pairing.progress.n == 2:
+                break
+    shown = capsys.readouterr().err
+    assert "epoch 0, 100% of the samples: 100%" in shown
+    assert "8/8" in shown
+    assert "epoch 1, 50% of the samples:  50%" in shown
+    assert "epoch 2, 50% of the samples: 100%" in shown
+    assert "4/4" in shown
+    with pytest.raises(ValueError, match="progress needs a policy"):
+        DataLoader(data, 8, progress=True)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -331,14 +389,11 @@ def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
     look = """<script>addEventListener("load", () => {
       document.querySelectorAll("details").forEach(each => { each.open = true; });
       const images = [...document.images];
-      images.forEach(each => { each.loading = "eager"; });
-      Promise.all(images.map(each => each.decode().catch(() => null))).then(() => {
-        const found = document.createElement("output");
-        const undrawn = images.filter(each => !each.naturalWidth).length;
-        const wide = document.documentElement.scrollWidth > innerWidth;
-        found.textContent = `${images.length} images, ${undrawn} undrawn, too wide: ${wide}`;
-        document.body.append(found);
-      });
+      const undrawn = images.filter(each => !each.complete || !each.naturalWidth).length;
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      const found = document.createElement("output");
+      found.textContent = `${images.length} images, ${undrawn} undrawn, too wide: ${wide}`;
+      document.body.append(found);
     });</script>"""
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", f"{look}</body>"))

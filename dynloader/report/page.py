@@ -170,7 +170,7 @@ def _item(run: RecordedRun, index: int) -> str:
     image = ""
     if path is not None:
         data = base64.b64encode(path.read_bytes()).decode()
-        image = f'<img src="data:image/png;base64,{data}" alt="sample {index}" loading="lazy">'
+        image = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
     score = run.samples.get("score")
     told = "" if score is None else f"<br>score {score[index]:.3g}"
     return f"<li>{image}{index}{'' if label is None else '<br>' + _text(label)}{told}</li>"
