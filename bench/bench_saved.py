@@ -1,4 +1,4 @@
-"""Whether the time saved is that of the samples saved: epochs of full data and pruned ones, in turn.
+"""Whether the time saved is that of the samples saved: epochs of all data and pruned, in turn.
 
     python bench/bench_saved.py --data DIR --out bench/results/saved
 
@@ -60,7 +60,7 @@ def main() -> None:
     result = {"about": about, "of_full_data": found, "seconds": seconds, "samples": samples}
     (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [
-        f"An epoch of {options.name or data.name}, keep {options.keep}, in times of one of full data",
+        f"An epoch of {options.name or data.name}, keep {options.keep}, in times of a full one",
         "",
         "| | samples | seconds |",
         "| --- | ---: | ---: |",
