@@ -34,8 +34,11 @@ def test_jpeg_files_in_folders(tmp_path: Path) -> None:
     assert lines[2].startswith("epoch 1: 80 samples")
 
 
-def run(name: str, *arguments: str, several: bool = False) -> str:
+def run(name: str, *arguments: str, several: bool = False, checkpoint: Path | None = None) -> str:
     """What the example prints."""
+    if checkpoint is not None:
+        arguments = (*arguments, "--checkpoint", str(checkpoint))
+    saved = checkpoint.read_bytes() if checkpoint is not None and checkpoint.exists() else None
     here = os.environ | {"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)}
     if not torch.cuda.is_available():
         here["ACCELERATE_USE_CPU"] = "true"  # as accelerate's launcher says it
@@ -49,6 +52,10 @@ def run(name: str, *arguments: str, several: bool = False) -> str:
         aborted = ("terminate called without an active exception", "SIGABRT")
         if not (several and any(text in result.stderr for text in aborted)):
             break
+        if checkpoint is not None:  # as it was, or there is nothing left to do
+            checkpoint.unlink(missing_ok=True)
+            if saved is not None:
+                checkpoint.write_bytes(saved)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -85,10 +92,10 @@ def test_examples_of_frameworks_with_epochs_of_one_length(tmp_path: Path) -> Non
 
 def test_several_processes_and_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    path = str(tmp_path / "checkpoint.pt")
-    first = run("ddp.py", "--epochs", "2", "--checkpoint", path, several=True)
+    path = tmp_path / "checkpoint.pt"
+    first = run("ddp.py", "--epochs", "2", several=True, checkpoint=path)
     assert samples_of(first) == [1797, 898]
-    then = run("ddp.py", "--epochs", "4", "--checkpoint", path, several=True)
+    then = run("ddp.py", "--epochs", "4", several=True, checkpoint=path)
     whole = run("ddp.py", "--epochs", "4", several=True)
     assert samples_of(then) == [898, 898]
     assert first + then == whole
