@@ -14,7 +14,7 @@ from dynloader.ops import Selection
 from dynloader.policies import UCB, EpsilonGreedy, Full, RandomDynamic, Static, StaticRandom
 from dynloader.policy import Policy
 from dynloader.prefetch import prefetch_to_device
-from dynloader.ranges import Kakurenbo, OrderDP, SeTa
+from dynloader.ranges import IES, Kakurenbo, OrderDP, SeTa
 from dynloader.run_log import RunLog
 from dynloader.sampler import PruningBatchSampler, PruningSampler
 from dynloader.table import ScoreTable
@@ -22,6 +22,7 @@ from dynloader.version import __version__
 from dynloader.weighting import InfoBatch, Prioritized, Weighted
 
 __all__ = [
+    "IES",
     "UCB",
     "ArrayDataset",
     "BatchSelection",

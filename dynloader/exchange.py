@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dynloader.table import ScoreTable
 
-# At a time: 28 bytes a row from each process.
+# At a time: 28 bytes a row from each process, and 4 for each loss of a history.
 _ROWS = 2**20
 
 
@@ -42,53 +42,59 @@ def exchange(table: ScoreTable, shared: Shared, group: Any, of: str) -> Shared:
     """
     device = _device(table, group)
     changed = (table.visits != shared.visits).nonzero().view(-1)
-    has_forgetting = table.forgetting is not None
     heads = _gathered(
         torch.tensor(
             [
                 len(changed),
                 table.num_updates - shared.num_updates,
-                has_forgetting,
+                table.forgetting is not None,
                 zlib.crc32(of.encode()),
                 len(table),
+                0 if table.history is None else table.history.shape[1],
             ],
             device=device,
         ),
         group,
     )
-    counts, updates, forgetting, digests, lengths = heads.cpu().T.tolist()
-    if len(set(digests)) > 1 or len(set(lengths)) > 1:
-        _raise_difference(f"{of} ({len(table)} samples)", group)
+    counts, updates, forgetting, digests, lengths, histories = heads.cpu().T.tolist()
+    if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
+        losses = f", {histories[dist.get_rank(group)]} losses of each" if any(histories) else ""
+        _raise_difference(f"{of} ({len(table)} samples{losses})", group)
     if any(forgetting) and table.forgetting is None:
         table.forgetting = torch.zeros_like(table.selections)
+    parts = _parts(table)
     # In a copy, so that nothing is half taken over if a process is lost.
-    scores, records = table.scores.clone(), table.records.clone()
-    state = None if table.forgetting is None else table.forgetting.clone()
+    copies = [part.clone() for part in parts]
+    widths = [part.shape[1] for part in parts]
     for begin in range(0, max(counts), _ROWS):
         end = min(max(counts), begin + _ROWS)
         mine = changed[begin:end]
-        columns = [table.records[mine], table.scores[mine].view(torch.int32).unsqueeze(1)]
-        if table.forgetting is not None:
-            columns.append(table.forgetting[mine].unsqueeze(1))
-        values = _gathered(_padded(torch.cat(columns, dim=1), end - begin).to(device), group)
+        rows = torch.cat([part[mine] for part in parts], dim=1)
+        values = _gathered(_padded(rows, end - begin).to(device), group)
         indices = _gathered(_padded(mine, end - begin).to(device), group)
         # Of those that have a row the most visited counts; of equals the first, written last.
         for rank in reversed(range(len(counts))):
             count = max(0, min(end, counts[rank]) - begin)
             index = indices[rank, :count].to(table.device)
             value = values[rank, :count].to(table.device)
-            newer = value[:, 3] >= records[index, 3]
+            newer = value[:, 3] >= copies[0][index, 3]
             index, value = index[newer], value[newer]
-            records.index_copy_(0, index, value[:, :4])
-            scores.index_copy_(0, index, value[:, 4].contiguous().view(torch.float32))
-            if state is not None:
-                state.index_copy_(0, index, value[:, 5])
-    table.scores.copy_(scores)
-    table.records.copy_(records)
-    if table.forgetting is not None and state is not None:
-        table.forgetting.copy_(state)
+            for copy, columns in zip(copies, torch.split(value, widths, 1), strict=True):
+                copy.index_copy_(0, index, columns)
+    for part, copy in zip(parts, copies, strict=True):
+        part.copy_(copy)
     table.num_updates = shared.num_updates + sum(updates)
     return Shared(table.visits.clone(), table.num_updates)
+
+
+def _parts(table: ScoreTable) -> list[Tensor]:
+    """What the table has of each sample, as views of int32 [n, columns]; the records first."""
+    parts = [table.records, table.scores.view(torch.int32).unsqueeze(1)]
+    if table.forgetting is not None:
+        parts.append(table.forgetting.unsqueeze(1))
+    if table.history is not None:
+        parts.append(table.history.view(torch.int32))
+    return parts
 
 
 def _device(table: ScoreTable, group: Any) -> torch.device:

@@ -25,11 +25,19 @@ def num_explored(explore: float, k: int) -> int:
 
 
 def with_turns(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-    """``k`` samples: those whose turn it is, and what the rule chooses; int64 [k], ascending."""
+    """Those whose turn it is, and what the rule chooses; int64 [k], ascending.
+
+    More than ``k`` where the rule keeps more.
+    """
     n, num_turns = len(table), num_explored(policy.explore, k)
     begin = (epoch - policy.first_checkpoint) // policy.every * num_turns % n
     parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
     turn = torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
+    if policy.keeps_more:
+        is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
+        is_kept[_indices(policy, table, k, seed, epoch).to(table.device)] = True
+        is_kept[turn.to(table.device)] = True
+        return is_kept.nonzero().view(-1)
     # First those whose turn it is, then the rule's first k - num_turns, then, for those that are
     # both, more of its k.
     importance = torch.zeros(n, device=table.device)

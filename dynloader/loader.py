@@ -394,6 +394,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return len(_sized(self.dataset)) if self._pruning is None else self._pruning.num_selected
 
     @property
+    def pruning_sampler(self) -> PruningSampler | None:
+        """What feeds the selection; None without a policy."""
+        return self._pruning
+
+    @property
     def num_left(self) -> int:
         """The number of batches of the iterator that began last: fewer in an epoch resumed."""
         if self._pruning is None:
@@ -505,13 +510,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def total_steps(self, epochs: int) -> int:
         """The number of batches of the first ``epochs`` epochs, for a learning-rate schedule.
 
-        An upper bound for a policy that keeps as many samples as the losses make it.
+        An upper bound for a policy that keeps as many samples as the losses make it: ``InfoBatch``,
+        ``Kakurenbo``, ``IES``.
         """
         check_integer("epochs", epochs, 0)
         if self._pruning is None:
             return epochs * len(self)
         policy, n = self._pruning.policy, self._pruning.num_samples
-        num_kept = (policy.num_kept(n, epoch) for epoch in range(epochs))
+        num_kept = (policy.num_kept_at_most(n, epoch) for epoch in range(epochs))
         if self.batch_size is None:
             num_replicas = self._pruning.num_replicas
             return sum((kept + num_replicas - 1) // num_replicas for kept in num_kept)

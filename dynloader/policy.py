@@ -54,7 +54,8 @@ class Policy(abc.ABC):
         rescale: weigh the losses of the kept samples so that they stand for all samples.
         explore: fraction of the kept samples, at least one, that are kept because it is their turn:
             all samples take turns, so that none is away for more than about
-            ``n / (explore * k)`` checkpoints, and its score is renewed. Not with weights.
+            ``n / (explore * k)`` checkpoints, and its score is renewed. Not with weights. Where a
+            rule keeps more than ``keep``, they come on top of what it keeps.
         min_per_class: so many of each class are kept, or all of a class that has fewer, in place of
             the lowest scores of other classes. It needs ``labels``. Not with weights.
         labels: the classes, integers [n], one a sample.
@@ -74,6 +75,8 @@ class Policy(abc.ABC):
     """False for a rule that reads no scores: it prunes from epoch 0 on."""
     selects_once: ClassVar[bool] = False
     """True for a rule whose first selection is its only one."""
+    keeps_more: ClassVar[bool] = False
+    """True for a rule that keeps ``keep`` at least: how many more, the losses say."""
 
     def __post_init__(self) -> None:
         self._take_plain_numbers()
@@ -163,6 +166,11 @@ class Policy(abc.ABC):
         return Scoring()
 
     @property
+    def history(self) -> int:
+        """How many of each sample's last losses :meth:`select` reads."""
+        return 0
+
+    @property
     def first_checkpoint(self) -> int:
         """The first epoch that may be pruned."""
         return max(self.warmup, int(self.needs_scores))
@@ -196,6 +204,11 @@ class Policy(abc.ABC):
         if num_kept == 0:
             raise ValueError(f"keep must leave at least one of {n} samples, got {keep!r}")
         return num_kept
+
+    def num_kept_at_most(self, n: int, epoch: int) -> int:
+        """As :meth:`num_kept`; all where the losses say how many more are kept."""
+        num_kept = self.num_kept(n, epoch)
+        return n if self.keeps_more else num_kept
 
     def check(self, num_samples: int) -> None:
         """Raise ValueError where the rule cannot be followed with so many samples.

@@ -1,9 +1,10 @@
-"""The rules that choose by rank: all above a bound, a window, the highest of some."""
+"""The rules that choose by rank or bound: all above a bound, a window, the highest of some."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ class Kakurenbo(Policy):
     most ``-ln(confidence)``. More than ``keep`` may be kept: how many, the losses say, so that the
     host waits for the GPU.
 
-    As published, hidden samples are scored anew in every epoch, which is yours to do
-    (:func:`dynloader.scores.scoring_pass`, on a ``Subset``), or ``explore`` lets them take turns.
+    As published, hidden samples are scored anew in every epoch: :func:`dynloader.scores.rescore`
+    does it. Without it they stay hidden, unless ``explore`` lets them take turns.
 
     Args:
         confidence: in [0.5, 1); above a half, the label is what is predicted.
@@ -37,6 +38,8 @@ class Kakurenbo(Policy):
     keep: Keep | None = 0.7
     every: int = 1
     confidence: float = 0.7
+
+    keeps_more: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +54,62 @@ class Kakurenbo(Policy):
         if not self.rescale:
             return Selection(indices, None)
         return Selection(indices, torch.full((num_kept,), n / num_kept, device=indices.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IES(Policy):
+    """Leaves out the samples whose loss no longer changes its pace (Yuan et al. 2025).
+
+    Instance-dependent early stopping, arXiv 2502.07547. A sample is left out once the mean of the
+    absolute second differences of its last losses, :meth:`mean_change`, is below ``threshold``; so
+    all are kept until each has been seen ``window + 2`` times. How many are kept, the losses say,
+    so that the host waits for the GPU.
+
+    As published, the loss of a sample that was left out goes on being computed, and it comes back
+    if that moves: :func:`dynloader.scores.rescore` does it. Without it, it stays out, unless
+    ``explore`` lets all take turns.
+
+    Args:
+        keep: fraction of the samples that is kept at least: those that change the most.
+        threshold: in units of the loss, above 0.
+        window: second differences in the mean, at least 1.
+    """
+
+    keep: Keep | None = 0.1
+    every: int = 1
+    threshold: float = 1e-3
+    window: int = 3
+
+    keeps_more: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("threshold", self.threshold, "(0, inf)")
+        check_integer("window", self.window, 1)
+        _refuse_rescale(self)
+
+    @property
+    @override
+    def history(self) -> int:
+        return self.window + 2
+
+    def mean_change(self, table: ScoreTable) -> Tensor:
+        """Of each sample, the mean of the last absolute second differences, float32 [n].
+
+        +inf where one of the losses is missing or not finite.
+        """
+        if table.history is None or table.history.shape[1] < self.history:
+            found = 0 if table.history is None else table.history.shape[1]
+            raise ValueError(f"table must keep {self.history} losses of each sample, got {found}")
+        losses = table.history[:, -self.history :]
+        changes = losses.diff(n=2, dim=1).abs()
+        return changes.mean(dim=1).nan_to_num_(torch.inf, torch.inf)
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        change = self.mean_change(table)
+        num_kept = max(k, int((change >= self.threshold).sum()))
+        return ops.top_k(change, num_kept, seed=seed, epoch=epoch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
@@ -86,6 +87,7 @@ class PruningSampler(DistributedSampler[int]):
             table = ScoreTable(data_source)
         check_table(table, data_source)
         table.scoring = policy.scoring
+        table.keep_history(policy.history)
         self.num_samples = int(data_source)
         self.policy = policy
         self.table = table
@@ -153,7 +155,7 @@ class PruningSampler(DistributedSampler[int]):
         """
         epoch = self.epoch
         if self._is_left:
-            return self.policy.num_kept(self.num_samples, epoch)
+            return self.policy.num_kept_at_most(self.num_samples, epoch)
         return len(self.run.plan)
 
     @property
@@ -217,6 +219,31 @@ class PruningSampler(DistributedSampler[int]):
     def has_news(self) -> bool:
         """Whether losses were recorded that the other processes do not have."""
         return self.num_replicas > 1 and self.table.has_news
+
+    def left_out(self) -> Tensor:
+        """The samples that the current epoch does not feed, int64 [m] on the host, ascending.
+
+        It settles the epoch, so of several processes all must call it.
+        """
+        if self._is_done:
+            self.finish(self.run)
+        self._follow()
+        kept = self.run.plan.kept
+        if kept is None:
+            return torch.empty(0, dtype=torch.int64)
+        is_left_out = torch.ones(self.num_samples, dtype=torch.bool)
+        is_left_out[kept.indices] = False
+        return is_left_out.nonzero().view(-1)
+
+    def record(self, index: Tensor | Sequence[int], losses: Tensor) -> None:
+        """Record losses of samples beside the current epoch: they do not make it begun.
+
+        Args:
+            index: integers [b], as :meth:`ScoreTable.update` takes them.
+            losses: floating point [b].
+        """
+        self.table.update(index, losses)
+        self.run.updates_before += 1
 
     def replay(self) -> Iterator[int]:
         """The indices of the current epoch, without using it up."""

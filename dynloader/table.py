@@ -22,6 +22,7 @@ _STATE_KEYS = {
     "records",
     "selections",
     "forgetting",
+    "history",
     "num_selections",
     "num_updates",
 }
@@ -43,6 +44,7 @@ class ScoreTable:
     Args:
         n: number of samples, in [1, 2**32).
         device: by default the current GPU where the build and the machine have one, else the CPU.
+        history: how many of each sample's last losses to keep, 4 bytes each.
 
     Attributes:
         scores: float32 [n]: all that a selection reads.
@@ -56,8 +58,11 @@ class ScoreTable:
         scoring: how losses become scores. A policy sets it.
     """
 
-    def __init__(self, n: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, n: int, device: torch.device | str | None = None, *, history: int = 0
+    ) -> None:
         check_integer("n", n, 1, 2**32)
+        check_integer("history", history, 0)
         device = _resolve_device(device)
         self.scores = ops.zeros((n,), torch.float32, device).fill_(float("inf"))
         self.records = ops.zeros((n, 4), torch.int32, device)
@@ -70,6 +75,8 @@ class ScoreTable:
         self._faults_on_host: OnHost | None = None
         self._shared: Shared | None = None
         self._num_loaded = 0
+        self._history: Tensor | None = None
+        self.keep_history(history)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -104,6 +111,26 @@ class ScoreTable:
     def visits(self) -> Tensor:
         """How often each sample was updated, int32 [n]; a view."""
         return self.records[:, _VISITS]
+
+    @property
+    def history(self) -> Tensor | None:
+        """Each sample's last losses, the newest last, float32 [n, length]; None: none are kept.
+
+        A view; NaN where there was no loss yet.
+        """
+        return None if self._history is None else self._history[: len(self)]
+
+    def keep_history(self, length: int) -> None:
+        """Keep at least so many of each sample's last losses from now on."""
+        check_integer("length", length, 0)
+        known = self._history
+        if length <= (0 if known is None else known.shape[1]):
+            return
+        # One row more, which takes what belongs to no sample.
+        shape = (len(self) + 1, length)
+        self._history = ops.zeros(shape, torch.float32, self.device).fill_(float("nan"))
+        if known is not None:
+            self._history[:, length - known.shape[1] :] = known
 
     def update(
         self,
@@ -164,10 +191,19 @@ class ScoreTable:
             c=scoring.c if c is None else c,
         )
         self.num_updates += 1
+        if self._history is not None:
+            self._remember(self._history, index)
         if correct is not None:
             if self.forgetting is None:
                 self.forgetting = torch.zeros_like(self.selections)
             ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
+
+    def _remember(self, history: Tensor, index: Tensor) -> None:
+        # What was recorded: of an index that comes twice both rows are alike, whichever stays.
+        n = len(self)
+        newest = self.last_loss[index.clamp(0, n - 1)].unsqueeze(1)
+        row = torch.where((index >= 0) & (index < n), index, n)
+        history[row] = torch.cat([history[row, 1:], newest], dim=1)
 
     def _here(self, tensor: Tensor) -> Tensor:
         device = self.scores.device
@@ -277,6 +313,7 @@ class ScoreTable:
             "records": self.records.clone(),
             "selections": self.selections.clone(),
             "forgetting": None if self.forgetting is None else self.forgetting.clone(),
+            "history": None if self.history is None else self.history.clone(),
             "num_selections": self.num_selections,
             "num_updates": self.num_updates,
         }
@@ -289,11 +326,17 @@ class ScoreTable:
                 unchanged.
         """
         self.check_state_dict(state)
-        forgetting = state["forgetting"]
+        forgetting, history = state["forgetting"], state["history"]
         self.scores.copy_(state["scores"])
         self.records.copy_(state["records"])
         self.selections.copy_(state["selections"])
         self.forgetting = None if forgetting is None else forgetting.to(self.device, copy=True)
+        if self._history is not None:
+            self._history.fill_(float("nan"))
+        if history is not None:
+            self.keep_history(history.shape[1])
+            assert self._history is not None
+            self._history[: len(self), self._history.shape[1] - history.shape[1] :] = history
         self.num_selections = state["num_selections"]
         self.num_updates = state["num_updates"]
         self._faults.zero_()
@@ -306,6 +349,9 @@ class ScoreTable:
         like = {"scores": self.scores, "records": self.records, "selections": self.selections}
         if state["forgetting"] is not None:
             like["forgetting"] = self.selections
+        if state["history"] is not None:
+            length = state["history"].shape[-1]
+            like["history"] = self.scores.unsqueeze(1).expand(-1, length)
         for name, ours in like.items():
             theirs = state[name]
             if theirs.shape != ours.shape or theirs.dtype != ours.dtype:

@@ -13,10 +13,12 @@ from torch.utils.data import BatchSampler, WeightedRandomSampler
 
 import dynloader
 from dynloader import (
+    IES,
     UCB,
     DataLoader,
     Full,
     InfoBatch,
+    Kakurenbo,
     PruningBatchSampler,
     PruningSampler,
     ScoreTable,
@@ -132,6 +134,13 @@ def test_total_steps() -> None:
         loader.total_steps(-1)
     with fails(TypeError, "epochs must be an integer, got 1.5"):
         loader.total_steps(1.5)
+
+
+def test_total_steps_is_an_upper_bound_where_the_losses_say_how_many() -> None:
+    steps = {Kakurenbo: 15, IES: 15, UCB: 9}
+    for rule, wanted in steps.items():
+        loader = DataLoader(Numbers(20), 4, policy=rule(keep=0.4, every=1))
+        assert loader.total_steps(3) == wanted
 
 
 # --- updates -------------------------------------------------------------------------------------
@@ -304,6 +313,14 @@ def changed(state: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (
             lambda state: changed(state, forgetting=state["records"]),
             r"forgetting of the state must be torch.int32 \[20\], got torch.int32 \[20, 4\]",
+        ),
+        (
+            lambda state: changed(state, history=torch.zeros(19, 3)),
+            r"history of the state must be torch.float32 \[20, 3\], got torch.float32 \[19, 3\]",
+        ),
+        (
+            lambda state: changed(state, history=state["scores"]),
+            r"history of the state must be torch.float32 \[20, 20\], got torch.float32 \[20\]",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from ledger import Numbers, loss_of, train
 from torch import Tensor
 
 from dynloader import (
+    IES,
     DataLoader,
     Kakurenbo,
     OrderDP,
@@ -50,6 +51,81 @@ def test_kakurenbo_hides_the_lowest_that_are_confident() -> None:
 def test_kakurenbo_hides_none_that_was_not_seen() -> None:
     losses = torch.tensor([0.01, math.inf, 0.02, math.nan])
     assert chosen(Kakurenbo(keep=0.25), losses).indices.tolist() == [1, 3]
+
+
+def table_of(histories: list[list[float]], policy: Policy) -> ScoreTable:
+    """A table that was given each sample's losses in turn."""
+    table = ScoreTable(len(histories), "cpu", history=policy.history)
+    for place in range(max(map(len, histories))):
+        index = [sample for sample, losses in enumerate(histories) if place < len(losses)]
+        table.update(index, torch.tensor([histories[sample][place] for sample in index]))
+    return table
+
+
+# Falls ever more slowly, falls steadily, stands still, jumps, and was seen once less.
+CURVES = [
+    [8.0, 4.0, 2.0, 1.0, 0.5],
+    [5.0, 4.0, 3.0, 2.0, 1.0],
+    [2.0, 2.0, 2.0, 2.0, 2.0],
+    [0.0, 1.0, 0.0, 1.0, 0.0],
+    [2.0, 2.0, 2.0, 2.0],
+]
+
+
+def test_ies_looks_at_second_differences() -> None:
+    policy = IES()
+    assert policy.history == 5
+    # 8 - 2 * 4 + 2 = 2, then 1, then a half; 0; 0; 2 each time; not known yet.
+    changes = policy.mean_change(table_of(CURVES, policy))
+    assert changes.tolist() == pytest.approx([3.5 / 3, 0.0, 0.0, 2.0, math.inf])
+    shorter = IES(window=1)
+    assert shorter.mean_change(table_of(CURVES, shorter)).tolist() == [0.5, 0, 0, 2, 0]
+
+
+def test_ies_leaves_out_what_has_settled() -> None:
+    policy = IES()
+    table = table_of(CURVES, policy)
+    assert policy.choose(table, 1, seed=0, epoch=5).tolist() == [0, 3, 4]
+    # At least so many are kept: of the settled ones those that move the most, here a draw.
+    assert set(policy.choose(table, 4, seed=0, epoch=5).tolist()) > {0, 3, 4}
+    higher = IES(threshold=1.5)
+    assert higher.choose(table, 1, seed=0, epoch=5).tolist() == [3, 4]
+    assert higher.choose(table, 3, seed=0, epoch=5).tolist() == [0, 3, 4]
+
+
+def test_ies_keeps_what_diverged() -> None:
+    losses = [[1.0, 1.0, math.nan, 1.0, 1.0], [1.0, 1.0, math.inf, 1.0, 1.0], [1.0] * 5, [1.0] * 5]
+    policy = IES()
+    assert policy.choose(table_of(losses, policy), 1, seed=0, epoch=5).tolist() == [0, 1]
+
+
+def test_ies_needs_a_history() -> None:
+    with pytest.raises(ValueError, match="table must keep 5 losses of each sample, got 0"):
+        IES().select(ScoreTable(4, "cpu"), 1, seed=0, epoch=5)
+    table = ScoreTable(20, "cpu", history=2)
+    loader = DataLoader(Numbers(20), 4, policy=IES(), table=table)
+    assert loader.table is table
+    assert table.history is not None
+    assert table.history.shape == (20, 5)
+
+
+@pytest.mark.parametrize("policy", [IES(keep=0.2, explore=0.5), Kakurenbo(keep=0.2, explore=0.5)])
+def test_turns_come_on_top_of_what_is_kept(policy: Policy) -> None:
+    """Half of the least number, which is two of twenty, take turns."""
+    loader = DataLoader(Numbers(20), 4, policy=policy)
+    fed: list[set[int]] = []
+    for _ in range(16):
+        samples = []
+        for index in loader:
+            loader.update(torch.where(index < 10, 0.0, index + fed.__len__() ** 3.0))
+            samples += index.tolist()
+        assert len(samples) == len(set(samples))
+        fed.append(set(samples))
+    # The first ten have settled, or are sure; of them only those come whose turn it is.
+    later = fed[-10:]
+    assert all(each >= set(range(10, 20)) for each in later)
+    assert all(len(each) <= 12 for each in later)
+    assert set().union(*later) == set(range(20))
 
 
 def test_seta_slides_from_easy_to_hard() -> None:
@@ -144,6 +220,9 @@ def test_in_a_loader(policy: Policy, kept: int | None) -> None:
         (lambda: OrderDP(keep=0.8), r"pool must be at least keep=0.8, got 0.75"),
         (lambda: OrderDP(rescale=True), "the rule has no weights"),
         (lambda: Kakurenbo(confidence=0.4), r"confidence must be in \[0.5, 1\), got 0.4"),
+        (lambda: IES(threshold=0.0), r"threshold must be in \(0, inf\), got 0.0"),
+        (lambda: IES(window=0), "window must be at least 1, got 0"),
+        (lambda: IES(rescale=True), "the rule has no weights"),
         (lambda: Prioritized(beta=2.0), r"beta must be in \[0, 1\], got 2.0"),
         (lambda: Prioritized(offset=0.0), r"offset must be in \(0, inf\), got 0.0"),
     ],

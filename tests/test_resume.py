@@ -16,14 +16,19 @@ import torch.distributed.checkpoint as checkpoint
 from ledger import Numbers, batches_of, loss_of, train
 
 from dynloader import (
+    IES,
     UCB,
     DataLoader,
     EpsilonGreedy,
     Full,
     InfoBatch,
+    Kakurenbo,
+    OrderDP,
     Policy,
+    Prioritized,
     RandomDynamic,
     ScoreTable,
+    SeTa,
     StaticRandom,
     Weighted,
 )
@@ -42,6 +47,12 @@ POLICIES = [
     InfoBatch(),
     InfoBatch(anneal=0.5, epochs=6),
     Weighted(),
+    Kakurenbo(confidence=0.5),
+    SeTa(),
+    OrderDP(),
+    Prioritized(),
+    UCB(every=1, explore=0.2),
+    IES(threshold=20.0, window=1, explore=0.3),
 ]
 
 

@@ -152,6 +152,56 @@ def test_forgetting() -> None:
     assert (table.forgetting & 1).tolist() == [0, 1, 1, 0]
 
 
+def test_a_table_keeps_no_history_unasked() -> None:
+    table = ScoreTable(4)
+    assert table.history is None
+    with pytest.raises(ValueError, match="history must be at least 0, got -1"):
+        ScoreTable(4, history=-1)
+    with pytest.raises(TypeError, match=r"length must be an integer, got 2\.5"):
+        table.keep_history(2.5)  # type: ignore[arg-type]
+
+
+def test_history() -> None:
+    table = ScoreTable(3, history=2)
+    assert table.history is not None
+    assert table.history.shape == (3, 2)
+    assert table.history.isnan().all()
+    table.update([0, 2], torch.tensor([1.0, 2.0]))
+    # Of an index that comes twice the highest counts, once: that has one place.
+    table.update([0, 1, 0], torch.tensor([5.0, 3.0, 4.0]))
+    assert table.history.nan_to_num(-1).tolist() == [[1, 5], [-1, 3], [-1, 2]]
+    table.update([0], torch.tensor([6.0]))
+    table.update([1], torch.tensor([INF]))
+    table.update([], torch.tensor([]))
+    assert table.history.nan_to_num(-1, INF).tolist() == [[5, 6], [3, INF], [-1, 2]]
+
+
+def test_a_history_may_become_longer() -> None:
+    table = ScoreTable(2)
+    table.update([0], torch.tensor([1.0]))
+    table.keep_history(1)
+    table.update([0, 1], torch.tensor([2.0, 3.0]))
+    table.keep_history(3)
+    table.keep_history(2)
+    table.update([0], torch.tensor([4.0]))
+    assert table.history is not None
+    assert table.history.nan_to_num(-1).tolist() == [[-1, 2, 4], [-1, -1, 3]]
+
+
+def test_the_history_is_what_numpy_makes_of_all_losses() -> None:
+    generator = np.random.default_rng(0)
+    table, every = ScoreTable(20, history=4), [[] for _ in range(20)]
+    for _ in range(50):
+        index = generator.integers(0, 20, 7)
+        losses = generator.standard_normal(7).astype(np.float32)
+        table.update(index, torch.from_numpy(losses))
+        for sample in set(index.tolist()):
+            every[sample].append(losses[index == sample].max())
+    wanted = [([NAN] * 4 + losses)[-4:] for losses in every]
+    assert table.history is not None
+    assert np.array_equal(table.history.cpu().numpy(), np.array(wanted, np.float32), equal_nan=True)
+
+
 def test_stats() -> None:
     table = ScoreTable(5)
     table.update([0, 1, 2, 3], torch.tensor([1.0, 3.0, NAN, INF]))
@@ -174,14 +224,15 @@ def test_retention() -> None:
 
 
 def used() -> ScoreTable:
-    table = ScoreTable(4)
+    table = ScoreTable(4, history=2)
     table.update([0, 1], torch.tensor([1.0, NAN]), correct=torch.tensor([True, False]))
+    table.update([0], torch.tensor([1.0]), correct=torch.tensor([True]))
     table.count_selection(torch.tensor([1, 2]))
     return table
 
 
 def assert_same(first: ScoreTable, second: ScoreTable) -> None:
-    for name in ("scores", "records", "selections", "forgetting"):
+    for name in ("scores", "records", "selections", "forgetting", "history"):
         a, b = getattr(first, name), getattr(second, name)
         assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), name
     assert first.num_selections == second.num_selections
@@ -204,6 +255,7 @@ def test_the_state_is_a_copy_on_both_sides() -> None:
     other.load_state_dict(state)
     table.update([0], torch.tensor([9.0]), correct=torch.tensor([False]))
     assert other.scores[0] == state["scores"][0] == 1
+    assert state["history"][0].tolist() == [1, 1]
     other.update([0], torch.tensor([5.0]), correct=torch.tensor([False]))
     assert state["scores"][0] == 1
     assert state["forgetting"][0] == 1
@@ -214,6 +266,23 @@ def test_loading_a_state_without_forgetting() -> None:
     table.load_state_dict(ScoreTable(4).state_dict())
     assert table.forgetting is None
     assert table.visits.tolist() == [0] * 4
+
+
+def test_histories_of_other_lengths() -> None:
+    """A table has the longer one: what its policy reads, and what there is."""
+    for ours, theirs, wanted in (
+        (0, 2, [1, 2]),
+        (3, 2, [-1, 1, 2]),
+        (1, 2, [1, 2]),
+        (2, 0, [-1] * 2),
+    ):
+        other, table = ScoreTable(2, history=theirs), ScoreTable(2, history=ours)
+        table.update([0], torch.tensor([9.0]))
+        for loss in (1.0, 2.0):
+            other.update([0], torch.tensor([loss]))
+        table.load_state_dict(other.state_dict())
+        assert table.history is not None
+        assert table.history[0].nan_to_num(-1).tolist() == wanted
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
