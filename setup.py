@@ -226,6 +226,7 @@ def main() -> None:
             "dynloader.bench",
             "dynloader.integrations",
             "dynloader.report",
+            "dynloader.scores",
         ],
         package_data={"dynloader": ["py.typed"], "dynloader.report": ["style.css"]},
         ext_modules=[

@@ -369,6 +369,36 @@ def scoring(folder: Path) -> None:
     assert all(torch.equal(each, found.scores) for each in gathered(found.scores))
 
 
+def rescored(folder: Path) -> None:
+    """Each scores its share of what is left out, and all select alike."""
+    from dynloader import IES, Kakurenbo, scores
+
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Linear(3, 4), torch.randn(37, 3)
+    data = TensorDataset(inputs, torch.arange(37) % 4)
+    for policy in (Kakurenbo(keep=0.4, confidence=0.5), IES(threshold=1e-9, keep=0.4, window=1)):
+        loader = DataLoader(data, 4, policy=policy, table=ScoreTable(37, "cpu"), return_index=True)
+        num_left_out = 0
+        for epoch in range(6):
+            found = scores.rescore(model, loader)
+            assert loader.epoch == epoch
+            everyone = torch.cat(gathered(found.indices))
+            fed = []
+            for *_, index in loader:
+                loader.update(0.001 + index / 1e6)
+                fed += index.tolist()
+            together = {i for samples in gathered(fed) for i in samples}
+            assert together | set(everyone.tolist()) == set(range(37))
+            assert not together & set(everyone.tolist())
+            loader.set_epoch(epoch + 1)  # settled by all
+            assert loader.table.visits.tolist() == [epoch + 1] * 37
+            same = [loader.table.scores, loader.table.history]
+            for each in gathered(same):
+                torch.testing.assert_close(each, same, rtol=0, atol=0, equal_nan=True)
+            num_left_out += len(everyone)
+        assert num_left_out > 20
+
+
 class IndexedData(torch.utils.data.Dataset[Any]):
     """Each sample with its index."""
 

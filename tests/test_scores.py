@@ -112,6 +112,34 @@ def test_windows_of_confidences() -> None:
         scores.dual(confidences, 4)
 
 
+def test_tdds() -> None:
+    """Two windows of two divergences, of one sample that moves and one that does not."""
+    moving = [[0.5, 0.5], [0.75, 0.25], [0.5, 0.5], [1.0, 0.0]]
+    probabilities = torch.tensor([[row, [0.9, 0.1]] for row in moving])
+
+    def divergence(new: list[float], old: list[float]) -> float:
+        return sum(p * math.log(p / q) for p, q in zip(new, old, strict=True) if p)
+
+    first, second, third = (divergence(moving[i + 1], moving[i]) for i in range(3))
+    # Of two numbers, the deviations from their mean are half of their difference each.
+    older, newer = abs(first - second) / math.sqrt(2), abs(second - third) / math.sqrt(2)
+    found = scores.tdds(probabilities, window=2, decay=0.8)
+    assert found.tolist() == pytest.approx([0.8 * newer + 0.16 * older, 0.0], rel=1e-5)
+    only = scores.tdds(probabilities, window=2, decay=1.0)
+    assert only.tolist() == pytest.approx([newer, 0.0], rel=1e-5)
+    assert scores.tdds(probabilities[[3, 0, 3, 0]], window=2).isfinite().all()
+
+
+def test_tdds_refused() -> None:
+    for shape, options, message in (
+        ((3, 4), {}, r"probabilities must have shape \[epochs, n, classes\], got \[3, 4\]"),
+        ((3, 4, 2), {"window": 3}, r"window must be in \[2, 3\), got 3"),
+        ((4, 4, 2), {"window": 2, "decay": 0.0}, r"decay must be in \(0, 1\], got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scores.tdds(torch.full(shape, 0.5), **options)
+
+
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [

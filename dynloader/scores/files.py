@@ -1,0 +1,71 @@
+"""Scores in files."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def save(path: str | os.PathLike[str], scores: Tensor, **about: str | float) -> None:
+    """Save scores, float [n], to a file of NumPy (.npz) or of safetensors (.safetensors).
+
+    A file that is there is replaced once the new one is whole.
+
+    Args:
+        path: its ending says which.
+        scores: one number a sample; saved as float32.
+        **about: what they are, for the reader of the file.
+    """
+    path = Path(path)
+    values = scores.detach().cpu().float().contiguous()
+    if values.ndim != 1:
+        raise ValueError(f"scores must have shape [n], got {list(values.shape)}")
+    half = path.with_name(path.name + ".new")
+    if path.suffix == ".npz":
+        with half.open("wb") as file:
+            arrays: dict[str, Any] = {name: np.array(value) for name, value in about.items()}
+            np.savez(file, scores=values.numpy(), **arrays)
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({"scores": values}, half, {k: str(v) for k, v in about.items()})
+    else:
+        raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
+    half.replace(path)
+
+
+def load(path: str | os.PathLike[str]) -> Tensor:
+    """The scores of a file, float32 [n].
+
+    Raises:
+        ValueError: it is cut off, or holds no scores.
+    """
+    path = Path(path)
+    values: Any
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = torch.from_numpy(file["scores"])
+        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+            raise ValueError(f"{path} must hold an array named scores: {error}") from error
+    elif path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            values = load_file(path)["scores"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} must hold a tensor named scores: {error}") from error
+    else:
+        raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
+    if values.dtype != torch.float32 or values.ndim != 1:
+        raise ValueError(
+            f"scores of {path} must be float32 [n], got {values.dtype} {list(values.shape)}"
+        )
+    return values  # type: ignore[no-any-return]

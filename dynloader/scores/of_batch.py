@@ -1,0 +1,162 @@
+"""How hard the samples of a batch are.
+
+All functions take logits, float [b, classes], and labels, int64 [b], on any device, and return
+float32 [b] there, without a gradient. Half-precision logits are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynloader.checks import check_integer
+from dynloader.scores.evaluating import evaluating
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss. High is hard."""
+    logits, labels = _checked(logits, labels)
+    losses: Tensor = F.cross_entropy(logits, labels, reduction="none")
+    return losses
+
+
+def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+    """``||softmax(logits) - onehot||``, in [0, sqrt(2)]: the EL2N score of Paul et al. 2021.
+
+    High is hard. As published it is the mean over several models, early in their training.
+    """
+    norms: Tensor = _error(*_checked(logits, labels)).norm(dim=1)
+    return norms
+
+
+def grand_last_layer(
+    logits: Tensor, labels: Tensor, features: Tensor, *, bias: bool = True
+) -> Tensor:
+    """The norm of the gradient of the cross-entropy by the last, linear layer. High is hard.
+
+    The usual stand-in for GraNd (Paul et al. 2021), :func:`grand`.
+
+    Args:
+        logits: float [b, classes].
+        labels: int64 [b].
+        features: what the last layer is given, float [b, d].
+        bias: the layer has one.
+    """
+    logits, labels = _checked(logits, labels)
+    if features.ndim != 2 or len(features) != len(logits):
+        raise ValueError(f"features must have shape [{len(logits)}, d], got {list(features.shape)}")
+    squares = features.detach().float().square().sum(1) + float(bias)
+    norms: Tensor = _error(logits, labels).norm(dim=1)
+    return norms * squares.sqrt()
+
+
+def grand(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    chunk_size: int = 32,
+) -> Tensor:
+    """The norm of the gradient by all parameters that are trained: GraNd (Paul et al. 2021).
+
+    Exact, by ``torch.func``, so for small models: ``chunk_size`` gradients are in memory at a time.
+    The model is used as in ``eval()``: under batch normalisation by the batch a sample has no
+    gradient of its own.
+
+    Args:
+        model: from inputs to logits.
+        inputs: [b, ...].
+        labels: [b].
+        loss: of a batch of one.
+        chunk_size: samples at a time.
+    """
+    check_integer("chunk_size", chunk_size, 1)
+    trained = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("model must have a parameter that requires a gradient, got none")
+    rest = {k: p.detach() for k, p in model.named_parameters() if not p.requires_grad}
+    rest |= {k: b.detach() for k, b in model.named_buffers()}
+
+    def loss_of(parameters: dict[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, (parameters, rest), (one.unsqueeze(0),))
+        return loss(logits, label.unsqueeze(0))
+
+    gradients = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0, 0), randomness="error")
+    found = []
+    with evaluating(model):
+        for begin in range(0, len(inputs), chunk_size):
+            chunk = slice(begin, begin + chunk_size)
+            parts = gradients(trained, inputs[chunk], labels[chunk])
+            squares = [part.flatten(1).float().square().sum(1) for part in parts.values()]
+            found.append(torch.stack(squares).sum(0).sqrt())
+    return torch.cat(found)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The probability of the label less the highest of another, in [-1, 1]. Low is hard.
+
+    Keep the lowest by ``Static(scores=..., highest=False)``.
+    """
+    logits, labels = _checked(logits, labels)
+    probabilities = logits.softmax(1)
+    own = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+    others = probabilities.scatter(1, labels.unsqueeze(1), -1.0)
+    return own - others.amax(1)
+
+
+def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The entropy of the prediction in nats, in [0, ln classes]. High is uncertain.
+
+    Args:
+        logits: float [b, classes].
+        labels: not looked at; there so that all scores are called alike.
+    """
+    logs = logits.detach().float().log_softmax(1)
+    return -(logs.exp() * logs).sum(1)
+
+
+def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """The probability of the label, in [0, 1]: what the scores of a history are made of."""
+    logits, labels = _checked(logits, labels)
+    return logits.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+SCORES: Mapping[str, Score] = {
+    "cross_entropy": cross_entropy,
+    "el2n": el2n,
+    "margin": margin,
+    "entropy": entropy,
+    "confidence": confidence,
+}
+
+
+def score_of(score: str | Score) -> Score:
+    """The function, given it or its name."""
+    if callable(score):
+        return score
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    return SCORES[score]
+
+
+def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be float [b, classes], got {logits.dtype} {list(logits.shape)}"
+        )
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels must have shape [{len(logits)}], got {list(labels.shape)}")
+    return logits.detach().float(), labels.long()
+
+
+def _error(logits: Tensor, labels: Tensor) -> Tensor:
+    """``softmax(logits) - onehot``: the gradient of the cross-entropy by the logits."""
+    error = logits.softmax(1)
+    error[torch.arange(len(labels), device=labels.device), labels] -= 1
+    return error

@@ -1,0 +1,230 @@
+"""What an epoch leaves out gets new scores, and the epoch stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from dynloader import (
+    IES,
+    UCB,
+    ArrayDataset,
+    DataLoader,
+    Full,
+    Kakurenbo,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    scores,
+    transforms,
+)
+
+N = 50
+
+
+class Pairs(Dataset[Any]):
+    """Of no kind that batches are gathered from."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+def made(seed: int = 0) -> tuple[nn.Module, TensorDataset]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    return model, TensorDataset(torch.randn(N, 4), torch.randint(3, (N,)))
+
+
+def losses_of(model: nn.Module, data: TensorDataset) -> Tensor:
+    """Of all samples, as they are now."""
+    modes = [module.training for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        found = scores.cross_entropy(model(data.tensors[0]), data.tensors[1])
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    return found
+
+
+def trained(loader: DataLoader[Any]) -> set[int]:
+    """One epoch, with the samples' own numbers as losses: those that were fed."""
+    fed: set[int] = set()
+    for *_, index in loader:
+        loader.update(index.float())
+        fed |= set(index.tolist())
+    return fed
+
+
+@pytest.mark.parametrize("kind", [Pairs, lambda data: data])
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_what_is_left_out_is_scored(kind: Any, batch_size: int | None) -> None:
+    model, data = made()
+    policy = RandomDynamic(keep=0.3, every=1)
+    loader = DataLoader(kind(data), batch_size, policy=policy, table=ScoreTable(N, "cpu"))
+    model.train()
+    found = scores.rescore(model, loader)
+    assert model[1].training
+    assert found.seconds > 0
+    assert len(found.indices) == 35
+    assert found.indices.tolist() == sorted(set(found.indices.tolist()))
+    wanted = losses_of(model, data)
+    assert torch.allclose(found.scores, wanted[found.indices])
+    is_new = torch.zeros(N, dtype=torch.bool)
+    is_new[found.indices] = True
+    assert loader.table is not None
+    assert torch.equal(loader.table.last_loss[is_new], found.scores)
+    assert loader.table.visits.tolist() == is_new.int().tolist()
+
+
+@pytest.mark.parametrize("kind", [Pairs, lambda data: data])
+def test_the_epoch_stays_as_it_is(kind: Any) -> None:
+    model, data = made()
+    options = {"policy": RandomDynamic(keep=0.4, every=1), "return_index": True, "seed": 3}
+    plain: DataLoader[Any] = DataLoader(kind(data), 8, **options)
+    loader: DataLoader[Any] = DataLoader(kind(data), 8, **options)
+    for epoch in range(4):
+        scores.rescore(model, loader)
+        # Once more, after a look at the first batch, and in the midst of the epoch.
+        next(iter(loader))
+        again = scores.rescore(model, loader)
+        assert loader.epoch == epoch
+        batches = []
+        for number, batch in enumerate(loader):
+            loader.update(batch[-1].float())
+            batches.append(batch[-1].tolist())
+            if number == 1:
+                assert scores.rescore(model, loader).indices.tolist() == again.indices.tolist()
+        assert batches == [batch[-1].tolist() for batch in plain]
+        assert set(again.indices.tolist()) == set(range(N)) - {i for b in batches for i in b}
+        assert loader.epoch == epoch + 1
+
+
+def test_nothing_is_left_out() -> None:
+    model, data = made()
+    for policy in (Full(), UCB(keep=0.5)):
+        loader: DataLoader[Any] = DataLoader(data, 8, policy=policy)
+        found = scores.rescore(model, loader)
+        assert found.indices.tolist() == found.scores.tolist() == []
+        assert loader.table is not None
+        assert loader.table.num_updates == 0
+        assert loader.epoch == 0
+
+
+def test_hidden_samples_come_back_when_they_are_hard_again() -> None:
+    """KAKURENBO as published: without new scores, what was hidden once stays hidden."""
+    model, data = made()
+    model[2].weight.data.zero_()
+    sure = torch.full((3,), -9.0)
+    for is_rescored, wanted in ((True, N), (False, 15)):
+        loader = DataLoader(data, 8, policy=Kakurenbo(keep=0.3), return_index=True, seed=1)
+        for batch in loader:
+            loader.update(torch.full((len(batch[0]),), 0.01))
+        assert loader.num_selected == 15
+        model[2].bias.data = sure  # all classes alike: a loss of ln 3
+        if is_rescored:
+            assert scores.rescore(model, loader).scores.tolist() == pytest.approx([1.0986123] * 35)
+        for batch in loader:
+            loader.update(torch.full((len(batch[0]),), 1.0))
+        assert loader.num_selected == wanted
+
+
+def test_every_sample_has_a_loss_of_every_epoch() -> None:
+    """IES as published reads the losses of five epochs, of samples it has left out too."""
+    model, data = made()
+    policy = IES(threshold=0.1, keep=0.2)
+    loader: DataLoader[Any] = DataLoader(data, 8, policy=policy, return_index=True)
+    num_fed = []
+    for _ in range(9):
+        scores.rescore(model, loader)
+        num_fed.append(len(trained(loader)))
+    assert loader.table is not None
+    assert loader.table.history is not None
+    assert loader.table.visits.tolist() == [9] * N
+    assert loader.table.history.isfinite().all()
+    # All losses stand still, so that as few as may be are kept; then those of the forty others
+    # become what the model makes of them, which is a jump, and they come back.
+    assert num_fed[:6] == [N] * 5 + [10]
+    assert num_fed[6] >= 35
+
+
+@pytest.mark.parametrize("adds_index", [True, False])
+def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    pictures = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.randint(3, (N,))
+    sizes = []
+
+    def half(batch: Any) -> Any:
+        sizes.append(len(batch))
+        return [batch[0] / 2, *batch[1:]]
+
+    loader: DataLoader[Any] = DataLoader(
+        ArrayDataset(pictures, labels),
+        8,
+        policy=RandomDynamic(keep=0.4, every=1),
+        seed=5,
+        transforms=[
+            transforms.RandomCrop(8, padding=2),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+        ],
+        batch_transform=half,
+        return_index=adds_index,
+    )
+    found = scores.rescore(model, loader)
+    assert set(sizes) == {3 if adds_index else 2}
+    # The same pictures as an epoch of all samples has them.
+    whole: DataLoader[Any] = DataLoader(
+        ArrayDataset(pictures, labels),
+        N,
+        policy=Full(),
+        seed=5,
+        shuffle=False,
+        transforms=loader.transforms,
+        batch_transform=half,
+    )
+    inputs, targets = next(iter(whole))
+    wanted = scores.cross_entropy(model(inputs), targets)
+    assert torch.allclose(found.scores, wanted[found.indices], atol=1e-5)
+
+
+def test_other_scores_and_preparation() -> None:
+    model, data = made()
+    loader: DataLoader[Any] = DataLoader(data, 8, policy=RandomDynamic(keep=0.4, every=1))
+    model.eval()
+    found = scores.rescore(model, loader, "el2n", prepare=lambda x: 0 * x)
+    wanted = scores.el2n(model(0 * data.tensors[0]), data.tensors[1])
+    assert torch.allclose(found.scores, wanted[found.indices])
+
+
+def test_with_workers() -> None:
+    model, data = made()
+    loader: DataLoader[Any] = DataLoader(
+        Pairs(data), 8, policy=RandomDynamic(keep=0.4, every=1), num_workers=2
+    )
+    found = scores.rescore(model, loader)
+    assert torch.allclose(found.scores, losses_of(model, data)[found.indices])
+
+
+def test_refused() -> None:
+    model, data = made()
+    with pytest.raises(RuntimeError, match=r"rescore needs a DataLoader with policy=, got None"):
+        scores.rescore(model, DataLoader(data, 8))
+    policy: Policy = RandomDynamic(keep=0.4, every=1)
+    loader: DataLoader[Any] = DataLoader(data, 8, policy=policy)
+    with pytest.raises(ValueError, match="score must be one of"):
+        scores.rescore(model, loader, "losses")
+    with pytest.raises(ValueError, match=r"one number a sample, \[8\], got \[8, 3\]"):
+        scores.rescore(model, loader, lambda logits, labels: logits)
+    assert loader.table is not None
+    assert loader.table.num_updates == 0
+    assert model.training
