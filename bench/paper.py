@@ -31,8 +31,80 @@ import dynloader
 from dynloader import scores
 from dynloader.bench import machine
 
-EL2N_EPOCHS = 2
 Make = Callable[[argparse.Namespace], dynloader.Policy]
+Score = Callable[["Teacher"], torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What a network of its own was, of the training set, while it was trained.
+
+    Attributes:
+        trainer: its training.
+        logits: after each epoch, float32 [epochs, n, classes].
+    """
+
+    trainer: train.Trainer
+    logits: torch.Tensor
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Of the samples, int64 [n]."""
+        return self.trainer.data.train.labels
+
+    @property
+    def confidences(self) -> torch.Tensor:
+        """The probability of the label, float32 [epochs, n]."""
+        return torch.stack([scores.confidence(each, self.labels) for each in self.logits])
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """A score that chooses one subset for the whole training.
+
+    Attributes:
+        name: in the table.
+        epochs: that a network of its own is trained for the score.
+        score: high is kept.
+        of_last: it looks at the network after its last epoch only.
+    """
+
+    name: str
+    epochs: int
+    score: Score
+    of_last: bool = False
+
+
+def grand(teacher: Teacher) -> torch.Tensor:
+    """By the gradient of the last layer."""
+    model, data = teacher.trainer.model, teacher.trainer.data.train
+    features: list[torch.Tensor] = []
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda _, given: features.append(given[0].cpu()))
+    logits = teacher.trainer.outputs(data)
+    hook.remove()
+    return scores.grand_last_layer(logits, data.labels, torch.cat(features))
+
+
+# Early scores after two epochs, as many as a tenth or so of the training published; those of a
+# history after five, which are four or five pairs of epochs.
+STATIC: dict[str, Static] = {
+    "el2n": Static("EL2N, static", 2, lambda t: scores.el2n(t.logits[-1], t.labels), of_last=True),
+    "grand": Static("GraNd (last layer), static", 2, grand, of_last=True),
+    "margin": Static(
+        "margin, static", 2, lambda t: -scores.margin(t.logits[-1], t.labels), of_last=True
+    ),
+    "forgetting": Static(
+        "forgetting events, static",
+        5,
+        lambda t: scores.forgetting_events(t.logits.argmax(2) == t.labels),
+    ),
+    "dyn-unc": Static(
+        "Dyn-Unc, static", 5, lambda t: scores.dynamic_uncertainty(t.confidences, window=3)
+    ),
+    "dual": Static("DUAL, static", 5, lambda t: scores.dual(t.confidences, window=3)),
+    "tdds": Static("TDDS, static", 5, lambda t: scores.tdds(t.logits.softmax(2), window=3)),
+}
 
 
 def infobatch(args: argparse.Namespace) -> dynloader.Policy:
@@ -66,7 +138,15 @@ METHODS: dict[str, train.Method] = {
         "UCB, a tenth takes turns",
         lambda a: dynloader.UCB(keep=a.keep, every=a.every, explore=0.1),
     ),
-    "el2n": train.Method("EL2N, static", None),
+    "kakurenbo-rescored": train.Method(
+        "KAKURENBO, rescored",
+        lambda a: dynloader.Kakurenbo(keep=a.keep, every=a.every),
+        is_rescored=True,
+    ),
+    "ies": train.Method(
+        "IES, rescored", lambda a: dynloader.IES(keep=a.keep, every=a.every), is_rescored=True
+    ),
+    **{key: train.Method(static.name, None) for key, static in STATIC.items()},
     "infobatch-published": train.Method(
         "InfoBatch, as published", train.METHODS["infobatch"].policy
     ),
@@ -102,15 +182,15 @@ def trained(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict
     """Train it, and return what there is to report."""
     options = argparse.Namespace(**{**vars(args), "keep": cell.keep})
     method, cost = METHODS[cell.method], {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
-    if cell.method == "el2n":
-        found, cost = el2n(cell.seed, data, args)
+    if cell.method in STATIC:
+        found, cost = static_scores(cell, data, args)
         method = dataclasses.replace(
             method, policy=lambda a: dynloader.Static(scores=found, keep=a.keep)
         )
     with tqdm(disable=True) as silent:
         trainer = train.Trainer(data, method, cell.seed, options)
         run = trainer.run(silent)
-    if trainer.policy is not None and cell.method != "el2n":
+    if trainer.policy is not None and cell.method not in STATIC:
         run["selections"] = selections_of(trainer, data.train.labels != args.right_labels)
     for record in (run, *run["epochs"]):
         for name, value in cost.items():
@@ -141,29 +221,36 @@ def with_wrong_labels(data: train_data.Data, share: float) -> train_data.Data:
     return dataclasses.replace(data, train=train_data.Images(data.train.images, labels))
 
 
-def el2n(
-    seed: int, data: train_data.Data, args: argparse.Namespace
+def static_scores(
+    cell: Cell, data: train_data.Data, args: argparse.Namespace
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """The scores by a model of its own, early in its training, and what they cost."""
-    path = args.out / "cells" / f"el2n-{seed}.npz"
+    static = STATIC[cell.method]
+    path = args.out / "cells" / f"{cell.method}-{cell.seed}.npz"
     about = path.with_suffix(".json")
     if not about.exists():
         # The seed is another one: a model must not score for its own training.
-        brief = argparse.Namespace(**{**vars(args), "epochs": EL2N_EPOCHS, "keep": 1.0})
+        brief = argparse.Namespace(**{**vars(args), "epochs": static.epochs, "keep": 1.0})
+        trainer = train.Trainer(data, train.METHODS["full"], 1000 + cell.seed, brief)
+        logits: list[torch.Tensor] = []
+        cost = {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
+
+        def look(epoch: int) -> None:
+            if static.of_last and epoch < static.epochs - 1:
+                return
+            begin, cpu_begin = time.perf_counter(), time.process_time()
+            logits.append(trainer.outputs(data.train))
+            cost["samples"] += len(data.train)
+            cost["train_seconds"] += time.perf_counter() - begin
+            cost["cpu_seconds"] += time.process_time() - cpu_begin
+
+        trainer.after_epoch = look
         with tqdm(disable=True) as silent:
-            trainer = train.Trainer(data, train.METHODS["full"], 1000 + seed, brief)
             run = trainer.run(silent)
-        loader: dynloader.DataLoader[Any] = dynloader.DataLoader(data.train.dataset, 1000)
-        cpu_begin = time.process_time()
-        scored = scores.scoring_pass(
-            trainer.model, loader, "el2n", prepare=lambda x: trainer._prepare(x, augment=False)
-        )
-        scores.save(path, scored.scores, method="el2n", epochs=EL2N_EPOCHS, seed=seed)
-        cost = {
-            "samples": run["samples"] + scored.num_forward,
-            "train_seconds": run["train_seconds"] + scored.seconds,
-            "cpu_seconds": run["cpu_seconds"] + time.process_time() - cpu_begin,
-        }
+        found = static.score(Teacher(trainer, torch.stack(logits)))
+        for name in cost:
+            cost[name] += run[name]
+        scores.save(path, found, method=cell.method, epochs=static.epochs, seed=cell.seed)
         write(about, cost)
     return scores.load(path), json.loads(about.read_text())
 

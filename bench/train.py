@@ -42,6 +42,7 @@ class Method:
     name: str
     policy: Callable[[argparse.Namespace], dynloader.Policy] | None
     is_shorter: bool = False
+    is_rescored: bool = False  # what an epoch leaves out gets a new score before it
 
 
 METHODS = {
@@ -97,6 +98,7 @@ class Trainer:
             seed=seed,
         )
         self.log = self._log()
+        self.after_epoch: Callable[[int], None] | None = None
         self.augmentation = torch.Generator().manual_seed(seed)
         self.mean, self.deviation = (m.to(args.device) for m in data.moments)
 
@@ -114,10 +116,12 @@ class Trainer:
     def run(self, progress: tqdm[Any]) -> dict[str, Any]:
         """Train, and return what there is to report."""
         records = []
-        samples = steps = 0
+        samples = steps = num_rescored = 0
         seconds = cpu_seconds = 0.0
         for epoch in range(self.epochs):
             begin, cpu_begin = self._now(), time.process_time()
+            if self.method.is_rescored:
+                num_rescored += self._rescore()
             trained, batches, loss = self._train(epoch, steps)
             seconds += self._now() - begin
             cpu_seconds += time.process_time() - cpu_begin
@@ -137,6 +141,8 @@ class Trainer:
             if self.log is not None:
                 self._add_to(self.log, records)
             progress.update()
+            if self.after_epoch is not None:
+                self.after_epoch(epoch)
         if self.log is not None and self.policy is not None:
             self.log.write_pictures(self.data.train.dataset)
         stats = self.loader.stats() if self.policy is not None else {}
@@ -146,6 +152,7 @@ class Trainer:
             "seed": self.seed,
             "epochs": records,
             "samples": samples,
+            "samples_rescored": num_rescored,
             "steps": steps,
             "train_seconds": seconds,
             "cpu_seconds": cpu_seconds,
@@ -194,6 +201,19 @@ class Trainer:
             samples, batches = samples + len(labels), batches + 1
             total += losses.detach().sum()
         return samples, batches, float(total) / samples
+
+    def _rescore(self) -> int:
+        found = dynloader.scores.rescore(
+            self.model, self.loader, prepare=lambda x: self._prepare(x, augment=self.data.augment)
+        )
+        return len(found.indices)
+
+    @torch.inference_mode()
+    def outputs(self, images: train_data.Images) -> Tensor:
+        """The logits of all ``images`` as they are, float32 [n, classes], on the CPU."""
+        self.model.eval()
+        parts = [self.model(self._prepare(x, augment=False)) for x in images.images.split(1000)]
+        return torch.cat(parts).float().cpu()
 
     @torch.inference_mode()
     def accuracy(self) -> float:

@@ -13,7 +13,10 @@ import pytest
 for name in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(name)
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = "full,same-steps,ucb,ucb-explore,infobatch,kakurenbo,seta,order-dp,prioritized,rs2,el2n"
+METHODS = (
+    "full,same-steps,ucb,ucb-explore,infobatch,kakurenbo,kakurenbo-rescored,ies,seta,order-dp,"
+    "prioritized,rs2,el2n,grand,margin,forgetting,dyn-unc,dual,tdds"
+)
 
 
 def run(out: Path, *arguments: str) -> str:
@@ -30,7 +33,7 @@ def test_the_grid(tmp_path: Path) -> None:
     first = run(tmp_path, *asked)
     cells = tmp_path / "cells"
     names = {path.stem: path for path in cells.glob("*.json")}
-    assert len(names) == 11 + 1  # and what the scores of EL2N cost
+    assert len(names) == 19 + 7  # and what the scores of the static methods cost
     assert not list(cells.glob("*.claim"))
     assert not list(cells.glob("*.new"))
     found = {name: json.loads(path.read_text()) for name, path in names.items()}
