@@ -1,4 +1,4 @@
-"""The tables and the picture of bench/paper.py."""
+"""The tables and the picture of bench/paper.py: what it writes into its folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,26 @@ COLOURS = (
 MARKERS = "os^vDPX*<>"
 Runs = dict[tuple[str, float], list[dict[str, Any]]]
 
+# Accuracy, in per cent, of a ResNet-18 after 200 epochs of CIFAR-10, by fraction kept: Raju et al.
+# (arXiv 2111.12621), Qin et al. (ICLR 2024), Zhou et al. (arXiv 2503.13385) for SeTa.
+PUBLISHED_FULL = 95.6
+PUBLISHED = {
+    "static random": {0.7: 94.6, 0.5: 93.3, 0.3: 90.2},
+    "EL2N, static": {0.7: 95.3, 0.5: 95.1, 0.3: 91.9},
+    "random dynamic": {0.7: 94.8, 0.5: 94.5, 0.3: 93.0},
+    "epsilon-greedy": {0.7: 95.2, 0.5: 94.9, 0.3: 94.1},
+    "UCB": {0.7: 95.3, 0.5: 94.7, 0.3: 93.9},
+    "InfoBatch, exact ratio": {0.7: 95.6, 0.5: 95.0, 0.3: 94.4},
+    "SeTa": {0.7: 95.7, 0.5: 95.3, 0.3: 95.0},
+}
+
 
 def write(out: Path) -> str:
-    """Write ``results.json``, ``table.md`` and ``accuracy.png`` of the cells in ``out``."""
+    """Write ``results.json``, the tables and ``accuracy.png`` of the cells in ``out``.
+
+    ``table.md`` has all, ``summary.md`` a line a method where half is kept, ``published.md`` what
+    is lost against full data, beside what the papers have lost.
+    """
     cells = []
     for path in sorted((out / "cells").glob("*.json")):
         found = json.loads(path.read_text())
@@ -37,11 +54,14 @@ def write(out: Path) -> str:
         raise SystemExit(f"--out must hold cells that are done, got none in {out}")
     runs: Runs = defaultdict(list)
     for found in cells:
-        runs[found["run"]["method"], found["cell"]["keep"]].append(found["run"])
+        run = found["run"] | {"cpu": found["machine"]["cpu"]}
+        runs[found["run"]["method"], found["cell"]["keep"]].append(run)
     (out / "results.json").write_text(json.dumps(cells) + "\n")
     draw(runs, out / "accuracy.png")
     text = table(runs, cells)
     (out / "table.md").write_text(text)
+    (out / "summary.md").write_text(summary(runs, cells))
+    (out / "published.md").write_text(published(runs, cells))
     return text
 
 
@@ -52,54 +72,145 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
     keeps = sorted({keep for _, keep in runs if keep < 1}, reverse=True)
     widths = [25, *(14 for _ in keeps)]
 
-    def line(row: list[str]) -> str:
-        first, *rest = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        return f"| {' | '.join([first, *rest])} |"
-
     head = ["accuracy, %", *(f"keep {keep:g}" for keep in keeps)]
     if about["arguments"].get("wrong_labels"):
         head.append("of the wrong kept")
         widths.append(len(head[-1]))
-    lines = [line(head), "| " + " | ".join("-" * width for width in widths) + " |"]
+    rows = []
     for method in dict.fromkeys(name for name, keep in runs if keep < 1):
         row = [method, *(accuracy(runs.get((method, keep), [])) for keep in keeps)]
         if len(head) > len(row):
             row.append(", ".join(wrong_kept(runs.get((method, keep), [])) for keep in keeps))
-        lines.append(line(row))
+        rows.append(row)
     whole = [
         f"{name} {accuracy(members)}"
-        + ("" if members is full else f" with {share(members, full, 'samples'):.0%} of the samples")
+        + (
+            ""
+            if members is full
+            else f" with {percentage(share(members, full, 'samples'))} of the samples"
+        )
         for (name, keep), members in runs.items()
         if keep == 1
     ]
+    parts = [title_of(about), "; ".join(whole), markdown(head, rows, widths)]
+    return "\n\n".join([*parts, time_saved(runs), foot_of(runs, cells)]) + "\n"
+
+
+def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
+    """Where half is kept (or the most, if that is not there), a line a method."""
+    keeps = {keep for _, keep in runs if keep < 1}
+    keep = 0.5 if 0.5 in keeps else max(keeps, default=1.0)
+    full = runs["full data", 1.0]
+    head = ["method", "accuracy, %", "against full data", "of the samples", "of the time"]
+    rows = []
+    for (method, other), members in runs.items():
+        if other not in (1.0, keep):
+            continue
+        row = [method, accuracy(members), "", "100%", "100%"]
+        if members is not full:
+            row[2] = difference(members, full)
+            shares = (share(members, full, name) for name in ("samples", "cpu_seconds"))
+            row[3:] = [percentage(each) for each in shares]
+        rows.append(row)
+    rows.sort(key=lambda row: (row[0] != "full data", row[0] != "full data, same steps"))
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    title = f"{title_of(cells[0])}, keep {keep:g}"
+    return "\n\n".join([title, markdown(head, rows, widths), foot_of(runs, cells)]) + "\n"
+
+
+def published(runs: Runs, cells: list[dict[str, Any]]) -> str:
+    """Points lost against full data, published and here, of the methods that have both."""
+    full = runs["full data", 1.0]
+    methods = [name for name in dict.fromkeys(name for name, _ in runs) if name in PUBLISHED]
+    keeps = sorted({keep for name in methods for keep in PUBLISHED[name]}, reverse=True)
+    keeps = [keep for keep in keeps if any((name, keep) in runs for name in methods)]
+    head = ["points against full data"]
+    for keep in keeps:
+        head += [f"keep {keep:g}, published", "here"]
+    rows = []
+    for method in methods:
+        row = [method]
+        for keep in keeps:
+            members = runs.get((method, keep))
+            row += [f"{PUBLISHED[method][keep] - PUBLISHED_FULL:+.1f}"]
+            row += ["" if members is None else difference(members, full)]
+        rows.append(row)
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    title = (
+        "Published: CIFAR-10, ResNet-18, 200 epochs, full data "
+        f"{PUBLISHED_FULL} %. Here: {title_of(cells[0])}, full data {accuracy(full)} %"
+    )
+    return "\n\n".join([title, markdown(head, rows, widths), foot_of(runs, cells)]) + "\n"
+
+
+def title_of(about: dict[str, Any]) -> str:
+    """What was trained on what."""
     data, options = about["data"], about["arguments"]
-    seeds = sorted({len(members) for members in runs.values()})
-    commits = sorted({found["commit"]["hash"][:10] for found in cells})
     title = (
         f"{data['name']}: {data['train']:,} training and {data['test']:,} test images, "
         f"{options['model']}, {options['epochs']} epochs, selection every {options['every']}"
     )
     if options.get("wrong_labels"):
         title += f", {options['wrong_labels']:.0%} of the labels wrong"
-    foot = (
+    return title
+
+
+def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
+    """How often, where and with what."""
+    about = cells[0]
+    seeds = sorted({len(members) for members in runs.values()})
+    commits = sorted({found["commit"]["hash"][:10] for found in cells})
+    cpus = sorted({found["machine"]["cpu"] for found in cells})
+    every = [run for members in runs.values() for run in members]
+    paid = ""
+    if any(run.get("scoring", {}).get("samples") for run in every):
+        paid = "Static scores are paid for, in samples and seconds. "
+    if any(run.get("samples_rescored") for run in every):
+        paid += "New scores for what is left out are paid for in seconds. "
+    return (
         f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds, mean ± standard deviation. "
-        "EL2N pays for its scoring, in samples and seconds. "
-        f"{about['machine']['cpu']}, one thread, torch {about['versions']['torch']}, "
+        f"{paid}{' and '.join(cpus)}, one thread, torch {about['versions']['torch']}, "
         f"commit {', '.join(commits)}"
     )
-    return "\n".join([title, "", "; ".join(whole), "", *lines, "", time_saved(runs), "", foot, ""])
+
+
+def markdown(head: list[str], rows: list[list[str]], widths: list[int]) -> str:
+    """A table."""
+    lines = [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+        for row in [head, ["-" * width for width in widths], *rows]
+    ]
+    return "\n".join(lines)
+
+
+def difference(members: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
+    """In points of accuracy, of the runs of one seed, and its deviation over the seeds."""
+    whole = {run["seed"]: run["accuracy"] for run in full}
+    found = [100 * (run["accuracy"] - whole[run["seed"]]) for run in members]
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):+.1f}{spread}"
 
 
 def time_saved(runs: Runs) -> str:
-    """How far the seconds that were saved are from the samples that were saved."""
+    """How far the seconds that were saved are from the samples that were saved.
+
+    Forward passes for new scores take seconds and train on no sample: without those methods.
+    """
     full = runs["full data", 1.0]
     gaps = []
     for (method, keep), members in runs.items():
         if members is full or method == "full data, same steps":
             continue
-        saved = [1 - share(members, full, name) for name in ("samples", "cpu_seconds")]
+        if any(run.get("samples_rescored") for run in members):
+            continue
+        shares = [share(members, full, name) for name in ("samples", "cpu_seconds")]
+        saved = [1 - each for each in shares if each is not None]
+        if len(saved) < 2:
+            continue
         gaps.append((abs(saved[0] - saved[1]), method, keep, *saved))
     gaps.sort()
+    if not gaps:
+        return "No time was saved: nothing but full data was trained."
     middle, worst = gaps[len(gaps) // 2], gaps[-1]
     return (
         "Of the time of the processor, what is saved differs from the samples saved by "
@@ -124,10 +235,23 @@ def accuracy(members: list[dict[str, Any]]) -> str:
     return f"{statistics.fmean(found):.2f}{spread}"
 
 
-def share(members: list[dict[str, Any]], full: list[dict[str, Any]], name: str) -> float:
-    """Of what full data takes, by the mean over the seeds."""
-    own, whole = (statistics.fmean(run[name] for run in found) for found in (members, full))
+def share(members: list[dict[str, Any]], full: list[dict[str, Any]], name: str) -> float | None:
+    """Of what full data takes, by the mean over the seeds that both have on one kind of machine."""
+    pairs = [
+        (run[name], other[name])
+        for run in members
+        for other in full
+        if (run["seed"], run["cpu"]) == (other["seed"], other["cpu"])
+    ]
+    if not pairs:
+        return None
+    own, whole = (statistics.fmean(values) for values in zip(*pairs, strict=True))
     return own / whole
+
+
+def percentage(share: float | None) -> str:
+    """As it stands in a table."""
+    return "" if share is None else f"{share:.0%}"
 
 
 def draw(runs: Runs, path: Path) -> None:

@@ -50,6 +50,15 @@ def test_the_grid(tmp_path: Path) -> None:
     for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "of the time of the processor"):
         assert name.lower() in first.lower()
     assert (tmp_path / "accuracy.png").exists()
+    assert "New scores for what is left out are paid for in seconds" in first
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 19
+    assert lines[4].startswith("| full data ")
+    assert lines[4].count("100%") == 2
+    # 95.6 % is full data, 94.7 % UCB with half of the samples.
+    line = next(x for x in (tmp_path / "published.md").read_text().splitlines() if "| UCB " in x)
+    full, ucb = (found[name]["run"]["accuracy"] for name in ("full-1-0", "ucb-0.5-0"))
+    assert [cell.strip() for cell in line.split("|")[2:4]] == ["-0.9", f"{100 * (ucb - full):+.1f}"]
 
     # Nothing is trained twice; what is missing is, though another process died on it.
     times = {name: path.stat().st_mtime_ns for name, path in names.items()}
