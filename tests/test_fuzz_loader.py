@@ -24,13 +24,17 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from ledger import Numbers
 
 from dynloader import (
+    IES,
     UCB,
     ArrayDataset,
     DataLoader,
     EpsilonGreedy,
     Full,
     InfoBatch,
+    Kakurenbo,
+    OrderDP,
     Policy,
+    PruningSampler,
     RandomDynamic,
     ScoreTable,
     StaticRandom,
@@ -78,6 +82,7 @@ class Model:
         self.scores = np.full(self.n, np.inf, np.float32)
         self.records = np.zeros((self.n, 4), np.int32)
         self.selections = np.zeros(self.n, np.int32)
+        self.history = np.full((self.n, self.policy.history), np.nan, np.float32)
         self.epoch = self.settled(0)
 
     def settled(self, number: int, start: int = 0) -> Epoch:
@@ -152,6 +157,20 @@ class Model:
         with np.errstate(all="ignore"):
             reference_table.update(self.scores, self.records, index, losses, **options)
         self.num_updates += 1
+        seen = np.unique(index)
+        if self.policy.history:
+            newest = self.records.view(np.float32)[seen, 2:3]  # the last losses
+            self.history[seen] = np.hstack([self.history[seen, 1:], newest])
+
+    def left_out(self) -> Array:
+        """The samples that the current epoch does not feed."""
+        if self.is_over() and not self.is_iterator_alive:
+            self.advance()
+        return np.setdiff1d(np.arange(self.n), self.epoch.samples)
+
+    def record(self, index: Array, losses: Array) -> None:
+        self.update(index, losses)
+        self.epoch.updates_before += 1
 
     def set_epoch(self, number: int) -> None:
         if number != self.epoch.number:
@@ -194,12 +213,37 @@ def below_mean(model: Model, k: int, checkpoint: int) -> Array:
     return kept
 
 
+def all_but_the_confident(model: Model, k: int, checkpoint: int) -> Array:
+    num_unsure = int((~(model.scores <= np.float32(0.6))).sum())
+    return top(model, max(k, num_unsure), checkpoint)
+
+
+def unsettled(model: Model, k: int, checkpoint: int) -> Array:
+    with np.errstate(all="ignore"):
+        changes = np.abs(np.diff(model.history, n=2, axis=1)).mean(axis=1, dtype=np.float32)
+    changes = np.where(np.isfinite(changes), changes, np.float32(np.inf))
+    num_kept = max(k, int((changes >= np.float32(0.75)).sum()))
+    return reference.top_k(changes, num_kept, seed=model.seed, epoch=checkpoint)
+
+
+def highest_of_some(model: Model, k: int, checkpoint: int) -> Array:
+    address = {"seed": model.seed, "epoch": checkpoint}
+    drawn = np.sort(reference.subset(model.n, 0, model.n, **address))
+    return drawn[reference.top_k(model.scores[drawn], k, **address)]
+
+
 POLICIES: dict[str, tuple[Callable[..., Policy], Select | None]] = {
     "full": (lambda **_: Full(), None),
     "static random": (StaticRandom, random_subset),
     "random": (RandomDynamic, random_subset),
     "ucb": (lambda **options: UCB(alpha=0.5, c=2.0, **options), top),
     "epsilon": (lambda **options: EpsilonGreedy(epsilon=0.5, **options), greedy),
+    "kakurenbo": (
+        lambda **options: Kakurenbo(confidence=math.exp(-0.6), **options),
+        all_but_the_confident,
+    ),
+    "ies": (lambda **options: IES(threshold=0.75, window=1, **options), unsettled),
+    "order": (lambda **options: OrderDP(pool=1.0, **options), highest_of_some),
     "info batch": (
         lambda keep, **options: InfoBatch(keep=None, anneal=None, **options),
         below_mean,
@@ -298,6 +342,16 @@ class AnyUse(RuleBasedStateMachine):
         self.loader.table.update(torch.from_numpy(index), torch.from_numpy(given))
         self.model.update(index, given)
 
+    @rule(seed=seeds, most=st.integers(0, 9))
+    def record_what_is_left_out(self, seed: int, most: int) -> None:
+        found = self.loader.pruning_sampler.left_out()
+        wanted = self.model.left_out()
+        same(found, wanted, "left out")
+        given = some_losses(seed, min(most, len(wanted)))
+        index = wanted[: len(given)]
+        self.loader.pruning_sampler.record(torch.from_numpy(index), torch.from_numpy(given))
+        self.model.record(index, given)
+
     @rule()
     def leave(self) -> None:
         self.drop_iterator()
@@ -330,6 +384,8 @@ class AnyUse(RuleBasedStateMachine):
             table = self.loader.table
             same(table.scores, self.model.scores, "scores")
             same(table.records, self.model.records, "records")
+            if self.model.policy.history:
+                assert np.array_equal(table.history, self.model.history, equal_nan=True)
             same(table.selections, self.model.selections, "selections")
         self.iterator = None
 
@@ -374,6 +430,20 @@ def test_a_lost_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "is_over", lambda self, num_updates: self.is_exhausted)
+    with pytest.raises(AssertionError):
+        run(once)
+
+
+def test_a_record_that_ends_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        PruningSampler, "record", lambda self, index, losses: self.table.update(index, losses)
+    )
+    with pytest.raises(AssertionError):
+        run(once)
+
+
+def test_a_history_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScoreTable, "_remember", lambda self, history, index: None)
     with pytest.raises(AssertionError):
         run(once)
 
