@@ -19,8 +19,8 @@ METHODS = (
 )
 
 
-def run(out: Path, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "bench" / "paper.py"), "--out", str(out), *arguments]
+def run(out: Path, *arguments: str, program: str = "paper.py") -> str:
+    command = [sys.executable, str(ROOT / "bench" / program), "--out", str(out), *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr[-2000:]
@@ -86,3 +86,15 @@ def test_wrong_labels(tmp_path: Path) -> None:
     assert found["kept"] == pytest.approx(0.5, abs=0.01)
     dice = json.loads((tmp_path / "cells" / "random-0.5-0.json").read_text())["run"]["selections"]
     assert dice["wrong_kept"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_the_time_saved(tmp_path: Path) -> None:
+    text = run(tmp_path, "--data", "digits", "--epochs", "4", program="bench_saved.py")
+    assert text == (tmp_path / "table.md").read_text() + "\n"
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["of_full_data"]) == {"full", "random", "epsilon-greedy", "ucb", "weighted"}
+    assert found["of_full_data"]["full"] == {"samples": 1, "seconds": 1, "quartiles": [1, 1]}
+    # Eleven batches of 128 are in 1,438 samples, and five in the half of them.
+    assert found["samples"]["ucb"] == [640] * 3
+    assert found["of_full_data"]["ucb"]["samples"] == pytest.approx(5 / 11)
+    assert 0 < found["of_full_data"]["ucb"]["seconds"] < 1
