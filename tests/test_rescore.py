@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset, TensorDataset
 
 from dynloader import (
@@ -217,8 +218,12 @@ def test_with_workers() -> None:
 
 def test_refused() -> None:
     model, data = made()
-    with pytest.raises(RuntimeError, match=r"rescore needs a DataLoader with policy=, got None"):
-        scores.rescore(model, DataLoader(data, 8))
+    for other, found in (
+        (DataLoader(data, 8), "without one"),
+        (TorchDataLoader(data), "DataLoader"),
+    ):
+        with pytest.raises(TypeError, match=f"DataLoader with a policy, got {found}"):
+            scores.rescore(model, other)
     policy: Policy = RandomDynamic(keep=0.4, every=1)
     loader: DataLoader[Any] = DataLoader(data, 8, policy=policy)
     with pytest.raises(ValueError, match="score must be one of"):

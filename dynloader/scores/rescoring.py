@@ -75,12 +75,13 @@ def rescore(
         prepare: a function of the inputs, when they are on the device.
 
     Raises:
-        RuntimeError: the loader has no policy.
+        TypeError: the loader is not of this package, or has no policy.
     """
     function = score_of(score)
-    sampler = loader.pruning_sampler
-    if sampler is None:
-        raise RuntimeError("rescore needs a DataLoader with policy=, got None")
+    sampler = getattr(loader, "pruning_sampler", None)
+    if not isinstance(loader, DataLoader) or sampler is None:
+        kind = "without one" if isinstance(loader, DataLoader) else type(loader).__name__
+        raise TypeError(f"loader must be a dynloader.DataLoader with a policy, got {kind}")
     if device is None:
         device = next(model.parameters()).device
     begin = time.perf_counter()
