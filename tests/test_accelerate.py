@@ -11,7 +11,7 @@ import torch
 from ledger import Numbers, loss_of
 from torch.utils.data import TensorDataset
 
-from dynloader import UCB, DataLoader, Full, RandomDynamic
+from dynloader import UCB, DataLoader, Full, RandomDynamic, scores
 
 accelerate = pytest.importorskip("accelerate")
 from dynloader.integrations.accelerate import prepare, skip_first_batches  # noqa: E402
@@ -153,3 +153,18 @@ def test_refused() -> None:
         prepare(configured(split_batches=True), DataLoader(Numbers(9), policy=Full()))
     with pytest.raises(RuntimeError, match="skip needs a DataLoader with policy=, got None"):
         DataLoader(Numbers(9)).skip(1)
+
+
+def test_what_an_epoch_leaves_out_is_scored_anew() -> None:
+    inputs = torch.randn(60, 4)
+    data = TensorDataset(inputs, torch.arange(60) % 3)
+    accelerator = configured()
+    policy = RandomDynamic(keep=0.4, every=1)
+    loader = prepare(accelerator, DataLoader(data, 8, policy=policy))
+    model = accelerator.prepare(torch.nn.Linear(4, 3))
+    found = scores.rescore(model, loader)
+    assert len(found.indices) == 36
+    wanted = scores.cross_entropy(model(inputs), data.tensors[1])
+    assert torch.allclose(found.scores, wanted[found.indices])
+    assert loader.table.visits.tolist() == [int(i in found.indices) for i in range(60)]
+    assert sum(len(batch[0]) for batch in loader) == 24

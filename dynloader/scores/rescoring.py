@@ -78,6 +78,7 @@ def rescore(
         TypeError: the loader is not of this package, or has no policy.
     """
     function = score_of(score)
+    loader = getattr(loader, "base_dataloader", loader)  # that accelerate has wrapped
     sampler = getattr(loader, "pruning_sampler", None)
     if not isinstance(loader, DataLoader) or sampler is None:
         kind = "without one" if isinstance(loader, DataLoader) else type(loader).__name__
