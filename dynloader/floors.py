@@ -24,15 +24,27 @@ def num_explored(explore: float, k: int) -> int:
     return min(k, max(1, math.floor(exact(explore) * k))) if explore else 0
 
 
-def with_turns(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-    """Those whose turn it is, and what the rule chooses; int64 [k], ascending.
+def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
+    """The samples whose turn it is at the checkpoint ``epoch``, int64 [m] on the host."""
+    num_turns, first = num_explored(policy.explore, k), policy.first_checkpoint
+    if callable(policy.keep):
+        earlier = range(first, epoch, policy.every)
+        num_before = sum(num_explored(policy.explore, policy.num_kept(n, e)) for e in earlier)
+    else:
+        num_before = (epoch - first) // policy.every * num_turns
+    begin = num_before % n
+    parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
+    return torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
+
+
+def with_turns(
+    policy: Policy, table: ScoreTable, k: int, turn: Tensor, *, seed: int, epoch: int
+) -> Tensor:
+    """The samples of ``turn``, and what the rule chooses; int64 [k], ascending.
 
     More than ``k`` where the rule keeps more.
     """
-    n, num_turns = len(table), num_explored(policy.explore, k)
-    begin = (epoch - policy.first_checkpoint) // policy.every * num_turns % n
-    parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
-    turn = torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
+    n, num_turns = len(table), len(turn)
     if policy.keeps_more:
         is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
         is_kept[_indices(policy, table, k, seed, epoch).to(table.device)] = True
@@ -49,15 +61,25 @@ def with_turns(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: i
 
 
 def with_classes(
-    policy: Policy, table: ScoreTable, chosen: Tensor, *, seed: int, epoch: int
+    policy: Policy,
+    table: ScoreTable,
+    chosen: Tensor,
+    turn: Tensor | None,
+    *,
+    seed: int,
+    epoch: int,
 ) -> Tensor:
     """As many samples as ``chosen``, int64 [k], with the least number of each class; ascending.
 
-    Each class that has too few is filled up by its highest scores; for them, the lowest of the
-    other classes are left out.
+    Each class that has too few is filled up by those that rank highest; for them, the lowest of the
+    other classes are left out, but those of ``turn`` only where nothing else is left.
     """
     check_room_for_classes(policy, len(chosen))
-    scores, chosen = table.scores.cpu(), chosen.cpu()
+    ranking, chosen = policy.ranking(table, epoch=epoch).cpu(), chosen.cpu()
+    if turn is not None:
+        most = torch.finfo(torch.float32).max
+        ranking = ranking.nan_to_num(nan=most, posinf=most)
+        ranking[turn] = torch.inf
     is_chosen = torch.zeros(len(table), dtype=torch.bool)
     is_chosen[chosen] = True
     by_class = policy.labels.argsort(stable=True)
@@ -68,12 +90,12 @@ def with_classes(
         num_outside = min(len(outside), policy.min_per_class - num_inside)
         for part, count in ((inside, num_inside), (outside, num_outside)):
             if count:
-                needed.append(part[ops.top_k(scores[part], count, seed=seed, epoch=epoch)])
+                needed.append(part[ops.top_k(ranking[part], count, seed=seed, epoch=epoch)])
     kept = torch.cat(needed)
     is_chosen[kept] = False
     others = is_chosen.nonzero().view(-1)
     if num_others := len(chosen) - len(kept):
-        highest = ops.top_k(scores[others], num_others, seed=seed, epoch=epoch)
+        highest = ops.top_k(ranking[others], num_others, seed=seed, epoch=epoch)
         kept = torch.cat([kept, others[highest]])
     return kept.sort().values
 

@@ -433,8 +433,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         run = self._pairing.run
         was_trained = (
             run is not None
-            and self.table is not None
-            and (self.table.num_updates != run.updates_before)
+            and self._pruning is not None
+            and self._pruning.num_updates != run.updates_before
         )
         return was_trained or (iterator is not None and self._pairing.num_unclaimed > 1)
 

@@ -107,9 +107,13 @@ class Static(Policy):
             )
 
     @override
+    def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
+        scores: Tensor = self.scores if self.highest else -self.scores
+        return scores
+
+    @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        scores = self.scores if self.highest else -self.scores
-        return ops.top_k(scores, k, seed=seed, epoch=epoch)
+        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,11 @@ class RandomDynamic(Policy):
         check_flag("chunks", self.chunks)
         if self.chunks and callable(self.keep):
             raise ValueError(f"keep must be a number where chunks=True, got {self.keep!r}")
+        if self.chunks and self.explore:
+            raise ValueError(
+                f"explore must be 0 where chunks=True, which has turns of its own, "
+                f"got {self.explore}"
+            )
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
@@ -222,8 +231,11 @@ class UCB(Policy):
         return Scoring(ScoreRule.MEAN_PLUS_VARIANCE, alpha=self.alpha, c=self.c)
 
     @override
-    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        scores = table.scores
+    def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
         if self.bonus == "visits":
-            scores = ops.ucb_visits(table.records, self.c, max(1, epoch))
-        return ops.top_k(scores, k, seed=seed, epoch=epoch)
+            return ops.ucb_visits(table.records, self.c, max(1, epoch))
+        return table.scores
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import math
 import numbers
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dynloader.checks import check_flag, check_integer, check_number, exact
-from dynloader.floors import check_room_for_classes, with_classes, with_turns
+from dynloader.floors import check_room_for_classes, turn_of, with_classes, with_turns
 from dynloader.ops import ScoreRule, Selection, UncutSelection
 
 if TYPE_CHECKING:
@@ -103,15 +104,23 @@ class Policy(abc.ABC):
                 raise ValueError(f"{name} must be 0 where rescale=True, got {getattr(self, name)}")
             if self.keep is None:
                 raise ValueError(f"{name} needs keep, got keep=None")
+        if self.explore and self.selects_once:
+            raise ValueError(
+                f"explore must be 0 for {type(self).__name__}, which selects once, "
+                f"got {self.explore}"
+            )
         if self.min_per_class and self.labels is None:
             raise ValueError(f"min_per_class={self.min_per_class} needs labels, got None")
         if self.labels is not None:
-            labels = torch.as_tensor(self.labels).detach().cpu()
+            try:
+                labels = torch.as_tensor(self.labels).detach().cpu()
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"labels must be integers [n]: {error}") from error
             if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
                 raise TypeError(
                     f"labels must be integers [n], got {labels.dtype} {list(labels.shape)}"
                 )
-            object.__setattr__(self, "labels", labels.long())
+            object.__setattr__(self, "labels", labels.to(torch.int64, copy=True))
 
     def _take_plain_numbers(self) -> None:
         # NumPy's, for example, are refused by the native operations, and by torch.load.
@@ -151,14 +160,23 @@ class Policy(abc.ABC):
         """As :meth:`select`, with ``explore`` and ``min_per_class``."""
         if not self.explore and not self.min_per_class:
             return self.select(table, k, seed=seed, epoch=epoch)
+        turn = None
         if self.explore:
-            chosen = with_turns(self, table, k, seed=seed, epoch=epoch)
+            turn = turn_of(self, len(table), k, seed=seed, epoch=epoch)
+            chosen = with_turns(self, table, k, turn, seed=seed, epoch=epoch)
         else:
             found = as_selection(self.select(table, k, seed=seed, epoch=epoch), self, len(table))
             chosen = found.indices
         if self.min_per_class:
-            chosen = with_classes(self, table, chosen, seed=seed, epoch=epoch)
+            chosen = with_classes(self, table, chosen, turn, seed=seed, epoch=epoch)
         return chosen
+
+    def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
+        """What ``min_per_class`` goes by among the samples of a class: the highest are kept.
+
+        float32 [n]; the scores, unless the rule ranks by something else.
+        """
+        return table.scores
 
     @property
     def scoring(self) -> Scoring:
@@ -222,7 +240,9 @@ class Policy(abc.ABC):
                 f"got {len(self.labels)}"
             )
         if self.min_per_class:
-            check_room_for_classes(self, self.num_kept(num_samples, self.first_checkpoint))
+            last = self.epochs if self.epochs is not None and callable(self.keep) else 0
+            for epoch in range(self.first_checkpoint, max(last, self.first_checkpoint + 1)):
+                check_room_for_classes(self, self.num_kept(num_samples, epoch))
 
     def keep_at(self, checkpoint: int) -> float | None:
         """The fraction kept at ``checkpoint``; None where the rule leaves it open."""
@@ -233,17 +253,22 @@ class Policy(abc.ABC):
         return keep
 
     def describe(self) -> str:
-        """All options, the same text in every process: functions by name, tensors by size."""
-        options = ", ".join(
-            f"{field.name}={_describe(getattr(self, field.name))}"
-            for field in dataclasses.fields(self)
-        )
-        return f"{type(self).__qualname__}({options})"
+        """All options, the same text in every process: functions by name, tensors by checksum."""
+        text: str | None = self.__dict__.get("_description")
+        if text is None:
+            options = ", ".join(
+                f"{field.name}={_describe(getattr(self, field.name))}"
+                for field in dataclasses.fields(self)
+            )
+            text = f"{type(self).__qualname__}({options})"
+            object.__setattr__(self, "_description", text)
+        return text
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"<{value.numel()} values>"
+        data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        return f"<{value.numel()} values, checksum {zlib.crc32(data):08x}>"
     if callable(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return repr(value)

@@ -106,6 +106,10 @@ class IES(Policy):
         return changes.mean(dim=1).nan_to_num_(torch.inf, torch.inf)
 
     @override
+    def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
+        return self.mean_change(table)
+
+    @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         change = self.mean_change(table)
         num_kept = max(k, int((change >= self.threshold).sum()))

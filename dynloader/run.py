@@ -17,7 +17,7 @@ class Run:
         position: position after the last batch that was delivered.
         num_delivered: batches delivered since an iterator last began.
         is_started: something of it was handed out since then.
-        updates_before: ``ScoreTable.num_updates`` when that iterator began.
+        updates_before: ``PruningSampler.num_updates`` when that iterator began.
         is_exhausted: its last batch was handed out.
         user: its last iterator.
     """
@@ -36,7 +36,7 @@ class Run:
         """Whether the next iterator begins the next epoch. A look at the first batch leaves it.
 
         Args:
-            num_updates: ``ScoreTable.num_updates`` now.
+            num_updates: ``PruningSampler.num_updates`` now.
         """
         is_updated = self.is_started and num_updates != self.updates_before
         return self.is_exhausted or is_updated or self.num_delivered > 1

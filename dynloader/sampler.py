@@ -97,6 +97,7 @@ class PruningSampler(DistributedSampler[int]):
         self.given_rank = rank
         self.select_seconds = 0.0
         self.is_resident = False
+        self._num_beside = 0
         self.followed: Any = None
         self._followed_epoch = 0
         self._kept: Kept | None = None
@@ -194,7 +195,7 @@ class PruningSampler(DistributedSampler[int]):
         if self.run.plan.kept is not None:
             self.run.plan.kept.wait()
         self.table.finish_check(wait=False)
-        self.run.begin(self.table.num_updates)
+        self.run.begin(self.num_updates)
         return self.run
 
     def _follow(self) -> None:
@@ -208,7 +209,12 @@ class PruningSampler(DistributedSampler[int]):
         self.followed, self._followed_epoch = sampler, sampler.epoch
 
     def _is_over(self, run: Run) -> bool:
-        return run.is_over(self.table.num_updates)
+        return run.is_over(self.num_updates)
+
+    @property
+    def num_updates(self) -> int:
+        """Batches of epochs that were recorded: all of the table's but what :meth:`record` did."""
+        return self.table.num_updates - self._num_beside
 
     def finish(self, run: Run) -> None:
         """End ``run`` and settle the next epoch, if ``run`` is the current one."""
@@ -243,7 +249,7 @@ class PruningSampler(DistributedSampler[int]):
             losses: floating point [b].
         """
         self.table.update(index, losses)
-        self.run.updates_before += 1
+        self._num_beside += 1
 
     def replay(self) -> Iterator[int]:
         """The indices of the current epoch, without using it up."""

@@ -16,7 +16,16 @@ import torch.distributed as dist
 from ledger import Numbers, loss_of
 from torch.utils.data import DistributedSampler, TensorDataset
 
-from dynloader import UCB, DataLoader, EpsilonGreedy, Full, InfoBatch, RandomDynamic, ScoreTable
+from dynloader import (
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    Full,
+    InfoBatch,
+    RandomDynamic,
+    ScoreTable,
+    Static,
+)
 
 
 def gathered(mine: Any) -> list[Any]:
@@ -175,6 +184,14 @@ def differences(folder: Path) -> None:
     assert "all processes must select alike" in message
     assert "'seed': 0" in message
     assert "'seed': 1" in message
+    # All other options alike, but not the scores that they were given.
+    policy = Static(scores=torch.arange(50.0) * (1 - 2 * dist.get_rank()), keep=0.5)
+    try:
+        DataLoader(Numbers(50), 8, policy=policy).set_epoch(1)
+    except RuntimeError as error:
+        message = str(error)
+    assert "all processes must select alike" in message
+    assert "50 values, checksum" in message
 
 
 def one_asks(folder: Path) -> None:

@@ -16,6 +16,8 @@ from dynloader import (
     Policy,
     RandomDynamic,
     ScoreTable,
+    Static,
+    StaticRandom,
     Weighted,
 )
 
@@ -107,7 +109,63 @@ def test_both_in_a_loader() -> None:
         assert int(labels[fed].bincount(minlength=10).min()) >= 2
         if epoch:
             seen |= set(fed)
-    assert len(seen) > 60
+    assert seen == set(range(100))
+
+
+def test_turns_come_before_high_scores_within_a_class() -> None:
+    """The lowest scores take turns too, though the floor takes the highest of a class."""
+    labels = torch.arange(100) % 2
+    rule = UCB(keep=0.2, every=1, explore=0.25, min_per_class=4, labels=labels)
+    table = table_of(torch.arange(100.0), rule)
+    times = torch.zeros(100, dtype=torch.int64)
+    for epoch in range(1, 21):  # five at a time: each once
+        found = rule.choose(table, 20, seed=0, epoch=epoch)
+        assert len(found) == len(found.unique()) == 20
+        assert int(labels[found].bincount(minlength=2).min()) >= 4
+        times[found] += 1
+    assert bool((times >= 1).all())
+
+
+def test_turns_go_on_where_keep_changes() -> None:
+    """Each takes its turn as often as all others, give or take one."""
+    rule = UCB(keep=lambda epoch: 0.5 if epoch % 2 else 0.25, every=1, explore=0.2)
+    table = table_of(torch.arange(100.0), rule)
+    away, longest = torch.zeros(100), torch.zeros(100)
+    for epoch in range(1, 101):
+        found = rule.choose(table, rule.num_kept(100, epoch), seed=0, epoch=epoch)
+        away += 1
+        away[found] = 0
+        longest = longest.maximum(away)
+    # Ten and five at a time: a round is 13 or 14 checkpoints long.
+    assert float(longest.max()) <= 14
+
+
+def test_a_floor_goes_by_what_the_rule_ranks_by() -> None:
+    labels = (torch.arange(100) < 50).long()
+    static = Static(scores=torch.arange(100.0), keep=0.2, min_per_class=4, labels=labels)
+    found = static.choose(ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
+    assert found.tolist() == [*range(46, 50), *range(84, 100)]
+    lowest = Static(
+        scores=torch.arange(100.0), keep=0.2, min_per_class=4, labels=labels, highest=False
+    )
+    found = lowest.choose(ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
+    assert found.tolist() == [*range(16), *range(50, 54)]
+
+
+def test_labels_are_copied() -> None:
+    labels = torch.zeros(10, dtype=torch.int64)
+    rule = UCB(min_per_class=1, labels=labels)
+    labels[0] = 5
+    assert rule.labels.tolist() == [0] * 10
+
+
+def test_a_floor_that_a_later_epoch_has_no_room_for() -> None:
+    labels = torch.arange(100) // 10
+    rule = UCB(
+        keep=lambda epoch: (5 - epoch) / 10, every=1, epochs=5, min_per_class=2, labels=labels
+    )
+    with pytest.raises(ValueError, match=r"must leave 20 samples to be kept.*10 are"):
+        DataLoader(Numbers(100), 8, policy=rule)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +174,11 @@ def test_both_in_a_loader() -> None:
         (lambda: UCB(explore=1.5), r"explore must be in \[0, 1\], got 1.5"),
         (lambda: Weighted(explore=0.1), "explore must be 0 where rescale=True, got 0.1"),
         (lambda: InfoBatch(rescale=False, explore=0.1), "explore needs keep, got keep=None"),
+        (
+            lambda: StaticRandom(explore=0.1),
+            "explore must be 0 for StaticRandom, which selects once",
+        ),
+        (lambda: RandomDynamic(chunks=True, explore=0.1), "explore must be 0 where chunks=True"),
         (lambda: UCB(min_per_class=-1), "min_per_class must be at least 0, got -1"),
         (lambda: UCB(min_per_class=3), "min_per_class=3 needs labels, got None"),
     ],

@@ -170,7 +170,7 @@ class Model:
 
     def record(self, index: Array, losses: Array) -> None:
         self.update(index, losses)
-        self.epoch.updates_before += 1
+        self.num_updates -= 1  # of the epochs
 
     def set_epoch(self, number: int) -> None:
         if number != self.epoch.number:

@@ -138,4 +138,7 @@ def test_describe_is_the_same_in_every_process() -> None:
     assert "0x" not in text
     assert "keep=" + keep.__qualname__ in text
     assert "alpha=0.5" in text
-    assert "<100 values>" in Static(scores=SCORES).describe()
+    described = Static(scores=SCORES).describe()
+    assert "<100 values, checksum " in described
+    assert Static(scores=SCORES.clone()).describe() == described
+    assert Static(scores=SCORES.flip(0)).describe() != described

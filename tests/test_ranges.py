@@ -182,6 +182,28 @@ def test_prioritized_weights() -> None:
     assert chosen(Prioritized(keep=0.5, rescale=False), losses).weights is None
 
 
+def test_prioritized_takes_what_is_unknown_for_the_highest() -> None:
+    losses = torch.tensor([1.0, math.inf, 9.0, math.nan])
+    for table_losses in (losses, losses[[1, 0, 2, 3]]):
+        found = chosen(Prioritized(keep=1.0, exponent=0.5, beta=1.0), table_losses).weights
+        assert found is not None
+        wanted = [1.0 if loss == 1 else 1 / 3 for loss in table_losses.tolist()]
+        assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    unseen = Prioritized(keep=0.5).choose(ScoreTable(8, "cpu"), 4, seed=0, epoch=1)
+    assert unseen.weights.tolist() == [1.0] * 4
+
+
+def test_prioritized_with_a_beta_of_the_epoch() -> None:
+    losses = torch.tensor([1.0, 4.0])
+    policy = Prioritized(keep=1.0, exponent=0.5, beta=lambda epoch: epoch / 10)
+    for epoch, wanted in ((5, 0.5**0.5), (10, 0.5)):
+        found = chosen(policy, losses, epoch=epoch).weights
+        assert found is not None
+        assert found.tolist() == pytest.approx([1.0, wanted], rel=1e-5)
+    with pytest.raises(ValueError, match=r"beta\(11\) must be in \[0, 1\], got 1.1"):
+        chosen(policy, losses, epoch=11)
+
+
 def test_prioritized_draws_as_the_operation_does() -> None:
     losses = torch.rand(200, generator=torch.Generator().manual_seed(0))
     found = chosen(Prioritized(keep=0.3), losses, seed=3, epoch=4).indices

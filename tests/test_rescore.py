@@ -110,6 +110,32 @@ def test_the_epoch_stays_as_it_is(kind: Any) -> None:
         assert loader.epoch == epoch + 1
 
 
+def test_after_an_epoch_that_was_only_looked_at() -> None:
+    model, data = made()
+    policy = RandomDynamic(keep=0.4, every=1)
+    loader: DataLoader[Any] = DataLoader(data, 8, policy=policy)
+    for _ in loader:
+        pass
+    scores.rescore(model, loader)
+    for batch in loader:
+        loader.update(torch.ones(len(batch[0])))
+
+
+def test_an_epoch_resumed_in_its_midst_was_scored_before() -> None:
+    model, data = made()
+    policy = RandomDynamic(keep=0.4, every=1)
+    loader: DataLoader[Any] = DataLoader(data, 8, policy=policy)
+    scores.rescore(model, loader)
+    iterator = iter(loader)
+    loader.update(torch.ones(len(next(iterator)[0])))
+    resumed: DataLoader[Any] = DataLoader(data, 8, policy=policy)
+    resumed.load_state_dict(loader.state_dict())
+    assert len(scores.rescore(model, resumed).indices) == 0
+    assert resumed.table is not None
+    assert loader.table is not None
+    assert torch.equal(resumed.table.visits, loader.table.visits)
+
+
 def test_nothing_is_left_out() -> None:
     model, data = made()
     for policy in (Full(), UCB(keep=0.5)):
@@ -165,8 +191,11 @@ def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
     labels = torch.randint(3, (N,))
     sizes = []
 
+    indices: list[int] = []
+
     def half(batch: Any) -> Any:
         sizes.append(len(batch))
+        indices.extend(batch[2].tolist() if len(batch) > 2 else [])
         return [batch[0] / 2, *batch[1:]]
 
     loader: DataLoader[Any] = DataLoader(
@@ -183,6 +212,7 @@ def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
     )
     found = scores.rescore(model, loader)
     assert set(sizes) == {3 if adds_index else 2}
+    assert indices == (found.indices.tolist() if adds_index else [])
     # The same pictures as an epoch of all samples has them.
     whole: DataLoader[Any] = DataLoader(
         ArrayDataset(pictures, labels),

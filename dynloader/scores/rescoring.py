@@ -65,7 +65,8 @@ def rescore(
     as KAKURENBO and IES are published. It costs a forward pass of what is left out; the model is in
     ``eval()`` meanwhile. Where all samples are fed it does nothing. The batches are made as the
     loader makes its own, transforms and workers included. Of several processes, each scores its
-    share, and all must call it.
+    share, and all must call it. An epoch that is resumed in its midst was scored when it
+    began: then it does nothing either.
 
     Args:
         model: from inputs to logits.
@@ -88,7 +89,7 @@ def rescore(
     begin = time.perf_counter()
     left_out = sampler.left_out()
     places, found = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, device=device)]
-    if len(left_out):
+    if len(left_out) and sampler.run.start == 0:
         with evaluating(model):
             for batch in _batches(loader, left_out):
                 inputs, labels, place = parts_of(batch, loader, 0)
@@ -107,12 +108,16 @@ def _batches(loader: DataLoader[Any], left_out: Tensor) -> DataLoader[Any]:
     options = {name: getattr(loader, name) for name in _OPTIONS}
     if loader.batch_size is None:
         del options["collate_fn"]  # its samples are not collated: here each is a batch of one
-    transform = loader.batch_transform
-    if transform is not None and not loader.return_index:
-        # It knows nothing of an index.
-        options["batch_transform"] = lambda batch: [*transform(batch[:-1]), batch[-1]]
-    else:
-        options["batch_transform"] = transform
+    if (transform := loader.batch_transform) is not None:
+        adds_index = loader.return_index
+
+        def transformed(batch: Any) -> Any:
+            # As it is used to: with the samples' indices, or without any.
+            places = batch[-1]
+            samples = [left_out.to(places.device)[places]] if adds_index else []
+            return [*transform([*batch[:-1], *samples])[:2], places]
+
+        options["batch_transform"] = transformed
     batches: DataLoader[Any] = DataLoader(
         Subset(loader.dataset, left_out.tolist()),
         loader.batch_size or 1,
