@@ -62,7 +62,7 @@ def select_batch(
         TypeError, ValueError: wrong dtype, shape or number; for "importance" also scores that are
             negative, not finite, or all 0, for which the host waits.
     """
-    scores = check_losses(scores).detach().float()
+    scores = check_losses(scores, "scores").detach().float()
     b = len(scores)
     check_integer("k", k, 1, b + 1)
     check_integer("seed", seed, 0, _SEEDS)
@@ -112,7 +112,7 @@ class ImportanceGate:
 
     def update(self, scores: Tensor) -> bool:
         """Take the scores of one batch into account, [b]; whether it pays. The host waits."""
-        scores = check_losses(scores).detach().double()
+        scores = check_losses(scores, "scores").detach().double()
         total = float(scores.sum())
         if total > 0 and math.isfinite(total):
             tau = math.sqrt(len(scores) * float((scores / total).square().sum()))
@@ -123,6 +123,22 @@ class ImportanceGate:
     def pays(self) -> bool:
         """Whether it does, by the batches so far."""
         return self.tau > (self.b + 3 * self.k) / (3 * self.k)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on with the same average."""
+        return {"tau": self.tau} | self._identity()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken.
+
+        Raises:
+            ValueError: it is of other options.
+        """
+        check_state(state, self._identity(), {"tau"})
+        self.tau = state["tau"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"b": self.b, "k": self.k, "alpha": self.alpha}
 
 
 class SelectiveBackprop:
@@ -153,6 +169,10 @@ class SelectiveBackprop:
         losses = check_losses(losses).detach().float()
         if len(losses) == 0:
             raise ValueError("losses must hold at least one loss, got shape [0]")
+        if len(losses) > self.history:
+            raise ValueError(
+                f"history must be at least a batch of {len(losses)}, got {self.history}"
+            )
         self.losses = torch.cat([self.losses.to(losses.device), losses])[-self.history :]
         past = self.losses.sort().values
         share = torch.searchsorted(past, losses, right=True).double() / len(past)

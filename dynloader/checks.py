@@ -48,15 +48,15 @@ def exact(value: float) -> Fraction:
     return Fraction(str(value))
 
 
-def check_losses(losses: Any) -> Tensor:
+def check_losses(losses: Any, name: str = "losses") -> Tensor:
     """``losses``, or an error unless it is a floating-point tensor [b]."""
     if not isinstance(losses, Tensor):
-        raise TypeError(f"losses must be a tensor, got {type(losses).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(losses).__name__}")
     if not losses.is_floating_point():
-        raise TypeError(f"losses must be floating point, got {losses.dtype}")
+        raise TypeError(f"{name} must be floating point, got {losses.dtype}")
     if losses.ndim != 1:
         raise ValueError(
-            "losses must have shape [b], one loss a sample "
+            f"{name} must have shape [b], one loss a sample "
             f'(reduction="none" in the loss function), got {list(losses.shape)}'
         )
     return losses

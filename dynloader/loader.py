@@ -438,7 +438,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
         return was_trained or (iterator is not None and self._pairing.num_unclaimed > 1)
 
-    def update(self, losses: Tensor, index: Tensor | Sequence[int] | None = None) -> Tensor:
+    def update(
+        self,
+        losses: Tensor,
+        index: Tensor | Sequence[int] | None = None,
+        *,
+        correct: Tensor | None = None,
+    ) -> Tensor:
         """Record the losses of a batch, and return their mean, the loss to minimise.
 
         The host does not wait for the GPU.
@@ -447,6 +453,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             losses: floating point [b], one loss a sample, with or without gradient.
             index: the samples, integers [b], as ``return_index=True`` yields them. None: those of
                 the batch last yielded, which must be the only one since the last update.
+            correct: bool [b], whether each sample was predicted rightly, from the first epoch on:
+                for :func:`dynloader.scores.forgetting_events`.
 
         Returns:
             The mean of ``losses``, weighted where the policy says so; differentiable.
@@ -477,7 +485,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         run = self._pairing.run
         if run is None and self._pruning is not None:
             run = self._pruning.run
-        self.table.update(index, losses)
+        self.table.update(index, losses, correct=correct)
         self._pairing.claim()
         weights = None if run is None else run.plan.weights_of(index)
         # Past __setattr__, which takes 0.4 us a batch to find that this is none of its names.

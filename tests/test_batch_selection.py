@@ -77,6 +77,20 @@ def test_the_gate_by_hand() -> None:
     assert slow.tau == pytest.approx(1.1)
 
 
+def test_the_gate_resumes() -> None:
+    gate, other = ImportanceGate(4, 2), ImportanceGate(4, 2)
+    gate.update(torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    other.load_state_dict(gate.state_dict())
+    assert other.tau == gate.tau > 1
+    with pytest.raises(ValueError, match="b of the state must be 8, got 4"):
+        ImportanceGate(8, 2).load_state_dict(gate.state_dict())
+
+
+def test_selective_backprop_needs_a_batch_of_history() -> None:
+    with pytest.raises(ValueError, match="history must be at least a batch of 8, got 4"):
+        SelectiveBackprop(history=4)(torch.ones(8))
+
+
 def test_selective_backprop_by_hand() -> None:
     chooser = SelectiveBackprop(beta=2.0, history=6, seed=5)
     first = chooser(torch.tensor([1.0, 2.0, 3.0]))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import TensorDataset
 
-from dynloader import UCB, DataLoader, ScoreTable, scores
+from dynloader import UCB, DataLoader, Full, ScoreTable, scores
 
 # Two classes, with probabilities 3/4 and 1/4; 1/2 and 1/2; 1/4 and 3/4.
 LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(3.0)]])
@@ -112,6 +112,21 @@ def test_windows_of_confidences() -> None:
         scores.dual(confidences, 4)
 
 
+def test_forgetting_events_of_a_training() -> None:
+    """By the loader: what was right in an epoch and wrong in the next was forgotten once."""
+    _, data = made(4)
+    policy = Full()
+    loader = DataLoader(data, 2, policy=policy, table=ScoreTable(4, "cpu"), return_index=True)
+    history = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 0]]).bool()
+    for right in history:
+        for *_, index in loader:
+            loader.update(torch.ones(len(index)), correct=right[index])
+    found = scores.forgetting_events(loader.table)
+    assert found.tolist() == [1.0, 0.0, math.inf, 1.0]
+    assert torch.equal(found, scores.forgetting_events(history))
+    assert loader.table.visits.tolist() == [3] * 4
+
+
 def test_tdds() -> None:
     """Two windows of two divergences, of one sample that moves and one that does not."""
     moving = [[0.5, 0.5], [0.75, 0.25], [0.5, 0.5], [1.0, 0.0]]
@@ -183,6 +198,100 @@ def test_a_pass_scores_every_sample(score: Any, shuffle: bool) -> None:
         assert torch.equal(stock.scores, found.scores)
 
 
+def test_batches_that_may_come_in_another_order_are_refused() -> None:
+    model, data = made()
+    shuffled = BatchSampler(RandomSampler(data), 8, drop_last=False)
+    for loader in (
+        TorchDataLoader(data, batch_sampler=shuffled),
+        DataLoader(data, batch_sampler=shuffled),
+        TorchDataLoader(data, 8, in_order=False),
+    ):
+        with pytest.raises(ValueError, match="yield the index of each sample"):
+            scores.scoring_pass(model, loader)
+    indexed = DataLoader(data, batch_sampler=shuffled, return_index=True)
+    model.eval()
+    wanted = scores.cross_entropy(model(data.tensors[0]), data.tensors[1])
+    assert torch.allclose(scores.scoring_pass(model, indexed).scores, wanted)
+
+
+def test_a_pass_by_gradients() -> None:
+    model, data = made()
+    inputs, labels = data.tensors
+    loader = TorchDataLoader(data, 8)
+    found = scores.scoring_pass(model, loader, "grand_last_layer").scores
+    wanted = scores.grand(model[2], model[:2].eval()(inputs).detach(), labels)
+    assert torch.allclose(found, wanted, rtol=1e-4)
+    exact = scores.scoring_pass(model, loader, "grand").scores
+    assert torch.allclose(exact, scores.grand(model, inputs, labels), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"must have an nn.Linear for grand_last_layer, got none"):
+        scores.scoring_pass(nn.Conv1d(1, 1, 1), loader, "grand_last_layer")
+    headless = nn.Sequential(model, nn.Conv1d(1, 4, 1), nn.Flatten())
+    with pytest.raises(ValueError, match="gives 3 values for 12 classes"):
+        scores.scoring_pass(headless, TorchDataLoader(data, 8), "grand_last_layer",
+                            prepare=lambda x: x.unsqueeze(1))  # fmt: skip
+
+
+class Dict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return {"logits": self.layer(inputs)}
+
+
+def test_what_a_pass_cannot_score() -> None:
+    model, data = made()
+    with pytest.raises(TypeError, match="logits must be a tensor, got dict"):
+        scores.scoring_pass(Dict(), TorchDataLoader(data, 8))
+    found = scores.scoring_pass(
+        Dict(), TorchDataLoader(data, 8), lambda out, labels: scores.el2n(out["logits"], labels)
+    )
+    assert len(found.scores) == 50
+    with pytest.raises(ValueError, match="device must be given for a model without parameters"):
+        scores.scoring_pass(nn.Identity(), TorchDataLoader(data, 8))
+    with pytest.raises(ValueError, match=r"batches with labels \[b\], got \[\]"):
+        scores.scoring_pass(model, TorchDataLoader(data, batch_size=None))
+    with pytest.raises(TypeError, match=r"num_samples must be given where loader.dataset"):
+        scores.scoring_pass(model, [next(iter(TorchDataLoader(data, 8)))])
+
+
+def test_labels_out_of_range() -> None:
+    logits = torch.zeros(2, 3)
+    for name in ("cross_entropy", "el2n", "margin", "confidence"):
+        for bad in (-1, 3, -100):
+            with pytest.raises(IndexError, match=r"labels must be in \[0, 3\)"):
+                scores.SCORES[name](logits, torch.tensor([0, bad]))
+        with pytest.raises(TypeError, match=r"labels must be integers, got torch.float32"):
+            scores.SCORES[name](logits, torch.zeros(2))
+
+
+def test_masked_classes_and_few() -> None:
+    logits = torch.tensor([[0.0, 0.0, -math.inf]])
+    assert scores.entropy(logits).tolist() == pytest.approx([math.log(2)])
+    with pytest.raises(ValueError, match="two classes or more, got 1"):
+        scores.margin(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
+    assert scores.grand(nn.Linear(4, 3), torch.zeros(0, 4), torch.zeros(0).long()).shape == (0,)
+
+
+class Scaled(nn.Module):
+    """With a parameter that is one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.scale * inputs
+
+
+def test_grand_of_a_scalar_parameter() -> None:
+    # The derivative of the loss by the scale: sum of (p - y) x, with p = (3/4, 1/4).
+    inputs = torch.tensor([[math.log(3.0) / 2, 0.0]])
+    found = scores.grand(Scaled(), inputs, torch.tensor([1]))
+    assert found.tolist() == pytest.approx([0.75 * math.log(3.0) / 2])
+
+
 def test_inputs_are_prepared() -> None:
     model, data = made()
     found = scores.scoring_pass(model, TorchDataLoader(data, 8), prepare=lambda x: 0 * x)
@@ -233,6 +342,18 @@ def test_saved_and_loaded(ending: str, tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="must hold"):
             scores.load(path)
+
+
+def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="other names than 'file'"):
+        scores.save(tmp_path / "scores.npz", torch.zeros(3), file="x")
+    with pytest.raises(ValueError, match="must end in"):
+        scores.save(tmp_path / "scores.txt", torch.zeros(3))
+    assert not list(tmp_path.iterdir())
+    np.save(tmp_path / "plain.npy", np.zeros(3, np.float32))
+    (tmp_path / "plain.npy").rename(tmp_path / "plain.npz")
+    with pytest.raises(ValueError, match="must hold an array named scores"):
+        scores.load(tmp_path / "plain.npz")
 
 
 def test_files_that_hold_no_scores(tmp_path: Path) -> None:

@@ -26,18 +26,24 @@ def save(path: str | os.PathLike[str], scores: Tensor, **about: str | float) -> 
     values = scores.detach().cpu().float().contiguous()
     if values.ndim != 1:
         raise ValueError(f"scores must have shape [n], got {list(values.shape)}")
+    for name in ("scores", "file"):
+        if name in about:
+            raise ValueError(f"about must use other names than {name!r}, got {about[name]!r}")
     half = path.with_name(path.name + ".new")
-    if path.suffix == ".npz":
-        with half.open("wb") as file:
-            arrays: dict[str, Any] = {name: np.array(value) for name, value in about.items()}
-            np.savez(file, scores=values.numpy(), **arrays)
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    try:
+        if path.suffix == ".npz":
+            with half.open("wb") as file:
+                arrays: dict[str, Any] = {name: np.array(value) for name, value in about.items()}
+                np.savez(file, scores=values.numpy(), **arrays)
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        save_file({"scores": values}, half, {k: str(v) for k, v in about.items()})
-    else:
-        raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
-    half.replace(path)
+            save_file({"scores": values}, half, {k: str(v) for k, v in about.items()})
+        else:
+            raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Tensor:
@@ -52,7 +58,7 @@ def load(path: str | os.PathLike[str]) -> Tensor:
         try:
             with np.load(path, allow_pickle=False) as file:
                 values = torch.from_numpy(file["scores"])
-        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+        except (zipfile.BadZipFile, KeyError, EOFError, ValueError, TypeError) as error:
             raise ValueError(f"{path} must hold an array named scores: {error}") from error
     elif path.suffix == ".safetensors":
         from safetensors import SafetensorError

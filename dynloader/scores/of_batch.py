@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynloader.checks import check_integer
+from dynloader.checks import check_integer, check_range
 from dynloader.scores.evaluating import evaluating
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -93,9 +93,10 @@ def grand(
         for begin in range(0, len(inputs), chunk_size):
             chunk = slice(begin, begin + chunk_size)
             parts = gradients(trained, inputs[chunk], labels[chunk])
-            squares = [part.flatten(1).float().square().sum(1) for part in parts.values()]
+            rows = [part.reshape(len(part), -1).float() for part in parts.values()]
+            squares = [row.square().sum(1) for row in rows]
             found.append(torch.stack(squares).sum(0).sqrt())
-    return torch.cat(found)
+    return torch.cat(found) if found else torch.empty(0, device=labels.device)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -104,6 +105,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     Keep the lowest by ``Static(scores=..., highest=False)``.
     """
     logits, labels = _checked(logits, labels)
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits must have two classes or more, got {logits.shape[1]}")
     probabilities = logits.softmax(1)
     own = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
     others = probabilities.scatter(1, labels.unsqueeze(1), -1.0)
@@ -117,8 +120,8 @@ def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: float [b, classes].
         labels: not looked at; there so that all scores are called alike.
     """
-    logs = logits.detach().float().log_softmax(1)
-    return -(logs.exp() * logs).sum(1)
+    entropies: Tensor = torch.special.entr(_checked_logits(logits).softmax(1)).sum(1)
+    return entropies
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
@@ -145,18 +148,30 @@ def score_of(score: str | Score) -> Score:
     return SCORES[score]
 
 
-def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _checked_logits(logits: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be float [b, classes], got {logits.dtype} {list(logits.shape)}"
         )
+    return logits.detach().float()
+
+
+def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = _checked_logits(logits)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be integers, got {found}")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must have shape [{len(logits)}], got {list(labels.shape)}")
-    return logits.detach().float(), labels.long()
+    labels = labels.long()
+    if labels.is_cpu:  # on a GPU the host would have to wait; there CUDA's own assertion says so
+        check_range("labels", labels, logits.shape[1])
+    return logits, labels
 
 
 def _error(logits: Tensor, labels: Tensor) -> Tensor:
     """``softmax(logits) - onehot``: the gradient of the cross-entropy by the logits."""
-    error = logits.softmax(1)
-    error[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return error
+    ones = torch.ones((len(labels), 1), device=logits.device)
+    return logits.softmax(1).scatter_add(1, labels.unsqueeze(1), -ones)

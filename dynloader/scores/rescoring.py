@@ -13,8 +13,8 @@ from torch.utils.data import Subset
 from dynloader.loader import DataLoader
 from dynloader.policies import Full
 from dynloader.scores.evaluating import evaluating
-from dynloader.scores.of_batch import Score, score_of
-from dynloader.scores.scoring_pass import parts_of, scored
+from dynloader.scores.of_batch import Score
+from dynloader.scores.scoring_pass import device_of, parts_of, scorer_of
 from dynloader.table import ScoreTable
 
 # Of the loader's options, those that make the batches of left-out samples the same as its own.
@@ -71,21 +71,19 @@ def rescore(
     Args:
         model: from inputs to logits.
         loader: with a policy; of ``(inputs, labels)``, or ``(inputs, labels, index)``.
-        score: of :data:`SCORES`, or a function of logits and labels.
+        score: as :func:`dynloader.scores.scoring_pass` has it.
         device: of the model; by default that of its first parameter.
         prepare: a function of the inputs, when they are on the device.
 
     Raises:
         TypeError: the loader is not of this package, or has no policy.
     """
-    function = score_of(score)
     loader = getattr(loader, "base_dataloader", loader)  # that accelerate has wrapped
     sampler = getattr(loader, "pruning_sampler", None)
     if not isinstance(loader, DataLoader) or sampler is None:
         kind = "without one" if isinstance(loader, DataLoader) else type(loader).__name__
         raise TypeError(f"loader must be a dynloader.DataLoader with a policy, got {kind}")
-    if device is None:
-        device = next(model.parameters()).device
+    function, device = scorer_of(score, model), device_of(model, device)
     begin = time.perf_counter()
     left_out = sampler.left_out()
     places, found = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, device=device)]
@@ -96,7 +94,7 @@ def rescore(
                 inputs, labels = inputs.to(device, non_blocking=True), labels.to(device)
                 if prepare is not None:
                     inputs = prepare(inputs)
-                found.append(scored(function, model(inputs), labels))
+                found.append(function(inputs, labels))
                 places.append(place.cpu())
                 sampler.record(left_out[places[-1]], found[-1])
     indices, scores = left_out[torch.cat(places)], torch.cat(found).cpu()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from dynloader.checks import as_index, check_integer, check_range
 from dynloader.scores.evaluating import evaluating
-from dynloader.scores.of_batch import Score, score_of
+from dynloader.scores.of_batch import Score, grand, grand_last_layer, score_of
 
 
 class Scored(NamedTuple):
@@ -48,7 +48,8 @@ def scoring_pass(
         model: from inputs to logits.
         loader: of ``(inputs, labels, index)``, as ``DataLoader(..., return_index=True)`` without a
             policy; or of ``(inputs, labels)`` in the order of the data set.
-        score: of :data:`SCORES`, or a function of logits and labels.
+        score: of :data:`SCORES`, or a function of logits and labels; or "grand_last_layer", by the
+            model's last ``nn.Linear``; or "grand", exactly, for small models.
         num_samples: of the data set; by default of ``loader.dataset``.
         device: of the model; by default that of its first parameter.
         prepare: a function of the inputs, when they are on the device.
@@ -56,12 +57,16 @@ def scoring_pass(
     Raises:
         ValueError: samples were left out, or it is not clear which is which.
     """
-    function = score_of(score)
+    function = scorer_of(score, model)
     if num_samples is None:
-        num_samples = len(loader.dataset)  # type: ignore[attr-defined]
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(dataset, Sized):
+            raise TypeError(
+                "num_samples must be given where loader.dataset has no length, got None"
+            )
+        num_samples = len(dataset)
     check_integer("num_samples", num_samples, 1)
-    if device is None:
-        device = next(model.parameters()).device
+    device = device_of(model, device)
     begin = time.perf_counter()
     scores = torch.full((num_samples,), -torch.inf, device=device)
     is_found = torch.zeros(num_samples, dtype=torch.int32, device=device)
@@ -73,7 +78,7 @@ def scoring_pass(
             inputs, labels = inputs.to(device, non_blocking=True), labels.to(device)
             if prepare is not None:
                 inputs = prepare(inputs)
-            found = scored(function, model(inputs), labels)
+            found = function(inputs, labels)
             index = as_index(index)
             check_range("index", index, num_samples)
             index = index.to(device)
@@ -94,14 +99,58 @@ def scoring_pass(
     return Scored(scores.cpu(), int(num_forward), time.perf_counter() - begin)
 
 
-def scored(function: Score, logits: Tensor, labels: Tensor) -> Tensor:
-    """What ``function`` gives, float32 [b], checked."""
-    found = function(logits, labels).float()
-    if found.shape != labels.shape:
-        raise ValueError(
-            f"score must give one number a sample, {list(labels.shape)}, got {list(found.shape)}"
-        )
-    return found
+def device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """``device``, or that of the model's first parameter."""
+    if device is not None:
+        return torch.device(device)
+    first = next(model.parameters(), None)
+    if first is None:
+        raise ValueError("device must be given for a model without parameters, got None")
+    return first.device
+
+
+def scorer_of(score: str | Score, model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+    """The score of inputs and labels by ``model``, float32 [b]."""
+    if score == "grand":
+        return lambda inputs, labels: grand(model, inputs, labels)
+    if score == "grand_last_layer":
+        return _LastLayer(model)
+    function = score_of(score)
+
+    def scored(inputs: Any, labels: Tensor) -> Tensor:
+        found = function(model(inputs), labels).float()
+        if found.shape != labels.shape:
+            raise ValueError(
+                f"score must give one number a sample, {list(labels.shape)}, "
+                f"got {list(found.shape)}"
+            )
+        return found
+
+    return scored
+
+
+class _LastLayer:
+    """:func:`grand_last_layer` of inputs and labels, with what the last layer is given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        if not layers:
+            raise ValueError("model must have an nn.Linear for grand_last_layer, got none")
+        self._model, self._layer = model, layers[-1]
+
+    def __call__(self, inputs: Any, labels: Tensor) -> Tensor:
+        given: list[Tensor] = []
+        hook = self._layer.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        try:
+            logits = self._model(inputs)
+        finally:
+            hook.remove()
+        if len(given) != 1 or self._layer.out_features != logits.shape[-1]:
+            raise ValueError(
+                "model must end with its last nn.Linear for grand_last_layer, but that gives "
+                f"{self._layer.out_features} values for {logits.shape[-1]} classes"
+            )
+        return grand_last_layer(logits, labels, given[0], bias=self._layer.bias is not None)
 
 
 def parts_of(batch: Any, loader: Any, position: int) -> tuple[Tensor, Tensor, Any]:
@@ -111,12 +160,24 @@ def parts_of(batch: Any, loader: Any, position: int) -> tuple[Tensor, Tensor, An
             f"loader must yield (inputs, labels, index), got {type(batch).__name__}"
             + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
         )
+    if not isinstance(batch[1], Tensor) or batch[1].ndim != 1:
+        found = list(batch[1].shape) if isinstance(batch[1], Tensor) else type(batch[1]).__name__
+        raise ValueError(f"loader must yield batches with labels [b], got {found}")
     if len(batch) == 3:
         return batch[0], batch[1], batch[2]
-    if not isinstance(getattr(loader, "sampler", None), SequentialSampler):
+    if not _is_in_order(loader):
         raise ValueError(
             "loader must yield the index of each sample (return_index=True), or all samples in "
             "their order (shuffle=False)"
         )
     inputs, labels = batch
     return inputs, labels, torch.arange(position, position + len(labels))
+
+
+def _is_in_order(loader: Any) -> bool:
+    """Whether batches come in the order of the data set, as far as can be known."""
+    sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    if type(sampler) is not SequentialSampler or not getattr(loader, "in_order", True):
+        return False
+    # Torch makes a sequential sampler for a loader with a batch sampler, too, and does not use it.
+    return type(batches) is BatchSampler and batches.sampler is sampler
