@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ try:
 
     import dynloader
     from dynloader.bench import machine
+    from dynloader.demo import empty
     from dynloader.report.page import write_report
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing: {INSTALL}") from None
@@ -331,8 +331,10 @@ def main() -> None:
     out = args.out or Path("runs") / name.replace(" ", "-")
     warm_up(data, args)
     args.log = out / "runs"
-    if args.log.exists():
-        shutil.rmtree(args.log)  # of an earlier run, whose results are replaced
+    try:
+        empty(args.log)
+    except FileExistsError as error:
+        raise SystemExit(f"--out must not hold runs of others, got {error}") from None
     runs = []
     jobs = [(METHODS[name], seed) for seed in range(args.seeds) for name in args.methods]
     trainers = (Trainer(data, method, seed, args) for method, seed in jobs)

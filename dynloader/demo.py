@@ -70,8 +70,11 @@ def run(options: argparse.Namespace) -> int:
     is_test = torch.arange(len(labels)) % 5 == 0
     train = ArrayDataset(pictures[~is_test], labels[~is_test])
     runs = options.out / "runs"
-    if runs.exists():
-        shutil.rmtree(runs)  # of an earlier demo
+    try:
+        empty(runs)
+    except FileExistsError as error:
+        print(f"--out must not hold runs of others, got {error}", file=sys.stderr)
+        return 2
     print(f"{'':16} accuracy, %   samples  seconds")
     for name, policy in POLICIES.items():
         accuracies, totals = [], torch.zeros(2, dtype=torch.float64)
@@ -87,6 +90,21 @@ def run(options: argparse.Namespace) -> int:
         print(f"{name:16} {mean:11.2f}  {totals[0]:8,.0f} {totals[1]:8.1f}")
     print(write_report([runs], options.out, title="Handwritten digits, with and without pruning"))
     return 0
+
+
+def empty(folder: Path) -> None:
+    """Make ``folder``, without the runs that are in it if it was made by this function before.
+
+    Raises:
+        FileExistsError: it was not.
+    """
+    mark = folder / ".made-anew-each-time"
+    if folder.exists():
+        if not mark.exists() and any(folder.iterdir()):
+            raise FileExistsError(folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    mark.touch()
 
 
 def trained(

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from dynloader.run import Run
-from dynloader.run_log import RunLog
+from dynloader.run_log import QUANTILES, RunLog
 from dynloader.sampler import PruningSampler
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Target = Callable[[dict[str, Any], int], Any]
 
 
@@ -26,6 +25,8 @@ class EpochLog:
         target: called with the figures and the number of the epoch.
         run_log: given the figures of each sample, too.
         labels: the class of each sample, int64 [n], for what is kept of each.
+        used_at: when the loader was last used, as ``time.perf_counter`` has it: what a script does
+            between an epoch and the next is not of the epoch.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class EpochLog:
         target: Target,
         run_log: RunLog | None = None,
         labels: Tensor | None = None,
+        used_at: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._sampler = sampler
         self._update_seconds = update_seconds
         self._target = target
         self._run_log = run_log
         self._labels = labels
+        self._used_at = used_at
         n = sampler.num_samples
         self._was_kept = torch.ones(n, dtype=torch.bool)
         self._returns = torch.zeros(n, dtype=torch.int32)
@@ -54,7 +57,9 @@ class EpochLog:
                 self._was_kept = torch.from_numpy(run_log.samples["selected"])
                 self._returns = torch.from_numpy(run_log.samples["returns"])
         self._began: tuple[Run, float] | None = None
-        self._before = (0.0, 0.0)
+        # What a training cost that is gone on with is in the lines before, or nowhere.
+        is_new = sampler.run.plan.epoch == 0 and sampler.run.start == 0
+        self._before = (0.0, 0.0) if is_new else (sampler.select_seconds, update_seconds())
 
     def begin(self, run: Run) -> None:
         """An iterator over ``run`` begins."""
@@ -62,25 +67,25 @@ class EpochLog:
             self._began = run, time.perf_counter()
 
     def end(self, run: Run) -> None:
-        """``run`` is over; the host waits for the GPU."""
+        """``run`` is over; the host waits for the GPU.
+
+        Where that fails, nothing was counted, and it may be tried again.
+        """
         if self._began is None or self._began[0] is not run:
             return
-        seconds = time.perf_counter() - self._began[1]
-        self._began = None
+        seconds = max(0.0, self._used_at() - self._began[1])
         sampler, table, plan = self._sampler, self._sampler.table, run.plan
-        self._num_trained += run.position - run.start
-        self._seconds += seconds
-        churn = 0.0
+        churn, was_kept, returns = 0.0, self._was_kept, self._returns
+        checkpoint = self._checkpoint
         is_kept = torch.ones(sampler.num_samples, dtype=torch.bool)
         if plan.kept is not None:
             is_kept.zero_()
             is_kept[plan.kept.indices] = True
-            if plan.kept.checkpoint != self._checkpoint:
-                self._checkpoint = plan.kept.checkpoint
-                returned = is_kept & ~self._was_kept
+            if plan.kept.checkpoint != checkpoint:
+                checkpoint = plan.kept.checkpoint
+                returned = is_kept & ~was_kept
                 churn = float(returned.sum()) / len(plan)
-                self._returns += returned
-                self._was_kept = is_kept
+                returns, was_kept = returns + returned, is_kept
         retention = table.retention()
         totals = (sampler.select_seconds, self._update_seconds())
         figures: dict[str, Any] = {
@@ -88,8 +93,9 @@ class EpochLog:
             "num_selected": len(plan),
             "kept_fraction": len(plan) / sampler.num_samples,
             "churn": churn,
-            "samples": self._num_trained,
-            "seconds": self._seconds,
+            # Of an epoch resumed in its midst, what was trained before, too.
+            "samples": self._num_trained + run.position,
+            "seconds": self._seconds + seconds,
             "epoch_seconds": seconds,
             "select_seconds": totals[0] - self._before[0],
             "update_seconds": totals[1] - self._before[1],
@@ -98,7 +104,6 @@ class EpochLog:
             "never": retention.never,
             "num_selections": table.num_selections,
         }
-        self._before = totals
         seen = table.scores[table.scores.isfinite()]
         if len(seen):
             # torch.quantile ends at 2**24.
@@ -106,28 +111,26 @@ class EpochLog:
             for share in QUANTILES:
                 value = ordered[round(share * (len(ordered) - 1))]
                 figures[f"score_{round(100 * share):02}"] = float(value)
-        self._target(figures, plan.epoch)
-        if self._run_log is not None:
-            self._write(figures, is_kept)
-
-    def _write(self, figures: dict[str, Any], is_kept: Tensor) -> None:
-        assert self._run_log is not None
-        line = dict(figures)
         if self._labels is not None:
             num_classes = int(self._labels.max()) + 1
             of_all = self._labels.bincount(minlength=num_classes)
             of_kept = self._labels[is_kept].bincount(minlength=num_classes)
-            line["kept_of_class"] = (of_kept / of_all.clamp(min=1)).tolist()
-        self._run_log.write(line)
-        table = self._sampler.table
-        self._run_log.write_samples(
-            score=table.scores,
-            last_loss=table.last_loss,
-            visits=table.visits,
-            kept=table.selections,
-            returns=self._returns,
-            selected=self._was_kept,
-        )
+            figures["kept_of_class"] = (of_kept / of_all.clamp(min=1)).tolist()
+        self._target(figures, plan.epoch)
+        if self._run_log is not None:
+            self._run_log.write_samples(
+                score=table.scores,
+                last_loss=table.last_loss,
+                visits=table.visits,
+                kept=table.selections,
+                returns=returns,
+                selected=was_kept,
+                num_epochs=torch.tensor(len(self._run_log.lines) + 1),
+            )
+            self._run_log.write(figures)
+        self._began, self._before = None, totals
+        self._was_kept, self._returns, self._checkpoint = was_kept, returns, checkpoint
+        self._num_trained, self._seconds = figures["samples"], figures["seconds"]
 
 
 def target_of(target: Any) -> Target:
@@ -136,7 +139,11 @@ def target_of(target: Any) -> Target:
 
         def add(figures: dict[str, Any], epoch: int) -> None:
             for name, value in figures.items():
-                add_scalar(f"dynloader/{name}", value, epoch)
+                if isinstance(value, list):  # of each class
+                    for number, each in enumerate(value):
+                        add_scalar(f"dynloader/{name}/{number}", each, epoch)
+                else:
+                    add_scalar(f"dynloader/{name}", value, epoch)
 
         return add
     if not callable(target):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -81,6 +81,7 @@ class Pairing:
 
     def __init__(self) -> None:
         self.run: Run | None = None
+        self.used_at = 0.0  # when a batch was last asked for or its losses recorded
         self.progress: Any = None  # a bar of tqdm
         self._indices: Any = None
         self._num_unclaimed = 0
@@ -105,6 +106,7 @@ class Pairing:
         """Note the batch just yielded."""
         self._indices, self.run = indices, run
         self._num_unclaimed += 1
+        self.used_at = time.perf_counter()
         if self.progress is not None:
             self.progress.update()
 
@@ -126,19 +128,18 @@ class Pairing:
     def claim(self) -> None:
         """Note that the losses of a batch were recorded."""
         self._num_unclaimed = max(0, self._num_unclaimed - 1)
+        self.used_at = time.perf_counter()
 
 
 def end_epoch(sampler: PruningSampler, run: Run, pairing: Pairing) -> None:
     """Note that the last batch of ``run`` was yielded, and settle the next epoch if that may be."""
     run.is_exhausted = True
     run.user = None
+    pairing.used_at = time.perf_counter()
     pairing.show(None)
-    if pairing.num_unclaimed > 0:
+    if pairing.num_unclaimed > 0 and sampler.policy.needs_scores:
         return  # their losses may be on the way: who asks for the next epoch settles it
-    # What fails here fails again when the next epoch is asked for. After the last one nobody asks:
-    # a schedule may end with the training.
-    with contextlib.suppress(Exception):
-        sampler.finish(run)
+    sampler.finish_at_end(run)
 
 
 _REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"

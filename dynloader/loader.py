@@ -563,13 +563,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     ) -> RunLog | None:
         """Hand on the figures of every epoch when it is over; the host then waits for the GPU.
 
-        Of several processes, the first does.
+        Of several processes, the first does. An epoch that was broken off is over when the next one
+        is asked for; ``loader.epoch`` does. What fails here ends the loop.
 
         Args:
             target: a folder, for ``python -m dynloader report``; a TensorBoard ``SummaryWriter``;
                 or a function of a dict of figures and the number of the epoch.
             name: of the method, for a folder: runs of one name are seeds of it.
-            labels: the class of each sample, for a folder; by default those of the policy.
+            labels: the class of each sample, integers [n]; by default those of the policy.
             class_names: of the classes.
             resume: go on with the run in the folder, if there is one, from the current epoch on;
                 call this after :meth:`load_state_dict`.
@@ -579,15 +580,17 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
         Raises:
             RuntimeError: the loader has no policy.
-            ValueError: the folder holds a run.
+            TypeError, ValueError: the folder holds a run, or ``labels`` are not one class a sample.
         """
         if self._pruning is None or self.table is None:
             raise RuntimeError("log_to needs a DataLoader with policy=, got None")
         run_log = None
         function: Callable[[dict[str, Any], int], Any]
+        if labels is None:
+            labels = self._pruning.policy.labels
+        if labels is not None:
+            labels = _checked_labels(labels, len(self.table))
         if isinstance(target, str | os.PathLike):
-            if labels is None:
-                labels = self._pruning.policy.labels
             run_log = RunLog(
                 target if self._pruning.rank == 0 else None,
                 name=name,
@@ -606,7 +609,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             lambda: self._update_seconds,
             function,
             run_log,
-            None if run_log is None else run_log.labels,
+            labels,
+            lambda: self._pairing.used_at,
         )
         self._logs.append(log)
         if self._pruning.rank == 0:
@@ -705,6 +709,21 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "_logs": [],
         }
         return self.__dict__ | alone
+
+
+def _checked_labels(labels: Any, num_samples: int) -> Tensor:
+    """As int64 [n] on the host."""
+    try:
+        found = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be integers [n]: {error}") from error
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {found.dtype}")
+    if found.shape != (num_samples,):
+        raise ValueError(f"labels must have shape [{num_samples}], got {list(found.shape)}")
+    if num_samples and int(found.min()) < 0:
+        raise ValueError(f"labels must be at least 0, got {int(found.min())}")
+    return found.long()
 
 
 def _ignore(figures: dict[str, Any], epoch: int) -> None:

@@ -17,6 +17,27 @@ from torch import Tensor
 _VERSION = 1
 _NUM_PICTURES = 24
 
+# Of every epoch; all others in a line are metrics, such as the accuracy.
+FIGURES = {
+    "epoch",
+    "num_selected",
+    "kept_fraction",
+    "churn",
+    "samples",
+    "seconds",
+    "epoch_seconds",
+    "select_seconds",
+    "update_seconds",
+    "always",
+    "sometimes",
+    "never",
+    "num_selections",
+    "kept_of_class",
+}
+# Of the scores; and their names in a line, in per cent.
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SCORES = {f"score_{round(100 * share):02}" for share in QUANTILES}
+
 
 class RunLog:
     """A folder for one training: a line for each epoch, and a row for each sample.
@@ -78,15 +99,27 @@ class RunLog:
     def write(self, figures: Mapping[str, Any]) -> None:
         """Add the figures of an epoch, among them "epoch"."""
         self.lines.append(dict(figures))
-        self._save_lines()
+        try:
+            self._save_lines()
+        except BaseException:
+            self.lines.pop()
+            raise
 
     def add(self, **metrics: float) -> None:
         """Add figures, such as ``accuracy=0.93``, to the epoch that ended last.
 
+        In processes other than the first, where nothing is written, it does nothing.
+
         Raises:
             RuntimeError: none has ended yet.
+            ValueError: a name is one of the figures that are there anyway.
         """
+        taken = [name for name in metrics if name in FIGURES or name in SCORES]
+        if taken:
+            raise ValueError(f"metrics must have names of their own, got {taken[0]!r}")
         self.settle()
+        if self.folder is None:
+            return
         if not self.lines:
             raise RuntimeError("add needs an epoch that has ended, got none")
         self.lines[-1] |= {name: float(value) for name, value in metrics.items()}
@@ -130,10 +163,16 @@ class RunLog:
         if (folder / "samples.npz").exists():
             with np.load(folder / "samples.npz", allow_pickle=False) as found:
                 self.samples = {name: found[name] for name in found.files}
+        if int(self.samples.get("num_epochs", 0)) != len(self.lines):
+            # They know of epochs that are dropped: what returned is counted from here on.
+            self.samples = {}
 
     def _save_about(self) -> None:
-        if self.folder is not None:
-            (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n")
+        if self.folder is None:
+            return
+        half = self.folder / "run.json.new"
+        half.write_text(json.dumps(self.about, indent=1) + "\n")
+        half.replace(self.folder / "run.json")
 
     def _save_lines(self) -> None:
         if self.folder is None:
@@ -152,8 +191,12 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str,
     """
     found: dict[str, list[int]] = {}
     if "score" in samples:
-        seen = np.flatnonzero(np.isfinite(samples["score"]))
-        order = seen[np.argsort(-samples["score"][seen], kind="stable")]
+        # What diverged comes first; what was never seen has no score yet.
+        scores, visits = samples["score"], samples.get("visits")
+        is_seen = np.isfinite(scores) if visits is None else visits > 0
+        seen = np.flatnonzero(is_seen)
+        highest_first = np.where(np.isnan(scores[seen]), -np.inf, -scores[seen])
+        order = seen[np.argsort(highest_first, kind="stable")]
         found["hardest"] = order[:count].tolist()
     if "kept" in samples and samples["kept"].any():
         found["never kept"] = np.flatnonzero(samples["kept"] == 0)[:count].tolist()

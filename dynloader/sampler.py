@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 import weakref
@@ -221,6 +222,23 @@ class PruningSampler(DistributedSampler[int]):
         if run is self.run:
             self._move_to(run.plan.epoch + 1)
 
+    def finish_at_end(self, run: Run) -> None:
+        """As :meth:`finish`, for a ``run`` that is exhausted, when nobody may ask for the next.
+
+        A schedule may end with the training: what fails fails again when the next epoch is asked
+        for. But not what is told of this one.
+        """
+        if run is not self.run:
+            return
+        epoch = run.plan.epoch + 1
+        try:
+            self._meet(epoch)
+        except Exception:
+            return
+        self._tell()
+        with contextlib.suppress(Exception):
+            self.run = self._settle(epoch)
+
     @property
     def has_news(self) -> bool:
         """Whether losses were recorded that the other processes do not have."""
@@ -278,14 +296,21 @@ class PruningSampler(DistributedSampler[int]):
         )
 
     def _move_to(self, epoch: int) -> None:
+        self._meet(epoch)
+        self._tell()
+        self.run = self._settle(epoch)
+
+    def _meet(self, epoch: int) -> None:
+        """Let all processes have the same table, before they go on to ``epoch``."""
         # Read when an epoch begins and the answer is there, as it is where that waits for indices.
         self.table.start_check()
         if self.num_replicas > 1:
             self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
+
+    def _tell(self) -> None:
         if self._is_over(self.run):
             for tell in self.when_over:
                 tell(self.run)
-        self.run = self._settle(epoch)
 
     def _settle(self, epoch: int, start: int = 0) -> Run:
         checkpoint = self.policy.checkpoint(epoch)

@@ -141,7 +141,7 @@ class Model:
         batch = epoch.samples[epoch.position : epoch.position + self.batch_size]
         if len(batch) == 0 or (self.drop_last and len(batch) < self.batch_size):
             epoch.is_exhausted = True
-            if self.num_unclaimed == 0:
+            if self.num_unclaimed == 0 or not self.policy.needs_scores:
                 self.advance()
             return None
         epoch.position += len(batch)

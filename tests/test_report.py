@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ledger import Numbers, loss_of
+from ledger import Numbers, loss_of, train
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -197,6 +198,137 @@ def test_a_resumed_run_goes_on_with_its_log(tmp_path: Path) -> None:
     train(again := made(), again.log_to(tmp_path / "parts", resume=True), 1)
     lines = (tmp_path / "parts" / "epochs.jsonl").read_text().splitlines()
     assert len(lines) == 1
+
+
+def test_a_run_resumed_within_an_epoch(tmp_path: Path) -> None:
+    def made() -> DataLoader[int]:
+        return DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1), seed=2)
+
+    first = made()
+    log = first.log_to(tmp_path / "run")
+    for numbers in first:
+        first.update(loss_of(numbers))
+    iterator = iter(first)
+    for _ in range(2):
+        first.update(loss_of(next(iterator)))
+    state = first.state_dict()
+    assert state["update_seconds"] > 0
+    second = made()
+    second.load_state_dict(state)
+    log = second.log_to(tmp_path / "run", resume=True)
+    assert log is not None
+    for numbers in second:
+        second.update(loss_of(numbers))
+    assert [line["samples"] for line in log.lines] == [30, 60]
+    whole = second.stats()["dynloader/update_seconds"]
+    assert log.lines[1]["update_seconds"] == pytest.approx(whole - state["update_seconds"])
+
+
+def test_a_checkpoint_older_than_the_log(tmp_path: Path) -> None:
+    """What the dropped epochs counted is not taken for what went before."""
+    policy = RandomDynamic(keep=0.5, every=1)
+    loader = DataLoader(Numbers(60), 8, policy=policy, seed=2)
+    log = loader.log_to(tmp_path / "run")
+    state = loader.state_dict()
+    for epoch in range(6):
+        for numbers in loader:
+            loader.update(loss_of(numbers))
+        if epoch == 1:
+            state = loader.state_dict()
+    assert log is not None
+    assert log.samples["returns"].sum() > 50
+    loader = DataLoader(Numbers(60), 8, policy=policy, seed=2)
+    loader.load_state_dict(state)
+    log = loader.log_to(tmp_path / "run", resume=True)
+    assert log is not None
+    assert [line["epoch"] for line in log.lines] == [0, 1]
+    for numbers in loader:
+        loader.update(loss_of(numbers))
+    assert log.samples["returns"].sum() == 0
+
+
+def test_what_is_done_between_epochs_takes_no_time_of_theirs(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = []
+    loader = DataLoader(Numbers(60), 8, policy=UCB(keep=0.5, every=1))
+    log = loader.log_to(tmp_path / "run")
+    loader.log_to(lambda figures, epoch: lines.append(figures))
+    assert log is not None
+    for _ in range(3):
+        for number, numbers in enumerate(loader):
+            loader.update(loss_of(numbers))
+            if number == 2:
+                break
+        time.sleep(0.3)
+        log.add(accuracy=0.5)
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert all(line["epoch_seconds"] < 0.25 for line in log.lines)
+
+
+def test_every_epoch_is_told_of_a_rule_without_scores() -> None:
+    """Nobody need ask for an epoch after the last."""
+    epochs: list[int] = []
+    loader = DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1))
+    loader.log_to(lambda figures, epoch: epochs.append(epoch))
+    for _ in range(3):
+        for _ in loader:
+            pass
+    assert epochs == [0, 1, 2]
+
+
+def test_what_fails_is_told_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+    fails = True
+
+    def target(figures: dict[str, Any], epoch: int) -> None:
+        if fails:
+            raise OSError("no space left")
+
+    loader = DataLoader(Numbers(60), 8, policy=UCB(keep=0.5, every=1))
+    loader.log_to(target)
+    log = loader.log_to(tmp_path / "run")
+    assert log is not None
+    with pytest.raises(OSError, match="no space left"):
+        train(loader)
+    fails = False
+    for numbers in loader:
+        loader.update(loss_of(numbers))
+    assert [(line["epoch"], line["samples"]) for line in log.lines] == [(0, 60), (1, 90)]
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        train(loader)
+    assert [line["epoch"] for line in log.lines] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.zeros(10).long(), ValueError, r"labels must have shape \[60\], got \[10\]"),
+        (torch.zeros(60, 3).long(), ValueError, r"labels must have shape \[60\], got \[60, 3\]"),
+        (torch.full((60,), -1), ValueError, "labels must be at least 0, got -1"),
+        (torch.zeros(60), TypeError, r"labels must be integers, got torch.float32"),
+        (["a"] * 60, TypeError, r"labels must be integers \[n\]"),
+    ],
+)
+def test_labels_are_checked_at_once(
+    labels: Any, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    loader = DataLoader(Numbers(60), 8, policy=Full())
+    with pytest.raises(error, match=message):
+        loader.log_to(tmp_path / "run", labels=labels)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_have_names_of_their_own(tmp_path: Path) -> None:
+    log = trained(tmp_path / "run", Full(), "full", epochs=1)
+    for name in ("seconds", "score_50", "kept_of_class"):
+        with pytest.raises(ValueError, match=f"names of their own, got '{name}'"):
+            log.add(**{name: 1.0})
+    log.add(score_f1=0.5)
+    assert log.lines[0]["score_f1"] == 0.5
+
+
+def test_where_nothing_is_written_nothing_is_missed() -> None:
+    """As in processes other than the first."""
+    RunLog(None).add(accuracy=0.5)
 
 
 def test_refused(tmp_path: Path) -> None:
@@ -379,7 +511,57 @@ def test_runs_that_cannot_be_read(
     (folder / "run.json").write_text('{"version": 1, "name": "x"}')
     (folder / "samples.npz").unlink()
     assert "must have an epoch that has ended" in refused(folder)
-    assert not (tmp_path / "out" / "report.html").exists()
+    for text in ("[]", "null", "3"):
+        (folder / "run.json").write_text(text)
+        assert "no object of JSON" in refused(folder)
+    (folder / "run.json").write_text('{"version": 1}')
+    (folder / "epochs.jsonl").write_text('{"epoch": 0}\nnull\n')
+    assert "no object of JSON" in refused(folder)
+    (folder / "epochs.jsonl").write_text('{"epoch": 0}\n')
+    np.savez(folder / "samples.npz", score=np.zeros(3), kept=np.zeros(4))
+    assert "arrays of one length, got" in refused(folder)
+    assert "got " + str(folder / "run.json") in refused(folder / "run.json")
+    (tmp_path / "out").write_text("a file")
+    assert "out" in refused(report / "runs/u")
+
+
+def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one seed and name, with other classes, names that are no file names, and one begun."""
+    pytest.importorskip("matplotlib")
+    labels = torch.arange(60) % 3
+    given: list[dict[str, Any]] = [
+        {"labels": labels, "class_names": ["a", "b"]},
+        {"labels": labels // 2},
+        {},
+    ]
+    for number, options in enumerate(given):
+        folder = tmp_path / "runs" / str(number)
+        log = trained(folder, UCB(keep=0.5, every=1), r"a $\x$ b$", epochs=2, **options)
+        log.add(**{"val/accuracy": 0.5, 'quoted"': 0.25})
+    trained(tmp_path / "runs" / "3", InfoBatch(), "classes", epochs=2, labels=labels)
+    DataLoader(Numbers(60), 8, policy=Full()).log_to(tmp_path / "runs" / "begun")
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert "begun is left out: no epoch of it has ended" in told.err
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 4
+    names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert {"val-accuracy-samples.png", "quoted--seconds.png", "classes.png"} <= names
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="val-accuracy-samples"' in page
+
+
+def test_classes_are_of_the_last_pruned_epoch(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from dynloader.report.figures import charts
+    from dynloader.report.read import by_name, found_runs
+
+    labels = torch.arange(60) % 2
+    policy = UCB(keep=0.5, every=1, anneal=0.5, epochs=4)
+    trained(tmp_path / "run", policy, "UCB", epochs=4, labels=labels)
+    chart = charts(by_name(found_runs([tmp_path / "run"])))[-1]
+    assert chart.key == "classes"
+    shares = [float(row[1].rstrip(" %")) for row in chart.rows]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
@@ -440,5 +622,10 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert re.search(r"UCB +\d+\.\d\d +2,155 ", out)
     assert (tmp_path / "demo" / "report.html").exists()
+    # A folder of somebody's own runs is left as it is.
+    (tmp_path / "runs" / "ucb-0").mkdir(parents=True)
+    assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 2
+    assert "--out must not hold runs of others, got" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "ucb-0").exists()
     assert main(["demo", "--epochs", "0"]) == 2
     assert "--epochs must be at least 1, got 0" in capsys.readouterr().err

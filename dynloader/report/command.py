@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 HELP = "write a page about one or several trainings"
@@ -48,8 +49,13 @@ def run(options: argparse.Namespace) -> int:
         print(f"the report needs {error.name}: pip install 'dynloader[report]'", file=sys.stderr)
         return 1
     try:
-        print(write_report(options.runs, options.out, title=options.title))
-    except ValueError as error:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            path = write_report(options.runs, options.out, title=options.title)
+    except (ValueError, OSError) as error:
         print(f"python -m dynloader report: {error}", file=sys.stderr)
         return 2
+    for warning in found:
+        print(f"python -m dynloader report: {warning.message}", file=sys.stderr)
+    print(path)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,8 @@ class Chart:
             "grid.color": theme.faint,
             "legend.frameon": False,
             "font.size": 10.5,
+            # Names of methods and metrics are not formulas.
+            "text.parse_math": False,
             # The same file from the same numbers.
             "svg.hashsalt": self.key,
         }
@@ -135,7 +138,7 @@ def charts(groups: Groups) -> list[Chart]:
     classes = {
         name: members
         for name, members in groups.items()
-        if members[0].lines and "kept_of_class" in members[0].lines[-1]
+        if all(_kept_of_class(run) is not None for run in members)
     }
     if classes:
         found.append(_classes(classes))
@@ -148,6 +151,14 @@ def _is_pruned(run: RecordedRun) -> bool:
 
 def _has_scores(run: RecordedRun) -> bool:
     return any("score_50" in line for line in run.lines)
+
+
+def _kept_of_class(run: RecordedRun) -> list[float] | None:
+    """Of the last epoch that was pruned, or of the last: a rule may end with all samples."""
+    lines = [line for line in run.lines if line.get("kept_of_class")]
+    pruned = [line for line in lines if (line.get("kept_fraction") or 1) < 1]
+    found: list[float] | None = (pruned or lines or [{}])[-1].get("kept_of_class")
+    return found
 
 
 def _with_overhead(run: RecordedRun) -> RecordedRun:
@@ -330,12 +341,16 @@ def retention(groups: Groups) -> Chart:
 
 
 def _classes(groups: Groups) -> Chart:
+    found = {name: [_kept_of_class(run) or [] for run in runs] for name, runs in groups.items()}
+    num_classes = max(len(kept) for each in found.values() for kept in each)
     columns = {}
-    for name, members in groups.items():
-        columns[name] = np.mean([run.lines[-1]["kept_of_class"] for run in members], axis=0)
+    for name, each in found.items():
+        # Runs may have been given labels with fewer classes: of those, nothing is known.
+        rows_of = [[*kept, *[math.nan] * (num_classes - len(kept))] for kept in each]
+        columns[name] = np.array(rows_of).mean(axis=0)
     first = next(iter(groups.values()))[0]
-    num_classes = len(next(iter(columns.values())))
-    labels = first.about.get("class_names") or [str(number) for number in range(num_classes)]
+    given = first.about.get("class_names") or []
+    labels = [*given, *map(str, range(len(given), num_classes))][:num_classes]
 
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
         styles = _styles(list(groups))
@@ -358,7 +373,7 @@ def _classes(groups: Groups) -> Chart:
     return Chart(
         "classes",
         "Kept of each class",
-        "In the last epoch, the mean over the seeds.",
+        "In the last epoch that was pruned, the mean over the seeds.",
         draw,
         ["class", *columns],
         rows,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import html
 import io
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,16 +55,20 @@ def write_report(
         raise ValueError("runs must hold at least one run, got none")
     for run in found:
         if not run.lines:
-            raise ValueError(f"a run must have an epoch that has ended, got none in {run.folder}")
+            warnings.warn(f"{run.folder} is left out: no epoch of it has ended", stacklevel=2)
+    found = [run for run in found if run.lines]
+    if not found:
+        raise ValueError("a run must have an epoch that has ended, got none")
     out = Path(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     groups = by_name(found)
     parts, links = [_summary(groups)], [("summary", "Summary")]
-    for chart in charts(groups):
+    for chart in _with_names_of_their_own(charts(groups)):
         (out / "figures" / f"{chart.key}.png").write_bytes(chart.rendered(LIGHT, "png"))
         parts.append(_figure(chart))
         links.append((chart.key, chart.title))
-    lists = [_lists(run, out) for run in found if run.samples]
+    names: dict[str, int] = {}
+    lists = [_lists(run, out, _file_name(run, names)) for run in found if run.samples]
     if lists:
         parts.append(f'<section><h2 id="samples">Samples</h2>{"".join(lists)}</section>')
         links.append(("samples", "Samples"))
@@ -136,12 +142,11 @@ def _figure(chart: Chart) -> str:
     )
 
 
-def _lists(run: RecordedRun, out: Path) -> str:
+def _lists(run: RecordedRun, out: Path, file_name: str) -> str:
     """The samples that are worth a look, and all of them as a file."""
-    name = f"samples/{_file_name(run)}"
+    name = f"samples/{file_name}"
     (out / "samples").mkdir(exist_ok=True)
-    names = [key for key in run.samples if run.samples[key].ndim == 1]
-    n = len(run.samples[names[0]])
+    n = len(next(iter(run.samples.values())))
     with (out / name).open("w", newline="", encoding="utf-8") as file:
         _write_csv(file, run, range(n))
     parts = [
@@ -182,11 +187,11 @@ def _label(run: RecordedRun, index: int) -> str | None:
         return None
     names = run.about.get("class_names")
     label = int(labels[index])
-    return str(label) if names is None else str(names[label])
+    return str(label) if names is None or label >= len(names) else str(names[label])
 
 
 def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
-    names = [key for key in run.samples if run.samples[key].ndim == 1]
+    names = list(run.samples)
     has_names = "label" in names and run.about.get("class_names") is not None
     writer = csv.writer(file)
     writer.writerow(["index", *names, *(["class"] if has_names else [])])
@@ -196,9 +201,24 @@ def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
         writer.writerow([*row, *([_label(run, index)] if has_names else [])])
 
 
-def _file_name(run: RecordedRun) -> str:
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in run.name)
-    return f"{plain}-{run.about.get('seed', 0)}.csv"
+def _with_names_of_their_own(drawn: Iterable[Chart]) -> list[Chart]:
+    """The charts, their keys fit for files and for HTML, and no two alike."""
+    taken: dict[str, int] = {}
+    return [dataclasses.replace(chart, key=_unused(_plain(chart.key), taken)) for chart in drawn]
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in text)
+
+
+def _unused(name: str, taken: dict[str, int]) -> str:
+    """``name``, with a number where it was given out before."""
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else _unused(f"{name}-{taken[name]}", taken)
+
+
+def _file_name(run: RecordedRun, taken: dict[str, int]) -> str:
+    return _unused(_plain(f"{run.name}-{run.about.get('seed', 0)}"), taken) + ".csv"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

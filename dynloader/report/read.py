@@ -11,23 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Figures that every run has; all others in its lines are metrics, such as the accuracy.
-FIGURES = {
-    "epoch",
-    "num_selected",
-    "kept_fraction",
-    "churn",
-    "samples",
-    "seconds",
-    "epoch_seconds",
-    "select_seconds",
-    "update_seconds",
-    "always",
-    "sometimes",
-    "never",
-    "num_selections",
-    "kept_of_class",
-}
+from dynloader.run_log import FIGURES, SCORES
 
 
 @dataclass(frozen=True)
@@ -49,13 +33,13 @@ class RecordedRun:
     @property
     def name(self) -> str:
         """Of the method; seeds share it."""
-        return str(self.about["name"])
+        return str(self.about.get("name") or self.folder.name)
 
     @property
     def metrics(self) -> list[str]:
         """Names of the figures that the user added."""
         names = dict.fromkeys(name for line in self.lines for name in line)
-        return [name for name in names if name not in FIGURES and not name.startswith("score_")]
+        return [name for name in names if name not in FIGURES and name not in SCORES]
 
     def column(self, name: str) -> list[float]:
         """A figure of all epochs; NaN where an epoch has none."""
@@ -77,12 +61,16 @@ def read_run(folder: str | Path) -> RecordedRun:
     folder = Path(folder)
     try:
         about = json.loads((folder / "run.json").read_text())
-        text = (folder / "epochs.jsonl").read_text()
+        # Not there until the first epoch has ended.
+        lines_file = folder / "epochs.jsonl"
+        text = lines_file.read_text() if lines_file.exists() else ""
         lines = [json.loads(line) for line in text.splitlines()]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"RUN must be a folder of loader.log_to, got {folder}: {error}") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} holds a run that cannot be read: {error}") from None
+    if not all(isinstance(each, dict) for each in [about, *lines]):
+        raise ValueError(f"{folder} holds a run that cannot be read: a line is no object of JSON")
     if about.get("version") != 1:
         raise ValueError(f"version of {folder} must be 1, got {about.get('version')!r}")
     samples: dict[str, np.ndarray[Any, Any]] = {}
@@ -93,6 +81,10 @@ def read_run(folder: str | Path) -> RecordedRun:
                 samples = {name: found[name] for name in found.files}
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
+    samples = {name: array for name, array in samples.items() if array.ndim == 1}
+    if len({len(array) for array in samples.values()}) > 1:
+        found_lengths = {name: len(array) for name, array in samples.items()}
+        raise ValueError(f"{path} must hold arrays of one length, got {found_lengths}")
     return RecordedRun(folder, about, lines, samples)
 
 
