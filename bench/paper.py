@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import paper_report
 import torch
@@ -67,12 +68,14 @@ class Static:
         epochs: that a network of its own is trained for the score.
         score: high is kept.
         of_last: it looks at the network after its last epoch only.
+        num_more_passes: over the data, that ``score`` makes.
     """
 
     name: str
     epochs: int
     score: Score
     of_last: bool = False
+    num_more_passes: int = 0
 
 
 def grand(teacher: Teacher) -> torch.Tensor:
@@ -90,7 +93,7 @@ def grand(teacher: Teacher) -> torch.Tensor:
 # history after five, which are four or five pairs of epochs.
 STATIC: dict[str, Static] = {
     "el2n": Static("EL2N, static", 2, lambda t: scores.el2n(t.logits[-1], t.labels), of_last=True),
-    "grand": Static("GraNd (last layer), static", 2, grand, of_last=True),
+    "grand": Static("GraNd (last layer), static", 2, grand, of_last=True, num_more_passes=1),
     "margin": Static(
         "margin, static", 2, lambda t: -scores.margin(t.logits[-1], t.labels), of_last=True
     ),
@@ -151,6 +154,17 @@ METHODS: dict[str, train.Method] = {
         "InfoBatch, as published", train.METHODS["infobatch"].policy
     ),
 }
+# What must be the same for all trainings of one folder.
+SETTINGS = (
+    "epochs",
+    "every",
+    "model",
+    "batch_size",
+    "lr",
+    "wrong_labels",
+    "device",
+    "threads",
+)
 # Methods that keep what they keep, whatever is asked for.
 WITHOUT_KEEP = ("full", "infobatch-published")
 
@@ -247,12 +261,32 @@ def static_scores(
         trainer.after_epoch = look
         with tqdm(disable=True) as silent:
             run = trainer.run(silent)
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         found = static.score(Teacher(trainer, torch.stack(logits)))
+        cost["train_seconds"] += time.perf_counter() - begin
+        cost["cpu_seconds"] += time.process_time() - cpu_begin
+        cost["samples"] += static.num_more_passes * len(data.train)
         for name in cost:
             cost[name] += run[name]
         scores.save(path, found, method=cell.method, epochs=static.epochs, seed=cell.seed)
         write(about, cost)
     return scores.load(path), json.loads(about.read_text())
+
+
+def check_settings(out: Path, about: dict[str, Any]) -> None:
+    """Refuse to mix trainings of other data or options with those in ``out``."""
+    path = out / "settings.json"
+    wanted = {"data": about["data"], **about["arguments"]}
+    if not path.exists():
+        write(path, wanted)
+        return
+    found = json.loads(path.read_text())
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise SystemExit(
+                f"--out holds trainings with {name} {found.get(name)!r}, got {value!r}: "
+                "name another folder"
+            )
 
 
 def write(path: Path, value: Any) -> None:
@@ -287,7 +321,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in args.methods if name not in METHODS]
     if unknown:
         parser.error(f"--methods must be of {', '.join(METHODS)}, got {unknown[0]}")
-    args.keeps = [float(keep) for keep in args.keeps.split(",")]
+    try:
+        args.keeps = [float(keep) for keep in args.keeps.split(",")]
+    except ValueError:
+        parser.error(f"--keeps must be numbers with commas between them, got {args.keeps!r}")
+    for name in ("epochs", "seeds", "batch_size", "threads"):
+        if getattr(args, name) < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be at least 1, got {getattr(args, name)}")
     if any(not 0 < keep <= 1 for keep in args.keeps):
         parser.error(f"--keeps must be in (0, 1], got {args.keeps}")
     if args.every is None:
@@ -316,43 +357,49 @@ def main() -> None:
                 "train": len(data.train),
                 "test": len(data.test),
             },
-            "arguments": {
-                name: vars(args)[name]
-                for name in ("epochs", "every", "model", "batch_size", "lr", "wrong_labels")
-            },
+            "arguments": {name: vars(args)[name] for name in SETTINGS},
         }
+        check_settings(args.out, about)
         train.warm_up(data, argparse.Namespace(**{**vars(args), "keep": 0.5}))
         grid = list(cells(args))
         for number, cell in enumerate(grid, start=1):
             path = folder / f"{cell.name}.json"
             claim = path.with_suffix(".claim")
-            if path.exists() or not claimed(claim):
+            if path.exists() or (file := claimed(claim)) is None:
                 continue
-            try:
-                run = trained(cell, data, args)
-                write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
-            finally:
-                claim.unlink()
+            with file:
+                try:
+                    if path.exists():
+                        continue
+                    run = trained(cell, data, args)
+                    write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
+                finally:
+                    claim.unlink()
             tqdm.write(
                 f"{number}/{len(grid)} {cell.name}: {100 * run['accuracy']:.2f} %, "
                 f"{run['samples']:,} samples, {run['train_seconds']:.0f} s"
             )
+        missing = [cell.name for cell in grid if not (folder / f"{cell.name}.json").exists()]
+        if missing:
+            tqdm.write(f"other processes are still at {len(missing)} cells: {', '.join(missing)}")
     print(paper_report.write(args.out))
 
 
-def claimed(path: Path) -> bool:
-    """Whether this process is the first to begin the cell; a claim of a dead process is void."""
-    try:
-        with path.open("x") as file:
-            file.write(str(os.getpid()))
-    except FileExistsError:
+def claimed(path: Path) -> IO[str] | None:
+    """The file, locked, if no other process is at this cell; the lock ends with the process."""
+    while True:
+        file = path.open("w")
         try:
-            os.kill(int(path.read_text() or 0) or os.getpid(), 0)
-        except (ProcessLookupError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return claimed(path)
-        return False
-    return True
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # whoever had it is through, and took it away
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ COLOURS = (
     "#7a3db8",
 )
 MARKERS = "os^vDPX*<>"
+CLOCKS = {"cpu_seconds": "processor seconds", "train_seconds": "seconds"}
 Runs = dict[tuple[str, float], list[dict[str, Any]]]
 
 # Accuracy, in per cent, of a ResNet-18 after 200 epochs of CIFAR-10, by fraction kept: Raju et al.
@@ -50,24 +51,34 @@ def write(out: Path) -> str:
         found = json.loads(path.read_text())
         if "cell" in found:
             cells.append(found)
+    settings = {json.dumps(found["data"]) + json.dumps(comparable(found)) for found in cells}
+    if len(settings) > 1:
+        raise SystemExit(f"{out} holds trainings of {len(settings)} settings, which do not compare")
     if not cells:
         raise SystemExit(f"--out must hold cells that are done, got none in {out}")
     runs: Runs = defaultdict(list)
     for found in cells:
-        run = found["run"] | {"cpu": found["machine"]["cpu"]}
+        device = found["arguments"].get("device", "cpu")
+        run = found["run"] | {"cpu": found["machine"]["cpu"], "device": device}
         runs[found["run"]["method"], found["cell"]["keep"]].append(run)
     (out / "results.json").write_text(json.dumps(cells) + "\n")
     draw(runs, out / "accuracy.png")
     text = table(runs, cells)
     (out / "table.md").write_text(text)
     (out / "summary.md").write_text(summary(runs, cells))
-    (out / "published.md").write_text(published(runs, cells))
+    if cells[0]["data"]["name"].upper().replace("-", "") == "CIFAR10":
+        (out / "published.md").write_text(published(runs, cells))
     return text
+
+
+def comparable(found: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for two trainings to be compared."""
+    return {"device": "cpu", "threads": 1, **found["arguments"]}
 
 
 def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
     """Accuracy by method and fraction kept, with the samples and the time of each."""
-    full = runs["full data", 1.0]
+    full = runs.get(("full data", 1.0), [])
     about = cells[0]
     keeps = sorted({keep for _, keep in runs if keep < 1}, reverse=True)
     widths = [25, *(14 for _ in keeps)]
@@ -100,7 +111,7 @@ def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
     """Where half is kept (or the most, if that is not there), a line a method."""
     keeps = {keep for _, keep in runs if keep < 1}
     keep = 0.5 if 0.5 in keeps else max(keeps, default=1.0)
-    full = runs["full data", 1.0]
+    full = runs.get(("full data", 1.0), [])
     head = ["method", "accuracy, %", "against full data", "of the samples", "of the time"]
     rows = []
     for (method, other), members in runs.items():
@@ -109,7 +120,7 @@ def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
         row = [method, accuracy(members), "", "100%", "100%"]
         if members is not full:
             row[2] = difference(members, full)
-            shares = (share(members, full, name) for name in ("samples", "cpu_seconds"))
+            shares = (share(members, full, name) for name in ("samples", clock(runs)))
             row[3:] = [percentage(each) for each in shares]
         rows.append(row)
     rows.sort(key=lambda row: (row[0] != "full data", row[0] != "full data, same steps"))
@@ -120,7 +131,7 @@ def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
 
 def published(runs: Runs, cells: list[dict[str, Any]]) -> str:
     """Points lost against full data, published and here, of the methods that have both."""
-    full = runs["full data", 1.0]
+    full = runs.get(("full data", 1.0), [])
     methods = [name for name in dict.fromkeys(name for name, _ in runs) if name in PUBLISHED]
     keeps = sorted({keep for name in methods for keep in PUBLISHED[name]}, reverse=True)
     keeps = [keep for keep in keeps if any((name, keep) in runs for name in methods)]
@@ -164,12 +175,14 @@ def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
     every = [run for members in runs.values() for run in members]
     paid = ""
     if any(run.get("scoring", {}).get("samples") for run in every):
-        paid = "Static scores are paid for, in samples and seconds. "
+        paid = "Static scores are paid for, in samples (forward passes too) and seconds. "
     if any(run.get("samples_rescored") for run in every):
         paid += "New scores for what is left out are paid for in seconds. "
+    num_threads = about["arguments"].get("threads", 1)
+    threads = "one thread" if num_threads == 1 else f"{num_threads} threads"
     return (
         f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds, mean ± standard deviation. "
-        f"{paid}{' and '.join(cpus)}, one thread, torch {about['versions']['torch']}, "
+        f"{paid}{' and '.join(cpus)}, {threads}, torch {about['versions']['torch']}, "
         f"commit {', '.join(commits)}"
     )
 
@@ -186,7 +199,10 @@ def markdown(head: list[str], rows: list[list[str]], widths: list[int]) -> str:
 def difference(members: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
     """In points of accuracy, of the runs of one seed, and its deviation over the seeds."""
     whole = {run["seed"]: run["accuracy"] for run in full}
-    found = [100 * (run["accuracy"] - whole[run["seed"]]) for run in members]
+    pairs = [(run["accuracy"], whole[run["seed"]]) for run in members if run["seed"] in whole]
+    found = [100 * (own - all_data) for own, all_data in pairs]
+    if not found:
+        return ""
     spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
     return f"{statistics.fmean(found):+.1f}{spread}"
 
@@ -196,14 +212,14 @@ def time_saved(runs: Runs) -> str:
 
     Forward passes for new scores take seconds and train on no sample: without those methods.
     """
-    full = runs["full data", 1.0]
+    full = runs.get(("full data", 1.0), [])
     gaps = []
     for (method, keep), members in runs.items():
         if members is full or method == "full data, same steps":
             continue
         if any(run.get("samples_rescored") for run in members):
             continue
-        shares = [share(members, full, name) for name in ("samples", "cpu_seconds")]
+        shares = [share(members, full, name) for name in ("samples", clock(runs))]
         saved = [1 - each for each in shares if each is not None]
         if len(saved) < 2:
             continue
@@ -213,11 +229,17 @@ def time_saved(runs: Runs) -> str:
         return "No time was saved: nothing but full data was trained."
     middle, worst = gaps[len(gaps) // 2], gaps[-1]
     return (
-        "Of the time of the processor, what is saved differs from the samples saved by "
+        f"Of the {CLOCKS[clock(runs)]}, what is saved differs from the samples saved by "
         f"{100 * middle[0]:.1f} points in the median, and by at most {100 * worst[0]:.1f} "
         f"({worst[1]}, keep {worst[2]:g}: {worst[3]:.0%} of the samples, "
         f"{worst[4]:.0%} of the time)."
     )
+
+
+def clock(runs: Runs) -> str:
+    """The time that tells what a training cost: on a GPU its seconds, else the processor's."""
+    devices = {run["device"] for members in runs.values() for run in members}
+    return "cpu_seconds" if devices == {"cpu"} else "train_seconds"
 
 
 def wrong_kept(members: list[dict[str, Any]]) -> str:
@@ -261,7 +283,7 @@ def draw(runs: Runs, path: Path) -> None:
     methods = list(dict.fromkeys(name for name, _ in runs))
     for panel, (name, label) in zip(
         axes,
-        (("samples", "samples trained, millions"), ("cpu_seconds", "CPU seconds")),
+        (("samples", "samples trained, millions"), (clock(runs), CLOCKS[clock(runs)])),
         strict=True,
     ):
         scale = 1e6 if name == "samples" else 1

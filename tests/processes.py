@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 tests/processes.py NAME FOLDER
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -384,6 +385,25 @@ def scoring(folder: Path) -> None:
     assert torch.allclose(found.scores, wanted)
     assert found.num_forward == -(-37 // dist.get_world_size()) * dist.get_world_size()
     assert all(torch.equal(each, found.scores) for each in gathered(found.scores))
+
+
+def logged(folder: Path) -> None:
+    """The same script runs in every process, and the first writes."""
+    for policy in (UCB(keep=0.5, every=1), RandomDynamic(keep=0.5, every=1)):
+        name = type(policy).__name__
+        loader = DataLoader(Numbers(60), 4, policy=policy)
+        log = loader.log_to(folder / f"log-{name}", labels=torch.arange(60) % 3)
+        assert log is not None
+        for number in range(3):
+            for samples in loader:
+                if policy.needs_scores:
+                    loader.update(loss_of(samples))
+            log.add(accuracy=number / 10)
+        log.write_pictures(Numbers(60))
+        dist.barrier()
+        assert len(log.lines) == (3 if dist.get_rank() == 0 else 0)
+        lines = (folder / f"log-{name}" / "epochs.jsonl").read_text().splitlines()
+        assert [json.loads(line)["accuracy"] for line in lines] == [0.0, 0.1, 0.2]
 
 
 def rescored(folder: Path) -> None:

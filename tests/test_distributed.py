@@ -59,7 +59,9 @@ def together(name: str, folder: Path, world: int) -> list[str]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -> None:
-    name = "shares,last_steps,steps,samplers,one_asks,differences,scoring,rescored,save,resume"
+    name = (
+        "shares,last_steps,steps,samplers,one_asks,differences,scoring,rescored,logged,save,resume"
+    )
     for text in together(name, tmp_path, world):
         assert text.endswith(f"done {name}\n"), text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -29,7 +30,7 @@ def run(out: Path, *arguments: str, program: str = "paper.py") -> str:
 
 def test_the_grid(tmp_path: Path) -> None:
     asked = ["--data", "digits", "--epochs", "2", "--seeds", "1", "--keeps", "0.5"]
-    asked += ["--batch-size", "64", "--lr", "0.02", "--methods", METHODS]
+    asked += ["--batch-size", "64", "--lr", "0.02", "--methods", METHODS, "--name", "CIFAR-10"]
     first = run(tmp_path, *asked)
     cells = tmp_path / "cells"
     names = {path.stem: path for path in cells.glob("*.json")}
@@ -47,7 +48,7 @@ def test_the_grid(tmp_path: Path) -> None:
     kept = found["ucb-0.5-0"]["run"]["selections"]
     # The selection of the epoch after the last is made, too.
     assert sum(kept["samples_kept_so_often"]) == 1438
-    for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "of the time of the processor"):
+    for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "of the processor seconds"):
         assert name.lower() in first.lower()
     assert (tmp_path / "accuracy.png").exists()
     assert "New scores for what is left out are paid for in seconds" in first
@@ -60,19 +61,53 @@ def test_the_grid(tmp_path: Path) -> None:
     full, ucb = (found[name]["run"]["accuracy"] for name in ("full-1-0", "ucb-0.5-0"))
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["-0.9", f"{100 * (ucb - full):+.1f}"]
 
-    # Nothing is trained twice; what is missing is, though another process died on it.
+    # Nothing is trained twice; what is missing is, though another process died on it, but not what
+    # another one is at.
     times = {name: path.stat().st_mtime_ns for name, path in names.items()}
     names["ucb-0.5-0"].unlink()
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    (cells / "ucb-0.5-0.claim").write_text(str(process.pid))
+    (cells / "ucb-0.5-0.claim").touch()
+    with (cells / "ucb-0.5-0.claim").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run(tmp_path, *asked)
+        assert not names["ucb-0.5-0"].exists()
     run(tmp_path, *asked)
     changed = {name for name, path in names.items() if path.stat().st_mtime_ns != times[name]}
     assert changed == {"ucb-0.5-0"}
     again = json.loads(names["ucb-0.5-0"].read_text())["run"]
     assert again["accuracy"] == found["ucb-0.5-0"]["run"]["accuracy"]
     assert not list(cells.glob("*.claim"))
-    assert run(tmp_path, "--report").startswith("handwritten digits: 1,438 training")
+    assert run(tmp_path, "--report").startswith("CIFAR-10: 1,438 training")
+    # Other settings are not mixed with these.
+    assert "--out holds trainings with lr 0.02, got 0.1" in refused(tmp_path, *asked, "--lr", "0.1")
+
+
+def refused(out: Path, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "bench" / "paper.py"), "--out", str(out), *arguments]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert found.returncode != 0
+    assert "Traceback" not in found.stderr
+    return found.stderr
+
+
+def test_refused(tmp_path: Path) -> None:
+    for arguments, message in (
+        (("--epochs", "0"), "--epochs must be at least 1, got 0"),
+        (("--keeps", "a"), "--keeps must be numbers with commas between them, got 'a'"),
+        (("--keeps", "2"), "--keeps must be in (0, 1], got [2.0]"),
+        (("--methods", "x"), "--methods must be of full, same-steps"),
+        ((), "--data must name the data, got nothing"),
+        (("--report",), "--out must hold cells that are done, got none"),
+    ):
+        assert message in refused(tmp_path, *arguments)
+
+
+def test_a_grid_without_full_data(tmp_path: Path) -> None:
+    asked = ["--data", "digits", "--epochs", "2", "--seeds", "1", "--keeps", "0.5", "--lr", "0.02"]
+    text = run(tmp_path, *asked, "--methods", "random", "--batch-size", "64")
+    assert "random dynamic" in text
+    assert "No time was saved" in text
+    assert not (tmp_path / "published.md").exists()  # of other data, nothing was
 
 
 def test_wrong_labels(tmp_path: Path) -> None:
