@@ -81,7 +81,7 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
     full = runs.get(("full data", 1.0), [])
     about = cells[0]
     keeps = sorted({keep for _, keep in runs if keep < 1}, reverse=True)
-    widths = [25, *(14 for _ in keeps)]
+    widths = [max(25, *(len(name) for name, _ in runs)), *(14 for _ in keeps)]
 
     head = ["accuracy, %", *(f"keep {keep:g}" for keep in keeps)]
     if about["arguments"].get("wrong_labels"):
@@ -210,14 +210,14 @@ def difference(members: list[dict[str, Any]], full: list[dict[str, Any]]) -> str
 def time_saved(runs: Runs) -> str:
     """How far the seconds that were saved are from the samples that were saved.
 
-    Forward passes for new scores take seconds and train on no sample: without those methods.
+    Forward passes for scores take seconds and train on no sample: without those methods.
     """
     full = runs.get(("full data", 1.0), [])
     gaps = []
     for (method, keep), members in runs.items():
         if members is full or method == "full data, same steps":
             continue
-        if any(run.get("samples_rescored") for run in members):
+        if any(run.get("samples_rescored") or run["scoring"]["samples"] for run in members):
             continue
         shares = [share(members, full, name) for name in ("samples", clock(runs))]
         saved = [1 - each for each in shares if each is not None]
