@@ -150,6 +150,9 @@ METHODS: dict[str, train.Method] = {
         "IES, rescored", lambda a: dynloader.IES(keep=a.keep, every=a.every), is_rescored=True
     ),
     **{key: train.Method(static.name, None) for key, static in STATIC.items()},
+    "ucb-full-schedule": train.Method(
+        "UCB, schedule of full data", train.METHODS["ucb"].policy, has_full_schedule=True
+    ),
     "infobatch-published": train.Method(
         "InfoBatch, as published", train.METHODS["infobatch"].policy
     ),

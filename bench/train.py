@@ -43,6 +43,8 @@ class Method:
     policy: Callable[[argparse.Namespace], dynloader.Policy] | None
     is_shorter: bool = False
     is_rescored: bool = False  # what an epoch leaves out gets a new score before it
+    # The learning rate goes by the steps of all samples, as where nobody tells it of the pruning.
+    has_full_schedule: bool = False
 
 
 METHODS = {
@@ -184,7 +186,10 @@ class Trainer:
         total = torch.zeros((), device=self.args.device)
         length = len(self.loader)
         for batch, (images, labels) in enumerate(self.loader):
-            if self.max_steps is None:
+            if self.method.has_full_schedule:
+                steps_of_all = self.epochs * max(1, len(self.data.train) // self.args.batch_size)
+                self._set_learning_rate((steps_before + batch) / steps_of_all)
+            elif self.max_steps is None:
                 self._set_learning_rate((epoch + batch / length) / self.epochs)
             elif steps_before + batch < self.max_steps:
                 self._set_learning_rate((steps_before + batch) / self.max_steps)

@@ -15,7 +15,7 @@ for name in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(name)
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = (
-    "full,same-steps,ucb,ucb-explore,infobatch,kakurenbo,kakurenbo-rescored,ies,seta,order-dp,"
+    "full,same-steps,ucb,ucb-full-schedule,ucb-explore,infobatch,kakurenbo,kakurenbo-rescored,ies,seta,order-dp,"
     "prioritized,rs2,el2n,grand,margin,forgetting,dyn-unc,dual,tdds"
 )
 
@@ -34,7 +34,7 @@ def test_the_grid(tmp_path: Path) -> None:
     first = run(tmp_path, *asked)
     cells = tmp_path / "cells"
     names = {path.stem: path for path in cells.glob("*.json")}
-    assert len(names) == 19 + 7  # and what the scores of the static methods cost
+    assert len(names) == 20 + 7  # and what the scores of the static methods cost
     assert not list(cells.glob("*.claim"))
     assert not list(cells.glob("*.new"))
     found = {name: json.loads(path.read_text()) for name, path in names.items()}
@@ -53,7 +53,7 @@ def test_the_grid(tmp_path: Path) -> None:
     assert (tmp_path / "accuracy.png").exists()
     assert "New scores for what is left out are paid for in seconds" in first
     lines = (tmp_path / "summary.md").read_text().splitlines()
-    assert len([line for line in lines if line.startswith("|")]) == 2 + 19
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 20
     assert lines[4].startswith("| full data ")
     assert lines[4].count("100%") == 2
     # 95.6 % is full data, 94.7 % UCB with half of the samples.
