@@ -216,7 +216,7 @@ def trained(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict
 
 
 def selections_of(trainer: train.Trainer, is_wrong: torch.Tensor) -> dict[str, Any]:
-    """How many samples were kept how often, and the share of the wrong labels that was kept."""
+    """How many samples were kept how often; how many wrong labels were, and would be found."""
     table = trainer.loader.table
     assert table is not None
     kept = table.selections.cpu()
@@ -225,6 +225,9 @@ def selections_of(trainer: train.Trainer, is_wrong: torch.Tensor) -> dict[str, A
     if is_wrong.any():
         share = kept.float() / max(1, table.num_selections)
         found |= {"wrong_kept": float(share[is_wrong].mean()), "kept": float(share.mean())}
+        # Somebody who looks at as many of the highest scores as there are wrong labels.
+        hardest = table.scores.cpu().topk(int(is_wrong.sum())).indices
+        found["wrong_of_hardest"] = float(is_wrong[hardest].float().mean())
     return found
 
 

@@ -84,14 +84,22 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
     widths = [max(25, *(len(name) for name, _ in runs)), *(14 for _ in keeps)]
 
     head = ["accuracy, %", *(f"keep {keep:g}" for keep in keeps)]
+    figures = {}
     if about["arguments"].get("wrong_labels"):
-        head.append("of the wrong kept")
-        widths.append(len(head[-1]))
+        figures = {
+            "of the wrong kept": "wrong_kept",
+            "of as many hardest, wrong": "wrong_of_hardest",
+        }
+        figures = {title: name for title, name in figures.items() if any_has(runs, name)}
+        head += figures
+        widths += map(len, figures)
     rows = []
     for method in dict.fromkeys(name for name, keep in runs if keep < 1):
         row = [method, *(accuracy(runs.get((method, keep), [])) for keep in keeps)]
-        if len(head) > len(row):
-            row.append(", ".join(wrong_kept(runs.get((method, keep), [])) for keep in keeps))
+        for name in figures.values():
+            row.append(
+                ", ".join(of_selections(runs.get((method, keep), []), name) for keep in keeps)
+            )
         rows.append(row)
     whole = [
         f"{name} {accuracy(members)}"
@@ -242,9 +250,14 @@ def clock(runs: Runs) -> str:
     return "cpu_seconds" if devices == {"cpu"} else "train_seconds"
 
 
-def wrong_kept(members: list[dict[str, Any]]) -> str:
-    """The share of the wrong labels that a selection kept, in the mean."""
-    found = [run["selections"]["wrong_kept"] for run in members if "selections" in run]
+def any_has(runs: Runs, name: str) -> bool:
+    """Whether the selections of a run have this figure."""
+    return any(name in run.get("selections", {}) for members in runs.values() for run in members)
+
+
+def of_selections(members: list[dict[str, Any]], name: str) -> str:
+    """A share that is known of the selections, in the mean."""
+    found = [run["selections"][name] for run in members if name in run.get("selections", {})]
     return f"{statistics.fmean(found):.0%}" if found else ""
 
 

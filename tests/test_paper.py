@@ -118,6 +118,8 @@ def test_wrong_labels(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "cells" / "ucb-0.5-0.json").read_text())["run"]["selections"]
     # They have the highest losses, and are what it keeps.
     assert found["wrong_kept"] > 0.75
+    assert found["wrong_of_hardest"] > 0.75
+    assert "of as many hardest, wrong" in text
     assert found["kept"] == pytest.approx(0.5, abs=0.01)
     dice = json.loads((tmp_path / "cells" / "random-0.5-0.json").read_text())["run"]["selections"]
     assert dice["wrong_kept"] == pytest.approx(0.5, abs=0.15)
