@@ -112,7 +112,8 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
         if keep == 1
     ]
     parts = [title_of(about), "; ".join(whole), markdown(head, rows, widths)]
-    return "\n\n".join([*parts, time_saved(runs), foot_of(runs, cells)]) + "\n"
+    parts += [time_saved(runs), foot_of(runs, cells)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
@@ -234,7 +235,7 @@ def time_saved(runs: Runs) -> str:
         gaps.append((abs(saved[0] - saved[1]), method, keep, *saved))
     gaps.sort()
     if not gaps:
-        return "No time was saved: nothing but full data was trained."
+        return "There is nothing to compare the time of."
     middle, worst = gaps[len(gaps) // 2], gaps[-1]
     return (
         f"Of the {CLOCKS[clock(runs)]}, what is saved differs from the samples saved by "
