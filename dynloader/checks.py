@@ -71,6 +71,17 @@ def check_range(name: str, indices: Tensor, n: int) -> None:
         raise IndexError(f"{name} must be in [0, {n}), got {lowest if lowest < 0 else highest}")
 
 
+def as_labels(labels: Any) -> Tensor:
+    """The classes of samples, integers [n], as an int64 tensor of its own on the host."""
+    try:
+        found = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be integers [n]: {error}") from error
+    if found.ndim != 1 or found.is_floating_point() or found.is_complex():
+        raise TypeError(f"labels must be integers [n], got {found.dtype} {list(found.shape)}")
+    return found.to(torch.int64, copy=True)
+
+
 def as_index(index: Any) -> Tensor:
     """A tensor, array, sequence or number of integers as an int64 tensor."""
     if type(index) is Tensor and index.dtype == torch.int64:

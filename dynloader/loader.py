@@ -32,7 +32,14 @@ from dynloader.array_path import (
     why_not,
     why_not_torch,
 )
-from dynloader.checks import as_index, check_flag, check_integer, check_losses, check_state
+from dynloader.checks import (
+    as_index,
+    as_labels,
+    check_flag,
+    check_integer,
+    check_losses,
+    check_state,
+)
 from dynloader.epoch_log import EpochLog, target_of
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
 from dynloader.plan import SMALL_CHUNK, Plan
@@ -713,17 +720,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
 def _checked_labels(labels: Any, num_samples: int) -> Tensor:
     """As int64 [n] on the host."""
-    try:
-        found = torch.as_tensor(labels).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"labels must be integers [n]: {error}") from error
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {found.dtype}")
+    found = as_labels(labels)
     if found.shape != (num_samples,):
         raise ValueError(f"labels must have shape [{num_samples}], got {list(found.shape)}")
     if num_samples and int(found.min()) < 0:
         raise ValueError(f"labels must be at least 0, got {int(found.min())}")
-    return found.long()
+    return found
 
 
 def _ignore(figures: dict[str, Any], epoch: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dynloader.checks import check_flag, check_integer, check_number, exact
+from dynloader.checks import as_labels, check_flag, check_integer, check_number, exact
 from dynloader.floors import check_room_for_classes, turn_of, with_classes, with_turns
 from dynloader.ops import ScoreRule, Selection, UncutSelection
 
@@ -112,15 +112,7 @@ class Policy(abc.ABC):
         if self.min_per_class and self.labels is None:
             raise ValueError(f"min_per_class={self.min_per_class} needs labels, got None")
         if self.labels is not None:
-            try:
-                labels = torch.as_tensor(self.labels).detach().cpu()
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(f"labels must be integers [n]: {error}") from error
-            if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-                raise TypeError(
-                    f"labels must be integers [n], got {labels.dtype} {list(labels.shape)}"
-                )
-            object.__setattr__(self, "labels", labels.to(torch.int64, copy=True))
+            object.__setattr__(self, "labels", as_labels(self.labels))
 
     def _take_plain_numbers(self) -> None:
         # NumPy's, for example, are refused by the native operations, and by torch.load.

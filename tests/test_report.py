@@ -302,9 +302,9 @@ def test_what_fails_is_told_and_nothing_is_counted_twice(tmp_path: Path) -> None
     ("labels", "error", "message"),
     [
         (torch.zeros(10).long(), ValueError, r"labels must have shape \[60\], got \[10\]"),
-        (torch.zeros(60, 3).long(), ValueError, r"labels must have shape \[60\], got \[60, 3\]"),
+        (torch.zeros(60, 3).long(), TypeError, r"integers \[n\], got torch.int64 \[60, 3\]"),
         (torch.full((60,), -1), ValueError, "labels must be at least 0, got -1"),
-        (torch.zeros(60), TypeError, r"labels must be integers, got torch.float32"),
+        (torch.zeros(60), TypeError, r"labels must be integers \[n\], got torch.float32 \[60\]"),
         (["a"] * 60, TypeError, r"labels must be integers \[n\]"),
     ],
 )
