@@ -13,6 +13,7 @@ static method pays for its scoring, in samples and seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -80,13 +81,15 @@ class Static:
 
 def grand(teacher: Teacher) -> torch.Tensor:
     """By the gradient of the last layer."""
-    model, data = teacher.trainer.model, teacher.trainer.data.train
-    features: list[torch.Tensor] = []
-    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
-    hook = last.register_forward_pre_hook(lambda _, given: features.append(given[0].cpu()))
-    logits = teacher.trainer.outputs(data)
-    hook.remove()
-    return scores.grand_last_layer(logits, data.labels, torch.cat(features))
+    trainer = teacher.trainer
+    loader: dynloader.DataLoader[Any] = dynloader.DataLoader(trainer.data.train.dataset, 1000)
+    found = scores.scoring_pass(
+        trainer.model,
+        loader,
+        "grand_last_layer",
+        prepare=lambda x: trainer._prepare(x, augment=False),
+    )
+    return found.scores
 
 
 # Early scores after two epochs, as many as a tenth or so of the training published; those of a
@@ -248,35 +251,47 @@ def static_scores(
     static = STATIC[cell.method]
     path = args.out / "cells" / f"{cell.method}-{cell.seed}.npz"
     about = path.with_suffix(".json")
-    if not about.exists():
-        # The seed is another one: a model must not score for its own training.
-        brief = argparse.Namespace(**{**vars(args), "epochs": static.epochs, "keep": 1.0})
-        trainer = train.Trainer(data, train.METHODS["full"], 1000 + cell.seed, brief)
-        logits: list[torch.Tensor] = []
-        cost = {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
+    # Cells that keep another fraction want the same scores: a process that comes second waits.
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not about.exists():
+            found, cost = taught(static, cell.seed, data, args)
+            scores.save(path, found, method=cell.method, epochs=static.epochs, seed=cell.seed)
+            write(about, cost)
+    return scores.load(path), json.loads(about.read_text())
 
-        def look(epoch: int) -> None:
-            if static.of_last and epoch < static.epochs - 1:
-                return
-            begin, cpu_begin = time.perf_counter(), time.process_time()
-            logits.append(trainer.outputs(data.train))
-            cost["samples"] += len(data.train)
-            cost["train_seconds"] += time.perf_counter() - begin
-            cost["cpu_seconds"] += time.process_time() - cpu_begin
 
-        trainer.after_epoch = look
-        with tqdm(disable=True) as silent:
-            run = trainer.run(silent)
+def taught(
+    static: Static, seed: int, data: train_data.Data, args: argparse.Namespace
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """As :func:`static_scores`, made anew."""
+    # The seed is another one: a model must not score for its own training.
+    brief = argparse.Namespace(**{**vars(args), "epochs": static.epochs, "keep": 1.0})
+    trainer = train.Trainer(data, train.METHODS["full"], 1000 + seed, brief)
+    logits: list[torch.Tensor] = []
+    cost = {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
+
+    @contextlib.contextmanager
+    def paid() -> Iterator[None]:
         begin, cpu_begin = time.perf_counter(), time.process_time()
-        found = static.score(Teacher(trainer, torch.stack(logits)))
+        yield
         cost["train_seconds"] += time.perf_counter() - begin
         cost["cpu_seconds"] += time.process_time() - cpu_begin
-        cost["samples"] += static.num_more_passes * len(data.train)
-        for name in cost:
-            cost[name] += run[name]
-        scores.save(path, found, method=cell.method, epochs=static.epochs, seed=cell.seed)
-        write(about, cost)
-    return scores.load(path), json.loads(about.read_text())
+
+    def look(epoch: int) -> None:
+        if static.of_last and epoch < static.epochs - 1:
+            return
+        with paid():
+            logits.append(trainer.outputs(data.train))
+        cost["samples"] += len(data.train)
+
+    trainer.after_epoch = look
+    with tqdm(disable=True) as silent:
+        run = trainer.run(silent)
+    with paid():
+        found = static.score(Teacher(trainer, torch.stack(logits)))
+    cost["samples"] += static.num_more_passes * len(data.train)
+    return found, {name: value + run[name] for name, value in cost.items()}
 
 
 def check_settings(out: Path, about: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynloader.checks import as_labels
+
 _VERSION = 1
 _NUM_PICTURES = 24
 
@@ -73,7 +75,7 @@ class RunLog:
         first_epoch: int | None = None,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.labels = None if labels is None else torch.as_tensor(labels).cpu().long()
+        self.labels = None if labels is None else as_labels(labels)
         self.lines: list[dict[str, Any]] = []
         # What writes the line of an epoch that is over, if that is left to be done.
         self.settle: Callable[[], Any] = lambda: None
