@@ -161,6 +161,8 @@ def main() -> None:
         cpp_extension.CUDA_HOME = choice.home
 
     macros: list[tuple[str, str | None]] = [("DYNLOADER_VERSION", f'"{version()}"')]
+    if torch.distributed.is_available():
+        macros.append(("DYNLOADER_WITH_DISTRIBUTED", None))
     cxx = [
         "-O3",
         # A fused multiply-add rounds once where the specification rounds twice, and then another

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -42,7 +42,7 @@ def exchange(table: ScoreTable, shared: Shared, group: Any, of: str) -> Shared:
     """
     device = _device(table, group)
     changed = (table.visits != shared.visits).nonzero().view(-1)
-    heads = _gathered(
+    heads = all_gather(
         torch.tensor(
             [
                 len(changed),
@@ -59,7 +59,7 @@ def exchange(table: ScoreTable, shared: Shared, group: Any, of: str) -> Shared:
     counts, updates, forgetting, digests, lengths, histories = heads.cpu().T.tolist()
     if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
         losses = f", {histories[dist.get_rank(group)]} losses of each" if any(histories) else ""
-        _raise_difference(f"{of} ({len(table)} samples{losses})", group)
+        _raise_difference(f"{of} ({len(table)} samples{losses})", group, device)
     if any(forgetting) and table.forgetting is None:
         table.forgetting = torch.zeros_like(table.selections)
     parts = _parts(table)
@@ -70,8 +70,8 @@ def exchange(table: ScoreTable, shared: Shared, group: Any, of: str) -> Shared:
         end = min(max(counts), begin + _ROWS)
         mine = changed[begin:end]
         rows = torch.cat([part[mine] for part in parts], dim=1)
-        values = _gathered(_padded(rows, end - begin).to(device), group)
-        indices = _gathered(_padded(mine, end - begin).to(device), group)
+        values = all_gather(_padded(rows, end - begin).to(device), group)
+        indices = all_gather(_padded(mine, end - begin).to(device), group)
         # Of those that have a row the most visited counts; of equals the first, written last.
         for rank in reversed(range(len(counts))):
             count = max(0, min(end, counts[rank]) - begin)
@@ -111,16 +111,40 @@ def _padded(rows: Tensor, count: int) -> Tensor:
     return padded
 
 
-def _gathered(tensor: Tensor, group: Any) -> Tensor:
-    """[processes, ...]: what each process has."""
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, tensor, group=group)
-    return torch.stack(parts)
+def all_gather(mine: Tensor, group: Any = None) -> Tensor:
+    """What each process has, [processes, ...]; all must have a tensor of this shape and dtype.
+
+    Unlike ``torch.distributed.all_gather`` it leaves no thread of gloo that needs the interpreter
+    when this process forks next.
+    """
+    gathered: Tensor = torch.ops.dynloader.all_gather(mine, _name(group))
+    return gathered
 
 
-def _raise_difference(of: str, group: Any) -> None:
-    found: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, of, group=group)
+def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
+    """The largest, or the sum, of what the processes have, element by element; as all_gather."""
+    reduced: Tensor = torch.ops.dynloader.all_reduce(mine, reduction, _name(group))
+    return reduced
+
+
+def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:
+    """The text of each process."""
+    sent = torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device)
+    lengths = all_gather(torch.tensor([len(sent)], device=device), group).view(-1).tolist()
+    texts = all_gather(_padded(sent, max(lengths)), group).cpu()
+    return [
+        text[:length].numpy().tobytes().decode()
+        for text, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def _name(group: Any) -> str:
+    found: Any = dist.group.WORLD if group is None else group
+    return str(found.group_name)
+
+
+def _raise_difference(of: str, group: Any, device: torch.device) -> None:
+    found = all_texts(of, group, device)
     other = next(rank for rank, text in enumerate(found) if text != found[0])
     raise RuntimeError(
         "all processes must select alike, but they differ: process 0 has "

@@ -1,4 +1,7 @@
-"""Shapes and dtypes of the native operators, for ``torch.compile`` and ``torch.export``."""
+"""Shapes and dtypes of the native operators, for ``torch.compile`` and ``torch.export``.
+
+Not of all_gather and all_reduce: a graph is no place to wait for other processes.
+"""
 
 from __future__ import annotations
 

@@ -5,14 +5,21 @@ torchrun --nproc-per-node 2 tests/processes.py NAME FOLDER
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import importlib.util
 import json
 import os
+import pickle
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from ledger import Numbers, loss_of
@@ -28,13 +35,19 @@ from dynloader import (
     ScoreTable,
     Static,
 )
+from dynloader.exchange import all_gather, all_reduce, all_texts
 
 
 def gathered(mine: Any) -> list[Any]:
-    """What every process has."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return found
+    """What every process has.
+
+    Not by torch's all_gather_object, after which a fork may fail: csrc/ops/collectives.cpp.
+    """
+    return [pickle.loads(text.encode("latin-1")) for text in all_texts(_pickled(mine))]
+
+
+def _pickled(mine: Any) -> str:
+    return pickle.dumps(mine).decode("latin-1")
 
 
 def epoch(loader: DataLoader[Any]) -> list[list[int]]:
@@ -296,6 +309,76 @@ def in_lightning(folder: Path) -> None:
         assert torch.equal(module.loader.table.records, whole.table.records)
 
 
+def collectives(folder: Path) -> None:
+    """As torch's own, of every dtype and of views; what is wrong is told in every process."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for dtype in (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8):
+        mine = (torch.arange(24).view(4, 6) * 10 + rank).to(dtype)
+        for each in (mine, mine.T, mine[1:3, ::2], mine[:0], mine[0, 0]):
+            wanted = [torch.empty_like(each) for _ in range(world)]
+            dist.all_gather(wanted, each.contiguous())
+            assert torch.equal(all_gather(each), torch.stack(wanted))
+            for reduction, op in (("max", dist.ReduceOp.MAX), ("sum", dist.ReduceOp.SUM)):
+                reduced = each.clone(memory_format=torch.contiguous_format)
+                dist.all_reduce(reduced, op)
+                before = each.clone()
+                assert torch.equal(all_reduce(each, reduction), reduced)
+                assert torch.equal(each, before)
+    # Of a group of some.
+    group = dist.new_group([0, world - 1])
+    if rank in (0, world - 1):
+        assert all_gather(torch.tensor(rank), group).tolist() == [0, world - 1]
+        assert all_reduce(torch.tensor(rank), "sum", group) == world - 1
+    assert all_texts("ä" * rank) == ["ä" * number for number in range(world)]
+    with pytest.raises(ValueError, match='reduction must be "max" or "sum", got "min"'):
+        all_reduce(mine, "min")
+
+
+def num_thread_states() -> int:
+    """How many threads this interpreter has known so far; every call adds its own.
+
+    A native thread that needs the interpreter makes itself known each time.
+    """
+    api, found = ctypes.pythonapi, []
+    api.PyThreadState_Get.restype = ctypes.c_void_p
+    api.PyThreadState_GetID.restype = ctypes.c_uint64
+
+    def look() -> None:
+        found.append(api.PyThreadState_GetID(ctypes.c_void_p(api.PyThreadState_Get())))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return int(found[0])
+
+
+def interpreter(folder: Path) -> None:
+    """No thread of gloo needs the interpreter after our collectives, as it does after torch's."""
+
+    def num_new(collective: Callable[[], Any]) -> int:
+        time.sleep(0.1)
+        before = num_thread_states()
+        for _ in range(20):
+            collective()
+        time.sleep(0.1)
+        return num_thread_states() - before - 1
+
+    values = torch.arange(100)
+    table = ScoreTable(100, "cpu")
+    for ours in (
+        lambda: all_gather(values),
+        lambda: all_reduce(values, "sum"),
+        lambda: all_texts("text"),
+        table.synchronize,
+    ):
+        assert num_new(ours) == 0
+    # With torch's the count finds some, sooner or later: else what is above could not fail.
+    objects, num_found = [None] * dist.get_world_size(), 0
+    while num_found == 0:
+        mine = num_new(lambda: dist.all_gather_object(objects, "text"))
+        num_found = int(all_reduce(torch.tensor(mine), "max"))
+
+
 def save(folder: Path) -> None:
     """In the middle of an epoch; what follows, as one process would have it."""
     loader = resumable()
@@ -438,6 +521,27 @@ def rescored(folder: Path) -> None:
         assert num_left_out > 20
 
 
+class Stuck(torch.utils.data.Dataset[Any]):
+    """A worker never comes back."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return waits_in_a_worker()
+
+
+def waits_in_a_worker() -> None:
+    time.sleep(1000)
+
+
+def wait_for_ever(folder: Path) -> None:
+    """One waits for its worker, and the others wait for that one."""
+    if dist.get_rank() == 0:
+        next(iter(DataLoader(Stuck(), 2, num_workers=1)))
+    dist.barrier()
+
+
 class IndexedData(torch.utils.data.Dataset[Any]):
     """Each sample with its index."""
 
@@ -454,6 +558,7 @@ class IndexedData(torch.utils.data.Dataset[Any]):
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
+    faulthandler.enable()  # a signal, SIGABRT, asks where this process and its workers stand
     dist.init_process_group("gloo")
     for each in name.split(","):
         globals()[each](folder)

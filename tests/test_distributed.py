@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,7 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
-def start(name: str, folder: Path, world: int, rank: int, port: int) -> subprocess.Popen[str]:
+def start(name: str, folder: Path, world: int, rank: int, port: int) -> subprocess.Popen[bytes]:
     here = os.environ | {
         "PYTHONPATH": PATHS,
         "MASTER_ADDR": "localhost",
@@ -37,30 +40,58 @@ def start(name: str, folder: Path, world: int, rank: int, port: int) -> subproce
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
     }
-    return subprocess.Popen(
-        [sys.executable, str(TESTS / "processes.py"), name, str(folder)],
-        env=here,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    # With its workers it can be asked where it stands.
+    with open(folder / f"printed.{rank}", "wb") as printed:
+        return subprocess.Popen(
+            [sys.executable, str(TESTS / "processes.py"), name, str(folder)],
+            env=here,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
-def together(name: str, folder: Path, world: int) -> list[str]:
-    """What so many processes print."""
+def together(name: str, folder: Path, world: int, seconds: float = 200) -> list[str]:
+    """What so many processes print; if they are not through by then, where each of them stands."""
     port = free_port()
     processes = [start(name, folder, world, rank, port) for rank in range(world)]
+    end = time.monotonic() + seconds
     try:
-        return [process.communicate(timeout=200)[0] for process in processes]
+        for process in processes:
+            process.wait(max(0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        codes = [process.poll() for process in processes]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGABRT)
+        for process in processes:
+            process.wait(10)
+        texts = "\n".join(printed(folder, world))
+        pytest.fail(f"not through after {seconds} seconds, exit codes {codes}:\n{texts}")
     finally:
         for process in processes:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return printed(folder, world)
+
+
+def printed(folder: Path, world: int) -> list[str]:
+    return [(folder / f"printed.{rank}").read_text() for rank in range(world)]
+
+
+def test_processes_that_wait_for_ever_tell_where(tmp_path: Path) -> None:
+    with pytest.raises(pytest.fail.Exception) as error:
+        together("wait_for_ever", tmp_path, 2, seconds=15)
+    assert "exit codes [None, None]" in str(error.value)
+    assert "in waits_in_a_worker" in str(error.value)
+    assert str(error.value).count("in wait_for_ever") == 3  # and the worker
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -> None:
     name = (
-        "shares,last_steps,steps,samplers,one_asks,differences,scoring,rescored,logged,save,resume"
+        "collectives,interpreter,shares,last_steps,steps,samplers,one_asks,differences,scoring,"
+        "rescored,logged,save,resume"
     )
     for text in together(name, tmp_path, world):
         assert text.endswith(f"done {name}\n"), text

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace dynloader {
@@ -61,5 +62,11 @@ void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& 
                     const NumUsed& num_used);
 at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest,
                   const NumUsed& num_used);
+
+// What each process of the group has, [processes, ...]. All must have a tensor of this shape.
+at::Tensor all_gather(const at::Tensor& mine, const std::string& group);
+// Of all processes, element by element: "max" or "sum".
+at::Tensor all_reduce(const at::Tensor& mine, const std::string& reduction,
+                      const std::string& group);
 
 }  // namespace dynloader

@@ -74,6 +74,8 @@ TORCH_LIBRARY(dynloader, m) {
       "count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults, Tensor? num_used) "
       "-> ()");
   m.def("spread(Tensor values, Tensor selected, SymInt n, float rest, Tensor? num_used) -> Tensor");
+  m.def("all_gather(Tensor mine, str group) -> Tensor");
+  m.def("all_reduce(Tensor mine, str reduction, str group) -> Tensor");
 }
 
 namespace dynloader {
@@ -100,6 +102,8 @@ void implement(torch::Library& m) {
   m.impl("update_forgetting", update_forgetting);
   m.impl("count_selected", count_selected);
   m.impl("spread", spread);
+  m.impl("all_gather", all_gather);
+  m.impl("all_reduce", all_reduce);
 }
 
 pybind11::dict build_info() {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from dynloader.checks import as_index, check_integer, check_range
+from dynloader.exchange import all_reduce
 from dynloader.scores.evaluating import evaluating
 from dynloader.scores.of_batch import Score, grand, grand_last_layer, score_of
 
@@ -87,9 +88,8 @@ def scoring_pass(
     num_forward = torch.tensor(position, device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # A sample that two processes scored, to fill a batch up, has the higher score.
-        torch.distributed.all_reduce(scores, torch.distributed.ReduceOp.MAX)
-        torch.distributed.all_reduce(is_found, torch.distributed.ReduceOp.MAX)
-        torch.distributed.all_reduce(num_forward)
+        scores, is_found = all_reduce(scores, "max"), all_reduce(is_found, "max")
+        num_forward = all_reduce(num_forward, "sum")
     num_missing = int((is_found == 0).sum())
     if num_missing:
         raise ValueError(
