@@ -117,13 +117,13 @@ def all_gather(mine: Tensor, group: Any = None) -> Tensor:
     Unlike ``torch.distributed.all_gather`` it leaves no thread of gloo that needs the interpreter
     when this process forks next.
     """
-    gathered: Tensor = torch.ops.dynloader.all_gather(mine, _name(group))
+    gathered: Tensor = torch.ops.dynloader.all_gather(mine, _name_of(group))
     return gathered
 
 
 def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
     """The largest, or the sum, of what the processes have, element by element; as all_gather."""
-    reduced: Tensor = torch.ops.dynloader.all_reduce(mine, reduction, _name(group))
+    reduced: Tensor = torch.ops.dynloader.all_reduce(mine, reduction, _name_of(group))
     return reduced
 
 
@@ -138,7 +138,7 @@ def all_texts(mine: str, group: Any = None, device: torch.device | None = None) 
     ]
 
 
-def _name(group: Any) -> str:
+def _name_of(group: Any) -> str:
     found: Any = dist.group.WORLD if group is None else group
     return str(found.group_name)
 

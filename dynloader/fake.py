@@ -11,6 +11,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from dynloader import native as native  # registers them
+
 _F = TypeVar("_F", bound=Callable[..., object])
 
 

@@ -66,7 +66,7 @@ def _cuda(build: dict[str, object]) -> str:
             return "none: this torch is a build without CUDA"
         return (
             f"none: built without it, though torch has CUDA {torch.version.cuda}; with nvcc there, "
-            "install again (pip install --no-build-isolation --force-reinstall .)"
+            "install again (pip install --no-build-isolation --no-deps --force-reinstall .)"
         )
     architectures = build["cuda_architectures"]
     assert isinstance(architectures, list)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynloader import _C as _C  # registers torch.ops.dynloader
-from dynloader import fake as fake  # their shapes, for torch.compile
+from dynloader import fake as fake  # the shapes, for torch.compile
+from dynloader import native as native  # registers torch.ops.dynloader
 from dynloader.arguments import (
     address_arguments,
     flag_argument,

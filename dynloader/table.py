@@ -371,6 +371,7 @@ def _resolve_device(device: torch.device | str | None) -> torch.device:
     if device.type == "cuda" and not built_with_cuda:
         raise RuntimeError(
             f"dynloader was built without CUDA: device={str(device)!r} needs a build where torch "
-            "has CUDA and nvcc is found (pip install --no-build-isolation --force-reinstall .)"
+            "has CUDA and nvcc is found "
+            "(pip install --no-build-isolation --no-deps --force-reinstall .)"
         )
     return device

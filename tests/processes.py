@@ -8,9 +8,11 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import importlib.util
+import itertools
 import json
 import os
 import pickle
+import resource
 import sys
 import threading
 import time
@@ -330,14 +332,21 @@ def collectives(folder: Path) -> None:
         assert all_gather(torch.tensor(rank), group).tolist() == [0, world - 1]
         assert all_reduce(torch.tensor(rank), "sum", group) == world - 1
     assert all_texts("ä" * rank) == ["ä" * number for number in range(world)]
+    dist.Backend.register_backend("at_once", lambda store, rank, size, _: AtOnce(rank, size))
+    group = dist.new_group(backend="at_once")
+    assert all_gather(torch.tensor(3), group).tolist() == [3] * world
+    assert all_reduce(torch.tensor(3), "sum", group) == 6
     with pytest.raises(ValueError, match='reduction must be "max" or "sum", got "min"'):
         all_reduce(mine, "min")
 
 
-def num_thread_states() -> int:
-    """How many threads this interpreter has known so far; every call adds its own.
+_LOOKS = itertools.count()
 
-    A native thread that needs the interpreter makes itself known each time.
+
+def num_native_threads() -> int:
+    """How often so far a native thread made itself known to the interpreter, and some constant.
+
+    It does each time that it needs it. The states of threads are numbered: one of Python's looks.
     """
     api, found = ctypes.pythonapi, []
     api.PyThreadState_Get.restype = ctypes.c_void_p
@@ -349,34 +358,88 @@ def num_thread_states() -> int:
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    return int(found[0])
+    return int(found[0]) - next(_LOOKS)
+
+
+def settled() -> int:
+    """The same, when it has not changed for a while."""
+    found = num_native_threads()
+    for _ in range(100):
+        time.sleep(0.1)
+        before, found = found, num_native_threads()
+        if found == before:
+            return found
+    raise AssertionError("some native thread needs the interpreter again and again")
+
+
+def num_new(call: Callable[[], object]) -> int:
+    """How often a native thread needs the interpreter while this is done 20 times, or after."""
+    before = settled()
+    for _ in range(20):
+        call()
+    return settled() - before
 
 
 def interpreter(folder: Path) -> None:
-    """No thread of gloo needs the interpreter after our collectives, as it does after torch's."""
+    """No thread of gloo needs the interpreter after what we do together, as after torch's."""
+    from dynloader import scores
 
-    def num_new(collective: Callable[[], Any]) -> int:
-        time.sleep(0.1)
-        before = num_thread_states()
-        for _ in range(20):
-            collective()
-        time.sleep(0.1)
-        return num_thread_states() - before - 1
+    rank, values, table = dist.get_rank(), torch.arange(100), ScoreTable(100, "cpu")
+    model, data = torch.nn.Linear(3, 4), TensorDataset(torch.randn(8, 3), torch.arange(8) % 4)
+    stock = torch.utils.data.DataLoader(IndexedData(data), 4)
 
-    values = torch.arange(100)
-    table = ScoreTable(100, "cpu")
+    def exchange() -> None:
+        table.update([rank, 50 + rank], torch.rand(2))
+        table.synchronize()
+
+    def differ() -> None:
+        with pytest.raises(RuntimeError, match="all processes must select alike"):
+            table.synchronize(of=f"process {rank}")
+
     for ours in (
         lambda: all_gather(values),
         lambda: all_reduce(values, "sum"),
         lambda: all_texts("text"),
-        table.synchronize,
+        exchange,
+        differ,
+        lambda: scores.scoring_pass(model, stock),
     ):
         assert num_new(ours) == 0
-    # With torch's the count finds some, sooner or later: else what is above could not fail.
-    objects, num_found = [None] * dist.get_world_size(), 0
-    while num_found == 0:
+    # After torch's some are counted, sooner or later: else what is above could not fail.
+    objects = [None] * dist.get_world_size()
+    for _ in range(50):
         mine = num_new(lambda: dist.all_gather_object(objects, "text"))
-        num_found = int(all_reduce(torch.tensor(mine), "max"))
+        if all_reduce(torch.tensor(mine), "max") > 0:
+            return
+    raise AssertionError("after torch's collectives none is counted any more")
+
+
+class AtOnce(dist.ProcessGroup):
+    """A group that is through when it returns, and leaves nothing to wait for."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        self.name = ""
+
+    def allgather(self, received: Any, sent: Any, options: Any = None) -> None:
+        for each in received[0]:
+            each.copy_(sent[0])
+
+    def allreduce(self, values: Any, options: Any = None) -> None:
+        values[0].mul_(2)
+
+    def getBackendName(self) -> str:
+        return "at_once"
+
+    @property
+    def group_name(self) -> str:
+        return self.name
+
+    def setGroupName(self, name: str) -> None:
+        self.name = name
+
+    def getGroupName(self) -> str:
+        return self.name
 
 
 def save(folder: Path) -> None:
@@ -524,21 +587,26 @@ def rescored(folder: Path) -> None:
 class Stuck(torch.utils.data.Dataset[Any]):
     """A worker never comes back."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> Any:
-        return waits_in_a_worker()
+        return wait_in_a_worker(self.folder)
 
 
-def waits_in_a_worker() -> None:
+def wait_in_a_worker(folder: Path) -> None:
+    (folder / "stuck.worker").touch()
     time.sleep(1000)
 
 
 def wait_for_ever(folder: Path) -> None:
     """One waits for its worker, and the others wait for that one."""
+    (folder / f"stuck.{dist.get_rank()}").touch()
     if dist.get_rank() == 0:
-        next(iter(DataLoader(Stuck(), 2, num_workers=1)))
+        next(iter(DataLoader(Stuck(folder), 2, num_workers=1, multiprocessing_context="fork")))
     dist.barrier()
 
 
@@ -555,11 +623,20 @@ class IndexedData(torch.utils.data.Dataset[Any]):
         return *self.data[index], index
 
 
+def tell_where_asked(folder: Path) -> None:
+    """On SIGABRT this process writes where it stands, into a file of its own."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable((folder / f"stack.{os.getpid()}").open("w"))
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    faulthandler.enable()  # a signal, SIGABRT, asks where this process and its workers stand
-    dist.init_process_group("gloo")
+    tell_where_asked(folder)
+    os.register_at_fork(after_in_child=lambda: tell_where_asked(folder))
+    store, world, rank = (os.environ.get(key) for key in ("DYNLOADER_STORE", "WORLD_SIZE", "RANK"))
+    where = None if store is None else f"file://{store}"  # torchrun says where itself
+    dist.init_process_group("gloo", where, world_size=int(world or 1), rank=int(rank or 0))
     for each in name.split(","):
         globals()[each](folder)
         dist.barrier()

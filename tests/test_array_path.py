@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,8 +311,12 @@ def test_bad_arrays_and_transforms(make: Callable[[], Any], message: str) -> Non
 # --- the threads that gather ahead ---------------------------------------------------------------
 
 
-def num_threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+def num_threads(wanted: Callable[[int], bool] = lambda found: True) -> int:
+    """How many are listed; those that ended may be for a moment, so the count is waited for."""
+    end = time.monotonic() + 10
+    while not wanted(found := len(os.listdir("/proc/self/task"))) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
 
 
 def num_files() -> int:
@@ -325,11 +330,12 @@ def fail_in(loader: DataLoader[Any]) -> None:
 
 def test_threads_end_with_their_iterator_or_their_loader() -> None:
     list(augmented(num_workers=2))  # what torch starts once, it starts here
+    time.sleep(0.2)
     threads, files = num_threads(), num_files()
     loader = augmented(num_workers=2)
     for _ in range(3):  # those of an epoch that is through serve the next
         list(loader)
-        assert num_threads() == threads + 2
+        assert num_threads(lambda found: found == threads + 2) == threads + 2
     for _ in range(20):
         iterator = iter(loader)
         next(iterator)
@@ -339,7 +345,7 @@ def test_threads_end_with_their_iterator_or_their_loader() -> None:
         with pytest.raises(ZeroDivisionError):
             fail_in(loader)
     del loader
-    assert num_threads() <= threads
+    assert num_threads(lambda found: found <= threads) <= threads
     assert num_files() <= files
 
 

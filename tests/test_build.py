@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import platform
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import dynloader
+from dynloader.native import check_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,6 +137,32 @@ def test_build_info() -> None:
     if torch.version.cuda is None:
         assert info["cuda"] is None
     assert bool(info["cuda_architectures"]) == (info["cuda"] is not None)
+
+
+def test_the_core_is_for_one_torch() -> None:
+    check_torch("2.14.1", "2.14.0+cu130")
+    for built_for, found in (("2.14.1", "2.13.0+cpu"), ("2.1.0", "2.11.0a0+git"), ("2.9", "3.9")):
+        minor = ".".join(built_for.split(".")[:2])
+        with pytest.raises(ImportError, match=rf"torch must be {minor}, .*got {re.escape(found)};"):
+            check_torch(built_for, found)
+
+
+def test_a_core_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """The message says what to do."""
+    package = tmp_path / "dynloader"
+    ignored = shutil.ignore_patterns("_C.*", "__pycache__")
+    shutil.copytree(Path(dynloader.__file__).parent, package, ignore=ignored)
+    (package / "_C.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    found = subprocess.run(
+        [sys.executable, "-c", "import dynloader"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 1
+    assert f"cannot be loaded with torch {torch.__version__} (undefined symbol" in found.stderr
+    assert "build dynloader again: pip install" in found.stderr
 
 
 def test_typing_marker() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,22 +26,18 @@ TESTS = Path(__file__).resolve().parent
 PATHS = os.pathsep.join([str(Path(dynloader.__file__).parent.parent), str(TESTS)])
 
 
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("localhost", 0))
-        return int(made.getsockname()[1])
-
-
-def start(name: str, folder: Path, world: int, rank: int, port: int) -> subprocess.Popen[bytes]:
+def start(name: str, folder: Path, world: int, rank: int, store: str) -> subprocess.Popen[bytes]:
     here = os.environ | {
         "PYTHONPATH": PATHS,
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
+        "DYNLOADER_STORE": store,
         "WORLD_SIZE": str(world),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        # Frameworks ask for these; where the processes meet already, nobody listens there.
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "29500",
     }
-    # With its workers it can be asked where it stands.
+    # In a group with its workers, so that all of them can be asked where they stand.
     with open(folder / f"printed.{rank}", "wb") as printed:
         return subprocess.Popen(
             [sys.executable, str(TESTS / "processes.py"), name, str(folder)],
@@ -51,39 +48,52 @@ def start(name: str, folder: Path, world: int, rank: int, port: int) -> subproce
         )
 
 
-def together(name: str, folder: Path, world: int, seconds: float = 200) -> list[str]:
-    """What so many processes print; if they are not through by then, where each of them stands."""
-    port = free_port()
-    processes = [start(name, folder, world, rank, port) for rank in range(world)]
-    end = time.monotonic() + seconds
+def signal_all(processes: list[subprocess.Popen[bytes]], number: int) -> bool:
+    """Send a signal to these processes and their workers; false if none is left."""
+    is_one_left = False
+    for process in processes:
+        process.poll()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+            is_one_left = True
+    return is_one_left
+
+
+def together(
+    name: str,
+    folder: Path,
+    world: int,
+    is_late: Callable[[float], bool] = lambda seconds: seconds > 300,
+) -> list[str]:
+    """What so many processes print; when they are late, where each of them stands."""
+    store = tempfile.mktemp(dir=folder)
+    processes = [start(name, folder, world, rank, store) for rank in range(world)]
+    begin = time.monotonic()
     try:
-        for process in processes:
-            process.wait(max(0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        codes = [process.poll() for process in processes]
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGABRT)
-        for process in processes:
-            process.wait(10)
-        texts = "\n".join(printed(folder, world))
-        pytest.fail(f"not through after {seconds} seconds, exit codes {codes}:\n{texts}")
+        while any(process.poll() is None for process in processes):
+            if is_late(time.monotonic() - begin):
+                codes = [process.poll() for process in processes]
+                signal_all(processes, signal.SIGABRT)
+                end = time.monotonic() + 20
+                while signal_all(processes, 0) and time.monotonic() < end:
+                    time.sleep(0.05)
+                files = [*folder.glob("printed.*"), *folder.glob("stack.*")]
+                texts = [f"{file.name}:\n{file.read_text()}" for file in files]
+                pytest.fail("\n".join([f"they are late, with exit codes {codes}", *texts]))
+            time.sleep(0.02)
     finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return printed(folder, world)
-
-
-def printed(folder: Path, world: int) -> list[str]:
+        signal_all(processes, signal.SIGKILL)
     return [(folder / f"printed.{rank}").read_text() for rank in range(world)]
 
 
-def test_processes_that_wait_for_ever_tell_where(tmp_path: Path) -> None:
+def test_processes_that_are_late_tell_where_they_stand(tmp_path: Path) -> None:
+    def is_late(seconds: float) -> bool:
+        return seconds > 200 or len(list(tmp_path.glob("stuck.*"))) == 3
+
     with pytest.raises(pytest.fail.Exception) as error:
-        together("wait_for_ever", tmp_path, 2, seconds=15)
+        together("wait_for_ever", tmp_path, 2, is_late)
     assert "exit codes [None, None]" in str(error.value)
-    assert "in waits_in_a_worker" in str(error.value)
+    assert "in wait_in_a_worker" in str(error.value)
     assert str(error.value).count("in wait_for_ever") == 3  # and the worker
 
 

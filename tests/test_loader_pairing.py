@@ -243,27 +243,38 @@ def test_going_on_after_a_batch_failed(num_workers: int, in_order: bool) -> None
 
 
 class SlowOnce(Dataset[int]):
-    """Sample 0 takes longer than the timeout."""
+    """Sample 0 is not there before it is released."""
+
+    def __init__(self) -> None:
+        self.is_released = torch.multiprocessing.get_context().Event()
 
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, index: int) -> int:
         if index == 0:
-            time.sleep(1.5)
+            self.is_released.wait()
         return index
 
 
 def test_going_on_after_a_timeout() -> None:
-    loader = DataLoader(
-        SlowOnce(), batch_size=4, shuffle=False, policy=Full(), num_workers=1, timeout=1
-    )
+    data = SlowOnce()
+    loader = DataLoader(data, batch_size=4, shuffle=False, policy=Full(), num_workers=1, timeout=1)
     iterator = iter(loader)
     with pytest.raises(RuntimeError, match="timed out"):
         next(iterator)
-    time.sleep(0.6)
-    for index in iterator:
+    data.is_released.set()
+    num_fed = 0
+    for _ in range(60):  # where the machine is slow, it may take another one
+        try:
+            index = next(iterator)
+        except RuntimeError:
+            continue
+        except StopIteration:
+            break
         loader.update(loss_of(index))
+        num_fed += len(index)
+    assert num_fed == 12
     assert_scores_are_losses(loader.table, list(range(12)))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import importlib.util
+import itertools
 import json
 import pickle
 import re
@@ -247,7 +249,11 @@ def test_a_checkpoint_older_than_the_log(tmp_path: Path) -> None:
     assert log.samples["returns"].sum() == 0
 
 
-def test_what_is_done_between_epochs_takes_no_time_of_theirs(tmp_path: Path) -> None:
+def test_what_is_done_between_epochs_takes_no_time_of_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now) / 1000)
     lines: list[dict[str, Any]] = []
     loader = DataLoader(Numbers(60), 8, policy=UCB(keep=0.5, every=1))
     log = loader.log_to(tmp_path / "run")
@@ -258,10 +264,10 @@ def test_what_is_done_between_epochs_takes_no_time_of_theirs(tmp_path: Path) -> 
             loader.update(loss_of(numbers))
             if number == 2:
                 break
-        time.sleep(0.3)
+        now = itertools.count(next(now) + 10**6)
         log.add(accuracy=0.5)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
-    assert all(line["epoch_seconds"] < 0.25 for line in log.lines)
+    assert all(0 < line["epoch_seconds"] < 1 for line in log.lines)
 
 
 def test_every_epoch_is_told_of_a_rule_without_scores() -> None:
@@ -582,18 +588,27 @@ def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
     command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    command += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--disable-sync", "--disable-dev-shm-usage"]
     command += [
         "--enable-logging=stderr",
         "--virtual-time-budget=10000",
         f"--window-size={width},900",
     ]
-    found = subprocess.run(
-        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
-    )
-    assert "CONSOLE" not in found.stderr, found.stderr
-    told = re.search(r"<output>(\d+) images, (\d+) undrawn, too wide: (\w+)", found.stdout)
-    assert told is not None, found.stderr[-2000:]
+    told = None
+    for attempt in range(3):  # a browser that does not come up, or does not end, is begun anew
+        profile = f"--user-data-dir={tmp_path / f'profile-{attempt}'}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            found = subprocess.run(
+                [*command, profile, "--dump-dom", page.as_uri()],
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert "CONSOLE" not in found.stderr, found.stderr
+            told = re.search(r"<output>(\d+) images, (\d+) undrawn, too wide: (\w+)", found.stdout)
+        if told is not None:
+            break
+    assert told is not None, "no page in three attempts"
     assert int(told[1]) >= 8 + 24
     assert told[2] == "0"
     assert told[3] == "false"

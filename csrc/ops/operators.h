@@ -63,7 +63,7 @@ void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& 
 at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest,
                   const NumUsed& num_used);
 
-// What each process of the group has, [processes, ...]. All must have a tensor of this shape.
+// What each process of the group has, [processes, ...]. All must have such a shape and dtype.
 at::Tensor all_gather(const at::Tensor& mine, const std::string& group);
 // Of all processes, element by element: "max" or "sum".
 at::Tensor all_reduce(const at::Tensor& mine, const std::string& reduction,

@@ -102,6 +102,10 @@ void implement(torch::Library& m) {
   m.impl("update_forgetting", update_forgetting);
   m.impl("count_selected", count_selected);
   m.impl("spread", spread);
+}
+
+// By the groups of the processes, whatever device they are for.
+void implement_collectives(torch::Library& m) {
   m.impl("all_gather", all_gather);
   m.impl("all_reduce", all_reduce);
 }
@@ -136,10 +140,20 @@ pybind11::dict build_info() {
 }  // namespace
 }  // namespace dynloader
 
-TORCH_LIBRARY_IMPL(dynloader, CPU, m) { dynloader::implement(m); }
+TORCH_LIBRARY_IMPL(dynloader, CPU, m) {
+  dynloader::implement(m);
+  dynloader::implement_collectives(m);
+}
 
 // Registered in every build: without CUDA the operators say so, and how to get it.
-TORCH_LIBRARY_IMPL(dynloader, CUDA, m) { dynloader::implement(m); }
+TORCH_LIBRARY_IMPL(dynloader, CUDA, m) {
+  dynloader::implement(m);
+  dynloader::implement_collectives(m);
+}
+
+TORCH_LIBRARY_IMPL(dynloader, XPU, m) { dynloader::implement_collectives(m); }
+TORCH_LIBRARY_IMPL(dynloader, HPU, m) { dynloader::implement_collectives(m); }
+TORCH_LIBRARY_IMPL(dynloader, PrivateUse1, m) { dynloader::implement_collectives(m); }
 
 // These take no tensor to dispatch on.
 TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {

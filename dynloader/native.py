@@ -1,0 +1,31 @@
+"""The native core, for the torch that it was built for."""
+
+from __future__ import annotations
+
+import torch
+
+_REMEDY = "build dynloader again: pip install --no-build-isolation --no-deps --force-reinstall ."
+
+try:
+    from dynloader import _C
+except ImportError as error:
+    raise ImportError(
+        f"the native core of dynloader cannot be loaded with torch {torch.__version__} ({error}); "
+        f"{_REMEDY}"
+    ) from error
+
+
+def check_torch(built_for: str, found: str) -> None:
+    """Raise ImportError for another minor version of torch than the core was built for.
+
+    The core uses classes of torch that change from one to the next, and not always so that loading
+    it fails.
+    """
+    if built_for.split(".")[:2] != found.split(".")[:2]:
+        raise ImportError(
+            f"torch must be {'.'.join(built_for.split('.')[:2])}, for which the native core of "
+            f"dynloader was built, got {found}; {_REMEDY}"
+        )
+
+
+check_torch(_C.build_info()["torch"], torch.__version__)
