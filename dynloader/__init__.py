@@ -3,6 +3,7 @@
 from dynloader import ops, scores, transforms
 from dynloader._C import build_info
 from dynloader.array_dataset import ArrayDataset
+from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.batch_selection import (
     BatchSelection,
     ImportanceGate,
@@ -16,7 +17,7 @@ from dynloader.policy import Policy
 from dynloader.prefetch import prefetch_to_device
 from dynloader.ranges import IES, Kakurenbo, OrderDP, SeTa
 from dynloader.run_log import RunLog
-from dynloader.sampler import PruningBatchSampler, PruningSampler
+from dynloader.sampler import PruningSampler
 from dynloader.table import ScoreTable
 from dynloader.version import __version__
 from dynloader.weighting import InfoBatch, Prioritized, Weighted

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.checks import as_index
 from dynloader.run import Run
-from dynloader.sampler import PruningBatchSampler, PruningSampler
+from dynloader.sampler import PruningSampler
 
 
 class Record:

@@ -32,6 +32,7 @@ from dynloader.array_path import (
     why_not,
     why_not_torch,
 )
+from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.checks import (
     as_index,
     as_labels,
@@ -46,7 +47,7 @@ from dynloader.plan import SMALL_CHUNK, Plan
 from dynloader.policy import Policy
 from dynloader.prefetch import ToDevice
 from dynloader.run_log import RunLog
-from dynloader.sampler import PruningBatchSampler, PruningSampler, check_table
+from dynloader.sampler import PruningSampler, check_table
 from dynloader.share import LastBatch
 from dynloader.table import ScoreTable
 from dynloader.trainers import fixed_length

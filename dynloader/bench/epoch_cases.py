@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler
 
 from dynloader import ops
+from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.bench.case import OURS, Call, Case, Group, Role, UnavailableError, told_briefly
 from dynloader.bench.inputs import copy, held, in_turn, losses
 from dynloader.bench.select_cases import (
@@ -26,7 +27,7 @@ from dynloader.bench.select_cases import (
 )
 from dynloader.policies import UCB, RandomDynamic
 from dynloader.policy import Policy
-from dynloader.sampler import PruningBatchSampler, PruningSampler
+from dynloader.sampler import PruningSampler
 from dynloader.table import ScoreTable
 from dynloader.weighting import InfoBatch
 
