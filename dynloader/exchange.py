@@ -117,12 +117,21 @@ def all_gather(mine: Tensor, group: Any = None) -> Tensor:
     Unlike ``torch.distributed.all_gather`` it leaves no thread of gloo that needs the interpreter
     when this process forks next.
     """
+    if not _is_native(group):
+        mine = mine.contiguous()
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, mine, group=group)
+        return torch.stack(parts)
     gathered: Tensor = torch.ops.dynloader.all_gather(mine, _name_of(group))
     return gathered
 
 
 def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
     """The largest, or the sum, of what the processes have, element by element; as all_gather."""
+    if not _is_native(group):
+        whole = mine.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
+        return whole
     reduced: Tensor = torch.ops.dynloader.all_reduce(mine, reduction, _name_of(group))
     return reduced
 
@@ -138,9 +147,20 @@ def all_texts(mine: str, group: Any = None, device: torch.device | None = None) 
     ]
 
 
+def _is_native(group: Any) -> bool:
+    """Whether it is one of torch's own, and not written in Python.
+
+    Torch up to 2.13 crashes where native code calls such a one that leaves nothing to wait for.
+    """
+    return type(_resolved(group)) is dist.ProcessGroup
+
+
 def _name_of(group: Any) -> str:
-    found: Any = dist.group.WORLD if group is None else group
-    return str(found.group_name)
+    return str(_resolved(group).group_name)
+
+
+def _resolved(group: Any) -> Any:
+    return dist.group.WORLD if group is None else group
 
 
 def _raise_difference(of: str, group: Any, device: torch.device) -> None:
