@@ -71,12 +71,14 @@ def check_range(name: str, indices: Tensor, n: int) -> None:
         raise IndexError(f"{name} must be in [0, {n}), got {lowest if lowest < 0 else highest}")
 
 
-def as_labels(labels: Any) -> Tensor:
+def as_labels(labels: Any, *, takes_bools: bool = True) -> Tensor:
     """The classes of samples, integers [n], as an int64 tensor of its own on the host."""
     try:
         found = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"labels must be integers [n]: {error}") from error
+    if found.dtype == torch.bool and not takes_bools:
+        raise TypeError(f"labels must be integers, got {found.dtype}")
     if found.ndim != 1 or found.is_floating_point() or found.is_complex():
         raise TypeError(f"labels must be integers [n], got {found.dtype} {list(found.shape)}")
     return found.to(torch.int64, copy=True)

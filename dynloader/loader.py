@@ -721,7 +721,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
 def _checked_labels(labels: Any, num_samples: int) -> Tensor:
     """As int64 [n] on the host."""
-    found = as_labels(labels)
+    found = as_labels(labels, takes_bools=False)
     if found.shape != (num_samples,):
         raise ValueError(f"labels must have shape [{num_samples}], got {list(found.shape)}")
     if num_samples and int(found.min()) < 0:

@@ -312,6 +312,7 @@ def test_what_fails_is_told_and_nothing_is_counted_twice(tmp_path: Path) -> None
         (torch.full((60,), -1), ValueError, "labels must be at least 0, got -1"),
         (torch.zeros(60), TypeError, r"labels must be integers \[n\], got torch.float32 \[60\]"),
         (["a"] * 60, TypeError, r"labels must be integers \[n\]"),
+        (torch.zeros(60, dtype=torch.bool), TypeError, r"labels must be integers, got torch.bool"),
     ],
 )
 def test_labels_are_checked_at_once(
