@@ -451,6 +451,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         losses: Tensor,
         index: Tensor | Sequence[int] | None = None,
         *,
+        scores: Tensor | None = None,
         correct: Tensor | None = None,
     ) -> Tensor:
         """Record the losses of a batch, and return their mean, the loss to minimise.
@@ -459,6 +460,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
         Args:
             losses: floating point [b], one loss a sample, with or without gradient.
+            scores: floating point [b], recorded in place of ``losses``; for example the plain
+                cross-entropy, if the losses to minimise are smoothed.
             index: the samples, integers [b], as ``return_index=True`` yields them. None: those of
                 the batch last yielded, which must be the only one since the last update.
             correct: bool [b], whether each sample was predicted rightly, from the first epoch on:
@@ -475,6 +478,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self.table is None:
             raise RuntimeError("update needs a DataLoader with policy= or table=, got neither")
         check_losses(losses)
+        if scores is not None:
+            check_losses(scores, "scores")
+            if scores.shape != losses.shape:
+                raise ValueError(
+                    f"scores must have the shape of losses, {list(losses.shape)}, "
+                    f"got {list(scores.shape)}"
+                )
         num_losses = losses.shape[0]  # len() of a tensor takes 0.26 us
         if num_losses == 0:
             raise ValueError("losses must hold at least one loss, got shape [0]")
@@ -493,7 +503,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         run = self._pairing.run
         if run is None and self._pruning is not None:
             run = self._pruning.run
-        self.table.update(index, losses, correct=correct)
+        self.table.update(index, losses if scores is None else scores, correct=correct)
         self._pairing.claim()
         weights = None if run is None else run.plan.weights_of(index)
         # Past __setattr__, which takes 0.4 us a batch to find that this is none of its names.

@@ -39,6 +39,20 @@ def test_update_returns_the_mean_and_is_differentiable() -> None:
     assert loader.table.scores.requires_grad is False
 
 
+def test_scores_are_recorded_in_place_of_the_losses() -> None:
+    loader = lowest()
+    index = next(iter(loader))
+    losses = torch.full((8,), 7.0, requires_grad=True)
+    assert loader.update(losses, scores=loss_of(index).double()).item() == 7.0
+    assert torch.equal(loader.table.last_loss[index], loss_of(index))
+    next(iter(loader))
+    with pytest.raises(ValueError, match=r"scores must have the shape of losses, \[8\], got \[7\]"):
+        loader.update(losses, scores=torch.ones(7))
+    with pytest.raises(TypeError, match=r"scores must be floating point, got torch\.int64"):
+        loader.update(losses, scores=torch.ones(8, dtype=torch.int64))
+    assert loader.table.num_updates == 1
+
+
 def test_update_weighs_as_the_policy_says() -> None:
     loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(), return_index=True)
     for index, _ in loader:
