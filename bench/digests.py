@@ -65,8 +65,8 @@ def answers(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
     signed = {"seed": seed - 2**64 if seed >= 2**63 else seed, "epoch": n % 1000, "epoch_at": None}
     batch_of = torch.ops.dynloader.gather_pictures(
         pictures, selected[:batch] % 7, faults, crop=[12, 10], padding=3, is_reflected=True,
-        flip_probability=0.5, cutout=4, fill=0.0, values=values, from_channels_last=False,
-        to_channels_last=True, **signed,
+        flip_probability=0.5, flip_alternates=n % 2 == 1, cutout=4, fill=0.0, values=values,
+        from_channels_last=False, to_channels_last=True, **signed,
     )  # fmt: skip
     yield "gather_pictures", digest(batch_of.contiguous())
     records = torch.zeros(n, 4, dtype=torch.int32, device=device)

@@ -130,6 +130,7 @@ def _(
     padding: int,
     is_reflected: bool,
     flip_probability: float,
+    flip_alternates: bool,
     cutout: int,
     fill: float,
     values: Tensor | None,

@@ -73,6 +73,15 @@ class RandomHorizontalFlip(Transform):
 
 
 @dataclass(frozen=True)
+class AlternatingFlip(Transform):
+    """Exchanges left and right in every other epoch (Jordan 2024, arXiv 2404.00498).
+
+    Half of the images, drawn by the seed, begin mirrored. In two epochs in a row the network sees
+    both sides of each image once. Excludes ``RandomHorizontalFlip``.
+    """
+
+
+@dataclass(frozen=True)
 class Cutout(Transform):
     """A square around a random pixel filled, cut off at the edges (DeVries and Taylor 2017).
 
@@ -137,6 +146,7 @@ _ORDER = (
     FromChannelsLast,
     RandomCrop,
     RandomHorizontalFlip,
+    AlternatingFlip,
     Cutout,
     Normalize,
     Cast,
@@ -203,12 +213,19 @@ def pipeline(transforms: Sequence[Transform], pictures: Tensor) -> Pipeline:
     fill = crop.fill if cutout is None else cutout.fill
     check_fill(fill, pictures.dtype)
     flip: RandomHorizontalFlip | None = found.get(RandomHorizontalFlip)
+    alternates = AlternatingFlip in found
+    if flip is not None and alternates:
+        raise ValueError(
+            "transforms must hold one of RandomHorizontalFlip and AlternatingFlip, got both"
+        )
+    probability = 0.5 if alternates else 0.0 if flip is None else float(flip.p)
     values, later = _values(found.get(Normalize), found.get(Cast), pictures, channels)
     options = {
         "crop": crop.sides,
         "padding": crop.padding,
         "is_reflected": crop.padding_mode == "reflect",
-        "flip_probability": 0.0 if flip is None else float(flip.p),
+        "flip_probability": probability,
+        "flip_alternates": alternates,
         "cutout": 0 if cutout is None else cutout.size,
         "fill": float(fill),
         "values": values,

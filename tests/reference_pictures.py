@@ -42,6 +42,7 @@ def picture_of(
     padding: int = 0,
     is_reflected: bool = False,
     flip_probability: float = 0.0,
+    flip_alternates: bool = False,
     cutout: int = 0,
     fill: float = 0,
     seed: int,
@@ -57,7 +58,9 @@ def picture_of(
     else:
         padded = np.pad(picture, around, constant_values=fill)
     result = padded[:, top : top + crop[0], left : left + crop[1]].copy()
-    if flip < round(flip_probability * 2**32):
+    if flip_alternates:
+        flip = drawn(picture, crop=crop, padding=padding, **(address | {"epoch": 0}))[2]
+    if (flip < round(flip_probability * 2**32)) != (flip_alternates and epoch % 2 == 1):
         result = result[:, :, ::-1].copy()
     if cutout > 0:
         above, before = cut(crop, cutout, **address)

@@ -250,6 +250,19 @@ def test_the_pictures_are_torchvisions(mode: str, dtype: torch.dtype) -> None:
         assert torch.equal(picture, wanted.to(dtype)), sample
 
 
+def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
+    loader = augmented(transforms=[T.AlternatingFlip()], policy=Full(), seed=9)
+    epochs = [by_sample(loader) for _ in range(3)]
+    for sample, image in enumerate(images()):
+        sides = [torch.equal(found[sample], image) for found in epochs]
+        assert sides[0] != sides[1]
+        assert sides[0] == sides[2]
+        assert all(
+            torch.equal(found[sample], image if side else image.flip(2))
+            for found, side in zip(epochs, sides, strict=True)
+        )
+
+
 def test_what_is_not_bytes_is_normalised_too() -> None:
     pictures = images().float()
     dataset = ArrayDataset({"image": pictures, "index": torch.arange(N)})
@@ -299,6 +312,7 @@ def test_refused(options: dict[str, Any], error: type[Exception], message: str) 
         (lambda: T.RandomCrop(0), "size"),
         (lambda: T.RandomCrop(3, padding_mode="edge"), "padding_mode must be"),  # type: ignore
         (lambda: T.RandomHorizontalFlip(2), r"p must be .*got 2"),
+        (lambda: augmented(transforms=[T.RandomHorizontalFlip(), T.AlternatingFlip()]), "got both"),
         (lambda: T.Normalize(0.5, 0.0), "std must be"),
         (lambda: T.Cast(torch.int8), "dtype must be"),
     ],

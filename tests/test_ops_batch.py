@@ -68,6 +68,7 @@ RULES: list[dict[str, Any]] = [
     {"crop": (32, 32), "padding": 4, "flip_probability": 0.5, "fill": 7},
     {"crop": (32, 32), "padding": 31, "is_reflected": True, "flip_probability": 0.25},
     {"crop": (5, 40), "padding": 6, "flip_probability": 1.0},
+    {"crop": (32, 32), "padding": 2, "flip_probability": 0.5, "flip_alternates": True},
     {"crop": (1, 1)},
     {"crop": (32, 32), "cutout": 16, "fill": 200},
     {"crop": (20, 24), "padding": 1, "cutout": 9, "flip_probability": 0.5},
@@ -80,6 +81,7 @@ def gathered(pictures: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any
         "padding": 0,
         "is_reflected": False,
         "flip_probability": 0.0,
+        "flip_alternates": False,
         "cutout": 0,
         "fill": 0.0,
         "values": None,
@@ -139,6 +141,20 @@ def test_bytes_that_are_looked_up(dtype: torch.dtype, place: torch.device) -> No
     found = gathered(pictures, index, 1, 2, **rule, values=values)
     assert found.dtype == dtype
     assert torch.equal(found, values[channel, places])
+
+
+def test_an_alternating_flip_shows_both_sides_in_two_epochs(place: torch.device) -> None:
+    pictures = some(64, (3, 8, 8), torch.uint8, place)
+    rule = {"crop": (8, 8), "flip_probability": 0.5, "flip_alternates": True}
+    index = torch.arange(64, device=place)
+    epochs = [gathered(pictures, index, 3, epoch, **rule) for epoch in (0, 1, 2, 2**32 - 1)]
+    is_mirrored = (epochs[0] == pictures.flip(3)).flatten(1).all(1)
+    assert 16 < int(is_mirrored.sum()) < 48
+    assert torch.equal(epochs[1], epochs[0].flip(3))
+    assert torch.equal(epochs[2], epochs[0])
+    assert torch.equal(epochs[3], epochs[1])
+    other = gathered(pictures, index, 4, 0, **rule)
+    assert not torch.equal(other, epochs[0])
 
 
 def test_a_picture_depends_on_nothing_but_its_address(place: torch.device) -> None:

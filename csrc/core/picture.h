@@ -15,6 +15,7 @@ struct PictureRule {
   int32_t cutout;                   // side of the square that is filled in the result; 0: none
   uint64_t flip_below;              // flipped where 32 random bits are below
   bool is_reflected;                // the padding mirrors the picture; or else it is filled
+  bool alternates;                  // flipped every other epoch; flip_below decides of epoch 0
 };
 
 // A random integer in [0, count).
@@ -32,7 +33,7 @@ struct View {
     const Words words = random_words(address, Purpose::kView, static_cast<uint64_t>(sample));
     const int32_t spare_height = rule.height + 2 * rule.padding - rule.crop_height;
     const int32_t spare_width = rule.width + 2 * rule.padding - rule.crop_width;
-    const bool is_flipped = words.word[2] < rule.flip_below;
+    const bool is_flipped = is_mirrored(rule, address, sample, words.word[2]);
     View view = {};
     view.top = random_below(words.word[0], spare_height + 1) - rule.padding;
     view.left = random_below(words.word[1], spare_width + 1) - rule.padding;
@@ -46,6 +47,15 @@ struct View {
     view.cut_bottom = view.cut_top + rule.cutout;
     view.cut_right = view.cut_left + rule.cutout;
     return view;
+  }
+
+  // `word`: random bits of this epoch.
+  static DYNLOADER_FN bool is_mirrored(const PictureRule& rule, Address address, int64_t sample,
+                                       uint32_t word) {
+    if (!rule.alternates) return word < rule.flip_below;
+    const Words first =
+        random_words({address.seed, 0}, Purpose::kView, static_cast<uint64_t>(sample));
+    return (first.word[2] < rule.flip_below) != ((address.epoch & 1) != 0);
   }
 
   DYNLOADER_FN void cut_all(const PictureRule& rule) {

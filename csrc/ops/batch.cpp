@@ -123,7 +123,8 @@ PictureBatch picture_batch(const char* op, const at::Tensor& pictures,
                small(padding),
                small(options.cutout),
                static_cast<uint64_t>(std::llround(std::ldexp(options.flip_probability, 32))),
-               options.is_reflected};
+               options.is_reflected,
+               options.flip_alternates};
   call.address = address;
   call.pictures = pictures.const_data_ptr();
   call.num_pictures = pictures.size(0);
@@ -158,15 +159,16 @@ at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tens
 
 at::Tensor gather_pictures(const at::Tensor& pictures, const at::Tensor& index, at::Tensor& faults,
                            at::IntArrayRef crop, int64_t padding, bool is_reflected,
-                           double flip_probability, int64_t cutout, double fill,
-                           const std::optional<at::Tensor>& values, bool from_channels_last,
-                           bool to_channels_last, int64_t seed, int64_t epoch,
-                           const EpochAt& epoch_at) {
+                           double flip_probability, bool flip_alternates, int64_t cutout,
+                           double fill, const std::optional<at::Tensor>& values,
+                           bool from_channels_last, bool to_channels_last, int64_t seed,
+                           int64_t epoch, const EpochAt& epoch_at) {
   const char* op = "gather_pictures";
   TORCH_CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ", crop);
   const Address address = check_address(op, seed, epoch, epoch_at, pictures.device());
-  const PictureOptions options = {crop[0], crop[1], padding, is_reflected,       flip_probability,
-                                  cutout,  fill,    values,  from_channels_last, to_channels_last};
+  const PictureOptions options = {
+      crop[0], crop[1], padding, is_reflected,       flip_probability, flip_alternates,
+      cutout,  fill,    values,  from_channels_last, to_channels_last};
   PictureBatch made = picture_batch(op, pictures, options, address, index.numel());
   const at::Tensor where = checked_index(op, index, pictures);
   made.call.index = where.const_data_ptr<int64_t>();

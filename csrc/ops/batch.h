@@ -15,6 +15,7 @@ struct PictureOptions {
   int64_t crop_height, crop_width, padding;
   bool is_reflected;
   double flip_probability;
+  bool flip_alternates;  // by epoch; flip_probability is that of epoch 0
   int64_t cutout;
   double fill;                       // of padding and cutout, as a pixel of the picture
   std::optional<at::Tensor> values;  // [channels, 256], what each byte becomes

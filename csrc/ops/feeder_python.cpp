@@ -12,16 +12,17 @@ void bind_feeder(pybind11::module_& m) {
   using py::arg;
   py::class_<PictureOptions>(m, "PictureOptions", "What is done to the pictures of a column.")
       .def(py::init([](int64_t crop_height, int64_t crop_width, int64_t padding, bool is_reflected,
-                       double flip_probability, int64_t cutout, double fill,
+                       double flip_probability, bool flip_alternates, int64_t cutout, double fill,
                        const std::optional<at::Tensor>& values, bool from_channels_last,
                        bool to_channels_last) {
-             return PictureOptions{crop_height,        crop_width,      padding, is_reflected,
-                                   flip_probability,   cutout,          fill,    values,
-                                   from_channels_last, to_channels_last};
+             return PictureOptions{
+                 crop_height,      crop_width,         padding,         is_reflected,
+                 flip_probability, flip_alternates,    cutout,          fill,
+                 values,           from_channels_last, to_channels_last};
            }),
            py::kw_only(), arg("crop_height"), arg("crop_width"), arg("padding"),
-           arg("is_reflected"), arg("flip_probability"), arg("cutout"), arg("fill"), arg("values"),
-           arg("from_channels_last"), arg("to_channels_last"));
+           arg("is_reflected"), arg("flip_probability"), arg("flip_alternates"), arg("cutout"),
+           arg("fill"), arg("values"), arg("from_channels_last"), arg("to_channels_last"));
   // Without the interpreter's lock: threads that work ahead never need it, and who waits for them
   // must not hold it.
   struct Close {

@@ -57,8 +57,10 @@ TORCH_LIBRARY(dynloader, m) {
   m.def("gather_rows(Tensor data, Tensor index, Tensor(a!) faults) -> Tensor");
   m.def(
       "gather_pictures(Tensor pictures, Tensor index, Tensor(a!) faults, SymInt[] crop, int "
-      "padding, bool is_reflected, float flip_probability, int cutout, float fill, Tensor? values, "
-      "bool from_channels_last, bool to_channels_last, SymInt seed, SymInt epoch, Tensor? "
+      "padding, bool is_reflected, float flip_probability, bool flip_alternates, int cutout, float "
+      "fill, "
+      "Tensor? values, bool from_channels_last, bool to_channels_last, SymInt seed, SymInt epoch, "
+      "Tensor? "
       "epoch_at) -> Tensor");
   m.def("zeros(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");

@@ -254,6 +254,7 @@ def check_pictures(
     pictures = rng.integers(0, 100, (n, channels, height, width)).astype(dtype)
     index = np.append(rng.integers(0, n, b), n)
     where, options = at(i, gpu if i % 2 else None)
+    alternates = i % 2 == 0
     made = [
         reference_pictures.picture_of(
             pictures[j],
@@ -261,6 +262,7 @@ def check_pictures(
             padding=padding,
             is_reflected=is_reflected,
             flip_probability=flip,
+            flip_alternates=alternates,
             cutout=cutout,
             fill=fill,
             sample=j,
@@ -284,7 +286,8 @@ def check_pictures(
             index=gpu.put(index),
             batch_size=b + 1,
             rule=PictureRule(
-                channels, height, width, *crop, padding, cutout, round(flip * 2**32), is_reflected
+                *(channels, height, width, *crop, padding, cutout),
+                *(round(flip * 2**32), is_reflected, alternates),
             ),
             address=where,
             pictures=gpu.put(stored),

@@ -37,6 +37,7 @@ class PictureRule(ctypes.Structure):
         *((name, c_int32) for name in ("crop_height", "crop_width", "padding", "cutout")),
         ("flip_below", c_uint64),
         ("is_reflected", c_bool),
+        ("alternates", c_bool),
     ]
 
 
