@@ -1,0 +1,90 @@
+"""The methods that experiments/speedrun.py compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import dynloader
+
+Make = Callable[[float, int], dynloader.Policy]
+"""From the fraction to keep and the number of epochs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A line of the comparison.
+
+    Attributes:
+        name: in tables.
+        policy: makes the policy.
+        has_keep: whether the fraction to keep means anything.
+    """
+
+    name: str
+    policy: Make
+    has_keep: bool = True
+
+
+def ramp(keep: float, epochs: int, first: float, last: float) -> Callable[[int], float]:
+    """A fraction that moves from ``first * keep`` to ``last * keep`` in the pruned epochs."""
+    span = max(1, epochs - 2)
+
+    def at(epoch: int) -> float:
+        done = min(1.0, max(0.0, (epoch - 1) / span))
+        return min(1.0, keep * (first + (last - first) * done))
+
+    return at
+
+
+METHODS: dict[str, Method] = {
+    "full": Method("full data", lambda keep, epochs: dynloader.Full(), has_keep=False),
+    "random": Method(
+        "random dynamic", lambda keep, epochs: dynloader.RandomDynamic(keep=keep, every=1)
+    ),
+    "ucb": Method("UCB", lambda keep, epochs: dynloader.UCB(keep=keep, every=1)),
+    "epsilon-greedy": Method(
+        "epsilon-greedy", lambda keep, epochs: dynloader.EpsilonGreedy(keep=keep, every=1)
+    ),
+    "infobatch": Method(
+        "InfoBatch, exact ratio",
+        lambda keep, epochs: dynloader.InfoBatch(
+            keep=keep, drop_probability=max(0.5, 1 - keep), epochs=epochs
+        ),
+    ),
+    "infobatch-published": Method(
+        "InfoBatch", lambda keep, epochs: dynloader.InfoBatch(epochs=epochs), has_keep=False
+    ),
+    "weighted": Method(
+        "weighted by loss^0.5",
+        lambda keep, epochs: dynloader.Weighted(keep=keep, every=1, exponent=0.5, rescale=False),
+    ),
+    "weighted-1": Method(
+        "weighted by loss",
+        lambda keep, epochs: dynloader.Weighted(keep=keep, every=1, exponent=1.0, rescale=False),
+    ),
+    "last-loss": Method(
+        "highest last loss",
+        lambda keep, epochs: dynloader.UCB(keep=keep, every=1, alpha=1.0, c=0.0),
+    ),
+    "slow-mean": Method(
+        "highest mean loss, alpha 0.4",
+        lambda keep, epochs: dynloader.UCB(keep=keep, every=1, alpha=0.4, c=0.0),
+    ),
+    "ucb-explore": Method(
+        "UCB, a tenth takes turns",
+        lambda keep, epochs: dynloader.UCB(keep=keep, every=1, explore=0.1),
+    ),
+    "ucb-anneal": Method(
+        "UCB, last eighth on all data",
+        lambda keep, epochs: dynloader.UCB(keep=keep, every=1, anneal=0.875, epochs=epochs),
+    ),
+    "ucb-rising": Method(
+        "UCB, keep rising",
+        lambda keep, epochs: dynloader.UCB(keep=ramp(keep, epochs, 0.6, 1.4), every=1),
+    ),
+    "ucb-falling": Method(
+        "UCB, keep falling",
+        lambda keep, epochs: dynloader.UCB(keep=ramp(keep, epochs, 1.4, 0.6), every=1),
+    ),
+}

@@ -1,0 +1,253 @@
+"""The tables, the picture and the claim of experiments/speedrun.py."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from speedrun_methods import METHODS
+
+Curve = list[tuple[float, list[float]]]
+"""(seconds, accuracies of the seeds) for each length of training, shortest first."""
+
+TARGETS = (12, 24)
+NUM_RESAMPLES = 2000
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The cells of ``folder``, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
+
+
+def grouped(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, float, int], list[dict[str, Any]]]:
+    """The seeds of each (method, keep, epochs)."""
+    groups: dict[tuple[str, float, int], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        groups[cell["method"], cell["keep"], cell["epochs"]].append(cell)
+    order = list(METHODS)
+    return dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
+
+
+def summary(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each (method, keep, epochs): means over the seeds, and the accuracy's deviation.
+
+    Processor seconds depend on what else the machine does: a row has the median over its seeds.
+    """
+    rows = []
+    for (method, keep, epochs), seeds in grouped(cells).items():
+        accuracies = [100 * cell["accuracy"] for cell in seeds]
+        rows.append(
+            {
+                "method": method,
+                "keep": keep,
+                "epochs": epochs,
+                "seeds": len(seeds),
+                "accuracy": float(np.mean(accuracies)),
+                "deviation": float(np.std(accuracies, ddof=1)) if len(seeds) > 1 else math.nan,
+                "samples": float(np.mean([cell["samples"] for cell in seeds])),
+                "cpu_seconds": float(np.median([cell["cpu_seconds"] for cell in seeds])),
+            }
+        )
+    return rows
+
+
+def seconds_for(accuracy: float, curve: Sequence[tuple[float, float]]) -> float:
+    """The cost at which ``curve`` first reaches ``accuracy``; infinite if it never does.
+
+    Between two lengths, accuracy is taken as linear in the logarithm of the cost. A curve that
+    begins above the accuracy costs what its shortest training does, which is too much.
+    """
+    if curve[0][1] >= accuracy:
+        return curve[0][0]
+    for (cost0, low), (cost1, high) in itertools.pairwise(curve):
+        if low <= accuracy <= high:
+            share = 0.0 if high == low else (accuracy - low) / (high - low)
+            return math.exp(math.log(cost0) + share * (math.log(cost1) - math.log(cost0)))
+    return math.inf
+
+
+def curves(cells: Sequence[dict[str, Any]], cost: str) -> dict[tuple[str, float], Curve]:
+    """Accuracies over cost, for each (method, keep)."""
+    found: dict[tuple[str, float], Curve] = defaultdict(list)
+    for (method, keep, _), seeds in grouped(cells).items():
+        point = (
+            float(np.median([cell[cost] for cell in seeds])),
+            [100 * cell["accuracy"] for cell in seeds],
+        )
+        found[method, keep].append(point)
+    return {key: sorted(curve) for key, curve in found.items()}
+
+
+def cost_ratio(
+    full: Curve, other: Curve, target: int, rng: np.random.Generator | None = None
+) -> float:
+    """The cost of ``other`` over that of full data, at the accuracy of one point of full data.
+
+    Args:
+        full: of full data.
+        other: of a rule.
+        target: index into ``full``.
+        rng: draws the seeds anew, with replacement; None: all seeds.
+    """
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values if rng is None else rng.choice(values, len(values))))
+
+    means = [(cost, mean(values)) for cost, values in full]
+    accuracy = means[target][1]
+    return seconds_for(accuracy, [(cost, mean(v)) for cost, v in other]) / means[target][0]
+
+
+def claims(cells: Sequence[dict[str, Any]], cost: str = "cpu_seconds") -> list[dict[str, Any]]:
+    """For each rule and target: the ratio of costs, and its 95 % interval over resampled seeds."""
+    found = curves(cells, cost)
+    full = found.get(("full", 1.0), [])
+    lengths = sorted({cell["epochs"] for cell in cells if cell["method"] == "full"})
+    rows = []
+    for (method, keep), curve in found.items():
+        for target in TARGETS:
+            if method == "full" or target not in lengths or len(curve) < 2:
+                continue
+            place = lengths.index(target)
+            rng = np.random.default_rng(0)
+            drawn = [cost_ratio(full, curve, place, rng) for _ in range(NUM_RESAMPLES)]
+            low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+            rows.append(
+                {
+                    "method": method,
+                    "keep": keep,
+                    "target_epochs": target,
+                    "target_accuracy": float(np.mean(full[place][1])),
+                    "ratio": cost_ratio(full, curve, place),
+                    "low": float(low),
+                    "high": float(high),
+                }
+            )
+    return rows
+
+
+def table(rows: list[list[str]], head: list[str]) -> str:
+    """A Markdown table, columns of one width."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )
+
+
+def finite(value: Any) -> Any:
+    """``value`` without what JSON cannot say: not reached, or no deviation of one seed, is None."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figure(ratio: float) -> str:
+    """A ratio, or that the accuracy was not reached."""
+    return "not reached" if math.isinf(ratio) else f"{ratio:.2f}"
+
+
+def write(folder: Path) -> str:
+    """Write results.json, table.md and frontier.png to ``folder``, and return the table."""
+    cells = read(folder)
+    if not cells:
+        return f"{folder}: no cells yet"
+    rows, about = summary(cells), cells[0]["about"]
+    found = {"cpu_seconds": claims(cells), "samples": claims(cells, "samples")}
+    result = {
+        "settings": json.loads((folder / "settings.json").read_text()),
+        "about": about,
+        "commits": sorted({cell["about"]["commit"]["hash"] or "unknown" for cell in cells}),
+        "machines": sorted({cell["about"]["machine"]["cpu"] for cell in cells}),
+        "summary": rows,
+        "claims": found,
+    }
+    (folder / "results.json").write_text(json.dumps(finite(result), indent=1) + "\n")
+    base = next((r for r in rows if r["method"] == "full" and r["epochs"] == 12), None)
+    lines = [
+        [
+            METHODS[r["method"]].name,
+            "" if r["method"] == "full" else f"{r['keep']:g}",
+            str(r["epochs"]),
+            f"{r['accuracy']:.2f} ± {r['deviation']:.2f}"
+            if r["seeds"] > 1
+            else f"{r['accuracy']:.2f}",
+            f"{r['samples'] / 1000:.0f} k",
+            "" if base is None else f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}",
+            str(r["seeds"]),
+        ]
+        for r in rows
+    ]
+    head = [
+        "method",
+        "keep",
+        "epochs",
+        "accuracy, %",
+        "samples",
+        "time / full data, 12 epochs",
+        "seeds",
+    ]
+    text = table(lines, head)
+    if found["cpu_seconds"]:
+        text += "\n\n" + table(
+            [
+                [
+                    METHODS[c["method"]].name,
+                    f"{c['keep']:g}",
+                    f"{c['target_accuracy']:.2f} ({c['target_epochs']} epochs)",
+                    f"{figure(c['ratio'])} ({figure(c['low'])} to {figure(c['high'])})",
+                ]
+                for c in found["cpu_seconds"]
+            ],
+            ["rule", "keep", "accuracy of full data", "time / full data (95 %)"],
+        )
+    foot = (
+        f"{', '.join(result['machines'])}, one thread, torch {about['versions']['torch']}, "
+        f"commit {', '.join(commit[:10] for commit in result['commits'])}"
+    )
+    text += f"\n\n{foot}\n"
+    (folder / "table.md").write_text(text)
+    draw(folder / "frontier.png", cells)
+    return text
+
+
+def draw(path: Path, cells: Sequence[dict[str, Any]]) -> None:
+    """Draw accuracy against samples and against processor seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    page, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for axis, cost, label in (
+        (axes[0], "samples", "training samples"),
+        (axes[1], "cpu_seconds", "processor seconds, one thread"),
+    ):
+        for (method, keep), curve in curves(cells, cost).items():
+            name = METHODS[method].name + ("" if method == "full" else f", keep {keep:g}")
+            costs = [point[0] for point in curve]
+            means = [float(np.mean(point[1])) for point in curve]
+            errors = [
+                float(np.std(p[1], ddof=1) / math.sqrt(len(p[1]))) if len(p[1]) > 1 else 0.0
+                for p in curve
+            ]
+            style = {"color": "black", "linewidth": 2} if method == "full" else {"linewidth": 1.3}
+            axis.errorbar(costs, means, errors, marker="o", markersize=4, label=name, **style)
+        axis.set_xscale("log")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy, %")
+    axes[1].legend(fontsize=8)
+    page.savefig(path, dpi=130)
+    pyplot.close(page)

@@ -1,0 +1,219 @@
+"""One training of experiments/speedrun.py: full data, or what a policy keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from speedrun_model import WIDTHS, SpeedrunNet
+from torch import Tensor
+
+import dynloader
+from dynloader import transforms
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is tuned once, for full data, and then the same for every method.
+
+    Learning rate and weight decay are those of a batch of 1024, as in cifar10-airbench: both are
+    scaled to the batch size, and the rate to the momentum.
+
+    Attributes:
+        widths: a key of ``WIDTHS``.
+        batch_size: images in a step.
+        lr: highest learning rate.
+        weight_decay: decay for the whole of a step of 1024 images, independent of ``lr``.
+        momentum: Nesterov's.
+        bias_scale: how much higher the learning rate of the biases of batch norm is.
+        label_smoothing: share of the target spread over all classes.
+        schedule: "triangular", or "constant".
+        augment: translate and flip.
+        whitening_images: training images that the first convolution is computed from.
+        precision: "bf16" (autocast) or "fp32".
+    """
+
+    widths: str = "small"
+    batch_size: int = 512
+    lr: float = 11.5
+    weight_decay: float = 0.0153
+    momentum: float = 0.85
+    bias_scale: float = 64.0
+    label_smoothing: float = 0.2
+    schedule: str = "triangular"
+    augment: bool = True
+    whitening_images: int = 5000
+    precision: str = "bf16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Decoded images: uint8 [n, 3, 32, 32] and labels int64 [n], for training and testing."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+class Training:
+    """A network, its data and its schedule.
+
+    Args:
+        images: the data.
+        policy: which samples each epoch keeps; ``Full()`` keeps all.
+        epochs: length of the training.
+        seed: of the weights, the order, the augmentation and the selection.
+        recipe: everything else.
+    """
+
+    def __init__(
+        self, images: Images, policy: dynloader.Policy, epochs: int, seed: int, recipe: Recipe
+    ) -> None:
+        self.images, self.epochs, self.recipe = images, epochs, recipe
+        torch.manual_seed(seed)
+        normalize = transforms.Normalize(MEAN, STD)
+        self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        final = [normalize, transforms.Cast(self._dtype), transforms.ToChannelsLast()]
+        augmentation = [
+            transforms.RandomCrop(32, padding=2, padding_mode="reflect"),
+            transforms.AlternatingFlip(),
+        ]
+        table = dynloader.ScoreTable(len(images.train), "cpu")
+        self.loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
+            dynloader.ArrayDataset(images.train, images.train_labels),
+            recipe.batch_size,
+            drop_last=True,
+            policy=policy,
+            table=table,
+            seed=seed,
+            transforms=(augmentation if recipe.augment else []) + final,
+        )
+        self.model = SpeedrunNet(
+            normalized(images.train[: recipe.whitening_images]), WIDTHS[recipe.widths]
+        ).to(memory_format=torch.channels_last)
+        self.optimizer = self._optimizer()
+        self.num_steps = self.loader.total_steps(epochs)
+        self.steps = self.samples = 0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        # A step's gradients are a mean, and momentum adds up 1 / (1 - momentum) of them.
+        kilostep = 1 + 1 / (1 - recipe.momentum)
+        self._peak = recipe.lr * recipe.batch_size / 1024 / kilostep
+        decay = recipe.weight_decay * recipe.batch_size / 1024 / kilostep
+        biases = [p for name, p in self.model.named_parameters() if name.endswith("norm.bias")]
+        weights = [
+            p
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and not name.endswith("norm.bias")
+        ]
+        groups = [
+            {"params": weights, "weight_decay": decay / self._peak, "scale": 1.0},
+            {
+                "params": biases,
+                "weight_decay": decay / (self._peak * recipe.bias_scale),
+                "scale": recipe.bias_scale,
+            },
+        ]
+        return torch.optim.SGD(groups, lr=self._peak, momentum=recipe.momentum, nesterov=True)
+
+    def run(self) -> dict[str, Any]:
+        """Train, test, and return what there is to report; seconds are this process's."""
+        history, seconds = [], 0.0
+        for epoch in range(self.epochs):
+            begin = time.process_time()
+            losses = self._train_epoch()
+            seconds += time.process_time() - begin
+            history.append({"samples": self.samples, "cpu_seconds": seconds} | distribution(losses))
+            assert self.loader.epoch == epoch + 1
+        stats = self.loader.stats()
+        return {
+            "samples": self.samples,
+            "steps": self.steps,
+            "cpu_seconds": seconds,
+            "select_seconds": stats["dynloader/select_seconds"],
+            "update_seconds": stats["dynloader/update_seconds"],
+            "history": history,
+            **self.test(),
+        }
+
+    def _train_epoch(self) -> Tensor:
+        """Train for one epoch, and return the plain losses of the samples it fed."""
+        recipe, seen = self.recipe, []
+        self.model.train()
+        for images, labels in self.loader:
+            self._set_learning_rate()
+            with self._autocast():
+                logits = self.model(images)
+            log_p = logits.float().log_softmax(1)
+            plain = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+            smooth = -log_p.mean(1)
+            losses = (1 - recipe.label_smoothing) * plain + recipe.label_smoothing * smooth
+            loss = self.loader.update(losses, scores=plain)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.steps += 1
+            self.samples += len(labels)
+            seen.append(plain.detach())
+        return torch.cat(seen)
+
+    def _set_learning_rate(self) -> None:
+        rate = self._peak
+        if self.recipe.schedule == "triangular":
+            rate *= triangle(self.steps / self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+
+    @torch.inference_mode()
+    def test(self) -> dict[str, float]:
+        """Accuracy on the test set, with and without the mean over the mirrored image."""
+        self.model.eval()
+        right = torch.zeros(2, dtype=torch.int64)
+        batches = zip(
+            self.images.test.split(1000), self.images.test_labels.split(1000), strict=True
+        )
+        for images, labels in batches:
+            prepared = normalized(images).to(self._dtype)
+            with self._autocast():
+                plain = self.model(prepared).float()
+                both = plain + self.model(prepared.flip(3)).float()
+            right += torch.stack(
+                [(both.argmax(1) == labels).sum(), (plain.argmax(1) == labels).sum()]
+            )
+        share = (right.double() / len(self.images.test)).tolist()
+        return {"accuracy": share[0], "accuracy_without_mirroring": share[1]}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16)
+
+
+def triangle(done: float, start: float = 0.2, peak: float = 0.23, end: float = 0.07) -> float:
+    """The learning rate as a share of the highest, after ``done`` of the training."""
+    if done < peak:
+        return start + (1 - start) * done / peak
+    return 1 + (end - 1) * (done - peak) / (1 - peak)
+
+
+def distribution(losses: Tensor) -> dict[str, float]:
+    """How the losses of an epoch are distributed: what may predict whether pruning pays."""
+    mean = losses.mean()
+    return {
+        "loss": float(mean),
+        "median_over_mean": float(losses.median() / mean),
+        "share_below_tenth": float((losses < mean / 10).float().mean()),
+        "share_of_top_half": float(losses.topk(len(losses) // 2).values.sum() / losses.sum()),
+    }
+
+
+def normalized(images: Tensor) -> Tensor:
+    """float32 [n, 3, 32, 32], channels last, from uint8."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (MEAN, STD))
+    found = (images.float() / 255 - mean) / std
+    return found.contiguous(memory_format=torch.channels_last)
