@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grid
 import numpy as np
 from speedrun_methods import METHODS
 
@@ -18,11 +19,6 @@ Curve = list[tuple[float, list[float]]]
 
 TARGETS = (12, 24)
 NUM_RESAMPLES = 2000
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The cells of ``folder``, in the order of their names."""
-    return [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
 
 
 def grouped(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, float, int], list[dict[str, Any]]]:
@@ -160,7 +156,7 @@ def figure(ratio: float) -> str:
 
 def write(folder: Path) -> str:
     """Write results.json, table.md and frontier.png to ``folder``, and return the table."""
-    cells = read(folder)
+    cells = grid.read(folder)
     if not cells:
         return f"{folder}: no cells yet"
     rows, about = summary(cells), cells[0]["about"]

@@ -1,0 +1,240 @@
+"""Does it pay to prune sequences? A byte-level language model of Python's standard library.
+
+    python experiments/gpt.py --out experiments/results/gpt --epochs 5 --seeds 3
+    python experiments/gpt.py --out experiments/results/gpt --methods full --epochs 3 --seeds 3
+
+A sample is a sequence of 256 bytes. Files, not sequences, are split into training and validation.
+With keep 0.5, five epochs of a rule that reads scores are as many steps as three of full data.
+Cells can be stopped and resumed as those of experiments/speedrun.py.
+
+    python experiments/gpt.py --out experiments/results/gpt --report
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import math
+import platform
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import grid
+import torch
+import torch.nn.functional as F
+from gpt_model import ByteGPT
+from speedrun_methods import METHODS as RULES
+from speedrun_training import distribution
+from torch import Tensor
+
+import dynloader
+
+METHODS = {
+    name: RULES[name]
+    for name in ("full", "random", "ucb", "weighted", "infobatch", "slow-mean", "epsilon-greedy")
+}
+EXCLUDED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is the same for every method.
+
+    Attributes:
+        width, depth, num_heads: of the network.
+        length: bytes of a sequence.
+        num_sequences: training sequences, drawn from all that there are.
+        num_validation: validation sequences.
+        batch_size: sequences in a step.
+        lr: highest learning rate of AdamW; it rises for 5 % of the steps and falls as a cosine.
+        weight_decay: of AdamW.
+    """
+
+    width: int = 160
+    depth: int = 4
+    num_heads: int = 5
+    length: int = 256
+    num_sequences: int = 8192
+    num_validation: int = 1024
+    batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+
+
+def sequences(recipe: Recipe, root: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Training and validation sequences, uint8 [n, length + 1], of the standard library's source.
+
+    A tenth of the files, by a hash of their names, is for validation.
+    """
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    paths = [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not set(path.relative_to(root).parts[:-1]) & set(EXCLUDED)
+    ]
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for path in paths:
+        text, size = path.read_bytes(), recipe.length + 1
+        name = str(path.relative_to(root)).encode()
+        is_validation = hashlib.sha256(name).digest()[0] < 26
+        if whole := len(text) // size:
+            cut = torch.frombuffer(bytearray(text[: whole * size]), dtype=torch.uint8)
+            parts[is_validation].append(cut.view(whole, size))
+    generator = torch.Generator().manual_seed(0)
+    wanted = (recipe.num_sequences, recipe.num_validation)
+    made = []
+    for part, count in zip(parts, wanted, strict=True):
+        every = torch.cat(part)
+        if len(every) < count:
+            raise SystemExit(f"the standard library has {len(every)} sequences, {count} are wanted")
+        made.append(every[torch.randperm(len(every), generator=generator)[:count]])
+    return made[0], made[1]
+
+
+def losses_of(model: ByteGPT, tokens: Tensor) -> Tensor:
+    """The mean loss of each sequence, float32 [b], in nats a byte."""
+    tokens = tokens.long()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens[:, :-1])
+    losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
+    return losses.mean(1)
+
+
+def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[str, Any]:
+    """Train one cell, and return what its file holds; seconds are this process's."""
+    torch.manual_seed(cell.seed)
+    loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
+        dynloader.ArrayDataset(data[0]),
+        recipe.batch_size,
+        drop_last=True,
+        policy=METHODS[cell.method].policy(cell.keep, cell.epochs),
+        table=dynloader.ScoreTable(len(data[0]), "cpu"),
+        seed=cell.seed,
+    )
+    model = ByteGPT(recipe.width, recipe.depth, recipe.num_heads, recipe.length)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}],
+        lr=recipe.lr,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
+    num_steps, steps, samples, seconds, history = loader.total_steps(cell.epochs), 0, 0, 0.0, []
+    for _ in range(cell.epochs):
+        begin, seen = time.process_time(), []
+        for batch in loader:
+            (tokens,) = batch if isinstance(batch, (tuple, list)) else (batch,)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * rate(steps / num_steps)
+            losses = losses_of(model, tokens)
+            loss = loader.update(losses)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            steps, samples = steps + 1, samples + len(tokens)
+            seen.append(losses.detach())
+        seconds += time.process_time() - begin
+        history.append({"samples": samples, "cpu_seconds": seconds} | distribution(torch.cat(seen)))
+    with torch.inference_mode():
+        found = torch.cat([losses_of(model, part) for part in data[1].split(64)])
+    return {
+        "samples": samples,
+        "steps": steps,
+        "cpu_seconds": seconds,
+        "bits_per_byte": float(found.mean()) / math.log(2),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "history": history,
+    }
+
+
+def rate(done: float) -> float:
+    """The learning rate as a share of the highest, after ``done`` of the training."""
+    return min(done / 0.05, 1.0) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def report(out: Path) -> str:
+    """Write results.json and table.md to ``out``, and return the table."""
+    from speedrun_report import finite, grouped, table
+
+    cells = grid.read(out)
+    if not cells:
+        return f"{out}: no cells yet"
+    rows = []
+    for (method, keep, epochs), seeds in grouped(cells).items():
+        bits = torch.tensor([cell["bits_per_byte"] for cell in seeds], dtype=torch.float64)
+        rows.append(
+            {
+                "method": method,
+                "keep": keep,
+                "epochs": epochs,
+                "seeds": len(seeds),
+                "bits_per_byte": float(bits.mean()),
+                "deviation": float(bits.std()) if len(seeds) > 1 else math.nan,
+                "samples": float(sum(cell["samples"] for cell in seeds) / len(seeds)),
+                "cpu_seconds": sorted(cell["cpu_seconds"] for cell in seeds)[len(seeds) // 2],
+            }
+        )
+    about = cells[0]["about"]
+    grid.write(out / "results.json", finite({"about": about, "summary": rows}))
+    lines = [
+        [
+            METHODS[row["method"]].name,
+            "" if row["method"] == "full" else f"{row['keep']:g}",
+            str(row["epochs"]),
+            f"{row['bits_per_byte']:.4f} ± {row['deviation']:.4f}",
+            f"{row['samples'] / 1000:.1f} k",
+            f"{row['cpu_seconds']:.0f}",
+            str(row["seeds"]),
+        ]
+        for row in rows
+    ]
+    head = ["method", "keep", "epochs", "bits a byte", "sequences", "processor s", "seeds"]
+    text = table(lines, head) + (
+        f"\n\n{cells[0]['parameters']:,} parameters; {about['machine']['cpu']}, one thread, torch "
+        f"{about['versions']['torch']}, the source of Python {about['versions']['python']}, "
+        f"commit {(about['commit']['hash'] or 'unknown')[:10]}\n"
+    )
+    (out / "table.md").write_text(text)
+    return text
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    grid.add_options(parser, METHODS, "runs/gpt")
+    for field in dataclasses.fields(Recipe):
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"), type=type(field.default), default=field.default
+        )
+    args = parser.parse_args(arguments)
+    grid.check_options(parser, args, METHODS)
+    return args
+
+
+def main() -> None:
+    """Train the cells that are not there yet, and report."""
+    args = parse()
+    torch.set_num_threads(1)
+    if not args.report:
+        recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
+        data = sequences(recipe)
+        grid.run(
+            args.out,
+            grid.cells(args, [name for name, method in METHODS.items() if not method.has_keep]),
+            {"recipe": dataclasses.asdict(recipe), "python": platform.python_version()},
+            lambda cell: train(cell, data, recipe),
+            lambda found: (
+                f"{found['bits_per_byte']:.4f} bits a byte, {found['samples']:,} sequences, "
+                f"{found['cpu_seconds']:.0f} s"
+            ),
+        )
+    print(report(args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Cells of an experiment: trainings that can be stopped, resumed, and shared among processes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dynloader.bench import machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        method: key of the experiment's methods.
+        keep: fraction of the samples to keep; 1 where the method keeps what it keeps.
+        epochs: length of the training.
+        seed: of everything that is random.
+    """
+
+    method: str
+    keep: float
+    epochs: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without the suffix."""
+        return f"{self.method}-{self.keep:g}-{self.epochs}-{self.seed}"
+
+
+def cells(args: argparse.Namespace, without_keep: Collection[str]) -> Iterator[Cell]:
+    """Yield all cells, one seed after another, so that an unfinished grid can be compared."""
+    for seed in range(args.first_seed, args.seeds):
+        for method in args.methods:
+            for keep in [1.0] if method in without_keep else args.keeps:
+                for epochs in args.epochs:
+                    yield Cell(method, keep, epochs, seed)
+
+
+def run(
+    out: Path,
+    todo: Iterable[Cell],
+    settings: Mapping[str, Any],
+    train: Callable[[Cell], dict[str, Any]],
+    describe: Callable[[dict[str, Any]], str],
+) -> None:
+    """Train the cells that have no file yet; each writes its own when it is done.
+
+    Args:
+        out: folder of the experiment; files go to ``out/cells``.
+        todo: the cells.
+        settings: everything that must be the same for all cells of ``out``.
+        train: returns what to write for a cell.
+        describe: a line of progress for what ``train`` returned.
+
+    Raises:
+        SystemExit: ``out`` holds cells with other settings.
+    """
+    folder = out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    check_settings(out, settings)
+    about = machine.describe()
+    for cell in todo:
+        path, lock_path = folder / f"{cell.name}.json", folder / f".{cell.name}.lock"
+        with lock_path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # another process trains it
+            if not path.exists():
+                begin = time.perf_counter()
+                found = dataclasses.asdict(cell) | train(cell)
+                found["wall_seconds"] = time.perf_counter() - begin
+                write(path, found | {"about": about})
+                print(f"{cell.name}: {describe(found)}", flush=True)
+            lock_path.unlink(missing_ok=True)
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The cells that are done."""
+    return [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
+
+
+def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to mix trainings of other settings with those in ``out``."""
+    path = out / "settings.json"
+    if not path.exists():
+        write(path, settings)
+        return
+    found = json.loads(path.read_text())
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise SystemExit(
+                f"--out holds trainings with {name} {found.get(name)!r}, got {value!r}: "
+                "name another folder"
+            )
+
+
+def write(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    half = path.with_name(f"{path.name}.{os.getpid()}.new")
+    half.write_text(json.dumps(value, indent=1) + "\n")
+    half.replace(path)
+
+
+def add_options(parser: argparse.ArgumentParser, methods: Iterable[str], out: str) -> None:
+    """Add what every experiment has on its command line."""
+    add = parser.add_argument
+    add("--out", type=Path, default=Path(out), help=f"default: {out}")
+    add("--methods", default=",".join(methods), help=f"of {', '.join(methods)}")
+    add("--keeps", default="0.5", help="fractions to keep")
+    add("--epochs", default="12", help="lengths of the trainings")
+    add("--seeds", type=int, default=3)
+    add("--first-seed", type=int, default=0)
+    add("--report", action="store_true", help="train nothing")
+
+
+def check_options(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, methods: Collection[str]
+) -> None:
+    """Turn lists into lists, or end with an error that names the option."""
+    args.methods = args.methods.split(",")
+    for name in args.methods:
+        if name not in methods:
+            parser.error(f"--methods must be of {', '.join(methods)}, got {name!r}")
+    try:
+        args.keeps = [float(keep) for keep in args.keeps.split(",")]
+        args.epochs = [int(epochs) for epochs in args.epochs.split(",")]
+    except ValueError as error:
+        parser.error(f"--keeps and --epochs must be numbers with commas between them: {error}")
+    if any(not 0 < keep <= 1 for keep in args.keeps):
+        parser.error(f"--keeps must be in (0, 1], got {args.keeps}")
+    if any(epochs < 1 for epochs in args.epochs):
+        parser.error(f"--epochs must be at least 1, got {args.epochs}")
