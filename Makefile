@@ -1,6 +1,6 @@
 # Each target sets up all that it needs, in .venv. The second time it is quick.
 #
-#   make demo     train on a real data set with and without pruning, and compare
+#   make demo     train with and without pruning, and compare; as "python -m dynloader demo"
 #   make test     all tests
 #   make bench    the microbenchmarks, as JSON in bench/results/; "python -m dynloader bench" is the short way
 #   make lint     ruff, mypy, clang-format
@@ -46,7 +46,7 @@ $(VENV)/built: $(VENV)/torch $(NATIVE)
 	@touch $@
 
 demo: build
-	$(BIN)/python bench/train.py $(ARGS)
+	$(BIN)/python -m dynloader demo $(ARGS)
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)

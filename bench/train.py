@@ -1,4 +1,4 @@
-"""Trains the same network with and without pruning, and compares: what `make demo` runs.
+"""Trains the same network with and without pruning, and compares.
 
 All methods see the same initial weights for a seed, the same batch size, and a learning rate that
 rises and falls over their own length. "full data, same steps" trains on all data, for fewer
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INSTALL = "pip install --no-build-isolation -e '.[demo]', or make demo"
+INSTALL = "pip install --no-build-isolation -e '.[experiments]'"
 
 try:
     import train_data

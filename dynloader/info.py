@@ -18,8 +18,8 @@ packages that parts of dynloader need. Copy it into a bug report.
 """
 # Packages that are not installed with dynloader, and what needs them.
 _PARTS = {
-    "torchvision": "reading data sets of pictures (demo)",
-    "sklearn": "the handwritten digits (demo)",
+    "mnist1d": "the data of the demo",
+    "tqdm": "progress bars (demo, progress=True)",
     "matplotlib": "figures (bench, report)",
     "PIL": "pictures of samples (report)",
     "safetensors": "scores as .safetensors",

@@ -24,7 +24,7 @@ from ledger import Numbers, loss_of, train
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog
+from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog, demo
 from dynloader.__main__ import main
 from dynloader.run_log import notable
 
@@ -626,22 +626,45 @@ def test_info_tells_the_build(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("sklearn", "matplotlib", "PIL"):
+    for name in ("mnist1d", "matplotlib", "PIL", "tqdm"):
         pytest.importorskip(name)
     threads = torch.get_num_threads()
     try:
         for _ in range(2):  # the second takes the place of the first
-            arguments = ["demo", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path / "demo")]
-            assert main(arguments) == 0
+            arguments = ["demo", "--samples", "800", "--epochs", "3", "--seeds", "2"]
+            assert main([*arguments, "--out", str(tmp_path / "demo")]) == 0
     finally:
         torch.set_num_threads(threads)
-    out = capsys.readouterr().out
-    assert re.search(r"UCB +\d+\.\d\d +2,155 ", out)
+    captured = capsys.readouterr()
+    assert re.search(r"\nfull data +\d+\.\d\d ± \d+\.\d\d +2,400 ", captured.out)
+    assert re.search(r"\nUCB +\d+\.\d\d ± \d+\.\d\d +1,600 ", captured.out)
+    assert re.search(r"\nfull data, same steps .* 1,728 ", captured.out)  # 15 steps, as UCB takes
+    assert captured.out.count("8 trainings of 3 epochs at most") == 2
+    assert "training" not in captured.err  # no bar where nobody looks
     assert (tmp_path / "demo" / "report.html").exists()
     # A folder of somebody's own runs is left as it is.
     (tmp_path / "runs" / "ucb-0").mkdir(parents=True)
-    assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 2
+    assert main(["demo", "--samples", "80", "--out", str(tmp_path)]) == 2
     assert "--out must not hold runs of others, got" in capsys.readouterr().err
     assert (tmp_path / "runs" / "ucb-0").exists()
     assert main(["demo", "--epochs", "0"]) == 2
     assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
+
+
+def outcomes(*pairs: tuple[float, float]) -> list[demo.Outcome]:
+    return [demo.Outcome(accuracy, 1000, seconds) for accuracy, seconds in pairs]
+
+
+def test_the_demo_says_what_was_found() -> None:
+    found = {
+        "full data": outcomes((94.0, 4.0), (94.0, 4.0)),
+        "full data, same steps": outcomes((92.0, 1.0), (92.0, 1.0)),
+        "UCB": outcomes((92.9, 1.5), (93.1, 1.5)),
+    }
+    gain, cost = demo.conclusions(found)
+    assert gain == "For as many steps, UCB is +1.00 ± 0.10 points against full data."
+    assert cost == "UCB reaches 93.00 % in 1.5 s; full data takes about 2 s (interpolated)."
+    found["UCB"] = outcomes((91.0, 1.5), (91.0, 1.5))
+    assert demo.conclusions(found) == [
+        "For as many steps, UCB is -1.00 ± 0.00 points against full data."
+    ]
