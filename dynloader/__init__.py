@@ -16,6 +16,7 @@ from dynloader.policies import UCB, EpsilonGreedy, Full, RandomDynamic, Static, 
 from dynloader.policy import Policy
 from dynloader.prefetch import prefetch_to_device
 from dynloader.ranges import IES, Kakurenbo, OrderDP, SeTa
+from dynloader.replay import Replay
 from dynloader.run_log import RunLog
 from dynloader.sampler import PruningSampler
 from dynloader.table import ScoreTable
@@ -39,6 +40,7 @@ __all__ = [
     "PruningBatchSampler",
     "PruningSampler",
     "RandomDynamic",
+    "Replay",
     "RunLog",
     "ScoreTable",
     "SeTa",
