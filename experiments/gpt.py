@@ -106,11 +106,13 @@ def losses_of(model: ByteGPT, tokens: Tensor) -> Tensor:
 def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[str, Any]:
     """Train one cell, and return what its file holds; seconds are this process's."""
     torch.manual_seed(cell.seed)
+    policy = METHODS[cell.method].policy
+    assert policy is not None
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
         dynloader.ArrayDataset(data[0]),
         recipe.batch_size,
         drop_last=True,
-        policy=METHODS[cell.method].policy(cell.keep, cell.epochs),
+        policy=policy(cell.keep, cell.epochs),
         table=dynloader.ScoreTable(len(data[0]), "cpu"),
         seed=cell.seed,
     )

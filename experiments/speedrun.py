@@ -23,6 +23,8 @@ import torch
 from speedrun_methods import METHODS
 from speedrun_training import Images, Recipe, Training
 
+import dynloader
+
 
 def load(folder: Path, cache: Path | None) -> Images:
     """Decode ``folder``/train and ``folder``/test, of one folder a class."""
@@ -60,8 +62,27 @@ def with_fewer(images: Images, share: float) -> Images:
 
 def train(cell: grid.Cell, images: Images, recipe: Recipe) -> dict[str, Any]:
     """Train one cell, and return what its file holds."""
-    policy = METHODS[cell.method].policy(cell.keep, cell.epochs)
-    return Training(images, policy, cell.epochs, cell.seed, recipe).run()
+    method, cost = METHODS[cell.method], {"samples": 0, "cpu_seconds": 0.0}
+    if method.policy is not None:
+        policy = method.policy(cell.keep, cell.epochs)
+    else:
+        policy, cost = replay(cell, images, recipe, method.proxy_epochs)
+    found = Training(images, policy, cell.epochs, cell.seed, recipe).run()
+    found["cpu_seconds"] += cost["cpu_seconds"]
+    return found | {"proxy": cost}
+
+
+def replay(
+    cell: grid.Cell, images: Images, recipe: Recipe, epochs: int
+) -> tuple[dynloader.Policy, dict[str, Any]]:
+    """Train a small network, and return the policy that replays its losses, and what it cost."""
+    small = dataclasses.replace(recipe, widths="proxy")
+    training = Training(images, dynloader.Full(), epochs, 1000 + cell.seed, small)
+    rows: list[torch.Tensor] = []
+    training.after_epoch = lambda: rows.append(training.loader.table.mean.clone())
+    found = training.run()
+    policy = dynloader.Replay(scores=rows, keep=cell.keep, every=1, epochs=cell.epochs)
+    return policy, {name: found[name] for name in ("samples", "cpu_seconds", "accuracy")}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -19,11 +19,14 @@ class Method:
         name: in tables.
         policy: makes the policy.
         has_keep: whether the fraction to keep means anything.
+        proxy_epochs: if above 0, a network of the widths "proxy" is trained first for so many
+            epochs, and its mean losses are replayed; ``policy`` is not used.
     """
 
     name: str
-    policy: Make
+    policy: Make | None
     has_keep: bool = True
+    proxy_epochs: int = 0
 
 
 def ramp(keep: float, epochs: int, first: float, last: float) -> Callable[[int], float]:
@@ -83,6 +86,7 @@ METHODS: dict[str, Method] = {
         "UCB, keep rising",
         lambda keep, epochs: dynloader.UCB(keep=ramp(keep, epochs, 0.6, 1.4), every=1),
     ),
+    "proxy": Method("Replay of a small network", None, proxy_epochs=3),
     "ucb-falling": Method(
         "UCB, keep falling",
         lambda keep, epochs: dynloader.UCB(keep=ramp(keep, epochs, 1.4, 0.6), every=1),

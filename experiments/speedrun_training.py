@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class Training:
         self.optimizer = self._optimizer()
         self.num_steps = self.loader.total_steps(epochs)
         self.steps = self.samples = 0
+        self.after_epoch: Callable[[], None] | None = None
 
     def _optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -131,6 +133,8 @@ class Training:
             losses = self._train_epoch()
             seconds += time.process_time() - begin
             history.append({"samples": self.samples, "cpu_seconds": seconds} | distribution(losses))
+            if self.after_epoch is not None:
+                self.after_epoch()
             assert self.loader.epoch == epoch + 1
         stats = self.loader.stats()
         return {

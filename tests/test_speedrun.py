@@ -109,6 +109,13 @@ def test_cells_are_trained_once_and_of_one_recipe(tmp_path: Path) -> None:
     assert [row["samples"] for row in result["summary"]] == [96, 192, 96, 144]
 
 
+def test_a_small_network_is_trained_first_and_paid_for() -> None:
+    found = speedrun.train(grid.Cell("proxy", 0.25, 2, 0), data(), RECIPE)
+    assert found["samples"] == 2 * 16  # 24 kept, in whole batches of 16
+    assert found["proxy"]["samples"] == 3 * 96
+    assert found["cpu_seconds"] > found["proxy"]["cpu_seconds"] > 0
+
+
 def test_the_cost_of_an_accuracy_is_interpolated() -> None:
     curve = [(100.0, 80.0), (200.0, 84.0), (400.0, 84.0), (800.0, 86.0)]
     assert report.seconds_for(82.0, curve) == pytest.approx(100 * math.sqrt(2))
@@ -151,7 +158,9 @@ def test_the_claim_is_a_ratio_of_costs_with_an_interval() -> None:
 def test_a_fraction_moves_from_epoch_to_epoch() -> None:
     from speedrun_methods import METHODS
 
-    policy = METHODS["ucb-rising"].policy(0.5, 12)
+    make = METHODS["ucb-rising"].policy
+    assert make is not None
+    policy = make(0.5, 12)
     kept = [policy.num_kept(1000, epoch) for epoch in range(12)]
     assert kept[0] == 1000
     assert kept[1] == 300
