@@ -158,7 +158,7 @@ class SelectiveBackprop:
         check_integer("seed", seed, 0, _SEEDS)
         self.beta, self.history, self.seed = float(beta), int(history), int(seed)
         self.step = 0
-        self.losses = torch.empty(0)
+        self.losses = torch.empty(0, dtype=torch.float32)
 
     def __call__(self, losses: Tensor) -> Tensor:
         """The positions that are kept, int64 [k], ascending; at least one. The host waits.

@@ -115,7 +115,7 @@ class EpochLog:
             num_classes = int(self._labels.max()) + 1
             of_all = self._labels.bincount(minlength=num_classes)
             of_kept = self._labels[is_kept].bincount(minlength=num_classes)
-            figures["kept_of_class"] = (of_kept / of_all.clamp(min=1)).tolist()
+            figures["kept_of_class"] = (of_kept.float() / of_all.clamp(min=1)).tolist()
         self._target(figures, plan.epoch)
         if self._run_log is not None:
             self._run_log.write_samples(

@@ -52,7 +52,7 @@ def with_turns(
         return is_kept.nonzero().view(-1)
     # First those whose turn it is, then the rule's first k - num_turns, then, for those that are
     # both, more of its k.
-    importance = torch.zeros(n, device=table.device)
+    importance = torch.zeros(n, dtype=torch.float32, device=table.device)
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
         if size:
             importance[_indices(policy, table, size, seed, epoch).to(table.device)] = value

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -81,6 +82,9 @@ class Static(Policy):
         _refuse_rescale(self)
         try:
             scores = torch.as_tensor(self.scores).detach()
+            if scores.is_floating_point() and not isinstance(self.scores, (Tensor, np.ndarray)):
+                # Without a dtype, numbers of Python take torch's default, which may be half.
+                scores = torch.as_tensor(self.scores, dtype=torch.float32)
         except (TypeError, ValueError) as error:
             raise TypeError(f"scores must be numbers, got {self.scores!r}") from error
         if scores.ndim != 1:
@@ -195,7 +199,8 @@ class EpsilonGreedy(Policy):
         if not self.rescale:
             return Selection(indices, None)
         num_greedy = k - num_random
-        weights = torch.full((n,), (n - num_greedy) / num_random * k / n, device=indices.device)
+        stands_for = (n - num_greedy) / num_random * k / n
+        weights = torch.full((n,), stands_for, dtype=torch.float32, device=indices.device)
         weights[ops.top_k(table.scores, num_greedy, seed=seed, epoch=epoch)] = k / n
         return Selection(indices, weights[indices])
 

@@ -53,7 +53,8 @@ class Kakurenbo(Policy):
         indices = ops.top_k(scores, num_kept, seed=seed, epoch=epoch)
         if not self.rescale:
             return Selection(indices, None)
-        return Selection(indices, torch.full((num_kept,), n / num_kept, device=indices.device))
+        weights = torch.full((num_kept,), n / num_kept, dtype=torch.float32, device=indices.device)
+        return Selection(indices, weights)
 
 
 @dataclass(frozen=True, kw_only=True)

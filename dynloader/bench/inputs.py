@@ -38,7 +38,8 @@ def in_turn(num_bytes: int, device: str, make: Callable[[int], _T]) -> Iterator[
 def losses(n: int, device: str, number: int = 0) -> Tensor:
     """Like the losses of a training: most are small, some are large, none is zero. float32 [n]."""
     generator = torch.Generator(device).manual_seed(number)
-    return torch.empty(n, device=device).exponential_(generator=generator).add_(1e-3)
+    made = torch.empty(n, dtype=torch.float32, device=device)
+    return made.exponential_(generator=generator).add_(1e-3)
 
 
 def selected(n: int, device: str, number: int = 0) -> Tensor:

@@ -96,7 +96,7 @@ def grand(
             rows = [part.reshape(len(part), -1).float() for part in parts.values()]
             squares = [row.square().sum(1) for row in rows]
             found.append(torch.stack(squares).sum(0).sqrt())
-    return torch.cat(found) if found else torch.empty(0, device=labels.device)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float32, device=labels.device)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -173,5 +173,5 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _error(logits: Tensor, labels: Tensor) -> Tensor:
     """``softmax(logits) - onehot``: the gradient of the cross-entropy by the logits."""
-    ones = torch.ones((len(labels), 1), device=logits.device)
+    ones = torch.ones((len(labels), 1), dtype=torch.float32, device=logits.device)
     return logits.softmax(1).scatter_add(1, labels.unsqueeze(1), -ones)

@@ -83,7 +83,8 @@ def tdds(probabilities: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
     windows = divergences.unfold(0, window, 1)
     spread: Tensor = (windows - windows.mean(2, keepdim=True)).norm(dim=2)
     ages = torch.arange(len(spread) - 1, -1, -1, device=spread.device)
-    weights: Tensor = decay * torch.tensor(1 - decay, device=spread.device) ** ages
+    rest = torch.tensor(1 - decay, dtype=torch.float32, device=spread.device)
+    weights: Tensor = decay * rest**ages
     return (weights.unsqueeze(1) * spread).sum(0)
 
 

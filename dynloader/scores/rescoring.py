@@ -86,7 +86,8 @@ def rescore(
     function, device = scorer_of(score, model), device_of(model, device)
     begin = time.perf_counter()
     left_out = sampler.left_out()
-    places, found = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, device=device)]
+    places = [torch.empty(0, dtype=torch.int64)]
+    found = [torch.empty(0, dtype=torch.float32, device=device)]
     if len(left_out) and sampler.run.start == 0:
         with evaluating(model):
             for batch in _batches(loader, left_out):

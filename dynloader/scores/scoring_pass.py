@@ -69,7 +69,7 @@ def scoring_pass(
     check_integer("num_samples", num_samples, 1)
     device = device_of(model, device)
     begin = time.perf_counter()
-    scores = torch.full((num_samples,), -torch.inf, device=device)
+    scores = torch.full((num_samples,), -torch.inf, dtype=torch.float32, device=device)
     is_found = torch.zeros(num_samples, dtype=torch.int32, device=device)
     position = 0
     with evaluating(model):

@@ -1,0 +1,272 @@
+"""What is selected, weighed and scored does not depend on ``torch.set_default_dtype``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import bits
+from ledger import Numbers
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from dynloader import (
+    IES,
+    UCB,
+    ArrayDataset,
+    DataLoader,
+    EpsilonGreedy,
+    Full,
+    ImportanceGate,
+    InfoBatch,
+    Kakurenbo,
+    OrderDP,
+    Policy,
+    Prioritized,
+    RandomDynamic,
+    ScoreTable,
+    SelectiveBackprop,
+    SeTa,
+    Static,
+    StaticRandom,
+    Weighted,
+    scores,
+    select_batch,
+    transforms,
+)
+
+N = 60
+OTHERS = [torch.float64, torch.bfloat16, torch.float16]
+# Half precision rounds these.
+STATIC = [1 + i * 37 % N / 4096 for i in range(N)]
+FLOORS: list[dict[str, Any]] = [
+    {},
+    {"rescale": True},
+    {"explore": 0.2},
+    {"min_per_class": 5, "labels": [i % 3 for i in range(N)]},
+    {"explore": 0.2, "min_per_class": 5, "labels": [i % 3 for i in range(N)]},
+]
+RULES: dict[str, Callable[..., Policy]] = {
+    "full": lambda **floors: Full(**floors),
+    "static random": lambda **floors: StaticRandom(**floors),
+    "static": lambda **floors: Static(scores=STATIC, **floors),
+    "random": lambda **floors: RandomDynamic(every=1, **floors),
+    "chunks": lambda **floors: RandomDynamic(every=1, chunks=True, **floors),
+    "epsilon": lambda **floors: EpsilonGreedy(every=1, **floors),
+    "ucb": lambda **floors: UCB(every=1, **floors),
+    "ucb by visits": lambda **floors: UCB(every=1, bonus="visits", **floors),
+    "info batch": lambda **floors: InfoBatch(**{"rescale": False} | floors),
+    "info batch, a count": lambda **floors: InfoBatch(**{"keep": 0.6, "rescale": False} | floors),
+    "weighted": lambda **floors: Weighted(**{"rescale": False} | floors),
+    "prioritized": lambda **floors: Prioritized(**{"rescale": False} | floors),
+    "kakurenbo": lambda **floors: Kakurenbo(confidence=0.5, **floors),
+    "ies": lambda **floors: IES(keep=0.3, threshold=0.5, window=1, **floors),
+    "seta": lambda **floors: SeTa(**floors),
+    "order": lambda **floors: OrderDP(**floors),
+}
+
+
+def allowed(make: Callable[..., Policy], floors: dict[str, Any]) -> bool:
+    """Whether the rule takes these options."""
+    try:
+        make(**floors)
+    except ValueError:
+        return False
+    return True
+
+
+CASES = [
+    pytest.param(make, floors, id=f"{name}-{'-'.join(floors) or 'plain'}")
+    for (name, make), floors in itertools.product(RULES.items(), FLOORS)
+    if allowed(make, floors)
+]
+
+
+@pytest.fixture(params=OTHERS, ids=str)
+def other(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Another default dtype, for the test to set; float32 is restored."""
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+def on_both(other: torch.dtype, made: Callable[[], Any]) -> tuple[Any, Any]:
+    """What is made under float32, and under the other default."""
+    found = []
+    for dtype in (torch.float32, other):
+        torch.set_default_dtype(dtype)
+        found.append(made())
+    torch.set_default_dtype(torch.float32)
+    return found[0], found[1]
+
+
+def plain(value: Any) -> Any:
+    """As values that compare by dtype and bits."""
+    if isinstance(value, Tensor):
+        return str(value.dtype), bits(value).tolist()
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+def losses_of(index: Tensor, epoch: int) -> Tensor:
+    """Float32, and in no half precision."""
+    return ((index * 37 + epoch * 11) % 1009).to(torch.float32) / 256
+
+
+def trace(policy: Policy) -> list[Any]:
+    """Batches, loss weights and losses of some epochs, and what the table holds then."""
+    loader = DataLoader(Numbers(N), 8, policy=policy, table=ScoreTable(N, "cpu"), seed=3)
+    found: list[Any] = []
+    for epoch in range(5):
+        for index in loader:
+            found += [index, loader.update(losses_of(index, epoch))]
+        kept = loader.pruning_sampler.plan.kept
+        found.append(None if kept is None else kept.weights)
+    state = loader.state_dict()
+    return [*found, loader.stats().keys(), state["indices"], state["weights"], state["table"]]
+
+
+@pytest.mark.parametrize(("make", "floors"), CASES)
+def test_policies(make: Callable[..., Policy], floors: Any, other: torch.dtype) -> None:
+    wanted, found = on_both(other, lambda: plain(trace(make(**floors))))
+    assert found == wanted
+
+
+def test_every_rule_and_floor_is_tried() -> None:
+    tried = {type(case.values[0](**case.values[1])) for case in CASES}
+    ours = {rule for rule in Policy.__subclasses__() if rule.__module__.startswith("dynloader.")}
+    assert tried == ours
+    assert all(any(case.values[1] == floors for case in CASES) for floors in FLOORS)
+
+
+def test_static_scores_of_python_numbers(other: torch.dtype) -> None:
+    for given in (STATIC, tuple(STATIC), [torch.tensor(x, dtype=torch.float64) for x in STATIC]):
+        wanted, found = on_both(other, lambda given=given: plain(Static(scores=given).scores))
+        assert found == wanted
+        assert wanted == plain(torch.tensor(STATIC, dtype=torch.float32))
+
+
+# Half precision rounds these, too.
+LOGITS = torch.tensor([[0.1003, 0.7], [1.3007, -0.3], [0.0, 0.5]])
+LABELS = torch.tensor([0, 1, 1])
+HISTORY = torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
+CORRECT = HISTORY > 0.5
+CLASSES = torch.rand(6, 9, 3, generator=torch.Generator().manual_seed(1)).softmax(2)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        *(lambda f=f: f(LOGITS, LABELS) for f in scores.SCORES.values()),
+        lambda: scores.grand_last_layer(LOGITS, LABELS, LOGITS),
+        lambda: scores.forgetting_events(CORRECT),
+        lambda: scores.dynamic_uncertainty(HISTORY, 3),
+        lambda: scores.dual(HISTORY, 3),
+        lambda: scores.tdds(CLASSES, 2, 0.7),
+        lambda: scores.grand(nn.Linear(2, 2), torch.empty(0, 2), torch.empty(0).long()),
+    ],
+)
+def test_scores(score: Callable[[], Tensor], other: torch.dtype) -> None:
+    wanted, found = on_both(other, lambda: plain(score()))
+    assert wanted[0] == "torch.float32"
+    assert found == wanted
+
+
+def model_and_data() -> tuple[nn.Module, TensorDataset]:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(4, 3, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator, dtype=torch.float32))
+    inputs = torch.rand(N, 4, generator=generator, dtype=torch.float32)
+    return layer, TensorDataset(inputs, torch.arange(N) % 3)
+
+
+@pytest.mark.parametrize("score", [*scores.SCORES, "grand", "grand_last_layer"])
+def test_a_scoring_pass(score: str, other: torch.dtype) -> None:
+    def made() -> Any:
+        model, data = model_and_data()
+        found = scores.scoring_pass(model, DataLoader(data, 7), score)
+        return plain([found.scores, found.num_forward])
+
+    wanted, found = on_both(other, made)
+    assert wanted[0][0] == "torch.float32"
+    assert found == wanted
+
+
+def test_rescoring(other: torch.dtype) -> None:
+    def made() -> Any:
+        model, data = model_and_data()
+        loader = DataLoader(data, 7, policy=RandomDynamic(keep=0.5), table=ScoreTable(N, "cpu"))
+        found = scores.rescore(model, loader)
+        none = scores.rescore(model, DataLoader(data, 7, policy=Full()))
+        return plain([found.indices, found.scores, none.scores, loader.table.state_dict()])
+
+    wanted, found = on_both(other, made)
+    assert [wanted[1][0], wanted[2][0]] == ["torch.float32"] * 2
+    assert found == wanted
+
+
+def test_choosing_within_a_batch(other: torch.dtype) -> None:
+    def made() -> Any:
+        losses = losses_of(torch.arange(N), 0)
+        backprop, gate = SelectiveBackprop(), ImportanceGate(N, 7)
+        found = [backprop(losses[part]) for part in (slice(0, 30), slice(30, N))]
+        chosen = [select_batch(losses, 7, rule=rule) for rule in ("top", "importance")]
+        return plain([found, backprop.state_dict(), gate.update(losses), gate.tau, chosen])
+
+    wanted, found = on_both(other, made)
+    assert wanted[1]["losses"][0] == "torch.float32"
+    assert found == wanted
+
+
+def test_transforms(other: torch.dtype) -> None:
+    pictures = torch.arange(6 * 3 * 4 * 4, dtype=torch.uint8).view(6, 3, 4, 4)
+    listed = [
+        transforms.RandomCrop(3, padding=1, fill=7),
+        transforms.RandomHorizontalFlip(0.3),
+        transforms.Cutout(1, fill=7),
+        transforms.Normalize([0.1, 0.2, 0.3], 0.7),
+    ]
+
+    def made() -> Any:
+        found: list[Any] = []
+        for data in (pictures, pictures.to(torch.float32), pictures.to(torch.float64)):
+            loader = DataLoader(ArrayDataset(data), 4, policy=Full(), transforms=listed)
+            found += list(loader)
+        return plain(found)
+
+    wanted, found = on_both(other, made)
+    assert wanted[0][0] == "torch.float32"
+    assert found == wanted
+
+
+def test_what_is_logged_of_classes(other: torch.dtype) -> None:
+    def made() -> Any:
+        table = ScoreTable(N, "cpu")
+        loader = DataLoader(Numbers(N), 8, policy=UCB(keep=0.4, every=1), table=table)
+        told: list[Any] = []
+        labels = torch.arange(N) % 7
+        loader.log_to(lambda figures, epoch: told.append(figures), labels=labels)
+        for epoch in range(3):
+            for index in loader:
+                loader.update(losses_of(index, epoch))
+        return [figures["kept_of_class"] for figures in told]
+
+    wanted, found = on_both(other, made)
+    assert found == wanted
+
+
+def test_saved_scores(other: torch.dtype, tmp_path: Path) -> None:
+    def made() -> Any:
+        scores.save(tmp_path / "scores.npz", torch.tensor(STATIC, dtype=torch.float64))
+        return plain(scores.load(tmp_path / "scores.npz"))
+
+    wanted, found = on_both(other, made)
+    assert found == wanted
