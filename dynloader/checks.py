@@ -43,6 +43,33 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def plain_number(value: Any) -> Any:
+    """A number of any kind, or a tensor of one, as an int or float of Python; all else unchanged.
+
+    Floats of fewer bits keep their shortest decimal: ``np.float32(0.7)`` becomes 0.7, not
+    0.699999988.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0:
+        if value.is_floating_point():
+            return _shortest_decimal(value.detach().cpu())
+        return value.item() if value.dtype in _INTEGERS else value
+    if not isinstance(value, numbers.Real) or type(value).__module__ == "builtins":
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    # Unlike str(), this does not depend on NumPy's print options.
+    return float(np.format_float_scientific(value) if isinstance(value, np.floating) else value)
+
+
+def _shortest_decimal(value: Tensor) -> float:
+    number = float(value)
+    for num_digits in range(1, 17):
+        rounded = float(f"{number:.{num_digits}g}")
+        if float(torch.tensor(rounded, dtype=value.dtype)) == number:
+            return rounded
+    return number
+
+
 def exact(value: float) -> Fraction:
     """The number as it is written: 0.29 is 29/100, though the nearest double is less."""
     return Fraction(str(value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-import numbers
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -13,7 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dynloader.checks import as_labels, check_flag, check_integer, check_number, exact
+from dynloader.checks import (
+    as_labels,
+    check_flag,
+    check_integer,
+    check_number,
+    exact,
+    plain_number,
+)
 from dynloader.floors import check_room_for_classes, turn_of, with_classes, with_turns
 from dynloader.ops import ScoreRule, Selection, UncutSelection
 
@@ -118,8 +124,7 @@ class Policy(abc.ABC):
         # NumPy's, for example, are refused by the native operations, and by torch.load.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, numbers.Real) and type(value).__module__ != "builtins":
-                plain = int(value) if isinstance(value, numbers.Integral) else float(value)
+            if (plain := plain_number(value)) is not value:
                 object.__setattr__(self, field.name, plain)
 
     def _check_keep(self) -> None:
@@ -240,9 +245,9 @@ class Policy(abc.ABC):
         """The fraction kept at ``checkpoint``; None where the rule leaves it open."""
         if not callable(self.keep):
             return self.keep
-        keep = self.keep(checkpoint)
+        keep = plain_number(self.keep(checkpoint))
         check_number(f"keep({checkpoint})", keep, "(0, 1]")
-        return keep
+        return float(keep)
 
     def describe(self) -> str:
         """All options, the same text in every process: functions by name, tensors by checksum."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from dynloader import ops
-from dynloader.checks import check_number, exact
+from dynloader.checks import check_number, exact, plain_number
 from dynloader.ops import Selection, UncutSelection
 from dynloader.policy import Keep, Policy
 from dynloader.table import ScoreTable
@@ -35,11 +35,8 @@ class InfoBatch(Policy):
     rescale: bool = True
     drop_probability: float = 0.5
 
-    def __post_init__(self) -> None:
-        check_number("drop_probability", self.drop_probability, "[0, 1)")
-        super().__post_init__()
-
     def _check_keep(self) -> None:
+        check_number("drop_probability", self.drop_probability, "[0, 1)")
         if self.keep is not None:
             super()._check_keep()
             if not callable(self.keep):
@@ -150,7 +147,7 @@ class Prioritized(Policy):
             return Selection(indices, None)
         beta = self.beta
         if callable(beta):
-            beta = beta(epoch)
+            beta = plain_number(beta(epoch))
             check_number(f"beta({epoch})", beta, "[0, 1]")
         # The highest divides out n and the sum.
         corrections = weights[indices].double() ** -beta

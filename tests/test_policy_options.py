@@ -17,7 +17,9 @@ from dynloader import (
     Full,
     InfoBatch,
     Policy,
+    Prioritized,
     RandomDynamic,
+    ScoreTable,
     Static,
     StaticRandom,
     Weighted,
@@ -74,6 +76,64 @@ def test_numbers_of_other_kinds_become_plain_ones() -> None:
     assert policy == UCB(keep=0.25, every=3, alpha=0.5, c=0.25)
     assert policy.describe() == UCB(keep=0.25, every=3, alpha=0.5, c=0.25).describe()
     assert type(policy.every) is int
+
+
+SEVEN_TENTHS = [
+    *(kind(0.7) for kind in (float, np.float16, np.float32, np.float64, np.longdouble)),
+    *(
+        torch.tensor(0.7, dtype=dtype)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    ),
+    torch.nn.Parameter(torch.tensor(0.7)),
+    Fraction(7, 10),
+]
+
+
+@pytest.mark.parametrize("keep", SEVEN_TENTHS, ids=lambda x: str(getattr(x, "dtype", type(x))))
+def test_a_fraction_of_fewer_bits_is_taken_as_it_is_written(keep: Any) -> None:
+    given, scheduled = UCB(keep=keep), UCB(keep=lambda epoch: keep)
+    for policy in (given, scheduled):
+        kept = [policy.num_kept(n, 1) for n in (10, 100, 1000, 10**6, 2**32 - 1)]
+        assert kept == [7, 70, 700, 700_000, 3006477106]
+    assert given == UCB(keep=0.7)
+    assert given.describe() == UCB(keep=0.7).describe()
+    assert type(given.keep) is type(scheduled.keep_at(1)) is float
+    with np.printoptions(legacy="1.13", precision=3):
+        assert UCB(keep=keep) == given
+
+
+def test_other_numbers_of_fewer_bits() -> None:
+    for kind in (np.float16, np.float32, torch.tensor):
+        policy = EpsilonGreedy(epsilon=kind(0.29), explore=kind(0.07), anneal=kind(0.7), epochs=10)
+        assert policy == EpsilonGreedy(epsilon=0.29, explore=0.07, anneal=0.7, epochs=10)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        third = UCB(keep=torch.tensor(1 / 3, dtype=dtype)).keep
+        assert torch.tensor(third, dtype=dtype) == torch.tensor(1 / 3, dtype=dtype)
+    assert UCB(keep=torch.tensor(1), every=torch.tensor(3)) == UCB(keep=1, every=3)
+    dropping = InfoBatch(keep=np.float32(0.3), drop_probability=torch.tensor(0.7))
+    assert dropping == InfoBatch(keep=0.3, drop_probability=0.7)
+    scheduled = InfoBatch(keep=lambda epoch: np.float32(0.3), drop_probability=np.float32(0.7))
+    assert scheduled.num_kept(10, 1) == 3
+    beta = Prioritized(beta=lambda epoch: torch.tensor(0.7, dtype=torch.bfloat16))
+    chosen = beta.select(ScoreTable(4, "cpu"), 2, seed=0, epoch=1)
+    assert chosen.weights.tolist() == [1.0, 1.0]
+
+
+def test_what_is_no_number_stays_refused() -> None:
+    for keep, error in (
+        (torch.tensor([0.5]), "keep must be a number, got tensor"),
+        (torch.tensor(True), "keep must be a number, got tensor"),
+        (torch.tensor(0.5j), "keep must be a number, got tensor"),
+        (np.array([0.5]), "keep must be a number, got array"),
+        (np.bool_(True), "keep must be a number, got"),
+    ):
+        with pytest.raises(TypeError, match=error):
+            UCB(keep=keep)
+    for keep in (torch.tensor(1.5), torch.tensor(float("nan")), np.float32("inf"), np.float16(0)):
+        with pytest.raises(ValueError, match=r"keep must be in \(0, 1\], got"):
+            UCB(keep=keep)
+    with pytest.raises(TypeError, match="rescale must be True or False, got tensor"):
+        EpsilonGreedy(rescale=torch.tensor(True))
 
 
 @pytest.mark.parametrize(
