@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +371,101 @@ def test_files_that_hold_no_scores(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", scores=np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"must be float32 \[n\], got torch.float64 \[3, 2\]"):
         scores.load(tmp_path / "other.npz")
+
+
+def damages(whole: bytes) -> Iterator[bytes]:
+    """The file with one byte changed, or cut off, or with bytes too many or too few within."""
+    for place, byte in enumerate(whole):
+        yield whole[:place] + bytes([byte ^ (0x01, 0x08, 0xFF)[place % 3]]) + whole[place + 1 :]
+    for place in range(0, len(whole), 7):
+        yield whole[:place]
+        yield whole[:place] + whole[place + 1 :]
+        yield whole[:place] + b"\0" + whole[place:]
+
+
+@pytest.mark.parametrize("kind", ["npz", "npz compressed", "safetensors"])
+def test_a_damaged_file(kind: str, tmp_path: Path) -> None:
+    values = torch.tensor([1.5, -math.inf, math.inf, 0.0])
+    path = tmp_path / f"scores.{kind.split()[0]}"
+    if kind == "npz compressed":
+        np.savez_compressed(path, scores=values.numpy(), method=np.array("el2n"))
+    else:
+        if kind == "safetensors":
+            pytest.importorskip("safetensors")
+        scores.save(path, values, method="el2n")
+    whole, num_refused = path.read_bytes(), 0
+    for damaged in damages(whole):
+        path.write_bytes(damaged)
+        try:
+            found = scores.load(path)
+        except ValueError:
+            num_refused += 1
+            continue
+        # What no checksum covers: times and names, and the values of safetensors.
+        assert found.dtype == torch.float32
+        assert found.ndim == 1
+        assert kind == "safetensors" or torch.equal(found, values)
+    assert num_refused > len(whole) / 2
+
+
+def test_other_files_that_are_no_scores(tmp_path: Path) -> None:
+    """Among them what the libraries raise NotImplementedError, zlib.error and OSError for."""
+    pytest.importorskip("safetensors")
+    stored = io.BytesIO()
+    np.save(stored, np.zeros(3, np.float32))
+    entry, deflated = stored.getvalue(), zlib.compress(stored.getvalue())
+    archives = {}
+    for name, method, patched in (
+        ("unknown method", 0, 99),
+        ("not deflated", 0, zipfile.ZIP_DEFLATED),
+        ("not lzma", 0, zipfile.ZIP_LZMA),
+        ("not bzip2", 0, zipfile.ZIP_BZIP2),
+    ):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", method) as archive:
+            archive.writestr("scores.npy", entry)
+        raw = bytearray(file.getvalue())
+        raw[8:10] = patched.to_bytes(2, "little")
+        central = raw.index(b"PK\1\2")
+        raw[central + 10 : central + 12] = patched.to_bytes(2, "little")
+        archives[name] = bytes(raw)
+    encrypted = bytearray(archives["unknown method"])
+    encrypted[6] |= 1
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1
+    archives["encrypted"] = bytes(encrypted)
+    for name, content in (
+        ("an object", np.array([{}, None, 1.0], object)),
+        ("text", np.array("el2n")),
+        ("big-endian", np.zeros(3, ">f4")),
+    ):
+        file = io.BytesIO()
+        np.savez(file, scores=content)
+        archives[name] = file.getvalue()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        header = entry[10:128].replace(b"(3,)", b"(9999999999999,)")[: 128 - 10]
+        archive.writestr("scores.npy", entry[:10] + header)
+    archives["a length beyond all memory"] = file.getvalue()
+    archives["zlib"], archives["nothing"], archives["text file"] = deflated, b"", b"1.5\n2.5\n"
+    for name, content in archives.items():
+        for ending in ("npz", "safetensors"):
+            path = tmp_path / f"{name}.{ending}"
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=f"{name}.{ending} must") as caught:
+                scores.load(path)
+            assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_a_file_that_cannot_be_opened(ending: str, tmp_path: Path) -> None:
+    if ending == "safetensors":
+        pytest.importorskip("safetensors")
+    path = tmp_path / f"scores.{ending}"
+    with pytest.raises(FileNotFoundError, match="scores"):
+        scores.load(path)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        scores.load(path)
 
 
 def test_a_pass_with_a_policy_is_refused() -> None:

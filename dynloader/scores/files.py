@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +49,25 @@ def load(path: str | os.PathLike[str]) -> Tensor:
     """The scores of a file, float32 [n].
 
     Raises:
-        ValueError: it is cut off, or holds no scores.
+        OSError: it cannot be opened: there is none (FileNotFoundError), for example.
+        ValueError: it is damaged, or holds no scores.
     """
     path = Path(path)
-    values: Any
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                values = torch.from_numpy(file["scores"])
-        except (zipfile.BadZipFile, KeyError, EOFError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} must hold an array named scores: {error}") from error
-    elif path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            values = load_file(path)["scores"]
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} must hold a tensor named scores: {error}") from error
-    else:
+    if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
+    values: Any
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+        try:
+            if path.suffix == ".npz":
+                with np.load(file, allow_pickle=False) as arrays:
+                    values = torch.from_numpy(arrays["scores"])
+            else:
+                values = load_file(path)["scores"]
+        # By what is damaged, NumPy and zipfile raise about any exception there is.
+        except Exception as error:
+            raise ValueError(f"{path} must hold an array named scores: {error}") from error
     if values.dtype != torch.float32 or values.ndim != 1:
         raise ValueError(
             f"scores of {path} must be float32 [n], got {values.dtype} {list(values.shape)}"
