@@ -101,7 +101,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             it takes whether to shuffle; of a ``DistributedSampler`` also the processes, and what
             its ``set_epoch`` is told. Other samplers and ``batch_sampler`` are refused.
         table: the scores; by default a new table, on the current GPU where there is one. Without
-            a policy, a table makes :meth:`update` record losses.
+            a policy, a table makes :meth:`update` record losses. Policies that share a table must
+            have the same ``scoring``, if they read scores.
         seed: of the selection and the order, in [0, 2**64). None is 0: every process must have
             the same. ``generator`` has no part in either.
         return_index: put the indices of the samples into each batch: the last element of a tuple

@@ -17,7 +17,7 @@ from torch.utils.data import DistributedSampler
 from dynloader.checks import check_flag, check_integer
 from dynloader.ops import Selection, num_used_of
 from dynloader.plan import Kept, Plan
-from dynloader.policy import Policy, as_selection, is_built_in
+from dynloader.policy import Policy, Scoring, as_selection, is_built_in
 from dynloader.run import Run
 from dynloader.share import Share, is_sharded_elsewhere, replicas, share_of
 from dynloader.table import ScoreTable
@@ -46,7 +46,8 @@ class PruningSampler(DistributedSampler[int]):
     Args:
         data_source: the data set, or its number of samples.
         policy: which samples to keep.
-        table: their scores, for you to update; a new one by default.
+        table: their scores, for you to update; a new one by default. Policies that share a table
+            must have the same ``scoring``, if they read scores.
         shuffle: feed in random order; False: in ascending order.
         seed: of all random choices, in [0, 2**64). None is 0: every process must have the same.
         num_replicas: number of processes that share an epoch. None: those of ``torch.distributed``,
@@ -87,7 +88,9 @@ class PruningSampler(DistributedSampler[int]):
         if table is None:
             table = ScoreTable(data_source)
         check_table(table, data_source)
-        table.scoring = policy.scoring
+        # A rule that reads no scores leaves them to those that do.
+        if policy.needs_scores or policy.scoring != Scoring():
+            table.agree_on(policy.scoring, of=type(policy).__name__)
         table.keep_history(policy.history)
         self.num_samples = int(data_source)
         self.policy = policy

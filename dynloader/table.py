@@ -55,7 +55,6 @@ class ScoreTable:
             forgotten (right, then wrong).
         num_selections: number of selections made.
         num_updates: number of batches recorded.
-        scoring: how losses become scores. A policy sets it.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class ScoreTable:
         self.forgetting: Tensor | None = None
         self.num_selections = 0
         self.num_updates = 0
-        self.scoring = Scoring()
+        self._scoring, self._is_scoring_set = Scoring(), False
         self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
         self._faults_on_host: OnHost | None = None
         self._shared: Shared | None = None
@@ -91,6 +90,44 @@ class ScoreTable:
     def device(self) -> torch.device:
         """Where the table is."""
         return self.scores.device
+
+    @property
+    def scoring(self) -> Scoring:
+        """How losses become scores.
+
+        The first policy that reads the scores sets it, and all others must agree. What you set
+        yourself replaces that, for the updates that follow.
+        """
+        return self._scoring
+
+    @scoring.setter
+    def scoring(self, scoring: Scoring) -> None:
+        if not isinstance(scoring, Scoring):
+            raise TypeError(f"scoring must be a Scoring, got {scoring!r}")
+        self._scoring, self._is_scoring_set = scoring, True
+
+    def agree_on(self, scoring: Scoring, *, of: str) -> None:
+        """Score by ``scoring`` from now on.
+
+        Args:
+            scoring: that a policy reads.
+            of: the name of the policy.
+
+        Raises:
+            ValueError: the table scores by another.
+        """
+        if scoring != self._scoring and (self._is_scoring_set or self._depends_on_scoring()):
+            raise ValueError(
+                f"table.scoring must be {scoring} for {of}, got {self._scoring}, which another "
+                "policy or you have set, or by which losses were recorded: use a table of its own, "
+                "or set table.scoring = policy.scoring first"
+            )
+        self.scoring = scoring
+
+    def _depends_on_scoring(self) -> bool:
+        # After one visit, the last loss, the mean, and the mean with no variance are the same; how
+        # scores that were loaded came about is not known.
+        return self.num_updates != self._num_loaded and bool((self.visits > 1).any())
 
     @property
     def mean(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from inputs import ADDRESSES, LARGE, SCORES, SMALL, WEIGHTS, Array, address, counts_of, values
@@ -17,6 +19,7 @@ __all__ = [
     "address",
     "bits",
     "counts_of",
+    "plain",
     "same",
     "tensor",
     "values",
@@ -34,6 +37,18 @@ def bits(x: Tensor | Array | np.generic) -> Array:
         x = x.detach().cpu().numpy()
     x = np.asarray(x)
     return x.view(f"i{x.dtype.itemsize}") if x.dtype.kind == "f" else x
+
+
+def plain(value: Any) -> Any:
+    """Tensors as dtype, shape and bits, within dicts and lists too, which can be compared."""
+    if isinstance(value, Tensor):
+        wide = value.detach().to(torch.float32) if value.dtype == torch.bfloat16 else value
+        return str(value.dtype), list(value.shape), bits(wide).tolist()
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
 
 
 def same(actual: Tensor, expected: Array | np.generic, *what: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import bits
+from cases import plain
 from ledger import Numbers
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -101,17 +101,6 @@ def on_both(other: torch.dtype, made: Callable[[], Any]) -> tuple[Any, Any]:
         found.append(made())
     torch.set_default_dtype(torch.float32)
     return found[0], found[1]
-
-
-def plain(value: Any) -> Any:
-    """As values that compare by dtype and bits."""
-    if isinstance(value, Tensor):
-        return str(value.dtype), bits(value).tolist()
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return value
 
 
 def losses_of(index: Tensor, epoch: int) -> Tensor:
