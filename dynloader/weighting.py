@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 from dynloader import ops
@@ -12,6 +15,40 @@ from dynloader.checks import check_number, exact, plain_number
 from dynloader.ops import Selection, UncutSelection
 from dynloader.policy import Keep, Policy
 from dynloader.table import ScoreTable
+
+_FLOAT32 = torch.finfo(torch.float32)
+# Where weights are scaled, the highest loss weighs 2**100: less than a sample never seen.
+_HIGHEST = 100
+
+
+def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
+    """As :func:`dynloader.ops.power_weights`, but no weight is 0. The host does not wait.
+
+    If float32 cannot hold the weight of a sample with a finite score, all are scaled by that of the
+    highest finite score; what is still below the smallest normal float32 gets that.
+
+    Args:
+        scores: float32 [n].
+        exponent: finite, >= 0.
+        offset: above 0.
+
+    Returns:
+        float32 [n] on the device of ``scores``.
+    """
+    weights = ops.power_weights(scores, exponent, offset)
+    lowest, highest = (exponent * math.log2(base) for base in (offset, offset + _FLOAT32.max))
+    if math.log2(_FLOAT32.tiny) <= lowest and highest <= math.log2(_FLOAT32.max):
+        return weights  # whatever the scores
+    is_finite = scores.isfinite()
+    is_outside = ((weights < _FLOAT32.tiny) | ((weights == _FLOAT32.max) & is_finite)).any()
+    if scores.is_cpu and not is_outside:
+        return weights
+    # A sum, a quotient and a product with a power of two: the same bits on all devices.
+    bases = scores.clamp(min=0.0).double() + offset
+    ratios = bases / bases.where(is_finite, offset).amax()
+    ratios = ratios * 2.0 ** int(min(_HIGHEST, _HIGHEST / exponent))
+    scaled = ops.power_weights(ratios.clamp(min=_FLOAT32.tiny).float(), exponent, 0.0)
+    return scaled.clamp(min=_FLOAT32.tiny).where(is_outside, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +113,8 @@ class InfoBatch(Policy):
 class Weighted(Policy):
     """Samples drawn without replacement, in favour of high losses.
 
-    The weight of a sample is ``(max(loss, 0) + offset) ** exponent``.
+    The weight of a sample is ``(max(loss, 0) + offset) ** exponent``, or in proportion to that
+    where float32 cannot hold it.
 
     Args:
         exponent: at least 0; 0 draws uniformly.
@@ -98,7 +136,7 @@ class Weighted(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        weights = ops.power_weights(table.scores, self.exponent, self.offset)
+        weights = sampling_weights(table.scores, self.exponent, self.offset)
         if not self.rescale:
             indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
             return Selection(indices, None)
@@ -141,7 +179,7 @@ class Prioritized(Policy):
         losses = table.scores.abs()
         is_finite = losses.isfinite()
         losses = losses.where(is_finite, losses.where(is_finite, 0.0).amax())
-        weights = ops.power_weights(losses, self.exponent, self.offset)
+        weights = sampling_weights(losses, self.exponent, self.offset)
         indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
         if not self.rescale:
             return Selection(indices, None)

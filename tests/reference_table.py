@@ -108,3 +108,22 @@ def power_weights(scores: Array, exponent: float, offset: float) -> Array:
     at_zero = np.float32(1 if exponent == 0 else 0)
     weights = np.where(base == 0, at_zero, weights)
     return np.where(highest, FLOAT32_MAX, weights)
+
+
+def sampling_weights(scores: Array, exponent: float, offset: float) -> Array:
+    """As power_weights, but scaled by the highest finite score if some weight is outside float32.
+
+    The highest then weighs 2**100 (less where the exponent is not a divisor, or is below 1), and no
+    weight is below the smallest normal float32.
+    """
+    tiny = np.finfo(np.float32).tiny
+    weights = power_weights(scores, exponent, offset)
+    is_finite = np.isfinite(scores)
+    if not ((weights < tiny) | ((weights == FLOAT32_MAX) & is_finite)).any():
+        return weights
+    with np.errstate(over="ignore", invalid="ignore"):
+        bases = np.maximum(scores.astype(np.float64), 0.0) + offset
+        ratios = bases / np.max(bases, where=is_finite, initial=offset)
+        ratios = np.ldexp(ratios, int(min(100, 100 / exponent)))
+        scaled = np.maximum(ratios, tiny).astype(np.float32)
+    return np.maximum(power_weights(scaled, exponent, 0.0), tiny)

@@ -1,0 +1,146 @@
+"""Weights of samples where float32 cannot hold a power of their losses."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import reference_table
+import torch
+from cases import SCORES, same, tensor, values
+from ledger import Numbers
+
+from dynloader import DataLoader, Policy, Prioritized, ScoreTable, Weighted, ops
+from dynloader.weighting import sampling_weights
+
+SETTINGS = [
+    *((0.3, 0.05), (0.6, 1e-6), (1.0, 0.05), (0.0, 0.05), (2.0, 0.05), (3.0, 1e-3)),
+    *((8.0, 1e-6), (50.0, 0.05), (50.0, 2.0), (7.0, 1e-12), (1e3, 1.0), (1e308, 0.5)),
+    *((0.5, 1e-100), (1.0, 1e-40), (1e-3, 1e-307), (0.5, 1e300), (2.0, 1e300), (1e-310, 1e-300)),
+]
+TINY, LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize("family", SCORES)
+def test_as_defined(family: str, place: torch.device) -> None:
+    for n in (1, 2, 1023, 4097):
+        scores = values(family, n)
+        for exponent, offset in SETTINGS:
+            found = sampling_weights(tensor(scores, place), exponent, offset)
+            wanted = reference_table.sampling_weights(scores, exponent, offset)
+            same(found, wanted, n, exponent, offset)
+            assert bool(((found >= TINY) & (found <= LARGEST)).all())
+
+
+@pytest.mark.parametrize(
+    ("exponent", "offset", "low", "high"),
+    [
+        (0.3, 0.05, 0.0, LARGEST),
+        (0.6, 1e-6, 0.0, LARGEST),
+        (1.0, 0.05, 0.0, 1e38),
+        (2.0, 0.05, 0.0, 1e19),
+        (8.0, 1e-6, 2e-5, 6e4),
+        (50.0, 0.05, 0.13, 5.8),
+    ],
+)
+def test_weights_that_float32_holds_are_as_they_were(
+    exponent: float, offset: float, low: float, high: float
+) -> None:
+    scores = torch.linspace(0, 1, 1001, dtype=torch.float64) * (high - low) + low
+    direct = ops.power_weights(scores.float(), exponent, offset)
+    assert torch.equal(sampling_weights(scores.float(), exponent, offset), direct)
+    if exponent >= 8:
+        # A little beyond that, they are scaled.
+        for other in (low / 2, high * 1.1):
+            scores[0] = other
+            assert not torch.equal(sampling_weights(scores.float(), exponent, offset), direct)
+
+
+@pytest.mark.parametrize(("exponent", "offset"), [(8.0, 1e-6), (50.0, 0.05), (20.0, 100.0)])
+def test_scaled_weights_are_in_proportion(exponent: float, offset: float) -> None:
+    scores = np.array([0.0, 0.01, 0.5, 1.0, 4.0], np.float32)
+    direct = ops.power_weights(torch.from_numpy(scores), exponent, offset)
+    assert bool(((direct < TINY) | (direct == LARGEST)).any())
+    found = sampling_weights(torch.from_numpy(scores), exponent, offset).double().log()
+    exact = exponent * np.log(scores.astype(np.float64) + offset)
+    exact = exact - exact[-1] + 100 // exponent * exponent * math.log(2)
+    wanted = np.maximum(exact, math.log(TINY))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-5)
+    assert (wanted > math.log(TINY)).sum() >= 3
+
+
+def test_what_diverged_weighs_most() -> None:
+    scores = torch.tensor([0.0, 10.0, math.inf, math.nan, -math.inf, -1.0])
+    found = sampling_weights(scores, 50.0, 0.05)
+    assert found[2:4].tolist() == [LARGEST] * 2
+    assert found[[0, 4, 5]].tolist() == [TINY] * 3
+    assert found[1] == 2.0**100
+
+
+HARD = [
+    Prioritized(exponent=8, beta=1),
+    Prioritized(exponent=8, beta=1, keep=1.0),
+    Prioritized(exponent=8, beta=0.5, rescale=False),
+    Weighted(exponent=50),
+    Weighted(exponent=50, keep=1.0),
+    Weighted(exponent=50, rescale=False),
+    Weighted(exponent=1000, offset=1e-30),
+    Weighted(exponent=9, offset=1e30),
+]
+
+
+@pytest.mark.parametrize("policy", HARD, ids=Policy.describe)
+@pytest.mark.parametrize(
+    "losses",
+    [
+        torch.zeros(40),
+        torch.cat([torch.zeros(39), torch.ones(1)]),
+        torch.cat([torch.zeros(20), torch.full((20,), 1e30)]),
+        torch.logspace(-40, 38, 40),
+        torch.cat([torch.zeros(20), torch.full((20,), math.inf)]),
+    ],
+    ids=["zeros", "one", "large", "all", "infinite"],
+)
+def test_no_loss_is_nan(policy: Policy, losses: torch.Tensor) -> None:
+    table = ScoreTable(40, "cpu")
+    loader = DataLoader(Numbers(40), 8, policy=policy, table=table)
+    for index in loader:
+        loader.update(losses[index])
+    fed = []
+    for index in loader:
+        loss = loader.update(losses[index].nan_to_num(posinf=1.0))
+        assert math.isfinite(float(loss))
+        fed += index.tolist()
+    assert len(fed) == len(set(fed)) == policy.num_kept(40, 1)
+    selection = policy.select(table, len(fed), seed=0, epoch=1)
+    if policy.rescale:
+        assert bool(selection.weights.isfinite().all())
+        assert bool((selection.weights >= 0).all())
+        assert float(selection.weights.max()) > 0
+
+
+@pytest.mark.parametrize("policy", [Prioritized(exponent=8), Weighted(exponent=30)])
+def test_high_losses_are_still_preferred(policy: Policy) -> None:
+    """Of the losses 0 and powers of two, each kept weighs at least 256 times the one below."""
+    table = ScoreTable(12, "cpu")
+    losses = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-8, 3)])
+    table.update(torch.arange(12), losses)
+    counts = torch.zeros(12)
+    for seed in range(200):
+        counts[policy.select(table, 6, seed=seed, epoch=1).indices] += 1
+    assert counts[6:].min() > 190
+    assert counts[:4].max() < 5
+
+
+def test_equal_losses_are_drawn_alike() -> None:
+    """Of 20 losses of 0, whose weights float32 cannot hold, each is drawn as often as another."""
+    table = ScoreTable(40, "cpu")
+    table.update(torch.arange(40), torch.cat([torch.zeros(20), torch.ones(20)]))
+    for policy in (Prioritized(exponent=8, keep=0.75), Weighted(exponent=50, keep=0.75)):
+        counts = torch.zeros(40)
+        for seed in range(400):
+            counts[policy.select(table, 30, seed=seed, epoch=1).indices] += 1
+        assert counts[20:].tolist() == [400] * 20
+        # 400 draws of 1/2: a deviation of 10.
+        assert float((counts[:20] - 200).abs().max()) < 49
