@@ -9,7 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
-#include <string_view>
+#include <string>
 
 #include "../core/random.h"
 #include "tasks.h"
@@ -30,8 +30,10 @@ inline void check_device(const char* op, c10::Device device) {
 #endif
 }
 
-// As Python spells it.
-inline std::string_view name_of(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
+// As Python spells it. A copy: torch 2.11 returns strings that end with the call.
+inline std::string name_of(at::ScalarType dtype) {
+  return std::string(c10::getDtypeNames(dtype).first);
+}
 
 inline void check_dtype(const char* op, const char* name, const at::Tensor& tensor,
                         at::ScalarType dtype) {
