@@ -74,8 +74,9 @@ at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, 
 }
 
 at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
-                  const EpochAt& epoch_at, c10::Device device) {
-  check_device("subset", device);
+                  const EpochAt& epoch_at, c10::Device wanted) {
+  check_device("subset", wanted);
+  const c10::Device device = with_index(wanted);
   TORCH_CHECK_VALUE(n >= 0, "subset: n must be >= 0, got ", n);
   return run_order(
       order_call("subset", Purpose::kSubset, n, {start, stop}, {seed, epoch, epoch_at}, device),

@@ -15,6 +15,7 @@
 #include "tasks.h"
 
 #ifdef DYNLOADER_WITH_CUDA
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -48,6 +49,16 @@ template <class Call>
 void run_on_cpu(Scratch scratch, const Call& call) {
   run_on_cpu_threads({at::in_parallel_region() ? 1 : at::get_num_threads(), run_tasks}, scratch,
                      call);
+}
+
+// "cuda" is the current GPU; tensors are always on one with a number.
+inline c10::Device with_index(c10::Device device) {
+#ifdef DYNLOADER_WITH_CUDA
+  if (device.is_cuda() && !device.has_index()) {
+    return {c10::DeviceType::CUDA, c10::cuda::current_device()};
+  }
+#endif
+  return device;
 }
 
 // The device was checked.
