@@ -50,10 +50,11 @@ def integer_argument(op: str, name: str, value: int, expected: str = "an int") -
             return value
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
+        value = int(value)  # before it is compared: torch.compile compares no enums
     # Beyond this the dispatcher has no type for it.
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
-    return int(value)
+    return value
 
 
 def number_argument(op: str, name: str, value: float) -> float:
