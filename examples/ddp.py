@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     args = parser.parse_args()
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    # A GPU for each process, for NCCL refuses to share one.
+    if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

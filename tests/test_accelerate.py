@@ -52,6 +52,9 @@ OPTIONS = [
 def test_batches_and_scores_are_those_without_it(
     options: dict[str, Any], num_workers: int, arrays: bool
 ) -> None:
+    if options.get("use_stateful_dataloader"):
+        pytest.importorskip("torchdata")
+
     def made() -> DataLoader[Any]:
         dataset: Any = TensorDataset(torch.arange(101)) if arrays else Numbers(101)
         return DataLoader(dataset, 8, policy=UCB(keep=0.5, every=1), num_workers=num_workers)

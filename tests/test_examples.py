@@ -40,8 +40,9 @@ def run(name: str, *arguments: str, several: bool = False, checkpoint: Path | No
         arguments = (*arguments, "--checkpoint", str(checkpoint))
     saved = checkpoint.read_bytes() if checkpoint is not None and checkpoint.exists() else None
     here = os.environ | {"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)}
-    if not torch.cuda.is_available():
-        here["ACCELERATE_USE_CPU"] = "true"  # as accelerate's launcher says it
+    # As accelerate's launcher says it. NCCL refuses two processes on one GPU.
+    if torch.cuda.device_count() < (2 if several else 1):
+        here["ACCELERATE_USE_CPU"] = "true"
     start = [sys.executable, str(EXAMPLES / name), *arguments]
     if several:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -27,6 +27,7 @@ from dynloader import (
     StaticRandom,
     Weighted,
 )
+from dynloader.ops import UncutSelection
 
 N = 100
 SCORES = torch.arange(N) / 10.0
@@ -42,9 +43,15 @@ def table_of(losses: Tensor, policy: Policy) -> ScoreTable:
 
 def select(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> Selection:
     k = policy.num_kept(len(losses), epoch)
-    chosen = policy.select(table_of(losses, policy), k, seed=seed, epoch=epoch)
+    return on_host(policy.select(table_of(losses, policy), k, seed=seed, epoch=epoch))
+
+
+def on_host(chosen: Tensor | Selection | UncutSelection) -> Selection:
+    """What was chosen; on a GPU it may be of a size that the host does not know yet."""
     if isinstance(chosen, Tensor):
         return Selection(chosen.cpu(), None)
+    if isinstance(chosen, UncutSelection):
+        chosen = chosen.cut(int(chosen.num_used))
     weights = None if chosen.weights is None else chosen.weights.cpu()
     return Selection(chosen.indices.cpu(), weights)
 
@@ -265,9 +272,8 @@ def test_weights_are_unbiased_in_expectation(policy: Policy) -> None:
     estimates = []
     for seed in range(1500):
         chosen = policy.select(table, policy.num_kept(N, 1), seed=seed, epoch=1)
-        indices, weights = chosen if isinstance(chosen, tuple) else (chosen, None)
-        indices = indices.cpu()
-        weighted = values[indices] if weights is None else values[indices] * weights.cpu().double()
+        indices, weights = on_host(chosen)
+        weighted = values[indices] if weights is None else values[indices] * weights.double()
         # InfoBatch's weights sum to n: its loss is larger, and its steps are as many as published.
         size = N if isinstance(policy, InfoBatch) else len(indices)
         estimates.append(float(weighted.sum()) / size)

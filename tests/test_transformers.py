@@ -82,7 +82,7 @@ def test_scores_reach_their_samples(
     ledger.scoring = policy.scoring
     for numbers in trainer.steps:
         ledger.update(torch.tensor(numbers), loss_of(torch.tensor(numbers)))
-    assert torch.equal(ledger.records, loader.table.records)
+    assert torch.equal(ledger.records, loader.table.records.cpu())
     evaluated = trainer.evaluate()
     assert "eval_loss" in evaluated
 
