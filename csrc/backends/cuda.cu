@@ -20,6 +20,8 @@ constexpr int64_t kKeysOfOneBlock = 65536;
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
+  // Clears the error, which the next check of torch's kernels would report as its own.
+  (void)cudaGetLastError();
   std::string message = std::string("dynloader: ") + what + ": " + cudaGetErrorString(status);
   if (status == cudaErrorNoKernelImageForDevice) {
     message += "; rebuild dynloader with TORCH_CUDA_ARCH_LIST set to this GPU's compute capability";

@@ -69,13 +69,18 @@ def run(command: Sequence[object]) -> None:
     assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 
+def library_of_gcc(name: str) -> str:
+    """Where the compiler has it."""
+    find = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def environment(kind: str) -> dict[str, str]:
     """What a process needs to load such a library."""
     added = {"PYTHONPATH": str(ROOT / "tests")}
     if kind == "sanitized":
-        find = ["g++", "-print-file-name=libasan.so"]
-        runtime = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
-        added["LD_PRELOAD"] = runtime
+        # The runtime, and before it looks where C++ throws, the library that does.
+        added["LD_PRELOAD"] = " ".join(map(library_of_gcc, ("libasan.so", "libstdc++.so.6")))
         # Python does not free all that it has; faults of the memory are for the emulator to name.
         added["ASAN_OPTIONS"] = "detect_leaks=0:handle_segv=0:detect_stack_use_after_return=0"
     return os.environ | added

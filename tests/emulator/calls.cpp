@@ -1,6 +1,11 @@
 // Every call of the native core, by name, for the emulated GPU.
 #include "../../csrc/algorithms/calls.h"
 
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
 #include "../../csrc/backends/cuda.h"
 
 namespace {
@@ -31,3 +36,18 @@ CALL(Update)
 CALL(UpdateForgetting)
 CALL(CountSelected)
 CALL(Spread)
+
+// The message of a call whose kernel the runtime refuses to launch.
+extern "C" const char* refused_VisitBonus(const dynloader::VisitBonus* call) {
+  static std::string message;
+  emulator::refusal = cudaErrorNoKernelImageForDevice;
+  try {
+    run_VisitBonus(call);
+    message = "no error";
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  return message.c_str();
+}
+
+extern "C" int emulator_last_error() { return cudaGetLastError(); }

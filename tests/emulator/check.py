@@ -408,6 +408,9 @@ def check_visit_bonus(gpu: Gpu, there: DeviceArray, records: Array) -> None:
     gpu.run("VisitBonus", records=there, n=n, c=c, log_t=log_t, scores=scores)
     with np.errstate(all="ignore"):
         same(scores.read(), reference_table.ucb_visits(records, c, t), n)
+    message = gpu.refused("VisitBonus", records=there, n=n, c=c, log_t=log_t, scores=scores)
+    assert "rebuild dynloader with TORCH_CUDA_ARCH_LIST" in message, message
+    assert gpu.last_error() == 0, "the error of a refused launch is still set"
 
 
 def check_spread(gpu: Gpu) -> None:

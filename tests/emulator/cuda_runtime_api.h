@@ -29,7 +29,17 @@ using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorNoKernelImageForDevice = 209 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+namespace emulator {
+// What the next launch answers, instead of running the kernel.
+inline cudaError_t refusal = cudaSuccess;
+// Of the last call that failed, until somebody asks for it.
+inline cudaError_t last_error = cudaSuccess;
+}  // namespace emulator
+
+inline cudaError_t cudaGetLastError() { return std::exchange(emulator::last_error, cudaSuccess); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "no kernel image is available";
+}
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -62,6 +72,10 @@ struct KernelCall {
 template <class... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
                              void** arguments, size_t /*shared_bytes*/, cudaStream_t stream) {
+  if (emulator::refusal != cudaSuccess) {
+    emulator::last_error = emulator::refusal;
+    return std::exchange(emulator::refusal, cudaSuccess);
+  }
   KernelCall<Parameters...> call{kernel, arguments};
   emulator::launch(reinterpret_cast<const void*>(kernel), blocks.x, threads.x, stream,
                    KernelCall<Parameters...>::run, &call);

@@ -162,6 +162,12 @@ FAULTS = {
         "top_k",
         r"emulator: a launch on another stream",
     ),
+    "an error that stays set": Fault(
+        Change("backends/cuda.cu", "(void)cudaGetLastError();", ""),
+        "sanitized",
+        "table",
+        r"the error of a refused launch is still set",
+    ),
     "a shift too far": Fault(
         Change(
             "backends/cuda_search.h",

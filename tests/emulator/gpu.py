@@ -229,6 +229,16 @@ class Gpu:
         structure = filled(CALLS[name], fields)
         getattr(self.library, f"run_{name}")(ctypes.byref(structure))
 
+    def refused(self, name: str, **fields: Any) -> str:
+        """The message of a call whose kernel the runtime refuses to launch."""
+        refuse = getattr(self.library, f"refused_{name}")
+        refuse.restype = ctypes.c_char_p
+        return str(refuse(ctypes.byref(filled(CALLS[name], fields))).decode())
+
+    def last_error(self) -> int:
+        """The error that calls of the runtime left, which is cleared."""
+        return int(self.library.emulator_last_error())
+
     def free_all(self) -> None:
         self.library.emulator_free_all()
 
