@@ -83,8 +83,9 @@ def exchange(table: ScoreTable, shared: Shared, group: Any, of: str) -> Shared:
                 copy.index_copy_(0, index, columns)
     for part, copy in zip(parts, copies, strict=True):
         part.copy_(copy)
-    table.num_updates = shared.num_updates + sum(updates)
-    return Shared(table.visits.clone(), table.num_updates)
+    num_updates = shared.num_updates + sum(updates)
+    table.num_updates = num_updates
+    return Shared(table.visits.clone(), num_updates)
 
 
 def _parts(table: ScoreTable) -> list[Tensor]:

@@ -172,6 +172,7 @@ def _(
     rule: int,
     alpha: float,
     c: float,
+    num_updates: Tensor | None = None,
 ) -> None:
     return None
 

@@ -449,6 +449,7 @@ def update(
     rule: int = ScoreRule.LAST_LOSS,
     alpha: float = 0.8,
     c: float = 1.0,
+    num_updates: Tensor | None = None,
 ) -> None:
     """Records one batch of losses, in place.
 
@@ -471,14 +472,18 @@ def update(
         rule: a :class:`ScoreRule`.
         alpha: weight of the new value, in (0, 1]; used as float32.
         c: weight of the variance, finite, >= 0; used as float32.
+        num_updates: int64 [1], contiguous: raised by one, unless the batch is empty. On the device,
+            so that it counts what a captured CUDA graph replays. None: nothing is counted.
     """
     written_arguments("update", scores=scores, records=records, faults=faults)
+    if num_updates is not None:
+        written_arguments("update", num_updates=num_updates)
     tensor_arguments("update", index=index)
     losses = values_argument("update", "losses", losses)
     rule = integer_argument("update", "rule", rule)
     alpha = number_argument("update", "alpha", alpha)
     c = number_argument("update", "c", c)
-    _native.update(scores, records, index, losses, faults, rule, alpha, c)
+    _native.update(scores, records, index, losses, faults, rule, alpha, c, num_updates)
 
 
 def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:

@@ -218,7 +218,7 @@ class PruningSampler(DistributedSampler[int]):
     @property
     def num_updates(self) -> int:
         """Batches of epochs that were recorded: all of the table's but what :meth:`record` did."""
-        return self.table.num_updates - self._num_beside
+        return self.table.num_updates_known - self._num_beside
 
     def finish(self, run: Run) -> None:
         """End ``run`` and settle the next epoch, if ``run`` is the current one."""
@@ -325,7 +325,7 @@ class PruningSampler(DistributedSampler[int]):
         return Run(Plan(epoch, self.seed or 0, self.num_samples, self.shuffle, kept), start)
 
     def _select(self, checkpoint: int) -> Kept:
-        if self.policy.needs_scores and self.table.num_updates == 0:
+        if self.policy.needs_scores and self.table.num_updates_known == 0:
             warnings.warn(
                 f"{type(self.policy).__name__} selects by scores, but none were recorded before "
                 f"epoch {checkpoint}: call loader.update(losses) or table.update(index, losses)",

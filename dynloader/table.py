@@ -54,7 +54,8 @@ class ScoreTable:
             whether the sample was right at its last visit; the bits above, how often it was
             forgotten (right, then wrong).
         num_selections: number of selections made.
-        num_updates: number of batches recorded.
+        num_updates_known: as :attr:`num_updates`, but without waiting for a GPU: batches that a
+            captured CUDA graph replayed are not in it, until processes exchange their scores.
     """
 
     def __init__(
@@ -68,7 +69,11 @@ class ScoreTable:
         self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
         self.forgetting: Tensor | None = None
         self.num_selections = 0
-        self.num_updates = 0
+        self.num_updates_known = 0
+        # A GPU counts by itself, for the host does not see what a captured graph replays.
+        self._counted: Tensor | None = None
+        if device.type == "cuda":
+            self._counted = torch.zeros((1,), dtype=torch.int64, device=device)
         self._scoring, self._is_scoring_set = Scoring(), False
         self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
         self._faults_on_host: OnHost | None = None
@@ -130,6 +135,17 @@ class ScoreTable:
         return self.num_updates != self._num_loaded and bool((self.visits > 1).any())
 
     @property
+    def num_updates(self) -> int:
+        """Number of batches recorded, also by a captured CUDA graph. The host waits for the GPU."""
+        return self.num_updates_known if self._counted is None else int(self._counted)
+
+    @num_updates.setter
+    def num_updates(self, value: int) -> None:
+        self.num_updates_known = value
+        if self._counted is not None:
+            self._counted.fill_(value)
+
+    @property
     def mean(self) -> Tensor:
         """Moving mean of each sample's losses, float32 [n]; a view, 0 for samples never seen."""
         return self.records[:, _MEAN].view(torch.float32)
@@ -181,6 +197,8 @@ class ScoreTable:
     ) -> None:
         """Record the losses of one batch. The host does not wait for the GPU.
 
+        A CUDA graph can capture it, with ``index`` and ``losses`` on the GPU.
+
         Of an index that comes twice in a batch the highest loss counts (NaN is highest), once.
         One update at a time: not from two threads, nor on two streams.
 
@@ -196,6 +214,7 @@ class ScoreTable:
             TypeError, ValueError: wrong dtype or shape; nothing was recorded.
             IndexError: ``index`` is on the CPU and out of range; nothing was recorded. Out of range
                 on the GPU, it is left out, and :meth:`check` raises.
+            RuntimeError: a CUDA graph captures the first update with ``correct``.
         """
         losses, index = check_losses(losses), as_index(index)
         if index.shape != losses.shape:
@@ -215,6 +234,11 @@ class ScoreTable:
                 f"correct must have the shape of losses, {list(losses.shape)}, "
                 f"got {list(correct.shape)}"
             )
+        if correct is not None and self.forgetting is None and _is_captured(self.device):
+            raise RuntimeError(
+                "correct must be given to an update before a CUDA graph captures one: the graph "
+                "would clear table.forgetting whenever it is replayed"
+            )
         index = self._here(index)
         scoring = self.scoring
         ops.update(
@@ -226,8 +250,10 @@ class ScoreTable:
             rule=int(scoring.rule) if rule is None else rule,
             alpha=scoring.alpha if alpha is None else alpha,
             c=scoring.c if c is None else c,
+            num_updates=self._counted,
         )
-        self.num_updates += 1
+        if index.shape[0]:
+            self.num_updates_known += 1
         if self._history is not None:
             self._remember(self._history, index)
         if correct is not None:
@@ -396,6 +422,12 @@ class ScoreTable:
                     f"{name} of the state must be {ours.dtype} {list(ours.shape)}, "
                     f"got {theirs.dtype} {list(theirs.shape)}"
                 )
+
+
+def _is_captured(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _resolve_device(device: torch.device | str | None) -> torch.device:

@@ -153,6 +153,13 @@ def test_lengths_that_do_not_match(device: torch.device) -> None:
     refuse(device, "update", ValueError, f"[{N + 1}, 4]", records=records)
 
 
+def test_a_count_of_updates_that_cannot_be_raised(device: torch.device) -> None:
+    count = torch.zeros(1, dtype=torch.int64, device=device)
+    refuse(device, "update", TypeError, "list", num_updates=[0])
+    refuse(device, "update", TypeError, "int32", num_updates=count.int())
+    refuse(device, "update", ValueError, "2", num_updates=count.new_zeros(2))
+
+
 def test_tables_that_are_not_contiguous(device: torch.device) -> None:
     wide = torch.zeros(N, 8, dtype=torch.int32, device=device)
     pairs = torch.zeros(2, 2, dtype=torch.int64, device=device)
@@ -307,3 +314,5 @@ def test_tensors_on_two_devices(op: str, cuda: torch.device) -> None:
     for name in names[1:]:
         elsewhere = arguments_of(op, "cpu")[name]
         refuse(cuda, op, ValueError, "cpu", **{name: elsewhere})
+    if op == "update":
+        refuse(cuda, op, ValueError, "cpu", num_updates=torch.tensor([0]))

@@ -179,7 +179,7 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "score_mean": (scores,),
         "power_weights": (scores, 0.5, 0.1),
         "ucb_visits": (records, 1.0, 10.0),
-        "update": (scores, records, index, losses, faults, 2, 0.8, 1.0),
+        "update": (scores, records, index, losses, faults, 2, 0.8, 1.0, faults[:1] + 7),
         "update_forgetting": (counts, index, losses > 0, faults),
         "info_batch_uncut": (scores, 0.0, 1, 0, faults[:1]),  # what is not used means nothing
         "count_selected": (counts, index, faults, faults[:1] + 2),

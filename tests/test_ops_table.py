@@ -118,6 +118,17 @@ def test_duplicates_count_once_in_any_order(place: torch.device) -> None:
         first = records
 
 
+def test_update_counts_the_batches_that_hold_something(place: torch.device) -> None:
+    table = Table.of(30_000, place)
+    count = torch.tensor([2**31], device=place)
+    for b in (1, 0, 33, 4096, 20_000):
+        index = np.arange(b)
+        table.update(index, losses_of("normal", b))
+        there = (tensor(index, place), losses_of("normal", b).to(place))
+        ops.update(table.scores, table.records, *there, table.faults, num_updates=count)
+    assert count.tolist() == [2**31 + 4]
+
+
 def test_update_reads_any_layout(device: torch.device) -> None:
     table = Table.of(500, device)
     index = np.random.default_rng(1).integers(0, 500, 600)

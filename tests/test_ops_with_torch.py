@@ -41,12 +41,12 @@ def test_autograd_notices_that_scores_it_kept_were_overwritten(device: torch.dev
 def test_every_written_tensor_counts_its_versions(device: torch.device) -> None:
     table = table_of(4, device)
     state, counts = torch.zeros(2, 4, dtype=torch.int32, device=device).unbind()
-    index = torch.tensor([1], device=device)
-    before = [t._version for t in (*table.values(), state, counts)]
-    record(table, [1], [1.0])
+    index, updates = torch.tensor([1], device=device), torch.tensor([0], device=device)
+    before = [t._version for t in (*table.values(), state, counts, updates)]
+    record(table, [1], [1.0], num_updates=updates)
     ops.update_forgetting(state.contiguous(), index, index == 1, table["faults"])
     ops.count_selected(counts, index, table["faults"])
-    after = [t._version for t in (*table.values(), state, counts)]
+    after = [t._version for t in (*table.values(), state, counts, updates)]
     assert all(b > a for a, b in zip(before, after, strict=True))
 
 

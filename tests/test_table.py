@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dynloader
-from dynloader import ScoreTable
+from dynloader import ScoreTable, exchange
 from dynloader.ops import ScoreRule
 from dynloader.policy import Scoring
 
@@ -61,6 +61,12 @@ def test_update(rule: ScoreRule, expected: list[float]) -> None:
     assert table.last_loss.tolist() == [0, 5, 3, 0]
     assert table.visits.tolist() == [0, 2, 1, 0]
     assert table.num_updates == 2
+
+
+def test_a_batch_of_no_samples_is_not_counted() -> None:
+    table = ScoreTable(4)
+    table.update([], torch.zeros(0))
+    assert table.num_updates == table.num_updates_known == 0
 
 
 def test_scoring_is_the_default() -> None:
@@ -324,3 +330,80 @@ def test_losses_may_be_anywhere(cuda: str) -> None:
         other = ScoreTable(3, losses_device)
         other.load_state_dict(table.state_dict())
         assert other.scores.tolist() == [1, INF, 2]
+
+
+def captured(table: ScoreTable, index: torch.Tensor, losses: torch.Tensor) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        table.update(index, losses)
+    return graph
+
+
+@pytest.mark.cuda
+def test_updates_are_counted_where_a_graph_replays_them(cuda: str) -> None:
+    table, other = ScoreTable(50, cuda), ScoreTable(50, cuda)
+    index, losses = torch.arange(8, device=cuda), torch.rand(8).to(cuda)
+    for each in (table, other):
+        each.update(index, losses)
+    graph = captured(table, index, losses)
+    assert table.num_updates == 1
+    for begin in (0, 10, 5):
+        index.copy_(torch.arange(begin, begin + 8))
+        losses.copy_(torch.rand(8))
+        graph.replay()
+        other.update(index, losses)
+    assert torch.equal(table.records, other.records)
+    assert table.num_updates == table.state_dict()["num_updates"] == other.num_updates == 4
+    assert "num_updates=4" in repr(table)
+    table.load_state_dict(ScoreTable(50).state_dict())
+    assert table.num_updates == 0
+    graph.replay()
+    assert table.num_updates == 1
+
+
+@pytest.mark.cuda
+def test_what_a_graph_replayed_is_news_to_other_processes(
+    cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of two processes, of which the other recorded nothing."""
+    monkeypatch.setattr(dynloader.table, "is_alone", lambda group=None: False)
+    monkeypatch.setattr(exchange, "_device", lambda table, group: table.device)
+    sent = []
+
+    def both(mine: torch.Tensor, group: object) -> torch.Tensor:
+        sent.append(mine)
+        nothing = torch.zeros_like(mine)
+        if len(sent) % 3 == 1:  # the head: no rows, no updates, and all else equal
+            nothing[2:] = mine[2:]
+        return torch.stack([mine, nothing])
+
+    monkeypatch.setattr(exchange, "all_gather", both)
+    table = ScoreTable(50, cuda)
+    table.synchronize()
+    index, losses = torch.arange(8, device=cuda), torch.rand(8).to(cuda)
+    graph = captured(table, index, losses)
+    assert not table.has_news
+    for _ in range(2):
+        graph.replay()
+    assert table.has_news
+    del sent[:]
+    table.synchronize()
+    assert sent[0][:2].tolist() == [8, 2]
+    assert table.num_updates == table.num_updates_known == 2
+    assert not table.has_news
+
+
+@pytest.mark.cuda
+def test_a_graph_cannot_capture_the_first_update_that_counts_forgetting(cuda: str) -> None:
+    table = ScoreTable(50, cuda)
+    index, losses = torch.arange(8, device=cuda), torch.rand(8).to(cuda)
+    correct = losses > 0.5
+    with (
+        pytest.raises(RuntimeError, match="correct must be given to an update before"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        table.update(index, losses, correct=correct)
+    assert table.num_updates == 0
+    table.update(index, losses, correct=correct)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        table.update(index, losses, correct=correct)

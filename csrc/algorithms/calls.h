@@ -137,7 +137,8 @@ struct Update {
   LossType loss_type;
   int64_t batch_size;
   Scoring scoring;
-  int64_t* faults;  // [2]: indices outside [0, n), and the largest of them as unsigned
+  int64_t* faults;       // [2]: indices outside [0, n), and the largest of them as unsigned
+  int64_t* num_updates;  // [1], raised by one unless the batch is empty; null: not counted
 };
 
 struct UpdateForgetting {

@@ -30,6 +30,7 @@ struct StageLoss {
   }
   template <class Access>
   DYNLOADER_FN void element(int64_t j) const {
+    if (j == 0 && call.num_updates != nullptr) ++*call.num_updates;
     const int64_t index = call.index[j];
     if (!is_within<Access>(index, call.n, call.faults)) return;
     uint64_t* word = staging_word(call.records + index);

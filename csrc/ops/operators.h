@@ -55,7 +55,8 @@ at::Tensor power_weights(const at::Tensor& scores, double exponent, double offse
 at::Tensor ucb_visits(const at::Tensor& records, double c, double t);
 
 void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
-            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c);
+            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c,
+            const std::optional<at::Tensor>& num_updates);
 void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
                        at::Tensor& faults);
 void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults,

@@ -68,7 +68,8 @@ TORCH_LIBRARY(dynloader, m) {
   m.def("ucb_visits(Tensor records, float c, float t) -> Tensor");
   m.def(
       "update(Tensor(a!) scores, Tensor(b!) records, Tensor index, Tensor losses, "
-      "Tensor(c!) faults, int rule, float alpha, float c) -> ()");
+      "Tensor(c!) faults, int rule, float alpha, float c, Tensor(d!)? "
+      "num_updates=None) -> ()");
   m.def(
       "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) "
       "faults) -> ()");

@@ -130,7 +130,8 @@ at::Tensor ucb_visits(const at::Tensor& records, double c, double t) {
 }
 
 void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
-            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c) {
+            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c,
+            const std::optional<at::Tensor>& num_updates) {
   const int64_t n = check_samples("update", "scores", scores, at::kFloat);
   check_written("update", "scores", scores);
   check_written("update", "records", records);
@@ -144,6 +145,14 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
   check_length("update", "losses", losses, where.numel());
   check_same_device("update", "losses", losses, "scores", scores);
   int64_t* fault_counts = faults_of("update", faults, "scores", scores);
+  int64_t* count = nullptr;
+  if (num_updates.has_value()) {
+    check_dtype("update", "num_updates", *num_updates, at::kLong);
+    check_length("update", "num_updates", *num_updates, 1);
+    check_written("update", "num_updates", *num_updates);
+    check_same_device("update", "num_updates", *num_updates, "scores", scores);
+    count = num_updates->mutable_data_ptr<int64_t>();
+  }
   TORCH_CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
   TORCH_CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
                     "update: alpha must be in (0, 1] as float32, got ", alpha);
@@ -155,8 +164,9 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
                            static_cast<float>(c)};
   run_on(scores.device(), Update{scores.mutable_data_ptr<float>(), const_cast<Record*>(data), n,
                                  where.const_data_ptr<int64_t>(), input.const_data_ptr(), type,
-                                 where.numel(), scoring, fault_counts});
+                                 where.numel(), scoring, fault_counts, count});
   for (const at::Tensor& written : {scores, records, faults}) mark_written(written);
+  if (num_updates.has_value()) mark_written(*num_updates);
 }
 
 void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,

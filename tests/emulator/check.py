@@ -340,8 +340,8 @@ def check_table(gpu: Gpu) -> None:
         scores, records = np.full(n, np.inf, np.float32), np.zeros((n, 4), np.int32)
         state, counts = np.zeros(n, np.int32), np.zeros(n, np.int32)
         there = [gpu.put(array) for array in (scores, records, state, counts)]
-        faults = gpu.put([0, 0], np.int64)
-        num_faults = 0
+        faults, updates = gpu.put([0, 0], np.int64), gpu.put([0], np.int64)
+        num_faults = num_updates = 0
         for j, b in enumerate((1, 2, 31, 129, 1000, 3000, 5000, 0, 4097)):
             index = rng.integers(0, n, b)
             bad = rng.random(b) < (0.01 if j % 3 == 2 else 0)
@@ -367,7 +367,10 @@ def check_table(gpu: Gpu) -> None:
                 batch_size=b,
                 scoring=Scoring(**options),
                 faults=faults,
+                num_updates=None if j == 3 else updates,
             )
+            num_updates += b > 0 and j != 3
+            same(updates.read(), np.array([num_updates]), n, b)
             correct = rng.random(b) < 0.5
             gpu.run(
                 "UpdateForgetting",

@@ -153,7 +153,7 @@ CALLS = {
             ("loss_type", c_int32),
             *integers("batch_size"),
             ("scoring", Scoring),
-            *pointers("faults"),
+            *pointers("faults", "num_updates"),
         ),
         call(
             "UpdateForgetting",
