@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "address",
     "bits",
     "counts_of",
+    "named",
     "plain",
     "same",
     "tensor",
@@ -29,6 +31,11 @@ __all__ = [
 def tensor(array: Array, device: torch.device | str = "cpu") -> Tensor:
     """A copy of the array on the device."""
     return torch.from_numpy(np.array(array)).to(device)
+
+
+def named(value: object) -> str:
+    """The name of a parameter, without addresses: it is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def bits(x: Tensor | Array | np.generic) -> Array:

@@ -25,6 +25,13 @@ def need_cuda() -> torch.device:
     return torch.device("cuda")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names must be the same in every process, or else pytest-xdist runs nothing."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name: ids=named has none")
+
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 THREADS = [1, 2, 7]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import named
 from ledger import Numbers, loss_of
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -153,7 +154,7 @@ class Doubled(TensorDataset):
         (TensorDataset(torch.eye(9)), {"array_path": False}, "array_path is False"),
         (Subset(Numbers(10), range(9)), {}, "the data set is of the type Numbers"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_is_no_array_is_asked_for_samples(
     dataset: Any, options: dict[str, Any], reason: str
@@ -293,7 +294,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
         ({"batch_transform": 3}, TypeError, "batch_transform must be callable, got 3"),
         ({"array_path": 1}, TypeError, "array_path"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message) if "." not in message else message):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import named
 from ledger import Numbers, Stream, feed, flat, train
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, SequentialSampler
@@ -61,7 +62,7 @@ def epochs_and_rng(make: type, data: Any, options: dict[str, Any]) -> tuple[Any,
     return batches, len(loader), torch.get_rng_state().tolist()
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=named)
 def test_equals_torchs_loader_to_the_bit(options: dict[str, Any]) -> None:
     expected = epochs_and_rng(torch.utils.data.DataLoader, Augmented(), options)
     assert epochs_and_rng(DataLoader, Augmented(), options) == expected
