@@ -54,7 +54,7 @@ class Policy(abc.ABC):
     Args:
         keep: fraction of the samples to keep, in (0, 1], or a function from the epoch of a
             checkpoint to that fraction.
-        every: epochs from one selection to the next.
+        every: epochs from one selection to the next; the seed paper (arXiv 2111.12621) has 10.
         warmup: number of epochs at the beginning that use all samples.
         anneal: all samples are used again from epoch ``ceil(anneal * epochs)`` on; None: never.
         epochs: length of the training, in epochs; ``anneal`` needs it.
@@ -69,7 +69,7 @@ class Policy(abc.ABC):
     """
 
     keep: Keep | None = 0.5
-    every: int = 10
+    every: int = 1
     warmup: int = 0
     anneal: float | None = None
     epochs: int | None = None

@@ -36,7 +36,6 @@ class Kakurenbo(Policy):
     """
 
     keep: Keep | None = 0.7
-    every: int = 1
     confidence: float = 0.7
 
     keeps_more: ClassVar[bool] = True
@@ -77,7 +76,6 @@ class IES(Policy):
     """
 
     keep: Keep | None = 0.1
-    every: int = 1
     threshold: float = 1e-3
     window: int = 3
 
@@ -133,7 +131,6 @@ class SeTa(Policy):
         cycle: checkpoints of a cycle, at least 2.
     """
 
-    every: int = 1
     window: float = 0.7
     cycle: int = 5
 
@@ -177,7 +174,6 @@ class OrderDP(Policy):
             ``keep`` is random.
     """
 
-    every: int = 1
     pool: float = 0.75
 
     def __post_init__(self) -> None:

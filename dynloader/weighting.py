@@ -67,7 +67,6 @@ class InfoBatch(Policy):
     """
 
     keep: Keep | None = None
-    every: int = 1
     anneal: float | None = 0.875
     rescale: bool = True
     drop_probability: float = 0.5
@@ -124,7 +123,6 @@ class Weighted(Policy):
             draw one after another, as ``torch.multinomial`` does, and weigh all losses alike.
     """
 
-    every: int = 1
     rescale: bool = True
     exponent: float = 0.3
     offset: float = 0.05
@@ -161,7 +159,6 @@ class Prioritized(Policy):
             It counters the choice in part; ``Weighted`` does so exactly.
     """
 
-    every: int = 1
     rescale: bool = True
     exponent: float = 0.6
     offset: float = 1e-6

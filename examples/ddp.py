@@ -46,7 +46,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     # The batch size of one process; which samples are whose is settled when iteration begins.
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5, every=1)
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5)
     )
     if args.checkpoint and os.path.exists(args.checkpoint):
         state = torch.load(args.checkpoint, map_location=device, weights_only=True)

@@ -58,7 +58,7 @@ def main() -> None:
         num_workers=args.workers,
         persistent_workers=args.workers > 0,
         pin_memory=device.type == "cuda",
-        policy=dynloader.UCB(keep=args.keep, every=1),
+        policy=dynloader.UCB(keep=args.keep),
         table=dynloader.ScoreTable(len(dataset), device),
         return_index=True,
     )

@@ -23,7 +23,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model, optimizer = accelerator.prepare(model, optimizer)
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5, every=1)
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5)
     )
     batches = prepare(accelerator, loader)  # in place of accelerator.prepare
     for epoch in range(4):

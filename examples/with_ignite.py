@@ -22,7 +22,7 @@ def main() -> None:
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
         dataset(),
         batch_size=32,
-        policy=dynloader.RandomDynamic(keep=0.5, every=1),
+        policy=dynloader.RandomDynamic(keep=0.5),
         steps_per_epoch=28,
     )
 

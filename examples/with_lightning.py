@@ -47,7 +47,7 @@ class Digits(LightningModule):
 def main() -> None:
     """Train."""
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5, every=1)
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5)
     )
     trainer = Trainer(
         max_epochs=4,

@@ -37,7 +37,7 @@ def main() -> None:
     model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        Pictures(), 32, collate_fn=fast_collate, policy=dynloader.UCB(keep=0.5, every=1)
+        Pictures(), 32, collate_fn=fast_collate, policy=dynloader.UCB(keep=0.5)
     )
     batches = PrefetchLoader(loader, mean=(0.3,), std=(0.4,), channels=1, device=device)
     for epoch in range(4):

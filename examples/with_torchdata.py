@@ -22,7 +22,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     pictures, labels = dataset().tensors
     indexed = TensorDataset(pictures, labels, torch.arange(len(labels)))
-    sampler = dynloader.PruningSampler(indexed, dynloader.UCB(keep=0.5, every=1))
+    sampler = dynloader.PruningSampler(indexed, dynloader.UCB(keep=0.5))
     loader = StatefulDataLoader(
         indexed, batch_sampler=dynloader.PruningBatchSampler(sampler, batch_size=32)
     )

@@ -59,7 +59,7 @@ def main() -> None:
         save_strategy="no",
     )
     trainer = PruningTrainer(
-        Model(), arguments, train_dataset=Rows(), policy=dynloader.UCB(keep=0.5, every=1)
+        Model(), arguments, train_dataset=Rows(), policy=dynloader.UCB(keep=0.5)
     )
     trainer.train()
     loader = trainer.loader

@@ -104,6 +104,14 @@ def test_random_dynamic_draws_anew_at_every_checkpoint() -> None:
     assert {len(subset) for subset in subsets} == {30}
 
 
+def test_a_random_subset_is_a_fresh_one_in_every_epoch_by_default() -> None:
+    loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.5))
+    subsets = [frozenset(feed(loader)) for _ in range(10)]
+    assert len(set(subsets)) == 10
+    # Each sample is left out of all ten with probability 2**-10.
+    assert len(frozenset.union(*subsets)) >= 98
+
+
 def test_chunks_visit_all_samples_before_any_comes_again() -> None:
     loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.25, every=2, warmup=1, chunks=True))
     assert sorted(feed(loader)) == list(range(N))

@@ -30,7 +30,7 @@ SCORES = torch.arange(N) / 10.0
 
 
 def test_defaults() -> None:
-    common = {"keep": 0.5, "every": 10, "warmup": 0, "anneal": None, "epochs": None}
+    common = {"keep": 0.5, "every": 1, "warmup": 0, "anneal": None, "epochs": None}
     common["rescale"] = False
     expected: dict[Policy, dict[str, Any]] = {
         Full(): {"keep": 1.0},
@@ -41,12 +41,11 @@ def test_defaults() -> None:
         UCB(): {"alpha": 0.8, "c": 1.0, "bonus": "variance"},
         InfoBatch(): {
             "keep": None,
-            "every": 1,
             "anneal": 0.875,
             "rescale": True,
             "drop_probability": 0.5,
         },
-        Weighted(): {"every": 1, "exponent": 0.3, "offset": 0.05, "rescale": True},
+        Weighted(): {"exponent": 0.3, "offset": 0.05, "rescale": True},
     }
     for policy, own in expected.items():
         for name, value in (common | own).items():

@@ -156,8 +156,8 @@ def test_a_resumed_epoch_may_be_peeked_at_and_set() -> None:
 
 
 def test_resuming_twice() -> None:
-    loader = make(RandomDynamic(keep=0.5))
-    expected = list(batches_of(make(RandomDynamic(keep=0.5))))
+    loader = make(RandomDynamic(keep=0.5, every=10))
+    expected = list(batches_of(make(RandomDynamic(keep=0.5, every=10))))
     for num_batches in (2, 3, 2):
         iterator = batches_of(loader)
         for _ in range(num_batches):
@@ -179,7 +179,7 @@ def test_resuming_at_the_very_end() -> None:
 
 
 def test_resuming_after_a_last_batch_that_is_smaller() -> None:
-    loader, resumed = (make(RandomDynamic(keep=0.5), batch_size=8) for _ in range(2))
+    loader, resumed = (make(RandomDynamic(keep=0.5, every=10), batch_size=8) for _ in range(2))
     rest = iter(loader)
     for _ in range(4):  # 30 samples
         loader.update(loss_of(next(rest)))
