@@ -95,9 +95,11 @@ class Policy(abc.ABC):
             check_integer("epochs", self.epochs, 1)
         if self.anneal is not None:
             check_number("anneal", self.anneal, "(0, 1]")
-            # A rule that anneals by default does so as soon as it is told the number of epochs.
-            if self.epochs is None and self.anneal != type(self).anneal:
-                raise ValueError(f"epochs must be given with anneal={self.anneal!r}, got None")
+            if self.epochs is None:
+                raise ValueError(
+                    f"epochs must be given with anneal={self.anneal!r}, got None: give the length "
+                    "of the training, or anneal=None to prune to its end"
+                )
         self._check_floors()
 
     def _check_floors(self) -> None:

@@ -63,7 +63,7 @@ class InfoBatch(Policy):
         rescale: a kept sample of those that could have been dropped stands for the dropped ones.
             As published, that keeps the sum over an epoch unbiased; the mean over a batch, which
             the loader returns, is larger by the inverse of the kept fraction.
-        anneal: 0.875 as published; takes effect once ``epochs`` is given.
+        anneal: 0.875 as published, which needs ``epochs``; None: prune to the end.
     """
 
     keep: Keep | None = None

@@ -173,7 +173,10 @@ def test_a_floor_that_a_later_epoch_has_no_room_for() -> None:
     [
         (lambda: UCB(explore=1.5), r"explore must be in \[0, 1\], got 1.5"),
         (lambda: Weighted(explore=0.1), "explore must be 0 where rescale=True, got 0.1"),
-        (lambda: InfoBatch(rescale=False, explore=0.1), "explore needs keep, got keep=None"),
+        (
+            lambda: InfoBatch(rescale=False, explore=0.1, anneal=None),
+            "explore needs keep, got keep=None",
+        ),
         (
             lambda: StaticRandom(explore=0.1),
             "explore must be 0 for StaticRandom, which selects once",

@@ -335,7 +335,7 @@ def test_table_state(change: Callable[[dict[str, Any]], dict[str, Any]], message
 
 @pytest.mark.cuda
 def test_an_index_on_the_gpu_is_reported_when_the_next_epoch_begins(cuda: str) -> None:
-    loader = DataLoader(Numbers(N), batch_size=10, policy=InfoBatch(), return_index=True)
+    loader = DataLoader(Numbers(N), batch_size=10, policy=InfoBatch(anneal=None), return_index=True)
     for batch, _ in loader:
         index = batch.to(cuda)
         loader.update(loss_of(index), index)

@@ -57,7 +57,12 @@ def test_rules_without_scores_prune_from_epoch_0_on() -> None:
 
 
 def test_no_epoch_is_longer_than_epoch_0() -> None:
-    for policy in (UCB(keep=0.5, every=2), InfoBatch(), RandomDynamic(keep=0.5, every=10), Full()):
+    for policy in (
+        UCB(keep=0.5, every=2),
+        InfoBatch(anneal=None),
+        RandomDynamic(keep=0.5, every=10),
+        Full(),
+    ):
         loader = DataLoader(Numbers(N), batch_size=8, policy=policy)
         lengths = [len(train(loader)) for _ in range(6)]
         assert max(lengths) == lengths[0]

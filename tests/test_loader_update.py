@@ -54,7 +54,7 @@ def test_scores_are_recorded_in_place_of_the_losses() -> None:
 
 
 def test_update_weighs_as_the_policy_says() -> None:
-    loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(), return_index=True)
+    loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(anneal=None), return_index=True)
     for index, _ in loader:
         loader.update(loss_of(index))
     mean = loss_of(torch.arange(N)).double().mean()
@@ -236,7 +236,7 @@ def test_a_policy_moves_no_global_generator_beyond_torchs_loader() -> None:
         )
 
     expected = state_after(torch.utils.data.DataLoader)
-    for policy in (RandomDynamic(keep=0.5, every=1), Lowest(keep=0.5), InfoBatch()):
+    for policy in (RandomDynamic(keep=0.5, every=1), Lowest(keep=0.5), InfoBatch(anneal=None)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert state_after(DataLoader, policy=policy) == expected

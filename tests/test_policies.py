@@ -207,7 +207,7 @@ def test_info_batch_as_published() -> None:
     losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])  # mean 3.2
     kept_low: set[int] = set()
     for seed in range(20):
-        chosen, weights = select(InfoBatch(), losses, seed=seed)
+        chosen, weights = select(InfoBatch(anneal=None), losses, seed=seed)
         assert weights is not None
         assert len(chosen) == 3
         assert chosen[-1] == 4
@@ -217,25 +217,25 @@ def test_info_batch_as_published() -> None:
 
 
 def test_info_batch_without_weights() -> None:
-    assert select(InfoBatch(rescale=False), SCORES).weights is None
+    assert select(InfoBatch(rescale=False, anneal=None), SCORES).weights is None
 
 
 def test_info_batch_with_an_exact_count() -> None:
-    policy = InfoBatch(keep=0.7, drop_probability=0.5)
+    policy = InfoBatch(keep=0.7, drop_probability=0.5, anneal=None)
     chosen, weights = select(policy, SCORES)
     assert weights is not None
     # 30 dropped out of the lowest 60, whose other 30 weigh twice.
     assert len(chosen) == 70
     assert chosen[30:].tolist() == list(range(60, 100))
     assert weights.tolist() == [2.0] * 30 + [1.0] * 40
-    everyone, ones = select(InfoBatch(keep=1.0), SCORES)
+    everyone, ones = select(InfoBatch(keep=1.0, anneal=None), SCORES)
     assert everyone.tolist() == list(range(N))
     assert ones is not None
     assert ones.tolist() == [1.0] * N
 
 
 def test_info_batch_at_the_least_it_can_keep() -> None:
-    chosen, weights = select(InfoBatch(keep=0.5, drop_probability=0.5), SCORES)
+    chosen, weights = select(InfoBatch(keep=0.5, drop_probability=0.5, anneal=None), SCORES)
     assert weights is not None
     assert len(chosen) == 50
     assert weights.tolist() == [2.0] * 50
@@ -264,9 +264,9 @@ def test_weights_of_equal_samples_are_1() -> None:
 UNBIASED = [
     Weighted(keep=0.3),
     Weighted(keep=0.5, exponent=1.0),
-    InfoBatch(),
-    InfoBatch(drop_probability=0.8),
-    InfoBatch(keep=0.7),
+    InfoBatch(anneal=None),
+    InfoBatch(drop_probability=0.8, anneal=None),
+    InfoBatch(keep=0.7, anneal=None),
     EpsilonGreedy(keep=0.3, epsilon=0.4, rescale=True),
     RandomDynamic(keep=0.3, rescale=True),
 ]

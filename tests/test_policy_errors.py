@@ -94,26 +94,40 @@ def test_common_options(
         (lambda: UCB(bonus="count"), ValueError, "bonus must be 'variance' or 'visits', got 'cou"),
         (lambda: UCB(rescale=True), ValueError, "rescale must be False for UCB, got True"),
         (
-            lambda: InfoBatch(drop_probability=1.0),
+            lambda: InfoBatch(drop_probability=1.0, anneal=None),
             ValueError,
             r"drop_probability must be in \[0, 1\), got 1.0",
         ),
         (
-            lambda: InfoBatch(drop_probability=-0.1),
+            lambda: InfoBatch(drop_probability=-0.1, anneal=None),
             ValueError,
             r"drop_probability must be in \[0, 1\), got -0.1",
         ),
         (
-            lambda: InfoBatch(drop_probability=NAN),
+            lambda: InfoBatch(drop_probability=NAN, anneal=None),
             ValueError,
             r"drop_probability must be in \[0, 1\), got nan",
         ),
         (
-            lambda: InfoBatch(keep=0.4),
+            lambda: InfoBatch(keep=0.4, anneal=None),
             ValueError,
             "keep must be at least 1 - drop_probability, got keep=0.4, drop_probability=0.5",
         ),
-        (lambda: InfoBatch(keep=NAN), ValueError, r"keep must be in \(0, 1\], got nan"),
+        (
+            lambda: InfoBatch(keep=NAN, anneal=None),
+            ValueError,
+            r"keep must be in \(0, 1\], got nan",
+        ),
+        (
+            InfoBatch,
+            ValueError,
+            r"epochs must be given with anneal=0.875, got None: .* or anneal=None",
+        ),
+        (
+            lambda: InfoBatch(keep=0.7, anneal=0.5),
+            ValueError,
+            r"epochs must be given with anneal=0.5, got None: .* or anneal=None",
+        ),
         (lambda: Weighted(exponent=-1), ValueError, r"exponent must be in \[0, inf\), got"),
         (lambda: Weighted(offset=0.0), ValueError, r"offset must be in \(0, inf\), got 0.0"),
         (lambda: Weighted(offset=NAN), ValueError, r"offset must be in \(0, inf\), got nan"),
@@ -144,7 +158,7 @@ def test_a_schedule_that_returns_no_fraction(
 
 
 def test_a_schedule_that_goes_below_what_can_be_dropped() -> None:
-    policy = InfoBatch(keep=lambda epoch: 0.9 - 0.3 * epoch)
+    policy = InfoBatch(keep=lambda epoch: 0.9 - 0.3 * epoch, anneal=None)
     with fails(ValueError, "keep must be at least 1 - drop_probability, got keep="):
         policy.num_kept(N, 2)
 

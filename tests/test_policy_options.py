@@ -39,7 +39,8 @@ def test_defaults() -> None:
         RandomDynamic(): {"chunks": False},
         EpsilonGreedy(): {"epsilon": 0.1, "alpha": 0.8},
         UCB(): {"alpha": 0.8, "c": 1.0, "bonus": "variance"},
-        InfoBatch(): {
+        InfoBatch(epochs=10): {
+            "epochs": 10,
             "keep": None,
             "anneal": 0.875,
             "rescale": True,
@@ -172,7 +173,7 @@ def test_annealing() -> None:
     assert schedule(UCB(every=2, anneal=0.5, epochs=5), 5) == [None, 1, 1, None, None]
     assert schedule(InfoBatch(epochs=8), 9) == [None, 1, 2, 3, 4, 5, 6, None, None]
     assert schedule(InfoBatch(epochs=10), 10)[8:] == [8, None]  # ceil(8.75) is 9
-    assert schedule(InfoBatch(), 9)[8] == 8
+    assert schedule(InfoBatch(anneal=None), 9)[8] == 8
     # 0.7 * 10 is 7.000000000000001 in doubles
     assert schedule(RandomDynamic(every=1, anneal=0.7, epochs=10), 8)[6:] == [6, None]
 

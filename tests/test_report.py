@@ -117,7 +117,7 @@ def test_a_function_and_a_summary_writer(tmp_path: Path) -> None:
             self.scalars[tag, step] = float(value)
 
     writer = Writer()
-    loader = DataLoader(Numbers(60), 8, policy=InfoBatch())
+    loader = DataLoader(Numbers(60), 8, policy=InfoBatch(anneal=None))
     assert loader.log_to(lambda figures, epoch: found.append((epoch, figures))) is None
     assert loader.log_to(writer) is None
     for _ in range(3):
@@ -545,7 +545,7 @@ def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[s
         folder = tmp_path / "runs" / str(number)
         log = trained(folder, UCB(keep=0.5, every=1), r"a $\x$ b$", epochs=2, **options)
         log.add(**{"val/accuracy": 0.5, 'quoted"': 0.25})
-    trained(tmp_path / "runs" / "3", InfoBatch(), "classes", epochs=2, labels=labels)
+    trained(tmp_path / "runs" / "3", InfoBatch(anneal=None), "classes", epochs=2, labels=labels)
     DataLoader(Numbers(60), 8, policy=Full()).log_to(tmp_path / "runs" / "begun")
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()

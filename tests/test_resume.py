@@ -44,7 +44,7 @@ POLICIES = [
     EpsilonGreedy(every=2, rescale=True, keep=0.7),
     UCB(every=1),
     UCB(every=3, bonus="visits", keep=lambda epoch: 0.9 - epoch / 20),
-    InfoBatch(),
+    InfoBatch(anneal=None),
     InfoBatch(anneal=0.5, epochs=6),
     Weighted(),
     Kakurenbo(confidence=0.5),
@@ -103,7 +103,7 @@ def test_resuming_inside_an_epoch(policy: Policy, shuffle: bool) -> None:
     assert resumed.stats()["dynloader/select_seconds"] >= state["select_seconds"]
 
 
-@pytest.mark.parametrize("policy", [UCB(every=1), InfoBatch()], ids=Policy.describe)
+@pytest.mark.parametrize("policy", [UCB(every=1), InfoBatch(anneal=None)], ids=Policy.describe)
 def test_resuming_between_epochs(policy: Policy) -> None:
     loader = make(policy)
     run(loader, 2)

@@ -95,7 +95,11 @@ def test_the_loader_feeds_a_selection_of_a_size_yet_unknown(
 ) -> None:
     def run() -> tuple[list[list[int]], list[int], list[int]]:
         loader = DataLoader(
-            Numbers(N), batch_size=32, policy=InfoBatch(), table=ScoreTable(N, "cpu"), seed=5
+            Numbers(N),
+            batch_size=32,
+            policy=InfoBatch(anneal=None),
+            table=ScoreTable(N, "cpu"),
+            seed=5,
         )
         epochs = [train(loader) for _ in range(4)]
         return epochs, [len(loader)], loader.table.selections.tolist()
@@ -126,8 +130,8 @@ def test_on_the_host_nothing_is_copied() -> None:
         UCB(every=1),
         UCB(every=1, bonus="visits"),
         EpsilonGreedy(every=1),
-        InfoBatch(),
-        InfoBatch(keep=0.7),
+        InfoBatch(anneal=None),
+        InfoBatch(keep=0.7, anneal=None),
         Weighted(),
         Weighted(rescale=False),
         RandomDynamic(every=1),

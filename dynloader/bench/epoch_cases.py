@@ -229,4 +229,4 @@ def replay(n: int, device: str) -> list[Case]:
     ]
 
 
-POLICIES: tuple[Policy, ...] = (UCB(keep=0.5, every=1), InfoBatch(every=1))
+POLICIES: tuple[Policy, ...] = (UCB(keep=0.5, every=1), InfoBatch(anneal=None))
