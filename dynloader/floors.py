@@ -47,7 +47,8 @@ def with_turns(
     n, num_turns = len(table), len(turn)
     if policy.keeps_more:
         is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
-        is_kept[_indices(policy, table, k, seed, epoch).to(table.device)] = True
+        chosen = policy.select_alike(table, k, seed=seed, epoch=epoch)
+        is_kept[chosen.to(table.device)] = True
         is_kept[turn.to(table.device)] = True
         return is_kept.nonzero().view(-1)
     # First those whose turn it is, then the rule's first k - num_turns, then, for those that are
@@ -55,7 +56,8 @@ def with_turns(
     importance = torch.zeros(n, dtype=torch.float32, device=table.device)
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
         if size:
-            importance[_indices(policy, table, size, seed, epoch).to(table.device)] = value
+            chosen = policy.select_alike(table, size, seed=seed, epoch=epoch)
+            importance[chosen.to(table.device)] = value
     importance[turn.to(table.device)] = 3.0
     return ops.top_k(importance, k, seed=seed, epoch=epoch)
 
@@ -109,8 +111,3 @@ def check_room_for_classes(policy: Policy, k: int) -> None:
             f"min_per_class must leave {needed} samples to be kept, got "
             f"min_per_class={policy.min_per_class} where {k} are kept"
         )
-
-
-def _indices(policy: Policy, table: ScoreTable, k: int, seed: int, epoch: int) -> Tensor:
-    chosen = policy.select(table, k, seed=seed, epoch=epoch)
-    return chosen if isinstance(chosen, Tensor) else chosen.indices

@@ -83,7 +83,7 @@ class Policy(abc.ABC):
     selects_once: ClassVar[bool] = False
     """True for a rule whose first selection is its only one."""
     keeps_more: ClassVar[bool] = False
-    """True for a rule that keeps ``keep`` at least: how many more, the losses say."""
+    """True for a rule that may keep more than ``keep``: how many, the losses say."""
 
     def __post_init__(self) -> None:
         self._take_plain_numbers()
@@ -148,9 +148,11 @@ class Policy(abc.ABC):
             epoch: that of the checkpoint.
 
         Returns:
-            The indices kept, int64 [k], distinct, in any order; or a :class:`Selection`, which
-            holds the weights of their losses too, float32 [k] (None: all 1); or a
-            :class:`dynloader.ops.UncutSelection`, where only the GPU knows yet how many are kept.
+            The indices kept, int64 [k], distinct, in any order; or a
+            :class:`dynloader.Selection` of them and of the weights of their losses, float32 [k]; or
+            a :class:`dynloader.ops.UncutSelection`, where only the GPU knows yet how many are kept.
+            Fewer than ``k`` are allowed, and more where the class has ``keeps_more = True``;
+            :meth:`dynloader.DataLoader.total_steps` is an upper bound then.
         """
 
     def choose(
@@ -164,11 +166,24 @@ class Policy(abc.ABC):
             turn = turn_of(self, len(table), k, seed=seed, epoch=epoch)
             chosen = with_turns(self, table, k, turn, seed=seed, epoch=epoch)
         else:
-            found = as_selection(self.select(table, k, seed=seed, epoch=epoch), self, len(table))
-            chosen = found.indices
+            chosen = self.select_alike(table, k, seed=seed, epoch=epoch)
         if self.min_per_class:
             chosen = with_classes(self, table, chosen, turn, seed=seed, epoch=epoch)
         return chosen
+
+    def select_alike(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        """The indices that :meth:`select` returns, int64.
+
+        Raises:
+            ValueError: it returns weights, which ``explore`` and ``min_per_class`` would lose.
+        """
+        found = as_selection(self.select(table, k, seed=seed, epoch=epoch), self, len(table), k)
+        if found.weights is not None:
+            name = "explore" if self.explore else "min_per_class"
+            raise ValueError(
+                f"{name} needs a rule without weights, got some from {type(self).__name__}.select"
+            )
+        return found.indices
 
     def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
         """What ``min_per_class`` goes by among the samples of a class: the highest are kept.
@@ -278,19 +293,31 @@ def is_built_in(policy: Policy) -> bool:
     return type(policy).__module__.startswith("dynloader.")
 
 
-def as_selection(chosen: Any, policy: Policy, num_samples: int) -> Selection | UncutSelection:
-    """What ``policy.select`` returned, checked."""
+def as_selection(
+    chosen: Any, policy: Policy, num_samples: int, k: int
+) -> Selection | UncutSelection:
+    """What ``policy.select`` returned when asked for ``k`` of ``num_samples``, checked."""
     source = f"{type(policy).__name__}.select"
     if isinstance(chosen, UncutSelection):
         if is_built_in(policy):
             return chosen
         chosen = chosen.cut(int(chosen.num_used))
     indices, weights = chosen if isinstance(chosen, Selection) else (chosen, None)
+    if isinstance(indices, tuple):
+        raise TypeError(
+            f"{source}: indices must be a tensor of torch.int64, got tuple: "
+            "return dynloader.Selection(indices, weights)"
+        )
     _check_dtype(f"{source}: indices", indices, torch.int64)
     if indices.ndim != 1 or not 0 < len(indices) <= num_samples:
         raise ValueError(
             f"{source}: indices must have shape [k], k in [1, {num_samples}], "
             f"got {list(indices.shape)}"
+        )
+    if len(indices) > k and not policy.keeps_more:
+        raise ValueError(
+            f"{source}: indices must be at most k={k}, got {len(indices)}: a rule whose losses say "
+            "how many are kept has keeps_more = True in its class"
         )
     if not is_built_in(policy):
         # A look at the values, but only where somebody else's rule may have drawn with replacement.

@@ -334,7 +334,7 @@ class PruningSampler(DistributedSampler[int]):
         begin = time.perf_counter()
         num_kept = self.policy.num_kept(self.num_samples, checkpoint)
         chosen = self.policy.choose(self.table, num_kept, seed=self.seed or 0, epoch=checkpoint)
-        selection = as_selection(chosen, self.policy, self.num_samples)
+        selection = as_selection(chosen, self.policy, self.num_samples, num_kept)
         is_trusted = is_built_in(self.policy)
         kept = Kept(
             selection,
@@ -387,7 +387,9 @@ class PruningSampler(DistributedSampler[int]):
         num_fed = self.num_samples
         if checkpoint is not None:
             chosen = Selection(state["indices"], state["weights"])
-            num_kept = len(as_selection(chosen, self.policy, self.num_samples).indices)
+            num_kept = len(
+                as_selection(chosen, self.policy, self.num_samples, self.num_samples).indices
+            )
             num_fed = num_fed if needed is None else num_kept
         check_integer("step of the state", state["step"], 1)
         if steps_per_epoch is not None:

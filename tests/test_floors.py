@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from dynloader import (
     Policy,
     RandomDynamic,
     ScoreTable,
+    Selection,
     Static,
     StaticRandom,
     Weighted,
@@ -93,6 +95,22 @@ def test_enough_of_each_class_changes_nothing() -> None:
     table = table_of(torch.arange(100.0), rule)
     plain = UCB(keep=0.5).choose(table, 50, seed=0, epoch=1)
     assert torch.equal(rule.choose(table, 50, seed=0, epoch=1), plain)
+
+
+@pytest.mark.parametrize(
+    "floor", [{"explore": 0.1}, {"min_per_class": 1, "labels": torch.arange(100) % 4}]
+)
+def test_weights_of_a_policy_of_ones_own_are_not_dropped(floor: dict[str, Any]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Heavy(Policy):
+        def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+            return Selection(torch.arange(k), torch.full((k,), 2.0))
+
+    rule = Heavy(**floor)
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(floor))} needs a rule without weights, got .* Heavy.select"
+    ):
+        rule.choose(ScoreTable(100, "cpu"), 50, seed=0, epoch=1)
 
 
 def test_both_in_a_loader() -> None:

@@ -316,7 +316,65 @@ def test_a_policy_of_ones_own() -> None:
         assert sorted(fed) == list(range(parity, N, 2))
 
 
-def test_a_selection_may_be_of_another_size_than_k() -> None:
+@dataclass(frozen=True, kw_only=True)
+class ByLoss(Policy):
+    """The highest losses, weighed by themselves."""
+
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        indices = dynloader.ops.top_k(table.scores, k, seed=seed, epoch=epoch)
+        losses = table.scores[indices]
+        return dynloader.Selection(indices, losses / losses.mean())
+
+
+def test_weights_of_a_policy_of_ones_own_multiply_the_losses() -> None:
+    def weighted(loader: DataLoader[int]) -> list[tuple[list[int], float]]:
+        return [(index.tolist(), float(loader.update(loss_of(index)))) for index in loader]
+
+    loader = DataLoader(Numbers(N), batch_size=8, policy=ByLoss())
+    train(loader)
+    losses = loss_of(torch.arange(N))
+    top = losses.topk(50)
+    resumed = DataLoader(Numbers(N), batch_size=8, policy=ByLoss())
+    resumed.load_state_dict(loader.state_dict())
+    found = weighted(loader)
+    assert sorted(sample for batch, _ in found for sample in batch) == sorted(top.indices.tolist())
+    for batch, loss in found:
+        own = losses[batch]
+        assert loss == pytest.approx(float((own * own / top.values.mean()).mean()), rel=1e-6)
+    assert weighted(resumed) == found
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboveAMean(Policy):
+    """All above the mean: as many as the losses make it."""
+
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return (table.scores > table.scores.mean()).nonzero().view(-1)
+
+
+class AboveAMeanOpenly(AboveAMean):
+    keeps_more = True
+
+
+@pytest.mark.parametrize("floor", [{}, {"explore": 0.1}])
+def test_more_than_k_is_refused_unless_the_class_says_so(floor: dict[str, float]) -> None:
+    loader = DataLoader(Numbers(N), batch_size=8, policy=AboveAMean(keep=0.1, **floor))
+    train(loader)
+    with pytest.raises(
+        ValueError,
+        match=r"AboveAMean.select: indices must be at most k=10, got 4\d: .* keeps_more = True",
+    ):
+        len(loader)
+    openly = DataLoader(Numbers(N), batch_size=8, policy=AboveAMeanOpenly(keep=0.1, **floor))
+    assert openly.total_steps(3) == 3 * 13
+    train(openly)
+    fed = train(openly)
+    losses = loss_of(torch.arange(N))
+    assert set((losses > losses.mean()).nonzero().view(-1).tolist()) <= set(fed)
+    assert 40 < len(fed) < 60
+
+
+def test_a_selection_may_be_smaller_than_k() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Ten(Lowest):
         def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:

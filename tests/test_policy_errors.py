@@ -206,6 +206,12 @@ class Returns(Lowest):
         ([1, 2], TypeError, "Returns.select: indices must be a tensor of torch.int64, got list"),
         (None, TypeError, "Returns.select: indices must be a tensor of torch.int64, got NoneType"),
         ((torch.arange(3), None), TypeError, "indices must be a tensor of torch.int64, got tuple"),
+        (
+            (torch.arange(3), torch.ones(3)),
+            TypeError,
+            r"got tuple: return dynloader.Selection\(indices, weights\)",
+        ),
+        (torch.arange(11), ValueError, "Returns.select: indices must be at most k=10, got 11"),
         (torch.ones(3), TypeError, "indices must be a tensor of torch.int64, got torch.float32"),
         (torch.ones(3, dtype=torch.bool), TypeError, "torch.int64, got torch.bool"),
         (torch.arange(3)[None], ValueError, r"must have shape \[k\], k in \[1, 20\], got \[1, 3\]"),

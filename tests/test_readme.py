@@ -51,6 +51,18 @@ def test_the_policy_of_ten_lines_selects_the_middle() -> None:
     assert sorted(next(iter(loader)).tolist()) == [2, 3, 5, 7]
 
 
+def test_the_policy_with_weights_weighs_the_losses() -> None:
+    names = {"dataclasses": dataclasses, "dynloader": dynloader}
+    exec(PYTHON[2], names)
+    loader = dynloader.DataLoader(range(4), batch_size=4, policy=names["ByLoss"](keep=0.5))
+    losses = torch.tensor([1.0, 3.0, 2.0, 6.0])
+    for index in loader:
+        loader.update(losses[index])
+    (index,) = loader
+    assert sorted(index.tolist()) == [1, 3]
+    assert float(loader.update(losses[index], index)) == pytest.approx((9 + 36) / 4.5 / 2)
+
+
 @pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
 def test_a_table_is_that_of_its_file(page: str) -> None:
     paths = re.findall(r"<!-- (bench/results/\S+) -->", page)
