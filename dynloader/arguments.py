@@ -10,6 +10,9 @@ import numbers
 import torch
 from torch import Tensor
 
+from dynloader._C import build_info
+from dynloader.checks import as_device, check_device
+
 
 def tensor_arguments(op: str, **named: object) -> None:
     """Raise TypeError unless all values are tensors."""
@@ -41,6 +44,14 @@ def flag_argument(op: str, name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
     return value
+
+
+def device_argument(op: str, device: torch.device | str) -> torch.device:
+    """The device. A GPU must be there, unless the core refuses it anyway."""
+    name = f"{op}: device"
+    if torch.compiler.is_dynamo_compiling() or build_info()["cuda"] is None:
+        return as_device(name, device)
+    return check_device(name, device)
 
 
 def integer_argument(op: str, name: str, value: int, expected: str = "an int") -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dynloader.checks import check_device
+
 
 class ArrayDataset(Dataset[Any]):
     """Samples that are rows of arrays: sample i is row i of each.
@@ -29,9 +31,12 @@ class ArrayDataset(Dataset[Any]):
 
     Raises:
         TypeError, ValueError: an argument is no array, or the lengths differ.
+        RuntimeError: ``device`` is a GPU that torch does not see.
     """
 
     def __init__(self, *arrays: Any, device: torch.device | str | None = None) -> None:
+        if device is not None:
+            device = check_device("device", device)
         self.names: tuple[str, ...] | None = None
         self.is_single = len(arrays) == 1
         if self.is_single and isinstance(arrays[0], Mapping):

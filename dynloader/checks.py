@@ -70,6 +70,29 @@ def _shortest_decimal(value: Tensor) -> float:
     return number
 
 
+def as_device(name: str, device: Any) -> torch.device:
+    """``device`` as a ``torch.device``."""
+    if not isinstance(device, torch.device | str | int) or isinstance(device, bool):
+        raise TypeError(f"{name} must be a device or a str, got {type(device).__name__}")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{name} must name a device, got {device!r}") from None
+
+
+def check_device(name: str, device: Any) -> torch.device:
+    """``device`` as a ``torch.device``, or an error if it is a GPU that torch does not see."""
+    found = as_device(name, device)
+    if found.type == "cuda":
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= num_gpus:
+            seen = {0: "no GPU", 1: "1 GPU"}.get(num_gpus, f"{num_gpus} GPUs")
+            raise RuntimeError(
+                f"{name} must be one of this machine's, got {str(found)!r}: torch sees {seen}"
+            )
+    return found
+
+
 def exact(value: float) -> Fraction:
     """The number as it is written: 0.29 is 29/100, though the nearest double is less."""
     return Fraction(str(value))

@@ -36,6 +36,7 @@ from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.checks import (
     as_index,
     as_labels,
+    check_device,
     check_flag,
     check_integer,
     check_losses,
@@ -130,6 +131,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     Raises:
         TypeError, ValueError: as torch's, and where a policy cannot be followed.
+        RuntimeError: ``device`` is a GPU that torch does not see.
     """
 
     _columns: Columns | None = None
@@ -168,6 +170,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             raise ValueError("progress needs a policy: policy=dynloader.Full() keeps all")
         if batch_transform is not None and not callable(batch_transform):
             raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
+        if device is not None:
+            device = check_device("device", device)
         if seed is not None:
             check_integer("seed", seed, 0, 2**64)
         if isinstance(dataset, IterableDataset):
@@ -226,7 +230,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.array_path = array_path
         self.transforms = transforms
         self.batch_transform = batch_transform
-        self.device = None if device is None else torch.device(device)
+        self.device = device
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
         self.steps_per_epoch = steps_per_epoch

@@ -24,6 +24,7 @@ from dynloader import fake as fake  # the shapes, for torch.compile
 from dynloader import native as native  # registers torch.ops.dynloader
 from dynloader.arguments import (
     address_arguments,
+    device_argument,
     flag_argument,
     integer_argument,
     number_argument,
@@ -370,12 +371,7 @@ def subset(
     start = integer_argument("subset", "start", start)
     stop = integer_argument("subset", "stop", stop)
     address = address_arguments("subset", seed, epoch)
-    if not isinstance(device, torch.device | str):
-        raise TypeError(f"subset: device must be a device or a str, got {type(device).__name__}")
-    try:
-        device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"subset: device must name a device, got {device!r}") from None
+    device = device_argument("subset", device)
     return _tensor(_native.subset(n, start, stop, *address, device))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynloader.checks import check_device
+
 
 def prefetch_to_device(batches: Iterable[Any], device: torch.device | str) -> Iterator[Any]:
     """The batches of any loader, on ``device``, each copied while the one before is used.
@@ -20,8 +22,11 @@ def prefetch_to_device(batches: Iterable[Any], device: torch.device | str) -> It
     Args:
         batches: tensors, or tuples, lists and mappings of them; anything else is passed on.
         device: a GPU; on the CPU, batches are only moved there.
+
+    Raises:
+        RuntimeError: ``device`` is a GPU that torch does not see.
     """
-    return ToDevice(iter(batches), torch.device(device), ahead=True)
+    return ToDevice(iter(batches), check_device("device", device), ahead=True)
 
 
 class ToDevice:

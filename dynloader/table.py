@@ -10,7 +10,15 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._C import build_info
-from dynloader.checks import as_index, check_integer, check_losses, check_range, check_state
+from dynloader.checks import (
+    as_device,
+    as_index,
+    check_device,
+    check_integer,
+    check_losses,
+    check_range,
+    check_state,
+)
 from dynloader.exchange import Shared, exchange, is_alone
 from dynloader.on_host import OnHost
 from dynloader.policy import Scoring
@@ -434,7 +442,7 @@ def _resolve_device(device: torch.device | str | None) -> torch.device:
     built_with_cuda = build_info()["cuda"] is not None
     if device is None:
         device = "cuda" if built_with_cuda and torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = as_device("device", device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be on the CPU or a CUDA GPU, got {device}")
     if device.type == "cuda" and not built_with_cuda:
@@ -443,4 +451,4 @@ def _resolve_device(device: torch.device | str | None) -> torch.device:
             "has CUDA and nvcc is found "
             "(pip install --no-build-isolation --no-deps --force-reinstall .)"
         )
-    return device
+    return check_device("device", device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from dynloader.checks import as_index, check_integer, check_range
+from dynloader.checks import as_index, check_device, check_integer, check_range
 from dynloader.exchange import all_reduce
 from dynloader.scores.evaluating import evaluating
 from dynloader.scores.of_batch import Score, grand, grand_last_layer, score_of
@@ -102,7 +102,7 @@ def scoring_pass(
 def device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
     """``device``, or that of the model's first parameter."""
     if device is not None:
-        return torch.device(device)
+        return check_device("device", device)
     first = next(model.parameters(), None)
     if first is None:
         raise ValueError("device must be given for a model without parameters, got None")
