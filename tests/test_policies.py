@@ -124,6 +124,15 @@ def test_chunks_visit_all_samples_before_any_comes_again() -> None:
     assert rounds[0] != rounds[1]
 
 
+def test_the_first_round_of_chunks_begins_after_the_warmup() -> None:
+    policy = RandomDynamic(keep=0.25, every=2, warmup=3, chunks=True)
+    permutation = [dynloader.ops.subset(N, 0, N, seed=5, epoch=turn) for turn in range(2)]
+    for turn in range(8):
+        found = policy.select(ScoreTable(N), 25, seed=5, epoch=3 + 2 * turn)
+        begin = turn % 4 * 25
+        assert torch.equal(found, permutation[turn // 4][begin : begin + 25])
+
+
 def test_what_a_round_of_chunks_leaves_over_waits_for_the_next() -> None:
     loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.4, every=1, chunks=True))
     for _ in range(10):
@@ -160,6 +169,20 @@ def test_ucb_with_visits_brings_a_pruned_sample_back() -> None:
         scores = torch.tensor([1 + bonus, 2 + bonus, 3 + bonus / 3, 4 + bonus / 3])
         assert scores.topk(2).indices.sort().values.tolist() == expected
         assert policy.select(table, 2, seed=0, epoch=epoch).tolist() == expected
+
+
+def test_the_bonus_for_few_visits_grows_with_the_epoch() -> None:
+    policy = UCB(c=2.0, bonus="visits")
+    table = ScoreTable(3)
+    table.scoring = policy.scoring
+    table.update([0, 1], torch.tensor([1.0, 3.0]))
+    for _ in range(3):
+        table.update([1], torch.tensor([3.0]))
+    # After the first epoch there is no bonus yet, and before it neither.
+    for epoch, log in ((0, 0.0), (1, 0.0), (2, math.log(2)), (3, math.log(3))):
+        bonus = 2 * math.sqrt(log)
+        found = policy.ranking(table, epoch=epoch).tolist()
+        assert found == pytest.approx([1 + bonus, 3 + bonus / 2, math.inf])
 
 
 def test_samples_never_seen_come_first() -> None:
@@ -203,6 +226,18 @@ def test_epsilon_greedy_weights() -> None:
     torch.testing.assert_close(weights, torch.tensor([1.6, 1.6, 0.4, 0.4]))
 
 
+@pytest.mark.parametrize("epoch", [1, 2, 7])
+def test_epsilon_greedy_weighs_those_it_took_of_equals(epoch: int) -> None:
+    """Which of equal scores count as the highest is a draw, the same for samples and weights."""
+    policy = EpsilonGreedy(keep=0.4, epsilon=0.25, rescale=True)
+    found, weights = select(policy, torch.ones(N), seed=3, epoch=epoch)
+    highest = set(dynloader.ops.top_k(torch.ones(N), 30, seed=3, epoch=epoch).tolist())
+    assert weights is not None
+    wanted = [0.4 if sample in highest else 2.8 for sample in found.tolist()]
+    assert weights.tolist() == pytest.approx(wanted)
+    assert wanted.count(0.4) == 30
+
+
 def test_info_batch_as_published() -> None:
     losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])  # mean 3.2
     kept_low: set[int] = set()
@@ -239,6 +274,15 @@ def test_info_batch_at_the_least_it_can_keep() -> None:
     assert weights is not None
     assert len(chosen) == 50
     assert weights.tolist() == [2.0] * 50
+
+
+@pytest.mark.parametrize(("keep", "share"), [(0.3, 0.7), (0.1, 0.9), (0.71, 0.29)])
+def test_info_batch_takes_the_least_it_can_keep_as_it_is_written(keep: float, share: float) -> None:
+    """In doubles 1 - 0.7 is above 0.3."""
+    chosen, _ = select(InfoBatch(keep=keep, drop_probability=share), SCORES)
+    assert len(chosen) == round(keep * N)
+    with pytest.raises(ValueError, match="keep must be at least 1 - drop_probability"):
+        InfoBatch(keep=keep - 0.001, drop_probability=share)
 
 
 def test_weighted_prefers_high_losses() -> None:

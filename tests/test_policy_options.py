@@ -16,6 +16,7 @@ from dynloader import (
     EpsilonGreedy,
     Full,
     InfoBatch,
+    Kakurenbo,
     Policy,
     Prioritized,
     RandomDynamic,
@@ -157,6 +158,15 @@ def test_num_kept_is_exact(keep: float, n: int, expected: int) -> None:
 
 def schedule(policy: Policy, epochs: int) -> list[int | None]:
     return [policy.checkpoint(epoch) for epoch in range(epochs)]
+
+
+def test_how_many_are_kept_at_most() -> None:
+    assert UCB(keep=0.3).num_kept_at_most(100, 1) == 30
+    assert UCB(keep=0.3).num_kept_at_most(100, 0) == 100
+    # The losses may say that more are kept.
+    assert Kakurenbo(keep=0.3).num_kept_at_most(100, 1) == 100
+    with pytest.raises(ValueError, match="keep must leave at least one of 100 samples"):
+        Kakurenbo(keep=0.001).num_kept_at_most(100, 1)
 
 
 def test_checkpoints() -> None:

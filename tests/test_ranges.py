@@ -93,6 +93,23 @@ def test_ies_leaves_out_what_has_settled() -> None:
     assert higher.choose(table, 3, seed=0, epoch=5).tolist() == [0, 3, 4]
 
 
+def test_ies_keeps_what_changes_by_just_the_threshold() -> None:
+    policy = IES(threshold=2.0)
+    table = table_of([*CURVES[:4], CURVES[3]], policy)
+    assert policy.mean_change(table).tolist()[3:] == [2, 2]
+    assert policy.choose(table, 1, seed=0, epoch=5).tolist() == [3, 4]
+    assert len(IES(threshold=2.001).choose(table, 1, seed=0, epoch=5)) == 1
+
+
+def test_ies_reads_the_end_of_a_longer_history() -> None:
+    policy = IES(window=1)
+    table = ScoreTable(2, "cpu", history=5)
+    for first, second in ((9.0, 1.0), (1.0, 1.0), (5.0, 1.0), (4.0, 7.0), (3.0, 1.0)):
+        table.update([0, 1], torch.tensor([first, second]))
+    assert policy.mean_change(table).tolist() == [0, 12]
+    assert policy.choose(table, 1, seed=0, epoch=5).tolist() == [1]
+
+
 def test_ies_keeps_what_diverged() -> None:
     losses = [[1.0, 1.0, math.nan, 1.0, 1.0], [1.0, 1.0, math.inf, 1.0, 1.0], [1.0] * 5, [1.0] * 5]
     policy = IES()
@@ -156,6 +173,17 @@ def test_order_dp_takes_the_highest_of_those_drawn() -> None:
     drawn = ops.subset(100, 0, 50, seed=7, epoch=2).tolist()
     assert found == sorted(drawn)[-30:]
     assert chosen(OrderDP(keep=0.3, pool=1.0), losses).indices.tolist() == list(range(70, 100))
+
+
+def test_a_pool_as_large_as_what_is_kept() -> None:
+    """A third of 3 is 1 though the decimals say less, and then so many are drawn."""
+    losses = torch.arange(3.0)
+    for policy in (OrderDP(keep=1 / 3, pool=1 / 3), SeTa(keep=1 / 3, window=1.0)):
+        assert len(chosen(policy, losses).indices) == 1
+    for seed in range(5):
+        found = chosen(OrderDP(keep=0.3, pool=0.3), torch.arange(100.0), seed=seed, epoch=2)
+        drawn = ops.subset(100, 0, 30, seed=seed, epoch=2)
+        assert found.indices.tolist() == drawn.sort().values.tolist()
 
 
 @pytest.mark.parametrize("rule", [SeTa(keep=0.4), OrderDP(keep=0.4)])
