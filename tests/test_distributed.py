@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,7 @@ from ledger import Numbers
 from processes import resumable
 
 import dynloader
-from dynloader import DataLoader, Full, RandomDynamic
+from dynloader import DataLoader, Full, RandomDynamic, ScoreTable, exchange
 from dynloader.plan import Plan
 from dynloader.share import Share, share_of
 
@@ -149,6 +152,158 @@ def test_when_one_is_killed_the_others_are_told_and_go_on_from_the_checkpoint(
     assert sum(len(batch) for batch in loader) == 150
 
 
+class Meeting:
+    """Threads that stand for processes: what each gives to ``exchange`` reaches the others.
+
+    What torch.distributed itself does is tested with real processes, above.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tables: list[ScoreTable]) -> None:
+        self.tables = tables
+        self._monkeypatch = monkeypatch
+        self._local = threading.local()
+        self._barrier = threading.Barrier(len(tables), timeout=60)
+        self._given: list[torch.Tensor | None] = [None] * len(tables)
+        monkeypatch.setattr(dynloader.table, "is_alone", lambda group=None: False)
+        monkeypatch.setattr(exchange.dist, "get_rank", lambda group=None: self._local.rank)
+        monkeypatch.setattr(exchange.dist, "get_backend", lambda group=None: "gloo")
+        monkeypatch.setattr(exchange, "all_gather", self._all_gather)
+
+    def _all_gather(self, mine: torch.Tensor, group: object = None) -> torch.Tensor:
+        self._given[self._local.rank] = mine.clone()
+        self._barrier.wait()
+        gathered = torch.stack(self._given)  # fails where shapes differ, as torch.distributed does
+        self._barrier.wait()
+        return gathered
+
+    def synchronize(self, ofs: list[str] | None = None) -> list[BaseException | None]:
+        """All tables meet; what each of them raised."""
+        errors: list[BaseException | None] = [None] * len(self.tables)
+
+        def meet(rank: int) -> None:
+            self._local.rank = rank
+            try:
+                self.tables[rank].synchronize(of="" if ofs is None else ofs[rank])
+            except BaseException as error:
+                errors[rank] = error
+                self._barrier.abort()
+
+        threads = [threading.Thread(target=meet, args=[rank]) for rank in range(len(self.tables))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return errors
+
+
+def assert_all_equal(tables: list[ScoreTable]) -> None:
+    states = [table.state_dict() for table in tables]
+    for state in states[1:]:
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value.view(torch.int32), states[0][name].view(torch.int32)), name
+            else:
+                assert value == states[0][name], name
+
+
+def test_of_equally_visited_samples_the_first_process_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = [ScoreTable(8, "cpu") for _ in range(3)]
+    meeting = Meeting(monkeypatch, tables)
+    # Of each sample, how often each process recorded it; nobody recorded 6 and 7.
+    recorded = {0: [1, 1, 0], 1: [1, 2, 1], 2: [0, 1, 1], 3: [0, 0, 2], 4: [2, 2, 2], 5: [1, 1, 3]}
+    for sample, times in recorded.items():
+        for rank, count in enumerate(times):
+            for _ in range(count):
+                tables[rank].update([sample], torch.tensor([100.0 * (rank + 1) + sample]))
+    total = sum(table.num_updates for table in tables)
+    assert meeting.synchronize() == [None] * 3
+    assert_all_equal(tables)
+    assert tables[0].scores[:7].tolist() == [100, 201, 202, 303, 104, 305, math.inf]
+    assert tables[0].visits.tolist() == [1, 2, 1, 2, 2, 3, 0, 0]
+    assert tables[0].num_updates == total == 21
+    # Again: only what is new counts, on top of what all have.
+    tables[2].update([0], torch.tensor([7.0]))
+    tables[0].update([3, 0], torch.tensor([8.0, 9.0]))
+    assert [table.has_news for table in tables] == [True, False, True]
+    assert meeting.synchronize() == [None] * 3
+    assert_all_equal(tables)
+    assert tables[1].scores[[0, 3]].tolist() == [9, 8]
+    assert tables[1].num_updates == 23
+    assert not any(table.has_news for table in tables)
+
+
+def test_what_all_loaded_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = [ScoreTable(4, "cpu") for _ in range(2)]
+    before = ScoreTable(4, "cpu")
+    for _ in range(5):
+        before.update([0, 1], torch.tensor([1.0, 2.0]))
+    for table in tables:
+        table.load_state_dict(before.state_dict())
+    tables[1].update([3], torch.tensor([4.0]))
+    assert Meeting(monkeypatch, tables).synchronize() == [None] * 2
+    assert_all_equal(tables)
+    assert tables[0].num_updates == 6
+    assert tables[0].scores.tolist() == [1, 2, math.inf, 4]
+
+
+def test_many_rows_are_exchanged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With forgetting and a history, which only some processes have anything of."""
+    monkeypatch.setattr(exchange, "_ROWS", 3)
+    tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
+    alone = ScoreTable(20, "cpu", history=2)
+    for rank, samples in enumerate((range(0, 10), range(8, 12), range(0))):
+        index = torch.tensor(list(samples), dtype=torch.int64)
+        for scale in (1.0, 2.0):
+            losses = scale * (index + 1) if rank == 0 else scale * (index + 50)
+            correct = (index + int(scale)) % 2 == 0 if rank == 0 else None
+            tables[rank].update(index, losses.float(), correct=correct)
+            first = index if rank == 0 else index[index >= 10]
+            alone.update(
+                first,
+                losses.float()[-len(first) :],
+                correct=(None if correct is None else correct[-len(first) :]),
+            )
+    assert Meeting(monkeypatch, tables).synchronize() == [None] * 3
+    assert_all_equal(tables)
+    alone.num_updates = tables[0].num_updates
+    assert tables[0].num_updates == 6
+    assert_all_equal([alone, tables[2]])
+
+
+@pytest.mark.parametrize(
+    ("n", "history", "of", "message"),
+    [
+        (
+            (4, 4),
+            (0, 0),
+            ("seed 1", "seed 2"),
+            r"process 0 has seed 1 \(4 samples\), process 1 has seed 2 \(4",
+        ),
+        ((4, 5), (0, 0), ("x", "x"), r"has x \(4 samples\), process 1 has x \(5 samples\)"),
+        ((4, 4), (0, 2), ("x", "x"), r"x \(4 samples, 0 losses of each\), .* 2 losses of each"),
+    ],
+)
+def test_tables_that_differ_are_not_exchanged(
+    n: tuple[int, int],
+    history: tuple[int, int],
+    of: tuple[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = [
+        ScoreTable(size, "cpu", history=length) for size, length in zip(n, history, strict=True)
+    ]
+    tables[1].update([0], torch.tensor([1.0]))
+    errors = Meeting(monkeypatch, tables).synchronize(list(of))
+    assert any(
+        isinstance(error, RuntimeError) and re.search(message, str(error)) for error in errors
+    )
+    assert tables[0].num_updates == 0
+    assert tables[0].scores[0] == math.inf
+
+
 def plan_of(n: int) -> Plan:
     return Plan(epoch=0, seed=0, num_samples=n, shuffle=False, kept=None)
 
@@ -173,6 +328,9 @@ def test_positions_past_the_end_begin_again() -> None:
     shuffled = Plan(epoch=0, seed=0, num_samples=5, shuffle=True, kept=None)
     order = shuffled.batch(0, 5).tolist()
     assert shuffled.batch(3, 12).tolist() == (order * 3)[3:12]
+    # By one sample alone, too.
+    assert plan_of(3).batch(2, 4).tolist() == [2, 0]
+    assert shuffled.batch(4, 6).tolist() == [order[4], order[0]]
 
 
 @pytest.mark.parametrize(

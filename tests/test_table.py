@@ -229,6 +229,13 @@ def test_retention() -> None:
     assert table.retention() == (1, 2, 1)
 
 
+def test_before_a_selection_all_are_retained() -> None:
+    table = ScoreTable(4)
+    assert table.retention() == (4, 0, 0)
+    table.count_selection(torch.tensor([0]))
+    assert table.retention() == (1, 0, 3)
+
+
 def used() -> ScoreTable:
     table = ScoreTable(4, history=2)
     table.update([0, 1], torch.tensor([1.0, NAN]), correct=torch.tensor([True, False]))
@@ -289,6 +296,20 @@ def test_histories_of_other_lengths() -> None:
         table.load_state_dict(other.state_dict())
         assert table.history is not None
         assert table.history[0].nan_to_num(-1).tolist() == wanted
+
+
+def test_what_was_loaded_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process loads the same, so only what is recorded later is to be exchanged."""
+    monkeypatch.setattr("dynloader.table.is_alone", lambda group=None: False)
+    table = ScoreTable(4)
+    assert not table.has_news
+    table.load_state_dict(used().state_dict())
+    assert table.num_updates == 2
+    assert not table.has_news
+    table.update([1], torch.tensor([1.0]))
+    assert table.has_news
+    table.load_state_dict(used().state_dict())
+    assert not table.has_news
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
