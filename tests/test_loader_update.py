@@ -53,6 +53,18 @@ def test_scores_are_recorded_in_place_of_the_losses() -> None:
     assert loader.table.num_updates == 1
 
 
+def test_samples_that_are_not_fed_weigh_1() -> None:
+    loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(), return_index=True)
+    for index, _ in loader:
+        loader.update(loss_of(index), index)
+    iterator = iter(loader)
+    next(iterator)
+    rest = sorted(set(range(N)) - set(loader.sampler.run.plan.kept.indices.tolist()))
+    assert len(rest) > 20
+    losses = torch.rand(len(rest), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loader.update(losses, torch.tensor(rest)), losses.mean())
+
+
 def test_update_weighs_as_the_policy_says() -> None:
     loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(anneal=None), return_index=True)
     for index, _ in loader:

@@ -333,6 +333,43 @@ def test_a_state_with_a_part_missing(name: str) -> None:
     assert_refused(make(UCB()), state, rf"state must have the keys \['{name}'\]")
 
 
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        (3, "position of the state must be a multiple of 4 up to 30, got 3"),
+        (29, "position of the state must be a multiple of 4 up to 30, got 29"),
+        (31, "position of the state must be a multiple of 4 up to 30, got 31"),
+        (32, "position of the state must be a multiple of 4 up to 30, got 32"),
+        (-4, "position of the state must be at least 0, got -4"),
+    ],
+)
+def test_a_position_where_no_step_ends(position: int, message: str) -> None:
+    loader = make(UCB(keep=0.5))
+    train(loader)
+    state = saved(loader)
+    assert_refused(make(UCB(keep=0.5)), state | {"position": position}, message)
+    for end in (28, 30):
+        make(UCB(keep=0.5)).load_state_dict(state | {"position": end})
+
+
+def test_resuming_where_all_samples_are_used_again() -> None:
+    """Beyond the size of the selection that was in force before."""
+    loader = make(UCB(keep=0.5, every=1, anneal=0.5, epochs=4))
+    run(loader, 2)
+    iterator = iter(loader)
+    for _ in range(12):
+        next(iterator)
+    state = saved(loader)
+    assert (state["epoch"], state["position"]) == (2, 48)
+    assert len(state["indices"]) == 30
+    resumed = make(UCB(keep=0.5, every=1, anneal=0.5, epochs=4))
+    resumed.load_state_dict(state)
+    assert list(batches_of(resumed)) == [index.tolist() for index in iterator]
+    resumed = make(UCB(keep=0.5, every=1, anneal=0.5, epochs=4))
+    message = "position of the state must be a multiple of 4 up to 60, got 64"
+    assert_refused(resumed, state | {"position": 64}, message)
+
+
 def test_a_schedule_is_told_apart_by_its_name() -> None:
     def first(epoch: int) -> float:
         return 0.5

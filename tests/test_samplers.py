@@ -160,6 +160,21 @@ def test_stock_epoch_broken_off_after_updates_is_over() -> None:
     assert (sampler.epoch, len(loader)) == (1, 7)
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_an_epoch_is_over_with_its_last_batch(drop_last: bool) -> None:
+    """Not only when an iterator is asked for one more, which a trainer that counts never does."""
+    pruning = PruningSampler(N, Full())
+    batches = PruningBatchSampler(pruning, 8, drop_last)
+    for feeds in (pruning, batches):
+        iterator = iter(feeds)
+        run = pruning.run
+        for number in range(1, len(feeds) + 1):
+            next(iterator)
+            assert run.is_exhausted is (number == len(feeds)), number
+        del iterator
+        assert pruning.plan.epoch == run.plan.epoch + 1
+
+
 def test_stock_peek_leaves_the_epoch() -> None:
     loader, sampler = stock_batches()
     first = next(iter(loader))
