@@ -150,6 +150,28 @@ def test_score_mean(family: str, place: torch.device) -> None:
                 same(actual, kind(value), n, name)
 
 
+def test_score_mean_at_the_limit_of_its_range(place: torch.device) -> None:
+    """A score of 2**30 is in the range still; beyond, it counts as that."""
+    limit = np.float32(2.0**30)
+    beyond, below = np.nextafter(limit, np.float32(np.inf)), np.nextafter(limit, np.float32(0))
+    for sign in (np.float32(1), np.float32(-1)):
+        scores = sign * np.array([limit, beyond, below, limit, 4 * limit], np.float32)
+        found = ops.score_mean(tensor(scores, place))
+        assert int(found.num_saturated) == 2
+        assert float(found.mean) == float(sign) * (4 * 2.0**30 + float(below)) / 5
+
+
+@pytest.mark.parametrize("power", range(14, 31))
+def test_score_mean_of_many_large_scores(power: int, place: torch.device) -> None:
+    """No partial sum overflows, where a stretch is full of scores as large as can be."""
+    largest = np.nextafter(np.float32(2.0**power), np.float32(0))
+    for value in (largest, -largest, np.float32(2.0**power)):
+        for n in (4096, 4097, 20_000):
+            found = ops.score_mean(tensor(np.full(n, value, np.float32), place))
+            assert float(found.mean) == float(value), (value, n)
+            assert int(found.num_saturated) == 0
+
+
 def views(x: Array, device: torch.device) -> dict[str, torch.Tensor]:
     """The same values laid out in other ways."""
     n = len(x)

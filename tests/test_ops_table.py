@@ -198,6 +198,19 @@ def test_update_forgetting(place: torch.device) -> None:
         assert not faults.any()
 
 
+def test_update_forgetting_stops_counting_before_it_overflows(place: torch.device) -> None:
+    """The two bits above the count are in use while a batch is recorded."""
+    most = 2**29 - 1
+    events = np.array([most - 1, most, most, 3], np.int32)
+    state = tensor(events << 1 | 1, place)  # all were right at their last visit
+    faults = torch.zeros(2, dtype=torch.int64, device=place)
+    for correct in (False, True, False):
+        given = torch.full((4,), correct, device=place)
+        ops.update_forgetting(state, torch.arange(4, device=place), given, faults)
+        assert (state & 1).tolist() == [correct] * 4
+    assert (state >> 1).tolist() == [most, most, most, 5]
+
+
 def test_count_selected(place: torch.device) -> None:
     for n in (*SMALL[1:], 300_000):
         expected = np.zeros(n, np.int32)
