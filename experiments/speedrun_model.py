@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = {"small": (24, 48, 96), "proxy": (8, 16, 32), "airbench94": (64, 256, 256)}
+WIDTHS = {
+    "proxy": (8, 16, 32),
+    "small": (24, 48, 96),
+    "medium": (48, 96, 192),
+    "airbench94": (64, 256, 256),
+}
 _LOGIT_SCALE = 1 / 9
 
 
