@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -81,6 +82,9 @@ def _recorded(scores: Any) -> Tensor:
         if isinstance(scores, Sequence) and scores and isinstance(scores[0], Tensor):
             scores = torch.stack([row.detach().cpu() for row in scores])
         found = torch.as_tensor(scores).detach()
+        if found.is_floating_point() and not isinstance(scores, Tensor | np.ndarray):
+            # Without a dtype, numbers of Python take torch's default, which may be half.
+            found = torch.as_tensor(scores, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"scores must be numbers [m, n], got {type(scores).__name__}") from error
     if found.ndim != 2 or not len(found):

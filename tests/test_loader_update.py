@@ -54,7 +54,7 @@ def test_scores_are_recorded_in_place_of_the_losses() -> None:
 
 
 def test_samples_that_are_not_fed_weigh_1() -> None:
-    loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(), return_index=True)
+    loader = DataLoader(Numbers(N), batch_size=8, policy=InfoBatch(anneal=None), return_index=True)
     for index, _ in loader:
         loader.update(loss_of(index), index)
     iterator = iter(loader)

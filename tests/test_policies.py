@@ -279,10 +279,10 @@ def test_info_batch_at_the_least_it_can_keep() -> None:
 @pytest.mark.parametrize(("keep", "share"), [(0.3, 0.7), (0.1, 0.9), (0.71, 0.29)])
 def test_info_batch_takes_the_least_it_can_keep_as_it_is_written(keep: float, share: float) -> None:
     """In doubles 1 - 0.7 is above 0.3."""
-    chosen, _ = select(InfoBatch(keep=keep, drop_probability=share), SCORES)
+    chosen, _ = select(InfoBatch(anneal=None, keep=keep, drop_probability=share), SCORES)
     assert len(chosen) == round(keep * N)
     with pytest.raises(ValueError, match="keep must be at least 1 - drop_probability"):
-        InfoBatch(keep=keep - 0.001, drop_probability=share)
+        InfoBatch(anneal=None, keep=keep - 0.001, drop_probability=share)
 
 
 def test_weighted_prefers_high_losses() -> None:

@@ -111,9 +111,11 @@ def test_other_numbers_of_fewer_bits() -> None:
         third = UCB(keep=torch.tensor(1 / 3, dtype=dtype)).keep
         assert torch.tensor(third, dtype=dtype) == torch.tensor(1 / 3, dtype=dtype)
     assert UCB(keep=torch.tensor(1), every=torch.tensor(3)) == UCB(keep=1, every=3)
-    dropping = InfoBatch(keep=np.float32(0.3), drop_probability=torch.tensor(0.7))
-    assert dropping == InfoBatch(keep=0.3, drop_probability=0.7)
-    scheduled = InfoBatch(keep=lambda epoch: np.float32(0.3), drop_probability=np.float32(0.7))
+    dropping = InfoBatch(anneal=None, keep=np.float32(0.3), drop_probability=torch.tensor(0.7))
+    assert dropping == InfoBatch(anneal=None, keep=0.3, drop_probability=0.7)
+    scheduled = InfoBatch(
+        anneal=None, keep=lambda epoch: np.float32(0.3), drop_probability=np.float32(0.7)
+    )
     assert scheduled.num_kept(10, 1) == 3
     beta = Prioritized(beta=lambda epoch: torch.tensor(0.7, dtype=torch.bfloat16))
     chosen = beta.select(ScoreTable(4, "cpu"), 2, seed=0, epoch=1)

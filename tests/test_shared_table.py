@@ -54,7 +54,14 @@ def assert_refused(policy: Policy, table: ScoreTable) -> None:
 @pytest.mark.parametrize("is_trained", [False, True])
 @pytest.mark.parametrize(
     "other",
-    [EpsilonGreedy(), UCB(c=2.0), UCB(alpha=0.5), UCB(bonus="visits"), InfoBatch(), IES()],
+    [
+        EpsilonGreedy(),
+        UCB(c=2.0),
+        UCB(alpha=0.5),
+        UCB(bonus="visits"),
+        InfoBatch(anneal=None),
+        IES(),
+    ],
     ids=Policy.describe,
 )
 def test_a_policy_of_another_scoring_is_refused(other: Policy, is_trained: bool) -> None:
@@ -72,7 +79,7 @@ def test_a_policy_of_another_scoring_is_refused(other: Policy, is_trained: bool)
 
 def test_the_default_is_a_scoring_too() -> None:
     table = ScoreTable(N, "cpu")
-    make(InfoBatch(), table)
+    make(InfoBatch(anneal=None), table)
     assert_refused(UCB(), table)
     make(Weighted(), table)
     make(Kakurenbo(), table)
@@ -136,7 +143,7 @@ def test_losses_recorded_without_a_policy_are_scores_of_some_kind() -> None:
     loader = DataLoader(Numbers(N), 8, table=table)
     train(loader), train(loader)
     assert_refused(EpsilonGreedy(), table)
-    make(InfoBatch(), table)
+    make(InfoBatch(anneal=None), table)
 
 
 def test_the_remedies() -> None:
@@ -196,4 +203,4 @@ def test_a_loader_that_could_not_be_made_leaves_the_table_alone() -> None:
     for policy in (UCB(keep=0.001), EpsilonGreedy(keep=0.5, epsilon=0.01, rescale=True)):
         with pytest.raises(ValueError, match=r"keep must leave|rescale needs"):
             make(policy, table)
-    make(InfoBatch(), table)
+    make(InfoBatch(anneal=None), table)
