@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from dynloader.sampler import PruningSampler
 
 
 class ArrayIterator:
-    """One pass over an epoch.
+    """One pass over an epoch. Threads may share it: each batch goes to one of them.
 
     Args:
         feed: pairs of indices and batches.
@@ -47,6 +48,7 @@ class ArrayIterator:
         self._run = sampler.run
         self._run.user = weakref.ref(self)
         self._position = self._run.start
+        self._lock = threading.Lock()
 
     def __iter__(self) -> ArrayIterator:
         return self
@@ -56,17 +58,22 @@ class ArrayIterator:
 
     def __next__(self) -> Any:
         run = self._run
-        try:
-            index, batch = next(self._feed)
-        except StopIteration:
-            end_epoch(self._sampler, run, self._pairing)
-            raise
-        self._position = min(self._position + self._step, self._stop)
-        run.position = self._position
-        self._pairing.deliver(index, run)
-        run.num_delivered += 1
-        run.is_started = True
+        with self._lock:
+            try:
+                index, batch = next(self._feed)
+            except StopIteration:
+                end_epoch(self._sampler, run, self._pairing)
+                raise
+            # A batch whose transform fails is over too.
+            self._position = min(self._position + self._step, self._stop)
+            run.position = self._position
         if self._add_index:
             # A copy: what the caller does to it must not reach the pairing, nor the plan.
             batch = with_index(batch, index.clone())
-        return batch if self._batch_transform is None else self._batch_transform(batch)
+        if self._batch_transform is not None:
+            batch = self._batch_transform(batch)
+        with self._lock:
+            self._pairing.deliver(index, run)
+            run.num_delivered += 1
+            run.is_started = True
+        return batch

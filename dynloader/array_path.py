@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -42,6 +44,8 @@ class Columns:
         is_single: batches are one tensor, not a list of one.
         rows: int64 [m] beside the tensors: the rows that the samples are; None: sample i is row i.
         pipelines: what is done to the pictures, by the number of the array.
+        layout: where the tensors lay and of which shape they were when they were found.
+        indices: copies of the indices of the Subsets that ``rows`` was made from, outermost first.
     """
 
     tensors: tuple[Tensor, ...]
@@ -49,6 +53,8 @@ class Columns:
     is_single: bool = False
     rows: Tensor | None = None
     pipelines: Mapping[int, Pipeline] = field(default_factory=dict)
+    layout: tuple[Any, ...] = ()
+    indices: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tensors[0]) if self.rows is None else len(self.rows)
@@ -81,33 +87,55 @@ class Columns:
                 raise TypeError(f"transforms must be a list of them, got {listed!r}")
             number = names.index(name)
             made[number] = pipeline(listed, self.tensors[number])
-        return Columns(self.tensors, self.names, self.is_single, self.rows, made)
+        return replace(self, pipelines=made)
 
 
-def columns_of(dataset: Any) -> Columns | str:
-    """The arrays of ``dataset``, or why batches cannot be gathered from it."""
-    if type(dataset) is Subset:
-        found = columns_of(dataset.dataset)
-        if isinstance(found, str):
-            return found
-        rows = torch.as_tensor(dataset.indices)
-        if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
-            return "the indices of the Subset are not integers"
-        rows = rows.to(found.device, torch.int64)
-        rows = torch.where(rows < 0, rows + len(found), rows)
-        if bool(((rows < 0) | (rows >= len(found))).any()):
-            return "an index of the Subset is out of range"
-        if found.rows is not None:
-            rows = found.rows[rows]
-        return Columns(found.tensors, found.names, found.is_single, rows)
+def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:
+    """The arrays of ``dataset``, or why batches cannot be gathered from it.
+
+    Args:
+        dataset: any dataset.
+        before: what was found the last time. It is returned again if nothing was replaced; and the
+            indices of a Subset are converted only if they changed.
+    """
+    indices = []
+    while type(dataset) is Subset:
+        indices.append(dataset.indices)
+        dataset = dataset.dataset
+    found = _whole(dataset)
+    if isinstance(found, str):
+        return found
+    found = replace(found, layout=tuple(_layout(tensor) for tensor in found.tensors))
+    if before is None:
+        return _with_rows(found, indices)
+    is_alike = (
+        len(indices) == len(before.indices)
+        and all(map(_is_unchanged, indices, before.indices))
+        and len(found.tensors[0]) == len(before.tensors[0])
+        and found.device == before.device
+    )
+    if not is_alike:
+        return _with_rows(found, indices)
+    if (
+        all(map(operator.is_, found.tensors, before.tensors))
+        and found.layout == before.layout
+        and (found.names, found.is_single) == (before.names, before.is_single)
+    ):
+        return before
+    return replace(found, rows=before.rows, indices=before.indices)
+
+
+def _whole(dataset: Any) -> Columns | str:
+    """The arrays of a dataset that is no Subset, as they are now."""
     if type(dataset) is TensorDataset:
-        found = Columns(dataset.tensors)
+        found = Columns(tuple(dataset.tensors))
     elif type(dataset) is ArrayDataset:
         found = Columns(dataset.tensors, dataset.names, dataset.is_single)
     else:
         return f"the data set is of the type {type(dataset).__name__}"
     if not found.tensors:
         return "the data set holds no tensor"
+    first = found.tensors[0]
     for tensor in found.tensors:
         if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
             return "a tensor of the data set is not an ordinary one"
@@ -115,11 +143,68 @@ def columns_of(dataset: Any) -> Columns | str:
             return "a tensor of the data set requires a gradient"
         if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
             return "a tensor of the data set is not contiguous"
-        if tensor.device != found.device or tensor.device.type not in ("cpu", "cuda"):
-            return f"the tensors of the data set are on {tensor.device} and {found.device}"
-    if found.device.type == "cuda" and _C.build_info()["cuda"] is None:
+        if tensor.device != first.device or tensor.device.type not in ("cpu", "cuda"):
+            return f"the tensors of the data set are on {tensor.device} and {first.device}"
+        if tensor.ndim == 0 or len(tensor) != len(first):
+            return "the tensors of the data set differ in length"
+    if first.is_cuda and _C.build_info()["cuda"] is None:
         return "dynloader was built without CUDA"
     return found
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.dtype
+
+
+def _with_rows(columns: Columns, indices: Sequence[Any]) -> Columns | str:
+    """With the rows that Subsets with these indices take, outermost first."""
+    copies = tuple(_copy(each) for each in indices)
+    num_samples = len(columns)
+    found: Tensor | None = None
+    for each in reversed(indices):
+        rows = _as_integers(each)
+        if rows is None:
+            return "the indices of the Subset are not integers"
+        rows = rows.to(columns.device, torch.int64)
+        rows = torch.where(rows < 0, rows + num_samples, rows)
+        if bool(((rows < 0) | (rows >= num_samples)).any()):
+            return "an index of the Subset is out of range"
+        found, num_samples = rows if found is None else found[rows], len(rows)
+    return replace(columns, rows=found, indices=copies)
+
+
+def _as_integers(indices: Any) -> Tensor | None:
+    """Integers [m]; None: they are something else."""
+    try:
+        rows = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    # A tensor of uint8 is a mask to torch.
+    masks = (torch.bool, torch.uint8) if isinstance(indices, Tensor) else (torch.bool,)
+    if rows.ndim != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype in masks:
+        return None
+    return rows
+
+
+def _copy(indices: Any) -> Any:
+    """What :func:`_is_unchanged` compares with later; None equals nothing."""
+    if isinstance(indices, Tensor):
+        return indices.clone()
+    if isinstance(indices, np.ndarray | list):
+        return indices.copy()
+    return indices if isinstance(indices, tuple | range) else None
+
+
+def _is_unchanged(indices: Any, copy: Any) -> bool:
+    if type(indices) is not type(copy):
+        return False
+    if isinstance(indices, Tensor | np.ndarray) and indices.dtype != copy.dtype:
+        return False
+    if isinstance(indices, Tensor):
+        return indices.device == copy.device and torch.equal(indices, copy)
+    if isinstance(indices, np.ndarray):
+        return np.array_equal(indices, copy)
+    return bool(indices == copy)  # 1 ms for a million integers: most are the same objects
 
 
 def why_not(loader: Any) -> str | None:
@@ -309,17 +394,48 @@ class DeviceFeed:
 
 
 class ArrayFetcher:
-    """Takes the place of torch's fetcher, which calls the data set for each sample."""
+    """Takes the place of torch's fetcher, which calls the dataset for each sample.
 
-    def __init__(self, columns: Columns) -> None:
-        self._columns = columns
-        self._faults = torch.zeros(2, dtype=torch.int64)
+    It reads what the dataset holds at each batch, as torch's does.
+
+    Args:
+        dataset: one of arrays.
+        torchs: the fetcher that makes the batches that cannot be gathered, or raises.
+    """
+
+    def __init__(self, dataset: Any, torchs: Any) -> None:
+        self._dataset = dataset
+        self._torchs = torchs
 
     def fetch(self, index: list[int]) -> Any:
-        """The batch of these samples, which are in range."""
-        columns = self._columns
-        rows = torch.tensor(index, dtype=torch.int64)
-        if columns.rows is not None:
-            rows = columns.rows[rows]
+        """The batch of these samples."""
+        dataset, rows = self._dataset, index
+        while type(dataset) is Subset:
+            rows = _taken(dataset.indices, rows)
+            dataset = dataset.dataset
+        columns, found = _whole(dataset), _as_integers(rows)
+        if isinstance(columns, str) or found is None or len(found) == 0:
+            return self._torchs.fetch(index)
+        found, n = found.to(torch.int64), len(columns)
+        lowest, highest = (int(bound) for bound in found.aminmax())
+        if not -n <= lowest <= highest < n:
+            return self._torchs.fetch(index)
+        if lowest < 0:
+            found = torch.where(found < 0, found + n, found)
+        found = found.to(columns.device)
+        faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
         gather = torch.ops.dynloader.gather_rows
-        return columns.structured([gather(part, rows, self._faults) for part in columns.tensors])
+        return columns.structured([gather(part, found, faults) for part in columns.tensors])
+
+
+def _taken(indices: Any, positions: Any) -> Any:
+    """``indices`` at these positions, as a Subset takes them; from an array all at once."""
+    if isinstance(indices, Tensor | np.ndarray):
+        where = _as_integers(positions)
+        if where is not None and isinstance(indices, np.ndarray):
+            if indices.ndim == 1 and indices.dtype.kind in "iu":
+                return indices[where.numpy()]
+        elif where is not None and isinstance(indices, Tensor) and indices.is_cpu:
+            if _as_integers(indices) is not None:
+                return indices[where]
+    return [indices[position] for position in positions]

@@ -134,7 +134,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
 
-    _columns: Columns | None = None
+    _found: Columns | None = None
+    _columns: Columns | None = None  # with the transforms
     _feeders: Feeders | None = None
     _recorded: RecordedSampler | None = None
     _is_warned = False
@@ -244,43 +245,51 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if policy is not None or table is not None or return_index:
             self._recorded = RecordedSampler(super()._index_sampler)
 
+    def _arrays(self) -> Columns | str:
+        """The arrays that batches are gathered from, as they are now, or why that cannot be."""
+        reason = why_not(self) if self.array_path else "array_path is False"
+        if reason is None and self._pruning is None:
+            reason = why_not_torch(self)
+        return reason or columns_of(self.dataset, self._found)
+
     def _find_path(self) -> None:
-        """Decide whether batches are gathered from arrays."""
-        found: Columns | str = "array_path is False"
-        if self.array_path:
-            found = columns_of(self.dataset)
-        if not isinstance(found, str):
-            found = why_not(self) or found
-        if not isinstance(found, str) and self._pruning is None:
-            found = why_not_torch(self) or found
-        if isinstance(found, str):
-            for name in ("transforms", "batch_transform", "device"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} needs batches gathered from arrays, but {found}")
-            self._why_not = found
+        """Decide whether batches are gathered from arrays; again if those were replaced.
+
+        Raises:
+            KeyError, TypeError, ValueError: they cannot be, as an argument needs.
+        """
+        found = self._arrays()
+        if not isinstance(found, str) and found is self._found:
             return
-        if self._pruning is None:
-            for name in ("transforms", "batch_transform", "device"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
-        if self.transforms is not None:
-            found = found.with_transforms(self.transforms)
+        for name in ("transforms", "batch_transform", "device"):
+            if getattr(self, name) is None:
+                continue
+            if isinstance(found, str):
+                raise ValueError(f"{name} needs batches gathered from arrays, but {found}")
+            if self._pruning is None:
+                raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
+        columns = None
+        if not isinstance(found, str):
+            columns = found if self.transforms is None else found.with_transforms(self.transforms)
         if self._pruning is not None:
-            self._pruning.is_resident = found.device.type == "cuda"
-        self._columns = found
+            self._pruning.is_resident = columns is not None and columns.device.type == "cuda"
+        self._found = None if isinstance(found, str) else found
+        self._columns, self._feeders = columns, None
 
     @property
     def path(self) -> str:
-        """How batches are made: "host arrays", "device arrays", or "samples" and why."""
-        if self._columns is None:
-            return f"samples ({self._why_not})"
-        return "host arrays" if self._columns.device.type == "cpu" else "device arrays"
+        """How the next batches are made: "host arrays", "device arrays", or "samples" and why."""
+        found = self._arrays()
+        if isinstance(found, str):
+            return f"samples ({found})"
+        return "host arrays" if found.device.type == "cpu" else "device arrays"
 
     @property
     def _index_sampler(self) -> Any:
         return super()._index_sampler if self._recorded is None else self._recorded
 
     def __iter__(self) -> Any:
+        self._find_path()
         if self._recorded is None:
             return self._with_arrays(super().__iter__())
         iterator = None if self._iterating is None else self._iterating()
@@ -311,7 +320,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _with_arrays(self, inner: Any) -> Any:
         if self._columns is not None:
             # In place of what calls the data set for every sample. All else stays torch's.
-            inner._dataset_fetcher = ArrayFetcher(self._columns)
+            inner._dataset_fetcher = ArrayFetcher(self.dataset, inner._dataset_fetcher)
         return inner
 
     def _pass_over_arrays(self, sampler: PruningSampler, columns: Columns) -> ArrayIterator:

@@ -286,6 +286,73 @@ def iterable_too_long(loader: Loader) -> Any:
     return len(made), list(made)
 
 
+def changed(change: Callable[[Any, Any, Any], Any], *, within: bool = False) -> Any:
+    """What comes before and after a change of the loader, its Subset, or the arrays of that."""
+
+    def scenario(loader: Loader) -> Any:
+        found = []
+        for is_subset in (False, True):
+            arrays = TensorDataset(torch.arange(12), torch.ones(12, 2))
+            subset = Subset(arrays, [5, 3, 1, 11, 0, -1, 2])
+            made = loader(subset if is_subset else arrays, 3)
+            if within:
+                iterator = iter(made)
+                found.append(next(iterator))
+                change(arrays, subset, made)
+                found.append(list(iterator))
+            else:
+                found.append(list(made))
+                change(arrays, subset, made)
+            found.append(list(made))
+        return found
+
+    return scenario
+
+
+def set_tensors(*tensors: Any) -> Callable[[Any, Any, Any], None]:
+    def change(arrays: Any, subset: Any, made: Any) -> None:
+        arrays.tensors = tensors
+
+    return change
+
+
+def set_indices(indices: Any) -> Callable[[Any, Any, Any], None]:
+    def change(arrays: Any, subset: Any, made: Any) -> None:
+        subset.indices = indices
+
+    return change
+
+
+def write_indices(arrays: Any, subset: Any, made: Any) -> None:
+    subset.indices[2:4] = [10, 9]
+
+
+def set_dataset(arrays: Any, subset: Any, made: Any) -> None:
+    subset.dataset = TensorDataset(torch.arange(50, 62).int())
+
+
+def set_collate_fn(arrays: Any, subset: Any, made: Any) -> None:
+    made.collate_fn = identity
+
+
+def set_num_workers(arrays: Any, subset: Any, made: Any) -> None:
+    made.num_workers = 1
+
+
+def require_gradient(arrays: Any, subset: Any, made: Any) -> None:
+    arrays.tensors[1].requires_grad_()
+
+
+def swap_data(arrays: Any, subset: Any, made: Any) -> None:
+    arrays.tensors[1].data = torch.arange(36.0).reshape(12, 3)
+
+
+def grow(arrays: Any, subset: Any, made: Any) -> None:
+    for tensor in arrays.tensors:
+        tensor.resize_(15, *tensor.shape[1:])
+        tensor[12:] = 7
+
+
 COLLATED: dict[str, Any] = {
     "integers": [1, 2, 3],
     "floats": [1.5, 2.5, 3.5],
@@ -354,6 +421,21 @@ POLICY = {
     "persistent without workers": lambda L: L(Squares(), persistent_workers=True),
     "batches of none": lambda L: L(Squares(), batch_size=0),
     "pinned without a GPU": pinned,
+    "tensors replaced": changed(set_tensors(torch.arange(12) * 2, torch.zeros(12, 5).double())),
+    "fewer tensors": changed(set_tensors(torch.arange(12) * 2)),
+    "tensors replaced by those of columns": changed(set_tensors(torch.arange(24)[::2])),
+    "tensors replaced by shorter ones": changed(set_tensors(torch.arange(12), torch.ones(4))),
+    "a tensor with other data": changed(swap_data),
+    "a tensor that requires a gradient": changed(require_gradient),
+    "a list of other indices": changed(set_indices([1, 1, 2, 3, 5, 8, -3])),
+    "an array of indices": changed(set_indices(np.arange(7))),
+    "a tensor of indices": changed(set_indices(torch.arange(7))),
+    "a range of indices": changed(set_indices(range(7, 0, -1))),
+    "indices out of range": changed(set_indices([1, 2, 3, 4, 5, 6, 12])),
+    "indices that are none": changed(set_indices([1.0] * 7)),
+    "indices written to": changed(write_indices),
+    "another dataset under a Subset": changed(set_dataset),
+    "collate_fn set later": changed(set_collate_fn),
 }
 WITHOUT_POLICY = {
     "profiler": ranges,
@@ -394,6 +476,21 @@ WITHOUT_POLICY = {
     "nothing in it": lambda L: list(L([], 3)),
     "nothing in it, shuffled": lambda L: list(L([], 3, shuffle=True)),
     "unknown argument": lambda L: L(Squares(), batchsize=3),
+    "num_workers set later": changed(set_num_workers),
+    "tensors that grew": changed(grow),
+    "longer tensors": changed(set_tensors(torch.arange(17), torch.zeros(17))),
+    "shorter tensors": changed(set_tensors(torch.arange(9), torch.zeros(9))),
+    "no tensors": changed(set_tensors()),
+    "more indices": changed(set_indices([*range(12)])),
+    "a tensor that grew in an epoch": changed(grow, within=True),
+    "tensors replaced in an epoch": changed(set_tensors(torch.arange(12) * 2), within=True),
+    "shorter tensors in an epoch": changed(set_tensors(torch.arange(9)), within=True),
+    "indices replaced in an epoch": changed(set_indices([1, 1, 2, 3, 5, 8, -3]), within=True),
+    "a tensor of indices in an epoch": changed(set_indices(torch.arange(7)), within=True),
+    "an array of indices in an epoch": changed(set_indices(np.arange(7)), within=True),
+    "indices written to in an epoch": changed(write_indices, within=True),
+    "another dataset in an epoch": changed(set_dataset, within=True),
+    "collate_fn set in an epoch": changed(set_collate_fn, within=True),
 }
 
 
