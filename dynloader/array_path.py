@@ -435,7 +435,11 @@ def _taken(indices: Any, positions: Any) -> Any:
         if where is not None and isinstance(indices, np.ndarray):
             if indices.ndim == 1 and indices.dtype.kind in "iu":
                 return indices[where.numpy()]
-        elif where is not None and isinstance(indices, Tensor) and indices.is_cpu:
-            if _as_integers(indices) is not None:
-                return indices[where]
+        elif (
+            where is not None
+            and isinstance(indices, Tensor)
+            and indices.is_cpu
+            and _as_integers(indices) is not None
+        ):
+            return indices[where]
     return [indices[position] for position in positions]

@@ -248,7 +248,8 @@ class EpochIterator:
 def with_index(batch: Any, index: Tensor) -> Any:
     """``batch`` with ``index`` as the last element, as the key "index", or beside it.
 
-    A list of strings is one column, as a tensor is, not a list of columns.
+    A list of strings is one column, as a tensor is, not a list of columns. A named tuple, of which
+    ``PackedSequence`` is one, has the fields that it has: the index goes beside it.
     """
     if isinstance(batch, Mapping):
         if "index" in batch:
@@ -260,7 +261,7 @@ def with_index(batch: Any, index: Tensor) -> Any:
         extended = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         extended["index"] = index
         return extended
-    if isinstance(batch, tuple):
+    if isinstance(batch, tuple) and not hasattr(batch, "_fields"):
         return (*batch, index)
     if isinstance(batch, list) and not all(isinstance(part, str | bytes) for part in batch):
         return [*batch, index]

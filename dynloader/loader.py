@@ -107,7 +107,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         seed: of the selection and the order, in [0, 2**64). None is 0: every process must have
             the same. ``generator`` has no part in either.
         return_index: put the indices of the samples into each batch: the last element of a tuple
-            or list, the key "index" of a mapping, else ``(batch, index)``.
+            or list, the key "index" of a mapping, else ``(batch, index)``: a named tuple, and so a
+            ``PackedSequence``, stays whole.
 
         array_path: gather batches natively where the data set is arrays (``TensorDataset``,
             :class:`dynloader.ArrayDataset`, a ``Subset`` of either): the same batches as torch's

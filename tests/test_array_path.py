@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import pickle
 import re
+import sys
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +323,52 @@ def test_refused(options: dict[str, Any], error: type[Exception], message: str) 
 def test_bad_arrays_and_transforms(make: Callable[[], Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_a_batch_whose_transform_fails_is_lost_and_the_next_one_pairs() -> None:
+    failing = {2, 3, 7}
+    count = 0
+
+    def transform(batch: list[Tensor]) -> Tensor:
+        nonlocal count
+        count += 1
+        if count - 1 in failing:
+            raise ZeroDivisionError
+        return batch[0]
+
+    dataset = TensorDataset(torch.arange(N))
+    loader = DataLoader(dataset, 10, policy=Full(), batch_transform=transform)
+    iterator, recorded, lost = iter(loader), [], 0
+    while True:
+        try:
+            index = next(iterator)
+        except ZeroDivisionError:
+            lost += 1
+        except StopIteration:
+            break
+        else:
+            loader.update(loss_of(index))
+            recorded += index.tolist()
+    assert lost == 3
+    assert len(recorded) == N - 30
+    assert loader.table.last_loss[recorded].tolist() == loss_of(torch.tensor(recorded)).tolist()
+    assert int(loader.table.visits.sum()) == N - 30
+    assert loader.epoch == 1
+
+
+def test_threads_that_share_an_iterator_get_each_batch_once() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(600)), 3, policy=Full())
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)  # so that threads meet within a step
+        for _ in range(5):
+            iterator = iter(loader)
+            with futures.ThreadPoolExecutor(4) as pool:
+                parts = list(pool.map(lambda _, shared=iterator: list(shared), range(4)))
+            found = [int(i) for part in parts for (batch,) in part for i in batch]
+            assert sorted(found) == [*range(600)]
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # --- the threads that gather ahead ---------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ledger import Numbers, assert_scores_are_losses, feed, flat, loss_of, train
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.utils.data import Dataset
 
 from dynloader import UCB, DataLoader, Full, RandomDynamic, ScoreTable
@@ -80,11 +81,26 @@ def test_return_index(kind: str, batch_type: type, policy: Full | None) -> None:
         if kind == "dict":
             assert list(batch) == ["image", "label", "index"]
             assert flat([batch["image"], batch["label"]]) == flat(list(expected.values()))
-        elif kind in ("tuple", "list", "namedtuple"):
+        elif kind == "namedtuple":
+            assert type(batch[0]) is Pair
+            assert flat(batch[0]) == flat(expected)
+        elif kind in ("tuple", "list"):
             assert flat(batch[:-1]) == flat(expected)
         else:
             assert flat(batch[0]) == flat(expected)
     assert sorted(seen) == list(range(10))
+
+
+def test_return_index_keeps_a_packed_sequence_whole() -> None:
+    def packed(samples: list[int]) -> Any:
+        return pack_sequence([torch.full((i % 3 + 1,), i) for i in samples], enforce_sorted=False)
+
+    loader = DataLoader(Numbers(10), 4, collate_fn=packed, policy=Full(), return_index=True)
+    for batch, index in loader:
+        assert isinstance(batch, PackedSequence)
+        assert [int(row[0]) for row in pad_packed_sequence(batch, True)[0]] == index.tolist()
+        loader.update(loss_of(index), index)
+    assert_scores_are_losses(loader.table, list(range(10)))
 
 
 def test_return_index_of_single_samples() -> None:
