@@ -66,6 +66,8 @@ class ScoreTable:
             captured CUDA graph replayed are not in it, until processes exchange their scores.
     """
 
+    # What is allocated under inference mode could not be written to outside of it.
+    @torch.inference_mode(False)
     def __init__(
         self, n: int, device: torch.device | str | None = None, *, history: int = 0
     ) -> None:
@@ -181,6 +183,7 @@ class ScoreTable:
         """
         return None if self._history is None else self._history[: len(self)]
 
+    @torch.inference_mode(False)
     def keep_history(self, length: int) -> None:
         """Keep at least so many of each sample's last losses from now on."""
         check_integer("length", length, 0)
@@ -266,7 +269,8 @@ class ScoreTable:
             self._remember(self._history, index)
         if correct is not None:
             if self.forgetting is None:
-                self.forgetting = torch.zeros_like(self.selections)
+                with torch.inference_mode(False):
+                    self.forgetting = torch.zeros_like(self.selections)
             ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
 
     def _remember(self, history: Tensor, index: Tensor) -> None:
@@ -326,6 +330,7 @@ class ScoreTable:
                 f"such as {highest}"
             )
 
+    @torch.inference_mode(False)
     def synchronize(self, group: Any = None, *, of: str = "") -> None:
         """Give every process what the others have recorded since the last time.
 
@@ -389,6 +394,7 @@ class ScoreTable:
             "num_updates": self.num_updates,
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, from any device.
 

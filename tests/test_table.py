@@ -9,9 +9,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from ledger import Numbers, train
 
 import dynloader
-from dynloader import ScoreTable, exchange
+from dynloader import IES, DataLoader, ScoreTable, exchange
 from dynloader.ops import ScoreRule
 from dynloader.policy import Scoring
 
@@ -428,3 +429,38 @@ def test_a_graph_cannot_capture_the_first_update_that_counts_forgetting(cuda: st
     table.update(index, losses, correct=correct)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         table.update(index, losses, correct=correct)
+
+
+@pytest.mark.parametrize("inside", ["made", "updated", "loaded"])
+def test_a_table_of_inference_mode_works_outside(inside: str) -> None:
+    def step(table: ScoreTable) -> None:
+        index = torch.tensor([0, 2])
+        table.update(index, torch.tensor([3.0, 4.0]), correct=torch.tensor([True, False]))
+
+    wanted = ScoreTable(3, "cpu", history=2)
+    for _ in range(3):
+        step(wanted)
+    with torch.inference_mode():
+        table = ScoreTable(3, "cpu", history=2)
+        if inside != "made":
+            step(table)
+        if inside == "loaded":
+            table.load_state_dict(table.state_dict())
+    while table.num_updates < 3:
+        step(table)
+    assert not any(tensor.is_inference() for tensor in vars(table).values()
+                   if isinstance(tensor, torch.Tensor))  # fmt: skip
+    for name in ("scores", "records", "forgetting", "history"):
+        assert same_bits(getattr(table, name), getattr(wanted, name))
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.equal(first.contiguous().view(torch.int32), second.contiguous().view(torch.int32))
+
+
+def test_a_loader_of_inference_mode_trains_outside() -> None:
+    with torch.inference_mode():
+        loader = DataLoader(Numbers(20), 4, policy=IES(keep=0.5))
+    for _ in range(7):
+        train(loader)
+    assert loader.epoch == 7
