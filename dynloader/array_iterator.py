@@ -74,6 +74,5 @@ class ArrayIterator:
             batch = self._batch_transform(batch)
         with self._lock:
             self._pairing.deliver(index, run)
-            run.num_delivered += 1
-            run.is_started = True
+            run.deliver(len(index), self._sampler.num_updates)
         return batch

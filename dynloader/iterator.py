@@ -86,6 +86,9 @@ class Pairing:
         self.progress: Any = None  # a bar of tqdm
         self._indices: Any = None
         self._num_unclaimed = 0
+        self._num_claimed = 0
+        self._is_exhausted = False
+        self._num_late: int | None = None
 
     def show(self, progress: Any) -> None:
         """Show ``progress``, a bar of tqdm, in place of the one before."""
@@ -100,8 +103,30 @@ class Pairing:
 
     def forget(self) -> None:
         """Count no batch yielded so far."""
-        self._num_unclaimed = 0
+        self._num_unclaimed = self._num_claimed = 0
+        self._is_exhausted = False
+        self._num_late = None
         self.run = None
+
+    def begin_pass(self) -> None:
+        """Drop the batches of an earlier pass that no losses came for: an iterator begins.
+
+        But where that pass was exhausted, a consumer that fetches ahead may still hold its last
+        batch. If its losses can be told from those of the next batch by their number, they are; if
+        not, :meth:`indices` raises.
+        """
+        if not self._is_exhausted or self._num_claimed == 0 or self._num_unclaimed == 0:
+            self.forget()
+            return
+        if self._num_unclaimed == 1:
+            self._num_late = as_index(self._indices).numel()
+            self._num_unclaimed = 0
+        self._num_claimed, self._is_exhausted = 0, False
+
+    def exhaust(self) -> None:
+        """Note that the last batch of a pass was yielded."""
+        self._is_exhausted = True
+        self.used_at = time.perf_counter()
 
     def deliver(self, indices: Any, run: Run | None) -> None:
         """Note the batch just yielded."""
@@ -111,17 +136,21 @@ class Pairing:
         if self.progress is not None:
             self.progress.update()
 
-    def indices(self) -> Tensor:
-        """The indices of the batch last yielded, if no other one waits for its losses."""
-        if self._num_unclaimed == 0:
+    def indices(self, num_losses: int) -> Tensor:
+        """The indices of the batch last yielded, if no other one may wait for so many losses."""
+        is_late = self._num_late is not None
+        if self._num_unclaimed == 0 and not is_late:
             raise RuntimeError(
                 "update needs a batch that was yielded since the last update, got none: "
                 f"{_REMEDY}, if the losses belong to an earlier batch"
             )
-        if self._num_unclaimed > 1:
+        num_waiting = self._num_unclaimed
+        if num_waiting == 1 and self._num_late == num_losses:
+            num_waiting += 1  # the last one of the earlier pass may be meant
+        if num_waiting > 1:
             raise RuntimeError(
                 "update needs exactly one batch yielded since the last update, got "
-                f"{self._num_unclaimed}: {_REMEDY}, if batches are fetched ahead or skipped"
+                f"{num_waiting}: {_REMEDY}, if batches are fetched ahead or skipped"
             )
         index = as_index(self._indices)
         return index if index.ndim == 1 else index.reshape(-1)
@@ -129,6 +158,8 @@ class Pairing:
     def claim(self) -> None:
         """Note that the losses of a batch were recorded."""
         self._num_unclaimed = max(0, self._num_unclaimed - 1)
+        self._num_claimed += 1
+        self._num_late = None
         self.used_at = time.perf_counter()
 
 
@@ -136,7 +167,7 @@ def end_epoch(sampler: PruningSampler, run: Run, pairing: Pairing) -> None:
     """Note that the last batch of ``run`` was yielded, and settle the next epoch if that may be."""
     run.is_exhausted = True
     run.user = None
-    pairing.used_at = time.perf_counter()
+    pairing.exhaust()
     pairing.show(None)
     if pairing.num_unclaimed > 0 and sampler.policy.needs_scores:
         return  # their losses may be on the way: who asks for the next epoch settles it
@@ -203,6 +234,8 @@ class EpochIterator:
         except StopIteration:
             if self._sampler is not None and self._run is not None:
                 end_epoch(self._sampler, self._run, self._pairing)
+            else:
+                self._pairing.exhaust()
             raise
         except BaseException:
             # The batch that failed is over too; a timeout takes none.
@@ -211,9 +244,8 @@ class EpochIterator:
         indices = self._take(tasks)
         run = self._run
         self._pairing.deliver(indices, run)
-        if run is not None:
-            run.num_delivered += 1
-            run.is_started = True
+        if run is not None and self._sampler is not None:
+            run.deliver(as_index(indices).numel(), self._sampler.num_updates)
         return self._with_index(batch, indices) if self._add_index else batch
 
     def __getattr__(self, name: str) -> Any:

@@ -294,8 +294,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self._recorded is None:
             return self._with_arrays(super().__iter__())
         iterator = None if self._iterating is None else self._iterating()
-        if not self._awaits_losses(iterator):
-            self._pairing.forget()
+        self._pairing.begin_pass()
         if self._pruning is not None:
             self._pruning.begin()
             for log in self._logs:
@@ -448,19 +447,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _goes_to_gpu(self) -> bool:
         return self.device is not None and self.device.type == "cuda"
 
-    def _awaits_losses(self, iterator: EpochIterator | ArrayIterator | None) -> bool:
-        """Whether losses of batches yielded so far may still come, now that a pass begins.
-
-        Not of a look at the first batch, and not of a pass that recorded none.
-        """
-        run = self._pairing.run
-        was_trained = (
-            run is not None
-            and self._pruning is not None
-            and self._pruning.num_updates != run.updates_before
-        )
-        return was_trained or (iterator is not None and self._pairing.num_unclaimed > 1)
-
     def update(
         self,
         losses: Tensor,
@@ -478,7 +464,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             scores: floating point [b], recorded in place of ``losses``; for example the plain
                 cross-entropy, if the losses to minimise are smoothed.
             index: the samples, integers [b], as ``return_index=True`` yields them. None: those of
-                the batch last yielded, which must be the only one since the last update.
+                the batch last yielded, which must be the only one since the last update. A new
+                iterator drops batches of an earlier one that was broken off. Where that one was
+                exhausted, losses as many as its last batch has could belong to either: they raise.
             correct: bool [b], whether each sample was predicted rightly, from the first epoch on:
                 for :func:`dynloader.scores.forgetting_events`.
 
@@ -505,7 +493,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             raise ValueError("losses must hold at least one loss, got shape [0]")
         begin = time.perf_counter()
         if index is None:
-            index = self._pairing.indices()
+            index = self._pairing.indices(num_losses)
             if index.shape[0] != num_losses:
                 raise ValueError(
                     f"losses must have shape {list(index.shape)}, as the batch last yielded, "
@@ -520,6 +508,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             run = self._pruning.run
         self.table.update(index, losses if scores is None else scores, correct=correct)
         self._pairing.claim()
+        if run is not None and run.num_delivered > 0:
+            run.is_recorded = True
         weights = None if run is None else run.plan.weights_of(index)
         # Past __setattr__, which takes 0.4 us a batch to find that this is none of its names.
         self.__dict__["_update_seconds"] += time.perf_counter() - begin

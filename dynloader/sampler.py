@@ -213,7 +213,7 @@ class PruningSampler(DistributedSampler[int]):
         self.followed, self._followed_epoch = sampler, sampler.epoch
 
     def _is_over(self, run: Run) -> bool:
-        return run.is_over(self.num_updates)
+        return run.is_over(self.num_updates, self.table.num_in_update)
 
     @property
     def num_updates(self) -> int:
@@ -269,7 +269,9 @@ class PruningSampler(DistributedSampler[int]):
             index: integers [b], as :meth:`ScoreTable.update` takes them.
             losses: floating point [b].
         """
+        num_in_update = self.table.num_in_update
         self.table.update(index, losses)
+        self.table.num_in_update = num_in_update
         self._num_beside += 1
 
     def replay(self) -> Iterator[int]:

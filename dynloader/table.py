@@ -62,6 +62,7 @@ class ScoreTable:
             whether the sample was right at its last visit; the bits above, how often it was
             forgotten (right, then wrong).
         num_selections: number of selections made.
+        num_in_update: number of losses in the last update.
         num_updates_known: as :attr:`num_updates`, but without waiting for a GPU: batches that a
             captured CUDA graph replayed are not in it, until processes exchange their scores.
     """
@@ -79,6 +80,7 @@ class ScoreTable:
         self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
         self.forgetting: Tensor | None = None
         self.num_selections = 0
+        self.num_in_update = 0
         self.num_updates_known = 0
         # A GPU counts by itself, for the host does not see what a captured graph replays.
         self._counted: Tensor | None = None
@@ -263,7 +265,8 @@ class ScoreTable:
             c=scoring.c if c is None else c,
             num_updates=self._counted,
         )
-        if index.shape[0]:
+        self.num_in_update = index.shape[0]
+        if self.num_in_update:
             self.num_updates_known += 1
         if self._history is not None:
             self._remember(self._history, index)

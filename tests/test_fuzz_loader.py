@@ -56,6 +56,8 @@ class Epoch:
     is_started: bool = False
     is_exhausted: bool = False
     updates_before: int = 0
+    num_in_batch: int = 0
+    is_recorded: bool = False
 
 
 @dataclass
@@ -70,7 +72,11 @@ class Model:
     shuffle: bool
     seed: int
     num_updates: int = 0
+    num_in_update: int = 0
     num_unclaimed: int = 0
+    num_claimed: int = 0
+    is_pass_exhausted: bool = False
+    num_late: int | None = None  # samples of the last batch of an earlier pass
     last_batch: Array | None = None
     last_epoch: Epoch | None = None  # that of the last batch
     is_iterator_alive: bool = False
@@ -116,21 +122,32 @@ class Model:
 
     def is_over(self) -> bool:
         epoch = self.epoch
-        is_updated = epoch.is_started and self.num_updates != epoch.updates_before
-        return epoch.is_exhausted or is_updated or epoch.num_delivered > 1
+        is_updated = (
+            epoch.num_delivered == 1
+            and self.num_updates == epoch.updates_before + 1
+            and self.num_in_update == epoch.num_in_batch
+        )
+        return epoch.is_exhausted or epoch.is_recorded or is_updated or epoch.num_delivered > 1
 
     def advance(self) -> None:
         self.epoch = self.settled(self.epoch.number + 1)
 
+    def forget(self) -> None:
+        """No batch waits for losses."""
+        self.num_unclaimed = self.num_claimed = 0
+        self.is_pass_exhausted, self.num_late, self.last_epoch = False, None, None
+
     def begin(self) -> None:
-        before = self.last_epoch
-        was_trained = before is not None and self.num_updates != before.updates_before
-        if not was_trained and not (self.is_iterator_alive and self.num_unclaimed > 1):
-            self.num_unclaimed, self.last_epoch = 0, None
+        if not (self.is_pass_exhausted and self.num_claimed and self.num_unclaimed):
+            self.forget()
+        elif self.num_unclaimed == 1:
+            assert self.last_batch is not None
+            self.num_late, self.num_unclaimed = len(self.last_batch), 0
+        self.num_claimed, self.is_pass_exhausted = 0, False
         if self.is_over():
             self.advance()
         epoch = self.epoch
-        epoch.num_delivered, epoch.is_started = 0, False
+        epoch.num_delivered, epoch.is_started, epoch.is_recorded = 0, False, False
         epoch.updates_before = self.num_updates
         epoch.position = epoch.start
         self.is_iterator_alive = True
@@ -140,13 +157,14 @@ class Model:
         epoch = self.epoch
         batch = epoch.samples[epoch.position : epoch.position + self.batch_size]
         if len(batch) == 0 or (self.drop_last and len(batch) < self.batch_size):
-            epoch.is_exhausted = True
+            epoch.is_exhausted = self.is_pass_exhausted = True
             if self.num_unclaimed == 0 or not self.policy.needs_scores:
                 self.advance()
             return None
         epoch.position += len(batch)
         epoch.num_delivered += 1
         epoch.is_started = True
+        epoch.num_in_batch, epoch.updates_before = len(batch), self.num_updates
         self.num_unclaimed += 1
         self.last_batch, self.last_epoch = batch, epoch
         return batch
@@ -157,6 +175,7 @@ class Model:
         with np.errstate(all="ignore"):
             reference_table.update(self.scores, self.records, index, losses, **options)
         self.num_updates += 1
+        self.num_in_update = len(index)
         seen = np.unique(index)
         if self.policy.history:
             newest = self.records.view(np.float32)[seen, 2:3]  # the last losses
@@ -169,17 +188,19 @@ class Model:
         return np.setdiff1d(np.arange(self.n), self.epoch.samples)
 
     def record(self, index: Array, losses: Array) -> None:
+        num_updates, num_in_update = self.num_updates, self.num_in_update
         self.update(index, losses)
-        self.num_updates -= 1  # of the epochs
+        self.num_updates, self.num_in_update = num_updates, num_in_update  # of the epochs
 
     def set_epoch(self, number: int) -> None:
         if number != self.epoch.number:
-            self.num_unclaimed, self.last_epoch = 0, None
+            self.forget()
             self.epoch = self.settled(number)
         elif self.is_over():
             self.epoch.start = self.epoch.position = 0
             self.epoch.num_delivered = 0
             self.epoch.is_started = self.epoch.is_exhausted = False
+            self.epoch.is_recorded = False
 
     def reload(self, is_in_use: bool) -> None:
         """What a state keeps."""
@@ -189,7 +210,8 @@ class Model:
         begun = self.is_over() or is_in_use
         start = self.epoch.position if begun else self.epoch.start
         self.epoch = self.settled(self.epoch.number, start)
-        self.num_unclaimed, self.last_epoch, self.last_batch = 0, None, None
+        self.forget()
+        self.last_batch = None
         self.is_iterator_alive = False
 
 
@@ -320,20 +342,31 @@ class AnyUse(RuleBasedStateMachine):
         else:
             same(found, wanted, "batch")
 
-    @precondition(lambda self: self.model.num_unclaimed == 1)
+    def is_certain(self) -> bool:
+        model = self.model
+        if model.num_unclaimed == 0:
+            return model.num_late is not None
+        return model.num_unclaimed == 1 and model.num_late != len(model.last_batch)
+
+    @precondition(lambda self: self.is_certain())
     @rule(seed=seeds)
     def update(self, seed: int) -> None:
-        batch = self.model.last_batch
+        model, batch = self.model, self.model.last_batch
         given = some_losses(seed, len(batch))
         self.loader.update(torch.from_numpy(given))
-        self.model.update(batch, given)
-        self.model.num_unclaimed = 0
+        model.update(batch, given)
+        model.num_unclaimed, model.num_late = 0, None
+        model.num_claimed += 1
+        if model.last_epoch.num_delivered > 0:
+            model.last_epoch.is_recorded = True
 
-    @precondition(lambda self: self.model.num_unclaimed != 1)
+    @precondition(lambda self: not self.is_certain() or self.model.num_late is not None)
     @rule()
     def update_that_is_not_certain(self) -> None:
+        if self.model.num_unclaimed == 0 and self.model.num_late is not None:
+            return
         with pytest.raises(RuntimeError, match="update needs"):
-            self.loader.update(torch.ones(1))
+            self.loader.update(torch.ones(self.model.num_late or 1))
 
     @rule(seed=seeds, start=st.integers(0, 39))
     def update_the_table(self, seed: int, start: int) -> None:
@@ -370,7 +403,7 @@ class AnyUse(RuleBasedStateMachine):
                 self.loader = pickle.loads(pickle.dumps(self.loader))
             else:
                 self.loader = copy.deepcopy(self.loader)
-            self.model.num_unclaimed, self.model.last_epoch = 0, None
+            self.model.forget()
             return
         state = self.loader.state_dict()
         self.model.reload(self.iterator is not None)
@@ -430,7 +463,7 @@ def test_a_lost_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "is_over", lambda self, num_updates: self.is_exhausted)
+    monkeypatch.setattr(Run, "is_over", lambda self, *updates: self.is_exhausted)
     with pytest.raises(FOUND):
         run(once)
 

@@ -13,7 +13,7 @@ import torch
 from ledger import Numbers, assert_scores_are_losses, feed, flat, loss_of, train
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from dynloader import UCB, DataLoader, Full, RandomDynamic, ScoreTable
 
@@ -375,3 +375,106 @@ def test_with_an_index_for_samples_in_pieces() -> None:
             return index
 
     assert sorted(train(DataLoader(Fast(N), batch_size=8, policy=Full()))) == list(range(N))
+
+
+# --- batches without losses ----------------------------------------------------------------------
+
+
+class Arrays:
+    """Makes loaders on either way of making batches."""
+
+    @staticmethod
+    def samples(**options: Any) -> DataLoader[Any]:
+        return DataLoader(Numbers(N), 8, policy=Full(), **options)
+
+    @staticmethod
+    def arrays(**options: Any) -> DataLoader[Any]:
+        dataset = TensorDataset(torch.arange(N))
+        return DataLoader(dataset, 8, policy=Full(), batch_transform=lambda b: b[0], **options)
+
+
+MAKES = [Arrays.samples, Arrays.arrays]
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_a_loop_may_break_before_its_update(make: Any) -> None:
+    loader = make()
+    expected: list[int] = []
+    for epoch in range(4):
+        for i, index in enumerate(loader):
+            if i == 3:
+                break
+            loader.update(loss_of(index))
+            expected += index.tolist()
+        assert loader.epoch == epoch + 1
+    assert_scores_are_losses(loader.table, expected)
+    assert int(loader.table.visits.sum()) == len(expected) == 4 * 24
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_a_loop_may_skip_a_small_last_batch(make: Any) -> None:
+    loader = make()
+    for epoch in range(3):
+        for index in loader:
+            if len(index) < 8:
+                continue
+            loader.update(loss_of(index))
+        assert loader.epoch == epoch + 1
+    assert int(loader.table.visits.sum()) == 3 * 48
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_losses_of_the_last_batch_are_never_taken_for_the_next_ones(make: Any) -> None:
+    # A consumer that is a batch ahead, over the end of an epoch.
+    for drop_last, num_last in ((True, 8), (False, 2)):
+        loader = make(drop_last=drop_last)
+        iterator, held = iter(loader), None
+        for index in iterator:
+            if held is not None:
+                loader.update(loss_of(held), held)
+            held = index
+        assert len(held) == num_last
+        late = loss_of(held)
+        following = iter(loader)
+        loader.update(late)  # nothing of the next epoch was yielded: whose they are is certain
+        assert torch.equal(loader.table.last_loss[held], late)
+        next(following)
+        # Once more, with a batch of the next epoch yielded before.
+        loader = make(drop_last=drop_last)
+        iterator = iter(loader)
+        held = None
+        for index in iterator:
+            if held is not None:
+                loader.update(loss_of(held), held)
+            held = index
+        first = next(iter(loader))
+        with pytest.raises((RuntimeError, ValueError)):
+            loader.update(loss_of(held))
+        unseen = loader.table.visits[first] == 0
+        assert torch.equal(loader.table.last_loss[first][~unseen], loss_of(first)[~unseen])
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_initial_scores_do_not_use_up_an_epoch_that_was_looked_at(make: Any) -> None:
+    loader = make()
+    first = next(iter(loader))
+    for part in torch.arange(N).split(8):
+        loader.table.update(part, loss_of(part))
+    assert loader.epoch == 0
+    assert torch.equal(next(iter(loader)), first)
+    loader.table.update(torch.arange(N), loss_of(torch.arange(N)))
+    assert loader.epoch == 0
+    assert len(feed(loader)) == N
+    assert loader.epoch == 1
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_losses_given_to_the_table_use_up_an_epoch_of_one_batch(make: Any) -> None:
+    loader = make()
+    seen = []
+    for _ in range(3):  # a trainer that keeps the table, and makes one step an epoch
+        index = next(iter(loader))
+        loader.table.update(index, loss_of(index))
+        seen.append(index.tolist())
+    assert loader.epoch == 3
+    assert seen[0] != seen[1] != seen[2]
