@@ -290,6 +290,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return super()._index_sampler if self._recorded is None else self._recorded
 
     def __iter__(self) -> Any:
+        self._check_length()
         self._find_path()
         if self._recorded is None:
             return self._with_arrays(super().__iter__())
@@ -316,6 +317,17 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             self._iterating = weakref.ref(iterator)
         iterator.begin(self._recorded.record, self._stop())
         return iterator
+
+    def _check_length(self) -> None:
+        """Raise where there are more or fewer samples than the policy chooses from."""
+        if self._pruning is None:
+            return
+        if (found := len(_sized(self.dataset))) != self._pruning.num_samples:
+            raise RuntimeError(
+                f"dataset must have {self._pruning.num_samples} samples, as when the loader was "
+                f"made, got {found}: make a new loader; its table can take over old scores by "
+                "table.update(index, losses)"
+            )
 
     def _with_arrays(self, inner: Any) -> Any:
         if self._columns is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ledger import (
     train,
     updated,
 )
+from torch.utils.data import Subset, TensorDataset
 
 import dynloader
 from dynloader import UCB, DataLoader, Full, InfoBatch, RandomDynamic
@@ -357,3 +359,20 @@ def test_a_failing_selection_is_raised_again_until_it_succeeds(
                 iter(loader)
     assert len(train(loader)) == N // 2
     assert loader.epoch == 2
+
+
+@pytest.mark.parametrize("num_more", [3, -3])
+@pytest.mark.parametrize("kind", ["samples", "arrays", "subset"])
+def test_a_dataset_of_another_length_is_refused(kind: str, num_more: int) -> None:
+    numbers, arrays = Numbers(N), TensorDataset(torch.arange(N))
+    subset = Subset(Numbers(2 * N), [*range(N)])
+    dataset: Any = {"samples": numbers, "arrays": arrays, "subset": subset}[kind]
+    loader = DataLoader(dataset, 8, policy=RandomDynamic(keep=0.5))
+    assert len(list(loader)) == 7
+    numbers.n += num_more
+    arrays.tensors = (torch.arange(N + num_more),)
+    subset.indices = [*range(N + num_more)]
+    with pytest.raises(RuntimeError, match=f"dataset must have {N} samples, .*got {N + num_more}"):
+        iter(loader)
+    plain = DataLoader(dataset, 8)
+    assert len(list(plain)) == -(-(N + num_more) // 8)
