@@ -269,10 +269,10 @@ class PruningSampler(DistributedSampler[int]):
             index: integers [b], as :meth:`ScoreTable.update` takes them.
             losses: floating point [b].
         """
-        num_in_update = self.table.num_in_update
+        before, num_in_update = self.table.num_updates_known, self.table.num_in_update
         self.table.update(index, losses)
         self.table.num_in_update = num_in_update
-        self._num_beside += 1
+        self._num_beside += self.table.num_updates_known - before
 
     def replay(self) -> Iterator[int]:
         """The indices of the current epoch, without using it up."""

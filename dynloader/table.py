@@ -361,7 +361,7 @@ class ScoreTable:
     def has_news(self) -> bool:
         """Whether losses were recorded that other processes have not been given."""
         shared = self._num_loaded if self._shared is None else self._shared.num_updates
-        return self.num_updates != shared and not is_alone()
+        return not is_alone() and self.num_updates != shared
 
     def retention(self) -> Retention:
         """The samples kept at every selection, at some, and at none. The host waits for the GPU."""
@@ -385,7 +385,7 @@ class ScoreTable:
         return stats | {"dynloader/num_selections": float(self.num_selections)}
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all that the table holds."""
+        """A copy of all that the table holds. The host waits for the GPU."""
         return {
             "version": _STATE_VERSION,
             "scores": self.scores.clone(),

@@ -49,6 +49,17 @@ def test_sampler_in_a_stock_loader() -> None:
         assert train_stock(loader, sampler.table) == train(ours)
 
 
+def test_what_is_recorded_beside_an_epoch_does_not_end_it() -> None:
+    sampler = dynloader.PruningSampler(N, Lowest(keep=0.5))
+    for index in ([], [3, 5]):
+        next(iter(sampler))
+        sampler.record(index, torch.zeros(len(index)))
+        assert sampler.epoch == 0
+    next(iter(sampler))
+    sampler.table.update([1], torch.zeros(1))
+    assert sampler.epoch == 1
+
+
 # --- batches are computed in chunks, which nobody must notice ------------------------------------
 
 
