@@ -12,19 +12,24 @@ import pytest
 import torch
 
 from dynloader import (
+    IES,
     UCB,
     EpsilonGreedy,
     Full,
     InfoBatch,
     Kakurenbo,
+    OrderDP,
     Policy,
     Prioritized,
     RandomDynamic,
     ScoreTable,
+    SeTa,
     Static,
     StaticRandom,
     Weighted,
 )
+from dynloader.ops import ScoreRule
+from dynloader.policy import Scoring
 
 N = 100
 SCORES = torch.arange(N) / 10.0
@@ -52,6 +57,69 @@ def test_defaults() -> None:
     for policy, own in expected.items():
         for name, value in (common | own).items():
             assert getattr(policy, name) == value, (policy, name)
+
+
+# Of every rule: whether it needs scores, selects once, and may keep more than it is told to; how
+# often it selects, and its least options.
+RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
+    Full: (False, False, False, 10, {}),
+    StaticRandom: (False, True, False, 10, {}),
+    Static: (False, True, False, 10, {"scores": SCORES}),
+    RandomDynamic: (False, False, False, 10, {}),
+    EpsilonGreedy: (True, False, False, 10, {}),
+    UCB: (True, False, False, 10, {}),
+    InfoBatch: (True, False, False, 1, {}),
+    Weighted: (True, False, False, 1, {}),
+    Prioritized: (True, False, False, 1, {}),
+    Kakurenbo: (True, False, True, 1, {}),
+    IES: (True, False, True, 1, {}),
+    SeTa: (True, False, False, 1, {}),
+    OrderDP: (True, False, False, 1, {}),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_what_every_rule_is(rule: type[Policy]) -> None:
+    needs_scores, selects_once, keeps_more, every, options = RULES[rule]
+    policy = rule(**options)
+    assert (rule.needs_scores, rule.selects_once) == (needs_scores, selects_once)
+    assert rule.keeps_more is keeps_more
+    assert (policy.every, policy.first_checkpoint) == (every, int(needs_scores))
+    # By name only, so that an option may be added anywhere; and never changed.
+    with pytest.raises(TypeError, match="positional argument"):
+        rule(policy.keep, **options)
+    with pytest.raises(FrozenInstanceError):
+        policy.every = 2
+    with pytest.raises(ValueError, match="warmup must be at least 0, got -1"):
+        rule(**options, warmup=-1)
+    with pytest.raises(ValueError, match="labels must hold one class for each of 100 samples"):
+        rule(**options, labels=[0, 1]).check(N)
+    rule(**options, labels=[0] * N).check(N)
+    # The labels are data, and no part of what a rule is.
+    assert "labels=None" not in repr(policy)
+    if rule is not Static:
+        assert rule(**options, labels=[0, 1]) == policy
+
+
+def test_defaults_of_the_rules_by_rank() -> None:
+    assert Kakurenbo() == Kakurenbo(keep=0.7, confidence=0.7)
+    assert IES() == IES(keep=0.1, threshold=0.001, window=3)
+    assert SeTa() == SeTa(keep=0.5, window=0.7, cycle=5)
+    assert OrderDP() == OrderDP(keep=0.5, pool=0.75)
+    assert Prioritized() == Prioritized(exponent=0.6, offset=1e-6, beta=0.4, rescale=True)
+    assert Scoring() == (ScoreRule.LAST_LOSS, 0.8, 1.0)
+
+
+def test_full_selects_all() -> None:
+    assert Full().select(ScoreTable(5), 5, seed=0, epoch=3).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("policy", [Static(scores=SCORES, keep=0.001), EpsilonGreedy(keep=0.001)])
+def test_a_fraction_too_small_is_refused_before_the_training(policy: Policy) -> None:
+    with pytest.raises(
+        ValueError, match=r"keep must leave at least one of 100 samples, got 0\.001"
+    ):
+        policy.check(N)
 
 
 def test_policies_are_values() -> None:
