@@ -5,6 +5,7 @@
 #   make bench    the microbenchmarks, as JSON in bench/results/; "python -m dynloader bench" is the short way
 #   make lint     ruff, mypy, clang-format
 #   make sanitize the tests of the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+#   make mutants  mutation testing: which small changes of the package no test sees; ARGS="..." are the files to change
 #   make gpu      on a machine with a GPU: build for it, test, compare with the CPU and look for faults, with the torch that
 #                 is installed, in less than eight minutes; the results go to bench/results/gpu
 #   make gpu-speed  the benchmarks there, likewise; both go on where they stopped
@@ -22,7 +23,7 @@ OUT ?= bench/results
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml dynloader/version.py
 
-.PHONY: demo test bench lint sanitize gpu gpu-speed clean build FORCE
+.PHONY: demo test bench lint sanitize mutants gpu gpu-speed clean build FORCE
 
 build: $(VENV)/built
 
@@ -64,6 +65,13 @@ lint: build
 
 sanitize: build
 	tests/sanitize.sh $(BIN)/python
+
+MUTATED := $(foreach name,policies policy plan ranges weighting floors sampler batch_sampler share table exchange run,\
+  $(shell find dynloader -name $(name).py)) csrc/core csrc/algorithms
+
+mutants: build
+	DYNLOADER_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib build/mutants/lib
+	PYTHONPATH=. $(BIN)/python tests/mutation/run.py $(or $(ARGS),$(MUTATED))
 
 # No network, no .venv: the machine's own torch, which knows its GPU.
 gpu:

@@ -1,0 +1,376 @@
+"""Runs tests with one change after another.
+
+pytest imports the package and collects the tests once. Then it forks for each change, makes it in
+memory, and runs tests until one fails. What has effect while the package is imported is changed in
+a copy of the package that another process imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+CACHE = ROOT / "build" / "mutants"
+# Beyond it, a change that makes memory grow ends the process and not the machine.
+_MEMORY = 24 * 2**30
+
+
+class Case(NamedTuple):
+    """A test, how long it takes, and the functions it calls as "file:first line"."""
+
+    test: str
+    seconds: float
+    calls: frozenset[str]
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def package_with(replacements: dict[str, str | Path]) -> Iterator[Path]:
+    """A folder with a package of links to ours, but for some files.
+
+    Args:
+        replacements: paths relative to the root, and the text, or the file, to have there.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        folder = Path(name)
+        for path, folders, files in os.walk(ROOT / "dynloader"):
+            here = folder / Path(path).relative_to(ROOT)
+            here.mkdir()
+            for file in files:
+                (here / file).symlink_to(Path(path) / file)
+            # Compiled files are valid by the time and size of what they come from.
+            if "__pycache__" in folders:
+                folders.remove("__pycache__")
+                (here / "__pycache__").symlink_to(Path(path) / "__pycache__")
+        for path, new in replacements.items():
+            target = folder / path
+            target.unlink(missing_ok=True)
+            if isinstance(new, Path):
+                target.symlink_to(new)
+            else:
+                target.write_text(new)
+        yield folder
+
+
+def in_child(work: Callable[[], Any], limit: float, *, is_quiet: bool = True) -> Any:
+    """What ``work`` returns in a fork of this process.
+
+    Returns:
+        None if it takes longer than ``limit`` seconds; "" if it ends in any other way.
+    """
+    result = tempfile.NamedTemporaryFile(dir=CACHE, mode="w+")  # noqa: SIM115
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if is_quiet:
+                output = os.open(CACHE / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+            json.dump(work(), result)
+            result.flush()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    end = time.monotonic() + limit
+    ended = 0
+    while ended == 0 and time.monotonic() < end:
+        ended, _ = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.005)
+    # Its workers too, and what it started and left.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    if ended == 0:
+        os.waitpid(pid, 0)
+        return None
+    text = Path(result.name).read_text()
+    return json.loads(text) if text else ""
+
+
+def preload() -> None:
+    """Import what tests import, but for the package itself."""
+    import hypothesis  # noqa: F401
+    import numpy  # noqa: F401
+    import pytest  # noqa: F401
+    import torch.distributed
+    import torch.utils.data  # noqa: F401
+
+    assert "dynloader" not in sys.modules
+    CACHE.mkdir(parents=True, exist_ok=True)
+
+
+def _pytest(package: Path, files: Iterable[str], plugin: Any, *options: str) -> int:
+    import pytest
+
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(package)
+    sys.path[:0] = [str(package), str(TESTS)]
+    given = ["-p", "no:cacheprovider", f"--rootdir={ROOT}", *options, *files]
+    return pytest.main(given, plugins=[plugin])
+
+
+# --- tests that were collected --------------------------------------------------------------------
+
+
+class Collected:
+    """Tests that pytest has collected in this process, to be run in forks of it."""
+
+    def __init__(self, items: Sequence[Any], reports: _Reports) -> None:
+        self._items = {item.nodeid: item for item in items}
+        self._reports = reports
+
+    def cases(self, key: str, change: Callable[[], None]) -> list[Case]:
+        """The tests that pass where ``change`` is no change, and what each calls; fastest first.
+
+        Args:
+            key: tells what is tested; what is found is kept, until that or the tests change.
+            change: called before, in the process that runs them.
+        """
+        found: list[Case] = []
+        for file in dict.fromkeys(test.split("::")[0] for test in self._items):
+            cache = CACHE / f"{Path(file).stem}-{digest(ROOT / file, text=key)}.json"
+            if not cache.exists():
+                tests = [test for test in self._items if test.split("::")[0] == file]
+                passed = in_child(functools.partial(self._passed, tests, change), 1800)
+                if not passed:
+                    raise RuntimeError(f"no test of {file} passes: see {CACHE / 'output.txt'}")
+                cache.write_text(json.dumps(passed))
+            passed = json.loads(cache.read_text())
+            found += [Case(test, seconds, frozenset(calls)) for test, seconds, calls in passed]
+        return sorted(found, key=lambda case: case.seconds)
+
+    def _passed(
+        self, tests: Sequence[str], change: Callable[[], None]
+    ) -> list[tuple[str, float, list[str]]]:
+        change()
+        # What other processes import is not the package that is changed here.
+        subprocess.Popen.__init__ = _refused  # type: ignore[assignment]
+        found = []
+        for test in tests:
+            calls: set[str] = set()
+            with _noting(calls):
+                self._run(self._items[test])
+            if self._reports.outcomes.get(test) == "passed":
+                found.append((test, self._reports.seconds[test], sorted(calls)))
+        return found
+
+    def killer(self, change: Callable[[], None], tests: Sequence[str], limit: float) -> str:
+        """The first of ``tests`` that fails after ``change``; "" where none does."""
+
+        def work() -> str:
+            change()
+            for test in tests:
+                self._run(self._items[test])
+                if self._reports.failed:
+                    return self._reports.failed
+            return "none"
+
+        return _named(in_child(work, limit), limit) if tests else ""
+
+    def _run(self, item: Any) -> None:
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+
+
+def _named(found: Any, limit: float) -> str:
+    if found is None:
+        return f"(longer than {limit:.0f} s)"
+    return "" if found == "none" else str(found or "(the process ended)")
+
+
+class _Reports:
+    """Notes the outcome of every test."""
+
+    def __init__(self) -> None:
+        self.failed = ""
+        self.seconds: dict[str, float] = {}
+        self.outcomes: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        seconds = self.seconds.get(report.nodeid, 0.0)
+        self.seconds[report.nodeid] = seconds + report.duration
+        if report.when == "call" or report.outcome == "failed":
+            self.outcomes[report.nodeid] = report.outcome
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed = self.failed or report.nodeid or "(collection)"
+
+
+class _Loop(_Reports):
+    """Does something else with the tests than to run them."""
+
+    def __init__(self, work: Callable[[Collected], Any]) -> None:
+        super().__init__()
+        self._work = work
+        self.result: Any = None
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        self.result = self._work(Collected(session.items, self))
+        return True
+
+
+def with_collected(
+    files: Sequence[str],
+    replacements: dict[str, str | Path],
+    work: Callable[[Collected], Any],
+    *options: str,
+) -> Any:
+    """What ``work`` returns in a process that has collected the tests of ``files``."""
+
+    def collect(package: Path) -> Any:
+        loop = _Loop(work)
+        # A terminal reporter in the forks would write to this process's output.
+        code = _pytest(package, files, loop, "-p", "no:terminal", "-o", "addopts=", *options)
+        assert code == 0, f"pytest ends with {code}"
+        return loop.result
+
+    with package_with(replacements) as package:
+        found = in_child(lambda: collect(package), 24 * 3600, is_quiet=False)
+    if found is None or found == "":
+        raise RuntimeError(f"the tests of {', '.join(files)} cannot be collected")
+    return found
+
+
+def _refused(*args: object, **kwargs: object) -> None:
+    raise OSError("no other process here")
+
+
+@contextlib.contextmanager
+def _noting(calls: set[str]) -> Iterator[None]:
+    part = f"{os.sep}dynloader{os.sep}"
+
+    def trace(frame: FrameType, event: str, argument: Any) -> None:
+        name = frame.f_code.co_filename
+        if part in name:
+            calls.add(f"{name.rpartition(part)[2]}:{frame.f_code.co_firstlineno}")
+
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+
+
+def digest(*paths: Path, text: str = "") -> str:
+    """A short text that tells the contents of files, and ``text``, from others."""
+    found = hashlib.sha256(text.encode())
+    for path in sorted(paths):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def helpers() -> list[Path]:
+    """The package, and what all tests use."""
+    shared = [path for path in TESTS.glob("*.py") if not path.name.startswith("test_")]
+    return [*(ROOT / "dynloader").rglob("*.py"), *shared]
+
+
+# --- changes --------------------------------------------------------------------------------------
+
+
+def function_change(module: str, text: str, name: str, line: int) -> Callable[[], None] | None:
+    """Gives a live function the code that it has in a changed source of its module.
+
+    Args:
+        module: its dotted name.
+        text: the source.
+        name: of the function, which is not inside of another one.
+        line: its first, that of a decorator where there is one.
+
+    Returns:
+        What makes the change; None where that cannot be done in memory.
+    """
+    code = next(
+        (code for code in _codes(compile(text, "changed", "exec")) if _is(code, name, line)), None
+    )
+    functions = [x for x in _functions(sys.modules[module]) if _is(x.__code__, name, line)]
+    if code is None or len(functions) != 1:
+        return None
+    function = functions[0]
+    if code.co_freevars != function.__code__.co_freevars:
+        return None
+    # The defaults of arguments are evaluated when the module is imported.
+    code = code.replace(co_filename=function.__code__.co_filename)
+
+    def change() -> None:
+        function.__code__ = code
+
+    return change
+
+
+def _is(code: CodeType, name: str, line: int) -> bool:
+    return (code.co_name, code.co_firstlineno) == (name, line)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _functions(owner: ModuleType | type) -> Iterator[FunctionType]:
+    for value in list(vars(owner).values()):
+        if isinstance(value, type) and value.__module__ == (
+            owner.__name__ if isinstance(owner, ModuleType) else owner.__module__
+        ):
+            yield from _functions(value)
+        parts = (value.fget, value.fset) if isinstance(value, property) else (value,)
+        for part in parts:
+            function = getattr(part, "__func__", part)
+            if isinstance(function, FunctionType):
+                yield function
+
+
+def killer_of_copy(replacements: dict[str, str | Path], tests: Sequence[str], limit: float) -> str:
+    """The first of ``tests`` that fails with a package that has these files; "" where none does."""
+    places = {test: place for place, test in enumerate(tests)}
+
+    class Some(_Reports):
+        def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+            wanted = (item for item in items if item.nodeid in places)
+            items[:] = sorted(wanted, key=lambda item: places[item.nodeid])
+
+    def work(package: Path) -> str:
+        sys.dont_write_bytecode = True
+        plugin = Some()
+        files = dict.fromkeys(test.split("::")[0] for test in tests)
+        code = _pytest(package, files, plugin, "-x")
+        # Where the package itself cannot be imported, no test is reported.
+        return plugin.failed or (f"(pytest ends with {code:d})" if code else "none")
+
+    if not tests:
+        return ""
+    with package_with(replacements) as package:
+        return _named(in_child(lambda: work(package), limit), limit)

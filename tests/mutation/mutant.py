@@ -1,0 +1,34 @@
+"""A change of a source file that some test should notice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One small change.
+
+    Attributes:
+        function: qualified name of the function that was changed; "" outside of all.
+        line: where the change begins, from 1.
+        change: the lines before and after, as "before -> after".
+        text: the whole file, changed.
+    """
+
+    function: str
+    line: int
+    change: str
+    text: str
+
+
+def replaced(text: str, function: str, start: int, stop: int, new: str) -> Mutant:
+    """The mutant that has ``new`` in place of ``text[start:stop]``."""
+    begin = text.rfind("\n", 0, start) + 1
+    end = text.find("\n", stop)
+    end = len(text) if end < 0 else end
+    before = " ".join(text[begin:end].split())
+    after = " ".join((text[begin:start] + new + text[stop:end]).split())
+    # The same number of lines, so that tracebacks tell the right ones.
+    new += "\n" * (text.count("\n", start, stop) - new.count("\n"))
+    line = text.count("\n", 0, start) + 1
+    return Mutant(function, line, f"{before} -> {after}", text[:start] + new + text[stop:])

@@ -1,0 +1,331 @@
+"""Mutation testing: changes the package, one place at a time, and tells which changes no test sees.
+
+    python tests/mutation/run.py dynloader/policy.py dynloader/plan.py
+    python tests/mutation/run.py csrc/core csrc/algorithms --sample 200
+
+Of Python, the tests run are those that call the function changed, in the files that ``TESTS_OF``
+names for the module. Of C++, ``csrc/backends/cpu_scalar.cpp`` is compiled for each change, and
+loaded beside the rest, so build that before: ``DYNLOADER_CUDA=0 python setup.py build``.
+
+``equivalent.json`` lists changes that no test can see, or none without a GPU, each with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import ctypes
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mutation import judge, native, python
+from mutation.judge import CACHE, ROOT, Case
+from mutation.mutant import Mutant
+
+EQUIVALENT = Path(__file__).with_name("equivalent.json")
+_LOADER = ["test_samplers", "test_loader_semantics", "test_loader_update"]
+_RULES = ["test_policy_options", "test_policy_errors", "test_policies", "test_ranges"]
+# By the last part of a module's name, wherever it is in the package.
+TESTS_OF = {
+    "policies": [*_RULES, "test_floors"],
+    "policy": [*_RULES, "test_floors", "test_loader_semantics", "test_resume"],
+    "ranges": ["test_ranges", "test_policy_options", "test_policy_errors", "test_floors"],
+    "weighting": [*_RULES, "test_resume"],
+    "floors": ["test_floors", "test_ranges", "test_policy_errors"],
+    "plan": [*_LOADER, "test_policies", "test_resume", "test_distributed"],
+    "sampler": [*_LOADER, "test_resume", "test_policies", "test_distributed"],
+    "batch_sampler": [*_LOADER, "test_resume", "test_distributed"],
+    "share": ["test_distributed", "test_samplers"],
+    "table": ["test_table", "test_ops_errors", "test_resume", "test_distributed"],
+    "exchange": ["test_distributed"],
+    "run": [*_LOADER, "test_resume"],
+}
+# In the order in which they are run; those that found the last changes go first.
+TESTS_OF_NATIVE = [
+    "test_ops_table",
+    "test_ops_selection",
+    "test_ops_order",
+    "test_ops_gather",
+    "test_ops_batch",
+    "test_ops_bracket",
+    "test_random123",
+    "test_array_path",
+    "test_ops_paths",
+]
+_FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fopenmp", "-ffp-contract=off", "-w"]
+
+
+class Verdict(NamedTuple):
+    """What became of a mutant: "killed", "survived", "invalid", or why none can see it."""
+
+    outcome: str
+    file: str
+    mutant: Mutant
+    by: str
+
+
+def excused() -> dict[tuple[str, str, str], str]:
+    """Of the changes listed in ``equivalent.json``, the kind: "equivalent" or "needs a GPU"."""
+    listed = json.loads(EQUIVALENT.read_text())
+    return {(entry["file"], entry["function"], entry["change"]): entry["kind"] for entry in listed}
+
+
+def files_of(paths: Sequence[str]) -> list[str]:
+    """The source files of these paths, relative to the root."""
+    found = []
+    for name in paths:
+        path = (ROOT / name).resolve()
+        inside = sorted([*path.rglob("*.py"), *path.rglob("*.h")]) if path.is_dir() else [path]
+        found += [str(file.relative_to(ROOT)) for file in inside]
+    return found
+
+
+def mutants_of(file: str) -> list[Mutant]:
+    """All changes of one file."""
+    make = python.mutants if file.endswith(".py") else native.mutants
+    return make((ROOT / file).read_text())
+
+
+def tests_of(file: str) -> list[str]:
+    """The test files of a module."""
+    stem = Path(file).stem
+    if stem not in TESTS_OF:
+        raise SystemExit(f"TESTS_OF must name the tests of {stem}; or use --tests")
+    return [f"tests/{name}.py" for name in TESTS_OF[stem]]
+
+
+def judge_python(
+    file: str, mutants: Sequence[Mutant], names: Sequence[str], seconds: float
+) -> Iterator[Verdict]:
+    """Judge changes of one module.
+
+    Args:
+        file: of the module.
+        mutants: the changes.
+        names: the test files.
+        seconds: the tests of one change take at most so long.
+    """
+    key = judge.digest(*judge.helpers())
+    module = file.removesuffix(".py").replace("/", ".")
+
+    def work(collected: judge.Collected) -> list[tuple[int, list[str], float, str | None]]:
+        cases = collected.cases(key, _no_change)
+        every = [case.test for case in _that_call(file, None, cases, seconds)]
+        _check(collected.killer(_no_change, every, 1800))
+        found = []
+        for place, mutant in enumerate(mutants):
+            around = _function_around(file, mutant)
+            tests = _that_call(file, around, cases, seconds)
+            limit = 20 + 5 * sum(case.seconds for case in tests)
+            named = [case.test for case in tests]
+            change = around and judge.function_change(module, mutant.text, *around)
+            by = collected.killer(change, named, limit) if change else None
+            _show(file, mutant, by)
+            found.append((place, named, limit, by))
+        return found
+
+    for place, tests, limit, by in judge.with_collected(names, {}, work):
+        mutant = mutants[place]
+        if by is None:
+            by = judge.killer_of_copy({file: mutant.text}, tests, 20 + limit)
+            _show(file, mutant, by)
+        yield Verdict("killed" if by else "survived", file, mutant, by)
+
+
+def _no_change() -> None:
+    pass
+
+
+def _check(by: str) -> None:
+    if by:
+        raise SystemExit(f"without a change all tests must pass, but {by} does not")
+
+
+def _show(file: str, mutant: Mutant, by: str | None) -> None:
+    if by == "":
+        print(f"{file}:{mutant.line} {mutant.function}: {mutant.change}", flush=True)
+
+
+def _that_call(
+    file: str, around: tuple[str, int] | None, cases: Sequence[Case], seconds: float
+) -> list[Case]:
+    place = f"{Path(file).relative_to('dynloader')}:{around[1] if around else 0}"
+    found = cases if around is None else [case for case in cases if place in case.calls]
+    total, chosen = 0.0, []
+    for case in found:
+        total += case.seconds
+        if total > seconds:
+            break
+        chosen.append(case)
+    return chosen
+
+
+def _function_around(file: str, mutant: Mutant) -> tuple[str, int] | None:
+    """The outermost function whose body is changed: its name and first line. None: no function."""
+    nodes: list[ast.AST] = [ast.parse((ROOT / file).read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            if node.body[0].lineno <= mutant.line <= node.end_lineno:
+                lines = [node.lineno, *(decorator.lineno for decorator in node.decorator_list)]
+                return node.name, min(lines)
+        else:
+            nodes += ast.iter_child_nodes(node)
+    return None
+
+
+def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Iterator[Verdict]:
+    """Judge changes of headers. Tests that found the last ones are run first."""
+    library = f"dynloader/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    rest, unchanged, changed = (CACHE / f"{name}.so" for name in ("rest", "unchanged", "changed"))
+    _link_without_scalar(rest)
+    _check("" if _build_scalar(ROOT / "csrc", unchanged) else "the compiler")
+    # The functions of the scalar path are looked up when they are called first.
+    sys.setdlopenflags(os.RTLD_LAZY)
+    names = [f"tests/{name}.py" for name in TESTS_OF_NATIVE]
+    sources = [path for path in ROOT.glob("csrc/**/*") if path.is_file()]
+    key = judge.digest(*judge.helpers(), *sources, text="native")
+
+    def load(path: Path) -> None:
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+    def work(collected: judge.Collected) -> list[str]:
+        cases = collected.cases(key, lambda: load(unchanged))
+        order, total = [], 0.0
+        for case in cases:
+            total += case.seconds
+            if total <= seconds:
+                order.append(case.test)
+        _check(collected.killer(lambda: load(unchanged), order, 1800))
+        found = []
+        for file, mutant in mutants:
+            folder = CACHE / "csrc"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(ROOT / "csrc", folder)
+            (CACHE / file).write_text(mutant.text)
+            if not _build_scalar(folder, changed):
+                found.append("(the compiler)")
+                continue
+            by = collected.killer(lambda: load(changed), order, 20 + 5 * seconds)
+            if by in order:
+                order.remove(by)
+                order.insert(0, by)
+            _show(file, mutant, by)
+            found.append(by)
+        return found
+
+    # One number of threads is enough.
+    options = ("-k", "not cpu-2 and not cpu-7")
+    verdicts = judge.with_collected(names, {library: rest}, work, *options)
+    for (file, mutant), by in zip(mutants, verdicts, strict=True):
+        outcome = "invalid" if by == "(the compiler)" else "killed" if by else "survived"
+        yield Verdict(outcome, file, mutant, by)
+
+
+def _build_scalar(source: Path, target: Path) -> bool:
+    """Compile the scalar path alone from ``source``."""
+    file = source / "backends" / "cpu_scalar.cpp"
+    command = [os.environ.get("CXX", "g++"), *_FLAGS, "-shared", file, "-o", target]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _link_without_scalar(target: Path) -> None:
+    """Link what was built before into a module that lacks the scalar path."""
+    import torch
+
+    built = ROOT.glob(f"build/objects-{sys.implementation.cache_tag}-*-cpu/csrc/*/*.o")
+    objects = [path for path in built if path.stem != "cpu_scalar"]
+    if not objects:
+        raise SystemExit("no objects to link with: run DYNLOADER_CUDA=0 python setup.py build")
+    folder = Path(torch.__file__).parent / "lib"
+    link = [os.environ.get("CXX", "g++"), "-shared", "-fopenmp", "-Wl,-z,lazy", *objects]
+    link += ["-o", target, f"-L{folder}", f"-Wl,-rpath,{folder}"]
+    subprocess.run([*link, "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"], check=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge what the command line names; 1 if a change survived that is not excused."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", help="source files or folders, relative to the root")
+    parser.add_argument("--sample", type=int, help="judge so many changes, drawn from all")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--seconds", type=float, default=20.0, help="tests of one change take")
+    parser.add_argument("--function", help="only changes of functions that are so called")
+    parser.add_argument("--tests", nargs="+", help="test files to run, of Python, in place of all")
+    parser.add_argument("--again", action="store_true", help="only those that survived last time")
+    given = parser.parse_args(arguments)
+    os.environ["DYNLOADER_CPU"] = "scalar"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    judge.preload()
+    drawn = [(file, mutant) for file in files_of(given.paths) for mutant in mutants_of(file)]
+    if given.function is not None:
+        drawn = [(file, m) for file, m in drawn if given.function in m.function.split(".")]
+    if given.sample is not None and given.sample < len(drawn):
+        places = sorted(random.Random(given.seed).sample(range(len(drawn)), given.sample))
+        drawn = [drawn[place] for place in places]
+    last = CACHE / "survived.json"
+    if given.again:
+        before = {tuple(key) for key in json.loads(last.read_text())}
+        drawn = [(file, m) for file, m in drawn if (file, m.function, m.change) in before]
+    kinds = excused()
+    counts: dict[str, Counter[str]] = {file: Counter() for file, _ in drawn}
+    judged = []
+    for file, mutant in drawn:
+        kind = kinds.get((file, mutant.function, mutant.change))
+        if kind is None:
+            judged.append((file, mutant))
+        else:
+            counts[file][kind] += 1
+    survived: list[tuple[str, str, str]] = []
+    begin = time.monotonic()
+    for verdict in _verdicts(judged, given.tests, given.seconds):
+        counts[verdict.file][verdict.outcome] += 1
+        if verdict.outcome == "survived":
+            survived.append((verdict.file, verdict.mutant.function, verdict.mutant.change))
+    for file, count in counts.items():
+        print(f"{file}: {_told(count)}")
+    total: Counter[str] = sum(counts.values(), Counter())
+    print(f"all: {_told(total)}, {time.monotonic() - begin:.0f} s")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if given.tests is None:
+        last.write_text(json.dumps(survived))
+    return 1 if survived else 0
+
+
+def _verdicts(
+    drawn: Sequence[tuple[str, Mutant]], tests: Sequence[str] | None, seconds: float
+) -> Iterator[Verdict]:
+    for file in dict.fromkeys(file for file, _ in drawn if file.endswith(".py")):
+        here = [mutant for of, mutant in drawn if of == file]
+        yield from judge_python(file, here, tests or tests_of(file), seconds)
+    if headers := [(file, mutant) for file, mutant in drawn if file.endswith(".h")]:
+        yield from judge_native(headers, seconds)
+
+
+def _told(count: Counter[str]) -> str:
+    judged = count["killed"] + count["survived"]
+    share = 100 * count["killed"] / judged if judged else 100.0
+    names = ("killed", "survived", "equivalent", "needs a GPU", "invalid")
+    made = sum(count[name] for name in names)
+    parts = [f"{count[name]} {name}" for name in names if count[name]]
+    return f"{made} changes: {', '.join(parts)} ({share:.0f} % killed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Mutation testing finds what a test does not see, and no more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from mutation import native, python, run
+
+SOURCE = '''\
+"""A module."""
+
+def clamp(x: int, most: int = 3) -> int:
+    """At most so much: 1 or 2."""
+    if x > most and not x == 7:
+        raise ValueError(f"x must be at most {most + 1}")
+    x = x * 2
+    return -x
+'''
+
+HEADER = """\
+struct Counter {
+  int64_t count;
+  // 1 + 2
+  DYNLOADER_FN bool add(int64_t n) {
+    count += n;
+    if (n < 0x10u && !done) return false;
+    return count << 2 == 1.5;
+  }
+};
+"""
+
+
+def changes(mutants: list[python.Mutant]) -> list[str]:
+    return [mutant.change for mutant in mutants]
+
+
+def test_mutants_of_python() -> None:
+    found = python.mutants(SOURCE)
+    if_line, raise_line = (
+        "if x > most and not x == 7:",
+        'raise ValueError(f"x must be at most {most + 1}")',
+    )
+    assert set(changes(found)) == {
+        "def clamp(x: int, most: int = 3) -> int: -> def clamp(x: int, most: int = 4) -> int:",
+        "def clamp(x: int, most: int = 3) -> int: -> def clamp(x: int, most: int = 2) -> int:",
+        f"{if_line} -> if not (x > most and not x == 7):",
+        f"{if_line} -> if x >= most and not x == 7:",
+        f"{if_line} -> if x > most or not x == 7:",
+        f"{if_line} -> if x > most and (x == 7):",
+        f"{if_line} -> if x > most and not x != 7:",
+        f"{if_line} -> if x > most and not x == 8:",
+        f"{if_line} -> if x > most and not x == 6:",
+        f"{raise_line} -> pass",
+        "x = x * 2 -> pass",
+        "x = x * 2 -> x = x / 2",
+        "x = x * 2 -> x = x * 3",
+        "x = x * 2 -> x = x * 1",
+        "return -x -> return None",
+        "return -x -> return (x)",
+    }
+    assert {mutant.function for mutant in found} == {"clamp"}
+    for mutant in found:
+        compile(mutant.text, "mutant", "exec")
+        old, new = SOURCE.splitlines(), mutant.text.splitlines()
+        assert [i for i in range(len(old)) if old[i] != new[i]] == [mutant.line - 1]
+
+
+def test_mutants_of_a_header() -> None:
+    found = native.mutants(HEADER)
+    assert set(changes(found)) == {
+        "count += n; -> count -= n;",
+        "count += n; -> ;",
+        "if (n < 0x10u && !done) return false; -> if (n <= 0x10u && !done) return false;",
+        "if (n < 0x10u && !done) return false; -> if (n < 0x11u && !done) return false;",
+        "if (n < 0x10u && !done) return false; -> if (n < 0xfu && !done) return false;",
+        "if (n < 0x10u && !done) return false; -> if (n < 0x10u || !done) return false;",
+        "if (n < 0x10u && !done) return false; -> if (n < 0x10u && done) return false;",
+        "if (n < 0x10u && !done) return false; -> if (n < 0x10u && !done) return true;",
+        "if (n < 0x10u && !done) return false; -> if (!(n < 0x10u && !done)) return false;",
+        "return count << 2 == 1.5; -> return count >> 2 == 1.5;",
+        "return count << 2 == 1.5; -> return count << 3 == 1.5;",
+        "return count << 2 == 1.5; -> return count << 1 == 1.5;",
+        "return count << 2 == 1.5; -> return count << 2 != 1.5;",
+        "return count << 2 == 1.5; -> return count << 2 == 2.5;",
+        "return count << 2 == 1.5; -> return count << 2 == 0.5;",
+    }
+    assert {mutant.function for mutant in found} == {"Counter.add"}
+
+
+def test_every_excuse_is_for_a_change_that_is_made() -> None:
+    """Where the source has changed, whether no test can see the change is to be judged anew."""
+    listed = json.loads(run.EQUIVALENT.read_text())
+    made = {
+        (file, mutant.function, mutant.change)
+        for file in {entry["file"] for entry in listed}
+        for mutant in run.mutants_of(file)
+    }
+    for entry in listed:
+        assert (entry["file"], entry["function"], entry["change"]) in made, entry
+        assert entry["kind"] in ("equivalent", "needs a GPU")
+        assert len(entry["reason"]) > 10
+
+
+def test_it_tells_a_change_that_a_test_sees_from_one_that_none_does() -> None:
+    """The planted test calls ``share_of`` with numbers that agree, and looks at one result."""
+    planted = ["--function", "share_of", "--tests", "tests/mutation/planted.py"]
+    found = subprocess.run(
+        [sys.executable, run.__file__, "dynloader/share.py", *planted],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert found.returncode == 1, found.stderr
+    *survived, of_file, _ = found.stdout.splitlines()
+    assert of_file == "dynloader/share.py: 8 changes: 6 killed, 2 survived (75 % killed)"
+    assert all(line.startswith("dynloader/share.py:") for line in survived)
+    names = {line.split(" share_of: ")[1] for line in survived}
+    assert any(change.startswith("raise ValueError(") for change in names)
+    refused = "if len(sizes) != num_replicas or sizes[rank] != batch_size:"
+    assert f"{refused} -> {refused.replace('or', 'and')}" in names
