@@ -12,18 +12,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from ledger import Numbers
 from processes import resumable
 
 import dynloader
 from dynloader import DataLoader, Full, RandomDynamic, ScoreTable, exchange
 from dynloader.plan import Plan
-from dynloader.share import Share, share_of
+from dynloader.share import Share, is_sharded_elsewhere, replicas, share_of
 
 TESTS = Path(__file__).resolve().parent
 PATHS = os.pathsep.join([str(Path(dynloader.__file__).parent.parent), str(TESTS)])
@@ -249,17 +251,20 @@ def test_what_all_loaded_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_many_rows_are_exchanged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With forgetting and a history, which only some processes have anything of."""
+    """With forgetting and a history, which only some processes have anything of.
+
+    Nobody has anything of sample 0, whose index stands where a process has fewer rows than others.
+    """
     monkeypatch.setattr(exchange, "_ROWS", 3)
     tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
     alone = ScoreTable(20, "cpu", history=2)
-    for rank, samples in enumerate((range(0, 10), range(8, 12), range(0))):
+    for rank, samples in enumerate((range(1, 11), range(9, 14), range(0))):
         index = torch.tensor(list(samples), dtype=torch.int64)
         for scale in (1.0, 2.0):
             losses = scale * (index + 1) if rank == 0 else scale * (index + 50)
             correct = (index + int(scale)) % 2 == 0 if rank == 0 else None
             tables[rank].update(index, losses.float(), correct=correct)
-            first = index if rank == 0 else index[index >= 10]
+            first = index if rank == 0 else index[index >= 11]
             alone.update(
                 first,
                 losses.float()[-len(first) :],
@@ -302,6 +307,64 @@ def test_tables_that_differ_are_not_exchanged(
     )
     assert tables[0].num_updates == 0
     assert tables[0].scores[0] == math.inf
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """torch.distributed with this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_without_another_process_nothing_is_exchanged(group_of_one: None) -> None:
+    assert exchange.is_alone() is True
+    assert exchange.is_alone(dist.new_group([0])) is True
+    assert replicas() == (1, 0)
+    table = ScoreTable(3)
+    table.update([1], torch.tensor([2.0]))
+    assert not table.has_news
+    table.synchronize()
+    assert table.num_updates == 1
+    dist.destroy_process_group()
+    assert exchange.is_alone() is True
+    assert replicas() == (1, 0)
+    table.synchronize()
+    assert not table.has_news
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_collectives_in_one_process(
+    is_native: bool, group_of_one: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exchange._is_native(None)
+    assert not exchange._is_native("a group written in Python")
+    monkeypatch.setattr(exchange, "_is_native", lambda group: is_native)
+    for group in (None, dist.new_group([0])):
+        strided = torch.arange(12, dtype=torch.int32).view(3, 4).T
+        gathered = exchange.all_gather(strided, group)
+        assert gathered.shape == (1, 4, 3)
+        assert torch.equal(gathered[0], strided)
+        for reduction in ("sum", "max"):
+            reduced = exchange.all_reduce(strided, reduction, group)
+            assert torch.equal(reduced, strided)
+            assert reduced.data_ptr() != strided.data_ptr()
+        assert exchange.all_texts("at epoch \u03b5", group) == ["at epoch \u03b5"]
+        assert exchange.all_texts("", group) == [""]
+
+
+@pytest.mark.parametrize(("num_processes", "expected"), [(1, False), (2, True), (None, False)])
+def test_whether_accelerate_shares_out(
+    num_processes: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {} if num_processes is None else {"num_processes": num_processes}
+    for state, wanted in ((shared, expected), (shared | {"device": "cpu"}, expected), ({}, False)):
+        module = SimpleNamespace(PartialState=SimpleNamespace(_shared_state=state))
+        monkeypatch.setitem(sys.modules, "accelerate.state", module)
+        assert is_sharded_elsewhere() is wanted
+    monkeypatch.delitem(sys.modules, "accelerate.state")
+    assert is_sharded_elsewhere() is False
 
 
 def plan_of(n: int) -> Plan:

@@ -186,6 +186,31 @@ def test_an_epoch_is_over_with_its_last_batch(drop_last: bool) -> None:
         assert pruning.plan.epoch == run.plan.epoch + 1
 
 
+def test_losses_end_an_epoch_only_if_samples_of_it_were_handed_out() -> None:
+    pruning = PruningSampler(N, Full())
+    for num_handed_out in (0, 1, 0):
+        iterator = iter(pruning)
+        for _ in range(num_handed_out):
+            next(iterator)
+        epoch = pruning.run.plan.epoch
+        pruning.table.update([0], torch.tensor([1.0]))
+        del iterator
+        assert pruning.epoch == epoch + (num_handed_out > 0)
+
+
+def test_an_exhausted_epoch_of_several_processes_goes_through_a_state() -> None:
+    """It is over, but the next one is settled only once all processes ask for it."""
+    first = PruningSampler(N, Full(), num_replicas=2, rank=0)
+    assert len(list(first)) == N // 2
+    state = first.snapshot()
+    assert (state["epoch"], state["is_exhausted"]) == (0, True)
+    second = PruningSampler(N, Full(), num_replicas=2, rank=0)
+    second.restore(state)
+    assert second.run.is_exhausted
+    assert second.snapshot() == state
+    assert second.epoch == 1
+
+
 def test_stock_peek_leaves_the_epoch() -> None:
     loader, sampler = stock_batches()
     first = next(iter(loader))

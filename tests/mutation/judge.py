@@ -159,8 +159,8 @@ class Collected:
             if not cache.exists():
                 tests = [test for test in self._items if test.split("::")[0] == file]
                 passed = in_child(functools.partial(self._passed, tests, change), 1800)
-                if not passed:
-                    raise RuntimeError(f"no test of {file} passes: see {CACHE / 'output.txt'}")
+                if passed is None or passed == "":
+                    raise RuntimeError(f"{file} cannot be run: see {CACHE / 'output.txt'}")
                 cache.write_text(json.dumps(passed))
             passed = json.loads(cache.read_text())
             found += [Case(test, seconds, frozenset(calls)) for test, seconds, calls in passed]
