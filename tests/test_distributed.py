@@ -386,6 +386,24 @@ def test_shares_of_a_step() -> None:
         assert [sample for part in found for sample in part] == list(range(width))
 
 
+def test_a_last_step_is_padded_from_the_beginning() -> None:
+    plan = plan_of(100)
+    last = torch.arange(50, 57).view(1, -1)
+    parts = [Share((2, 6, 4), rank, "pad").of(last, plan.batch) for rank in range(3)]
+    assert torch.cat(parts, dim=1).tolist() == [[50, 51, 52, 53, 54, 55, 56, 0, 1, 2, 3, 4]]
+    assert [part.shape for part in parts] == [(1, 2), (1, 6), (1, 4)]
+    # Alone, a process has nobody to keep step with.
+    for last_batch in ("pad", "split"):
+        assert Share((12,), 0, last_batch).of(last, plan.batch) is last
+
+
+def test_a_process_without_a_sample_takes_one_from_the_beginning() -> None:
+    plan = plan_of(100)
+    last = torch.tensor([[98, 99]])
+    found = [Share((4, 4, 4), rank).of(last, plan.batch).tolist() for rank in range(3)]
+    assert found == [[[0]], [[98]], [[99]]]
+
+
 def test_positions_past_the_end_begin_again() -> None:
     assert plan_of(3).batch(2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
     shuffled = Plan(epoch=0, seed=0, num_samples=5, shuffle=True, kept=None)
