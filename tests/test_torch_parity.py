@@ -188,7 +188,9 @@ def initialized_can_be_lifted(loader: Loader) -> Any:
 
 def ranges(loader: Loader) -> Any:
     made = loader(Squares(), 5)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    # acc_events: without it some versions warn, the first time only.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         list(made)
     events = [event for event in profile.key_averages() if "DataLoader" in event.key]
     return [(event.key, event.count) for event in events]
