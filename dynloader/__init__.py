@@ -1,6 +1,6 @@
 """A data loader that trains on the samples that matter now."""
 
-from dynloader import ops, scores, transforms
+from dynloader import ops, schedules, scores, transforms
 from dynloader._C import build_info
 from dynloader.array_dataset import ArrayDataset
 from dynloader.batch_sampler import PruningBatchSampler
@@ -19,6 +19,7 @@ from dynloader.ranges import IES, Kakurenbo, OrderDP, SeTa
 from dynloader.replay import Replay
 from dynloader.run_log import RunLog
 from dynloader.sampler import PruningSampler
+from dynloader.schedules import ProgressLR
 from dynloader.table import ScoreTable
 from dynloader.version import __version__
 from dynloader.weighting import InfoBatch, Prioritized, Weighted
@@ -37,6 +38,7 @@ __all__ = [
     "OrderDP",
     "Policy",
     "Prioritized",
+    "ProgressLR",
     "PruningBatchSampler",
     "PruningSampler",
     "RandomDynamic",
@@ -53,6 +55,7 @@ __all__ = [
     "build_info",
     "ops",
     "prefetch_to_device",
+    "schedules",
     "scores",
     "select_batch",
     "transforms",

@@ -69,7 +69,8 @@ _OURS = (
     "batch_sizes",
     "last_batch",
     "steps_per_epoch",
-    "progress",
+    "progress_bar",
+    "epochs",
 )
 _STATE_KEYS = {"epoch", "update_seconds", "table"}
 _EPOCH_KEYS = _STATE_KEYS | {
@@ -127,8 +128,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         last_batch: as :class:`PruningBatchSampler` has it.
         steps_per_epoch: every epoch has so many batches, whatever the policy keeps: for frameworks
             that ask for the length once. A longer epoch ends there, a shorter one begins again.
-        progress: show a bar of tqdm for each epoch, in the first process. It needs a policy, and
-            tqdm.
+        progress_bar: show a bar of tqdm for each epoch, in the first process. It needs a policy,
+            and tqdm.
+        epochs: length of the training, for :attr:`progress`; by default that of the policy.
 
     Raises:
         TypeError, ValueError: as torch's, and where a policy cannot be followed.
@@ -162,14 +164,23 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         batch_sizes: Sequence[int] | None = None,
         last_batch: LastBatch = "split",
         steps_per_epoch: int | None = None,
-        progress: bool = False,
+        progress_bar: bool = False,
+        epochs: int | None = None,
         **kwargs: Any,
     ) -> None:
         check_flag("return_index", return_index)
         check_flag("array_path", array_path)
-        check_flag("progress", progress)
-        if progress and policy is None:
-            raise ValueError("progress needs a policy: policy=dynloader.Full() keeps all")
+        check_flag("progress_bar", progress_bar)
+        if progress_bar and policy is None:
+            raise ValueError("progress_bar needs a policy: policy=dynloader.Full() keeps all")
+        if epochs is not None:
+            check_integer("epochs", epochs, 1)
+        if isinstance(policy, Policy) and policy.epochs is not None:
+            if epochs not in (None, policy.epochs):
+                raise ValueError(
+                    f"epochs must be those of the policy, {policy.epochs}, got {epochs}"
+                )
+            epochs = policy.epochs
         if batch_transform is not None and not callable(batch_transform):
             raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
         if device is not None:
@@ -236,7 +247,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
         self.steps_per_epoch = steps_per_epoch
-        self.progress = progress
+        self.progress_bar = progress_bar
+        self.epochs = None if epochs is None else int(epochs)
         self._find_path()
         self._epoch = 0
         self._update_seconds = 0.0
@@ -301,7 +313,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             for log in self._logs:
                 log.begin(self._pruning.run)
             self._warn_of_fixed_length()
-            if self.progress and self._pruning.rank == 0:
+            if self.progress_bar and self._pruning.rank == 0:
                 self._pairing.show(self._bar(self._pruning.run.plan))
             if self._columns is not None:
                 return self._pass_over_arrays(self._pruning, self._columns)
@@ -550,25 +562,61 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             if callable(pass_on := getattr(sampler, "set_epoch", None)):
                 pass_on(epoch)
 
-    def total_steps(self, epochs: int) -> int:
-        """The number of batches of the first ``epochs`` epochs, for a learning-rate schedule.
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1]: exact after every batch.
 
-        An upper bound for a policy that keeps as many samples as the losses make it: ``InfoBatch``,
-        ``Kakurenbo``, ``IES``.
+        All epochs count alike, however many samples they keep, and so do the batches of one. It is
+        1 once the last batch of the last epoch was delivered. The processes agree without talking,
+        and a resumed run goes on where it was. For :class:`dynloader.ProgressLR`, or any schedule.
+
+        Raises:
+            RuntimeError: the loader has no policy, or the number of epochs is not known.
+        """
+        if self._pruning is None:
+            raise RuntimeError(
+                "progress needs a DataLoader with policy= (dynloader.Full() keeps all), got None"
+            )
+        if self.epochs is None:
+            raise RuntimeError(
+                "progress needs the number of epochs, got None: give epochs= to the DataLoader or "
+                "to its policy"
+            )
+        run, step = self._pruning.run, self.samples_per_step
+        done = 1.0
+        if not run.is_exhausted:
+            done = -(-self._pruning.position // step) / -(-self._stop() // step)
+        return min(1.0, (run.plan.epoch + done) / self.epochs)
+
+    def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
+        """The number of optimizer steps of the first ``epochs`` epochs, one for each batch.
+
+        An upper bound where the losses say how many samples are kept (``InfoBatch`` without
+        ``keep``, ``Kakurenbo``, ``IES``), or where a policy of one's own returns fewer than it is
+        asked for; :class:`dynloader.ProgressLR` needs no such number.
+
+        Args:
+            epochs: at least 0.
+            accumulate: batches whose gradients are accumulated for a step; the last step of an
+                epoch may have fewer.
         """
         check_integer("epochs", epochs, 0)
+        check_integer("accumulate", accumulate, 1)
         if self._pruning is None:
-            return epochs * len(self)
-        policy, n = self._pruning.policy, self._pruning.num_samples
-        num_kept = (policy.num_kept_at_most(n, epoch) for epoch in range(epochs))
+            return epochs * -(-len(self) // accumulate)
+        return sum(-(-self._batches_at_most(epoch) // accumulate) for epoch in range(epochs))
+
+    def _batches_at_most(self, epoch: int) -> int:
+        """The number of batches of ``epoch``, or the most that it may have."""
+        if self._pruning is None:
+            return len(self)
+        num_kept = self._pruning.policy.num_kept_at_most(self._pruning.num_samples, epoch)
         if self.batch_size is None:
-            num_replicas = self._pruning.num_replicas
-            return sum((kept + num_replicas - 1) // num_replicas for kept in num_kept)
+            return -(-num_kept // self._pruning.num_replicas)
         batches = cast(PruningBatchSampler, self.batch_sampler)
         if batches.steps_per_epoch is not None:
-            return epochs * batches.steps_per_epoch
-        share = batches.share
-        return sum(batches.num_batches(kept, share) for kept in num_kept)
+            return batches.steps_per_epoch
+        return batches.num_batches(num_kept)
 
     def stats(self) -> dict[str, float]:
         """Figures for a logger, of the current epoch and the table; see :meth:`ScoreTable.stats`.

@@ -352,6 +352,12 @@ class PruningSampler(DistributedSampler[int]):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"when_over": []}
 
+    @property
+    def position(self) -> int:
+        """Position after the last batch of :attr:`run`; a look at the first does not count."""
+        run = self.run
+        return run.position if self._is_over(run) or run.is_in_use else run.start
+
     def identity(self) -> dict[str, Any]:
         """What must be equal for two samplers to feed alike, given the same scores."""
         return {
@@ -366,11 +372,10 @@ class PruningSampler(DistributedSampler[int]):
         if self.run.is_exhausted and self.num_replicas == 1:
             self.finish(self.run)
         run, held = self.run, self._kept
-        is_begun = self._is_over(run) or run.is_in_use
         indices, weights = (None, None) if held is None else held.selection()
         return {
             "epoch": run.plan.epoch,
-            "position": run.position if is_begun else run.start,
+            "position": self.position,
             "is_exhausted": run.is_exhausted,
             "checkpoint": None if held is None else held.checkpoint,
             "indices": indices,

@@ -63,6 +63,18 @@ def test_the_policy_with_weights_weighs_the_losses() -> None:
     assert float(loader.update(losses[index], index)) == pytest.approx((9 + 36) / 4.5 / 2)
 
 
+def test_the_learning_rate_ends_with_the_training() -> None:
+    train_set = TensorDataset(torch.randn(300, 4), torch.randint(3, (300,)))
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    names = {"F": F, "train_set": train_set, "model": model, "optimizer": optimizer}
+    (code,) = (code for code in PYTHON if "ProgressLR" in code)
+    assert code.count("30") == 2
+    exec("import dynloader\n" + code.replace("30", "3"), names)
+    assert names["loader"].progress == 1
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
 @pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
 def test_a_table_is_that_of_its_file(page: str) -> None:
     paths = re.findall(r"<!-- (bench/results/\S+) -->", page)

@@ -370,7 +370,7 @@ def test_what_is_worth_a_look() -> None:
 def test_progress(arrays: bool, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     data: Any = TensorDataset(torch.arange(60)) if arrays else Numbers(60)
-    loader = DataLoader(data, 8, policy=UCB(keep=0.5, every=1), progress=True)
+    loader = DataLoader(data, 8, policy=UCB(keep=0.5, every=1), progress_bar=True)
     for epoch in range(3):
         for batch in loader:
             loader.update(loss_of(batch[0] if arrays else batch))
@@ -382,8 +382,8 @@ def test_progress(arrays: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert "epoch 1, 50% of the samples:  50%" in shown
     assert "epoch 2, 50% of the samples: 100%" in shown
     assert "4/4" in shown
-    with pytest.raises(ValueError, match="progress needs a policy"):
-        DataLoader(data, 8, progress=True)
+    with pytest.raises(ValueError, match="progress_bar needs a policy"):
+        DataLoader(data, 8, progress_bar=True)
 
 
 # --- the page ------------------------------------------------------------------------------------
