@@ -604,9 +604,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         check_integer("accumulate", accumulate, 1)
         if self._pruning is None:
             return epochs * -(-len(self) // accumulate)
-        return sum(-(-self._batches_at_most(epoch) // accumulate) for epoch in range(epochs))
+        return sum(-(-self.batches_at_most(epoch) // accumulate) for epoch in range(epochs))
 
-    def _batches_at_most(self, epoch: int) -> int:
+    @property
+    def has_open_length(self) -> bool:
+        """Whether the losses say how many samples, and so batches, an epoch has."""
+        if self._pruning is None or self.steps_per_epoch is not None:
+            return False
+        return self._pruning.policy.keeps_more or self._pruning.policy.keep is None
+
+    def batches_at_most(self, epoch: int) -> int:
         """The number of batches of ``epoch``, or the most that it may have."""
         if self._pruning is None:
             return len(self)

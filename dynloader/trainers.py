@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any, NamedTuple
 
 _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 _IGNITE = "ignite.engine.engine"
+
+
+_LENGTHS = ("total_steps", "total_iters", "T_max")
 
 
 class FixedLength(NamedTuple):
@@ -64,3 +70,45 @@ def _lightnings(loop: Any, length: int) -> FixedLength | None:
         "validation is left out after a shorter epoch, and the rest of a longer one; give the "
         "Trainer dynloader.integrations.lightning.FollowEpochs(), or the loader steps_per_epoch=",
     )
+
+
+def lengths_of(scheduler: Any) -> set[int]:
+    """The numbers of steps that a learning-rate scheduler may have been made for.
+
+    Of torch's, what they keep; of functions, as transformers makes them, the numbers they hold.
+    """
+    found = [getattr(scheduler, name, None) for name in _LENGTHS]
+    parts = getattr(scheduler, "_schedulers", ())
+    for part in parts:
+        found += lengths_of(part)
+    if parts and (milestones := getattr(scheduler, "_milestones", ())):
+        found += [milestones[-1] + length for length in lengths_of(parts[-1])]
+    for function in getattr(scheduler, "lr_lambdas", ()):
+        if isinstance(function, functools.partial):
+            found += [*function.args, *function.keywords.values()]
+        found += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return {value for value in found if type(value) is int}
+
+
+def warn_of_estimate(
+    schedulers: Iterable[Any], estimates: set[int], source: str, steps: int, *, is_bound: bool
+) -> None:
+    """Warn, once, where a scheduler was made for an estimate of the number of steps.
+
+    Args:
+        schedulers: of learning rates.
+        estimates: numbers of steps that are wrong.
+        source: where they come from.
+        steps: how many there will be.
+        is_bound: or fewer.
+    """
+    for scheduler in schedulers:
+        for length in lengths_of(scheduler) & estimates:
+            makes = f"at most {steps}" if is_bound else f"{steps}"
+            other = "" if is_bound else ", or loader.total_steps(epochs, accumulate=...)"
+            warnings.warn(
+                f"the learning-rate schedule has {length} steps, {source}, and the training makes "
+                f"{makes}: use dynloader.ProgressLR{other}",
+                stacklevel=2,
+            )
+            return

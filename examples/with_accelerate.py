@@ -21,11 +21,12 @@ def main() -> None:
     accelerator = Accelerator(gradient_accumulation_steps=2)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model, optimizer = accelerator.prepare(model, optimizer)
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5)
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5), epochs=4
     )
     batches = prepare(accelerator, loader)  # in place of accelerator.prepare
+    schedule = dynloader.ProgressLR(optimizer, loader, dynloader.schedules.cosine(warmup=0.05))
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     for epoch in range(4):
         samples, total = 0, torch.zeros((), device=accelerator.device)
         for pictures, labels in batches:
@@ -33,6 +34,7 @@ def main() -> None:
                 losses = F.cross_entropy(model(pictures), labels, reduction="none")
                 accelerator.backward(loader.update(losses))
                 optimizer.step()
+                schedule.step()
                 optimizer.zero_grad()
             samples += len(labels)
             total += losses.detach().sum()

@@ -39,18 +39,17 @@ class Digits(LightningModule):
     def configure_optimizers(self) -> Any:
         """A learning rate that ends with the last step."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        steps = self.loader.total_steps(self.trainer.max_epochs or 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+        schedule = dynloader.ProgressLR(optimizer, self.loader, dynloader.schedules.one_cycle())
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 def main() -> None:
     """Train."""
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5)
+        dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5), epochs=4
     )
     trainer = Trainer(
-        max_epochs=4,
+        max_epochs=loader.epochs,
         callbacks=[FollowEpochs()],
         default_root_dir=sys.argv[1] if len(sys.argv) > 1 else None,
         logger=False,

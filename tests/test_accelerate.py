@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ import torch
 from ledger import Numbers, loss_of
 from torch.utils.data import TensorDataset
 
-from dynloader import UCB, DataLoader, Full, RandomDynamic, scores
+from dynloader import (
+    UCB,
+    DataLoader,
+    Full,
+    InfoBatch,
+    ProgressLR,
+    RandomDynamic,
+    schedules,
+    scores,
+)
 
 accelerate = pytest.importorskip("accelerate")
 from dynloader.integrations.accelerate import prepare, skip_first_batches  # noqa: E402
@@ -171,3 +181,68 @@ def test_what_an_epoch_leaves_out_is_scored_anew() -> None:
     assert torch.allclose(found.scores, wanted[found.indices])
     assert loader.table.visits.tolist() == [int(i in found.indices) for i in range(60)]
     assert sum(len(batch[0]) for batch in loader) == 24
+
+
+def train_with(
+    loader: DataLoader[Any], make: Any, accumulate: int = 1, epochs: int = 4
+) -> tuple[int, float]:
+    """The number of steps, and the learning rate in the end."""
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    prepared = prepare(accelerator, loader)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, make(optimizer, prepared))
+    num_steps = 0
+    for _ in range(epochs):
+        for samples in prepared:
+            with accelerator.accumulate(model):
+                losses = model(samples.unsqueeze(1) / 100.0).view(-1) ** 2
+                accelerator.backward(loader.update(losses))
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                num_steps += accelerator.sync_gradients
+    return num_steps, optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_schedule_by_progress_ends_with_the_training(accumulate: int) -> None:
+    for policy in (UCB(keep=0.5, epochs=4), InfoBatch(epochs=4)):
+        loader = DataLoader(Numbers(101), 8, policy=policy)
+        found = train_with(
+            loader,
+            lambda optimizer, prepared: ProgressLR(optimizer, prepared, schedules.linear(end=0.5)),
+            accumulate,
+        )
+        assert found[1] == 0.05
+        if isinstance(policy, UCB):
+            assert found[0] == loader.total_steps(4, accumulate=accumulate)
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_schedule_of_as_many_steps_as_full_epochs_have(accumulate: int) -> None:
+    def make(optimizer: Any, prepared: Any) -> Any:
+        steps = 4 * -(-len(prepared) // accumulate)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    loader = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5), epochs=4)
+    makes = loader.total_steps(4, accumulate=accumulate)
+    message = f"schedule has .* steps, as many as 4 epochs .* the training makes {makes}: use"
+    with pytest.warns(UserWarning, match=message) as found:
+        train_with(loader, make, accumulate)
+    assert sum("ProgressLR" in str(warning.message) for warning in found) == 1
+
+
+def test_a_schedule_of_the_right_length_is_not_warned_of() -> None:
+    def make(optimizer: Any, prepared: Any) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, prepared.total_steps(4))
+
+    for policy in (UCB(keep=0.5), RandomDynamic(keep=0.5), Full()):
+        loader = DataLoader(Numbers(101), 8, policy=policy, epochs=4)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*learning-rate schedule")
+            assert train_with(loader, make)[1] == pytest.approx(0, abs=1e-9)
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()

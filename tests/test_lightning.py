@@ -12,7 +12,16 @@ import torch
 from ledger import Numbers, loss_of
 from torch import Tensor, nn
 
-from dynloader import UCB, DataLoader, Full, RandomDynamic
+from dynloader import (
+    UCB,
+    DataLoader,
+    Full,
+    InfoBatch,
+    Policy,
+    ProgressLR,
+    RandomDynamic,
+    schedules,
+)
 
 lightning = pytest.importorskip("lightning.pytorch")
 from dynloader.integrations.lightning import FollowEpochs  # noqa: E402
@@ -191,3 +200,128 @@ def test_overfit_and_predict(tmp_path: Path) -> None:
     assert torch.cat([numbers for numbers, _ in found]).tolist() == list(range(40))
     with pytest.raises(ValueError, match="without one looks at all samples"):
         trainer(tmp_path).predict(module, DataLoader(Numbers(40), 8, policy=Full()))
+
+
+def estimated(kind: str) -> Any:
+    """A scheduler that is made for the steps Lightning estimates."""
+
+    def make(optimizer: Any, steps: int) -> Any:
+        schedulers = torch.optim.lr_scheduler
+        if kind == "one cycle":
+            return schedulers.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+        if kind == "cosine":
+            return schedulers.CosineAnnealingLR(optimizer, steps)
+        if kind == "closure":
+            return schedulers.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        if kind == "partial":
+            transformers = pytest.importorskip("transformers")
+            return transformers.get_linear_schedule_with_warmup(optimizer, 2, steps)
+        warmup = schedulers.LinearLR(optimizer, 0.1, 1.0, 5)
+        rest = schedulers.CosineAnnealingLR(optimizer, steps - 5)
+        return schedulers.SequentialLR(optimizer, [warmup, rest], [5])
+
+    return make
+
+
+class Scheduled(Recorder):
+    """With a scheduler of its own, stepped with the optimizer."""
+
+    def __init__(self, loader: DataLoader[Any], make: Any, num_steps: int | None = None) -> None:
+        super().__init__(loader)
+        self.make, self.num_steps = make, num_steps
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        steps = self.num_steps or self.trainer.estimated_stepping_batches
+        scheduler = {"scheduler": self.make(optimizer, steps), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+TOO_LONG = "schedule has .* steps, which Lightning estimates from the length of one epoch"
+
+
+@pytest.mark.parametrize("kind", ["one cycle", "cosine", "closure", "partial", "sequential"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_schedule_of_as_many_steps_as_lightning_estimates(
+    kind: str, accumulate: int, tmp_path: Path
+) -> None:
+    module = Scheduled(made(), estimated(kind))
+    runs = trainer(tmp_path, callbacks=[FollowEpochs()], accumulate_grad_batches=accumulate)
+    makes = module.loader.total_steps(4, accumulate=accumulate)
+    message = f"{TOO_LONG}, and the training makes {makes}: use dynloader.ProgressLR"
+    with pytest.warns(UserWarning, match=message) as found:
+        runs.fit(module, module.loader)
+    assert sum("ProgressLR" in str(warning.message) for warning in found) == 1
+    assert runs.global_step == makes
+    assert runs.optimizers[0].param_groups[0]["lr"] > 0.001
+
+
+def test_where_the_losses_say_how_many_no_number_is_right(tmp_path: Path) -> None:
+    loader = DataLoader(Numbers(101), 8, policy=InfoBatch(epochs=4))
+    module = Scheduled(loader, estimated("cosine"))
+    with pytest.warns(UserWarning, match=f"{TOO_LONG}, and the training makes at most 52: use"):
+        trainer(tmp_path, callbacks=[FollowEpochs()]).fit(module, loader)
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "num_steps"),
+    [
+        (made, {}, 34),
+        (made, {"accumulate_grad_batches": 3}, 14),
+        (made, {"limit_train_batches": 5}, None),
+        (made, {"max_steps": 20}, None),
+        (lambda: made(steps_per_epoch=9), {}, None),
+        (lambda: DataLoader(Numbers(101), 8, policy=RandomDynamic(keep=0.5)), {}, None),
+    ],
+)
+def test_a_schedule_that_is_right_is_not_warned_of(
+    loader: Any, options: dict[str, Any], num_steps: int | None, tmp_path: Path
+) -> None:
+    module = Scheduled(loader(), estimated("cosine"), num_steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*learning-rate schedule")
+        runs = trainer(tmp_path, callbacks=[FollowEpochs()], **options)
+        runs.fit(module, module.loader)
+    assert runs.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("policy", [UCB(keep=0.5), InfoBatch(epochs=4)], ids=["UCB", "InfoBatch"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_schedule_by_progress(policy: Policy, accumulate: int, tmp_path: Path) -> None:
+    def make(optimizer: Any, steps: int) -> Any:
+        return ProgressLR(optimizer, module.loader, schedules.linear(end=0.1))
+
+    rates: list[float] = []
+    module = Scheduled(DataLoader(Numbers(101), 8, policy=policy, epochs=4), make)
+    module.on_train_batch_end = lambda *_: rates.append(module.optimizers().param_groups[0]["lr"])
+    runs = trainer(tmp_path, callbacks=[FollowEpochs()], accumulate_grad_batches=accumulate)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*learning-rate schedule")
+        runs.fit(module, module.loader, validation())
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.01, rel=1e-12)
+    assert len(set(rates)) == runs.global_step + (accumulate > 1)
+
+
+@pytest.mark.parametrize("every", [3, 13, 16])
+def test_a_schedule_by_progress_is_resumed(every: int, tmp_path: Path) -> None:
+    def fit(name: str | None = None) -> list[float]:
+        def make(optimizer: Any, steps: int) -> Any:
+            return ProgressLR(optimizer, module.loader, schedules.cosine())
+
+        rates: list[float] = []
+        module = Scheduled(made(epochs=4), make, 1)
+        module.on_train_batch_end = lambda *_: rates.append(
+            module.optimizers().param_groups[0]["lr"]
+        )
+        checkpoints = lightning.callbacks.ModelCheckpoint(
+            tmp_path, "{step}", every_n_train_steps=every, save_top_k=-1
+        )
+        runs = trainer(tmp_path, enable_checkpointing=True, callbacks=[FollowEpochs(), checkpoints])
+        path = None if name is None else str(tmp_path / name)
+        runs.fit(module, module.loader, ckpt_path=path, weights_only=False)
+        return rates
+
+    whole = fit()
+    assert whole[-1] == 0
+    assert fit(f"step={every}.ckpt") == whole[every:]

@@ -10,6 +10,7 @@ from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import send_to_device, synchronize_rng_states
 
 from dynloader.loader import DataLoader
+from dynloader.trainers import warn_of_estimate
 
 
 class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
@@ -23,11 +24,16 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
     Args:
         prepared: what ``Accelerator.prepare_data_loader`` made of ``loader``.
         loader: of this process; it shares out an epoch by itself.
+        accelerator: that of both. Once iteration begins, its schedulers are looked at: where the
+            loader has ``epochs``, there is a warning of those made for epochs of full length.
     """
 
-    def __init__(self, prepared: DataLoaderShard, loader: DataLoader[Any]) -> None:
+    def __init__(
+        self, prepared: DataLoaderShard, loader: DataLoader[Any], accelerator: Accelerator
+    ) -> None:
         self.__dict__.update(prepared.__dict__)
         self.base_dataloader = loader
+        self._accelerator: Accelerator | None = accelerator  # until its schedules were looked at
         self.use_stateful_dataloader = True  # by which accelerate knows that there is a state
         self._is_accelerate_prepared = True
 
@@ -35,6 +41,9 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
         if self.rng_types is not None:
             synchronize_rng_states(self.rng_types, self.synchronized_generator)
         loader = self.base_dataloader
+        if self._accelerator is not None:
+            _warn_of_schedules(self._accelerator, loader)
+            self._accelerator = None
         batches = iter(loader)
         num_left = loader.num_left
         self.begin()
@@ -74,6 +83,27 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
         return int(self.base_dataloader.samples_per_step)
 
 
+def _warn_of_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> None:
+    """Warn where a learning rate comes down with as many steps as full epochs have."""
+    if loader.epochs is None:
+        return
+    epochs, accumulate = loader.epochs, accelerator.gradient_accumulation_steps
+    length = loader.batches_at_most(0)
+    steps = loader.total_steps(epochs, accumulate=accumulate)
+    estimates = {epochs * length, epochs * -(-length // accumulate)}
+    if not loader.has_open_length:
+        estimates -= {steps, loader.total_steps(epochs)}
+    # A scheduler that accelerate has prepared makes a step for each process.
+    estimates |= {accelerator.num_processes * estimate for estimate in estimates}
+    warn_of_estimate(
+        (getattr(each, "scheduler", each) for each in accelerator._schedulers),
+        estimates,
+        f"as many as {epochs} epochs of {length} batches",
+        steps,
+        is_bound=loader.has_open_length,
+    )
+
+
 def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader:
     """Use ``loader`` with ``accelerator``, in place of ``accelerator.prepare(loader)``.
 
@@ -99,7 +129,7 @@ def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader
                 "and each process makes its own batches; got True"
             )
     prepared = accelerator.prepare_data_loader(loader)
-    ours = PreparedLoader(prepared, loader)
+    ours = PreparedLoader(prepared, loader, accelerator)
     accelerator._dataloaders[accelerator._dataloaders.index(prepared)] = ours
     return ours
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dynloader.loader import DataLoader
+from dynloader.trainers import warn_of_estimate
 
 
 class FollowEpochs(Callback):  # type: ignore[misc]
@@ -17,6 +19,9 @@ class FollowEpochs(Callback):  # type: ignore[misc]
     after epochs that are shorter than the first.
 
     A checkpoint taken after the last batch of an epoch is gone on from with the next epoch.
+
+    It warns where a learning rate goes by ``trainer.estimated_stepping_batches``, which takes the
+    length of one epoch for that of all: use :class:`dynloader.ProgressLR`.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,6 +30,8 @@ class FollowEpochs(Callback):  # type: ignore[misc]
         if loader is not None and loader.num_left == 0:
             loader.set_epoch(loader.epoch + 1)
             iter(trainer.fit_loop._data_fetcher)
+        if loader is not None:
+            _warn_of_schedules(trainer, loader)
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,11 +39,36 @@ class FollowEpochs(Callback):  # type: ignore[misc]
         loader = _loader_of(trainer)
         if loader is None:
             return
-        length, limit = len(loader), trainer.limit_train_batches
         loop = trainer.fit_loop
-        loop.max_batches = min(length, limit if isinstance(limit, int) else int(length * limit))
+        loop.max_batches = _limited(len(loader), trainer)
         if isinstance(trainer.val_check_interval, float):
             trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
+
+
+def _limited(length: int, trainer: Trainer) -> int:
+    """How many batches of so many the trainer takes."""
+    limit = trainer.limit_train_batches
+    return min(length, limit if isinstance(limit, int) else int(length * limit))
+
+
+def _warn_of_schedules(trainer: Trainer, loader: DataLoader[Any]) -> None:
+    """Warn where the learning rate goes by Lightning's estimate, and that is wrong."""
+    epochs, max_steps = trainer.max_epochs, trainer.max_steps
+    if epochs is None or epochs < 0:
+        return
+    lengths = [_limited(loader.batches_at_most(epoch), trainer) for epoch in range(epochs)]
+    steps = sum(math.ceil(length / trainer.accumulate_grad_batches) for length in lengths)
+    estimate = trainer.estimated_stepping_batches
+    if estimate != (steps if max_steps == -1 else min(steps, max_steps)) or (
+        loader.has_open_length and estimate != max_steps
+    ):
+        warn_of_estimate(
+            (each.scheduler for each in trainer.lr_scheduler_configs if each.interval == "step"),
+            {estimate},
+            "which Lightning estimates from the length of one epoch",
+            steps,
+            is_bound=loader.has_open_length,
+        )
 
 
 def _loader_of(trainer: Trainer) -> DataLoader[Any] | None:
