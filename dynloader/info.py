@@ -19,7 +19,7 @@ packages that parts of dynloader need. Copy it into a bug report.
 # Packages that are not installed with dynloader, and what needs them.
 _PARTS = {
     "mnist1d": "the data of the demo",
-    "tqdm": "progress bars (demo, progress=True)",
+    "tqdm": "progress bars (demo, progress_bar=True)",
     "matplotlib": "figures (bench, report)",
     "PIL": "pictures of samples (report)",
     "safetensors": "scores as .safetensors",
