@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
-from dynloader.checks import check_integer, check_losses, check_number, check_state
+from dynloader.checks import (
+    check_integer,
+    check_losses,
+    check_number,
+    check_state,
+    check_state_tensor,
+    refusing_states,
+)
 
 _SEEDS = 2**64
 
@@ -132,10 +139,12 @@ class ImportanceGate:
         """Go on where ``state`` was taken.
 
         Raises:
-            ValueError: it is of other options.
+            ValueError: it is of other options, or damaged; nothing is changed.
         """
         check_state(state, self._identity(), {"tau"})
-        self.tau = state["tau"]
+        with refusing_states():
+            check_number("tau of the state", state["tau"], "[0, inf)")
+        self.tau = float(state["tau"])
 
     def _identity(self) -> dict[str, Any]:
         return {"b": self.b, "k": self.k, "alpha": self.alpha}
@@ -189,10 +198,18 @@ class SelectiveBackprop:
         """Go on where ``state`` was taken.
 
         Raises:
-            ValueError: it is of other options.
+            ValueError: it is of other options, or damaged; nothing is changed.
         """
         check_state(state, self._identity(), {"step", "losses"})
-        self.step, self.losses = state["step"], state["losses"].clone()
+        with refusing_states():
+            check_integer("step of the state", state["step"], 0, 2**64)
+        losses = state["losses"]
+        check_state_tensor("losses", losses, torch.float32, [None])
+        if len(losses) > self.history:
+            raise ValueError(
+                f"losses of the state must be at most history={self.history}, got {len(losses)}"
+            )
+        self.step, self.losses = int(state["step"]), losses.detach().clone()
 
     def _identity(self) -> dict[str, Any]:
         return {"beta": self.beta, "history": self.history, "seed": self.seed}

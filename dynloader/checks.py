@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -153,10 +153,47 @@ def as_index(index: Any) -> Tensor:
     return tensor.long()
 
 
-def check_state(state: Mapping[str, Any], expected: Mapping[str, Any], keys: set[str]) -> None:
-    """Raise unless a state dict has the values expected, and the keys."""
+@contextlib.contextmanager
+def refusing_states() -> Iterator[None]:
+    """Raise ValueError for what is wrong with a state: a file may hold any types and values."""
+    try:
+        yield
+    except (TypeError, IndexError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def check_state(state: Any, expected: Mapping[str, Any], keys: set[str]) -> None:
+    """Raise ValueError unless a state dict has the values expected, and the keys."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state must be a mapping, got {type(state).__name__}")
     if missing := sorted((expected.keys() | keys) - state.keys()):
-        raise ValueError(f"state must have the keys {missing}, got only {sorted(state)}")
+        raise ValueError(f"state must have the keys {missing}, got only {sorted(map(str, state))}")
     for key, value in expected.items():
-        if state[key] != value:
+        if not _is_same(state[key], value):
             raise ValueError(f"{key} of the state must be {value!r}, got {state[key]!r}")
+
+
+def _is_same(found: Any, wanted: Any) -> bool:
+    """Whether both are one number, or of one type and equal; True is no number."""
+    kind = next((k for k in (numbers.Integral, numbers.Real) if isinstance(wanted, k)), None)
+    if kind is None or isinstance(wanted, bool):
+        return type(found) is type(wanted) and bool(found == wanted)
+    return isinstance(found, kind) and not isinstance(found, bool) and bool(found == wanted)
+
+
+def check_state_tensor(
+    name: str, value: Any, dtype: torch.dtype, shape: Sequence[int | None]
+) -> None:
+    """Raise ValueError unless ``value`` is a tensor of this dtype and shape; None is any length."""
+    wanted = f"{dtype} [{', '.join('k' if size is None else str(size) for size in shape)}]"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} of the state must be {wanted}, got {type(value).__name__}")
+    is_shape = len(value.shape) == len(shape) and all(
+        size in (None, found) for size, found in zip(shape, value.shape, strict=True)
+    )
+    is_plain = value.layout is torch.strided and value.device.type != "meta"
+    if value.dtype != dtype or not is_shape or not is_plain:
+        kind = "" if is_plain else f" ({value.layout} on {value.device})"
+        raise ValueError(
+            f"{name} of the state must be {wanted}, got {value.dtype} {list(value.shape)}{kind}"
+        )

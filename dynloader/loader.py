@@ -40,7 +40,9 @@ from dynloader.checks import (
     check_flag,
     check_integer,
     check_losses,
+    check_number,
     check_state,
+    refusing_states,
 )
 from dynloader.epoch_log import EpochLog, target_of
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
@@ -82,6 +84,7 @@ _EPOCH_KEYS = _STATE_KEYS | {
     "weights",
     "select_seconds",
 }
+_POSITION_KEYS = {"step": 1, "start": 0, "position": 0}
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
@@ -739,24 +742,59 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
         Raises:
             ValueError: the state is of another version, or of a loader with other samples, policy,
-                seed, order or batches; nothing is changed. To begin anew with the old scores, load
-                ``state["table"]`` into ``loader.table``.
+                seed, order or batches, or it is damaged; nothing is changed. To begin anew with the
+                old scores, load ``state["table"]`` into ``loader.table``.
         """
-        check_state(state, self._identity(), _STATE_KEYS if self._pruning is None else _EPOCH_KEYS)
-        if self.table is not None:
-            self.table.check_state_dict(state["table"])
-        if self._pruning is not None:
-            self._pruning.check_snapshot(state, self.steps_per_epoch)
-        else:
-            check_integer("epoch of the state", state["epoch"], 0)
+        self._check_state(state)
         if self.table is not None:
             self.table.load_state_dict(state["table"])
         if self._pruning is None:
-            self.set_epoch(state["epoch"])
+            self.set_epoch(int(state["epoch"]))
         else:
             self._pruning.restore(state)
-        self._update_seconds = state["update_seconds"]
+        self._update_seconds = float(state["update_seconds"])
         self._pairing.forget()
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        check_state(state, self._identity(), _STATE_KEYS if self._pruning is None else _EPOCH_KEYS)
+        if self.table is not None:
+            self.table.check_state_dict(state["table"])
+        elif state["table"] is not None:
+            kind = type(state["table"]).__name__
+            raise ValueError(f"table of the state must be None without a table, got {kind}")
+        num_fed = 0 if self._pruning is None else self._pruning.check_snapshot(state)
+        with refusing_states():
+            check_integer("epoch of the state", state["epoch"], 0, 2**63)
+            check_number("update_seconds of the state", state["update_seconds"], "[0, inf)")
+            self._check_position(state, num_fed)
+
+    def _check_position(self, state: Mapping[str, Any], num_fed: int) -> None:
+        """Raise unless the state is between two batches of an epoch of so many samples."""
+        # Without a policy, an epoch resumes from its beginning. Older states have no start.
+        step, start, position = (state.get(k, v) for k, v in _POSITION_KEYS.items())
+        size = self.batch_size or 1
+        check_integer("step of the state", step, 1)
+        if self._pruning is not None and (step < size or (step % size and not self.batch_sizes)):
+            raise ValueError(
+                f"step of the state must be a multiple of batch_size={size}, got {step}"
+            )
+        if self.steps_per_epoch is None:
+            check_integer("start of the state", start, 0, num_fed + 1)
+            stop = num_fed - ((num_fed - start) % step if self.drop_last else 0)
+        else:
+            # Fewer processes than before may begin beyond the end of their shorter epoch.
+            check_integer("start of the state", start, 0)
+            stop = max(start, self.steps_per_epoch * step)
+        check_integer("position of the state", position, 0)
+        if not start <= position <= stop or ((position - start) % step and position != stop):
+            raise ValueError(
+                f"position of the state must be {start} and a multiple of {step}, up to {stop}, "
+                f"got {position}"
+            )
+        batch = state.get("batch", -(-position // step))
+        check_integer("batch of the state", batch, 0)
+        if batch != -(-position // step):
+            raise ValueError(f"batch of the state must be {-(-position // step)}, got {batch}")
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from dynloader.checks import check_flag, check_integer
+from dynloader.checks import (
+    check_flag,
+    check_integer,
+    check_number,
+    check_range,
+    check_state_tensor,
+    refusing_states,
+)
 from dynloader.ops import Selection, num_used_of
 from dynloader.plan import Kept, Plan
 from dynloader.policy import Policy, Scoring, as_selection, is_built_in
@@ -375,6 +382,7 @@ class PruningSampler(DistributedSampler[int]):
         indices, weights = (None, None) if held is None else held.selection()
         return {
             "epoch": run.plan.epoch,
+            "start": run.start,
             "position": self.position,
             "is_exhausted": run.is_exhausted,
             "checkpoint": None if held is None else held.checkpoint,
@@ -383,29 +391,52 @@ class PruningSampler(DistributedSampler[int]):
             "select_seconds": self.select_seconds,
         }
 
-    def check_snapshot(self, state: Mapping[str, Any], steps_per_epoch: int | None) -> None:
-        """Raise ValueError unless :meth:`restore` can go on from ``state``."""
-        epoch, position, checkpoint = state["epoch"], state["position"], state["checkpoint"]
-        check_integer("epoch of the state", epoch, 0, _EPOCHS)
-        check_integer("position of the state", position, 0)
-        needed = self.policy.checkpoint(epoch)
-        if needed is not None and needed != checkpoint:
-            raise ValueError(f"checkpoint of the state must be {needed}, got {checkpoint!r}")
-        num_fed = self.num_samples
-        if checkpoint is not None:
-            chosen = Selection(state["indices"], state["weights"])
-            num_kept = len(
-                as_selection(chosen, self.policy, self.num_samples, self.num_samples).indices
-            )
-            num_fed = num_fed if needed is None else num_kept
-        check_integer("step of the state", state["step"], 1)
-        if steps_per_epoch is not None:
-            num_fed = steps_per_epoch * state["step"]
-        if position > num_fed or (position % state["step"] and position != num_fed):
+    def check_snapshot(self, state: Mapping[str, Any]) -> int:
+        """How many samples its epoch feeds.
+
+        Raises:
+            ValueError: :meth:`restore` cannot go on from ``state``.
+        """
+        with refusing_states():
+            epoch, checkpoint = state["epoch"], state["checkpoint"]
+            check_integer("epoch of the state", epoch, 0, _EPOCHS)
+            if checkpoint is not None:
+                check_integer("checkpoint of the state", checkpoint, 0, _EPOCHS)
+            needed = self.policy.checkpoint(epoch)
+            if needed is not None and needed != checkpoint:
+                raise ValueError(f"checkpoint of the state must be {needed}, got {checkpoint!r}")
+            check_flag("is_exhausted of the state", state["is_exhausted"])
+            check_number("select_seconds of the state", state["select_seconds"], "[0, inf)")
+        if checkpoint is None:
+            for name in ("indices", "weights"):
+                if state[name] is not None:
+                    kind = type(state[name]).__name__
+                    raise ValueError(
+                        f"{name} of the state must be None without checkpoint, got {kind}"
+                    )
+            return self.num_samples
+        self._check_kept(state["indices"], state["weights"])
+        return self.num_samples if needed is None else len(state["indices"])
+
+    def _check_kept(self, indices: Any, weights: Any) -> None:
+        check_state_tensor("indices", indices, torch.int64, [None])
+        if len(indices) == 0:
+            raise ValueError("indices of the state must hold at least one sample, got none")
+        with refusing_states():
+            check_range("indices of the state", indices, self.num_samples)
+        is_kept = torch.zeros(self.num_samples, dtype=torch.bool, device=indices.device)
+        is_kept[indices] = True
+        if (num_distinct := int(is_kept.sum())) != len(indices):
             raise ValueError(
-                f"position of the state must be a multiple of {state['step']} up to {num_fed}, "
-                f"got {position}"
+                f"indices of the state must be distinct, got {num_distinct} samples at "
+                f"{len(indices)} places"
             )
+        if weights is not None:
+            check_state_tensor("weights", weights, torch.float32, [len(indices)])
+            if num_other := int((~weights.isfinite()).sum()):
+                raise ValueError(
+                    f"weights of the state must be finite, got {num_other} that are not"
+                )
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where a snapshot was taken. The table is left to the caller."""
@@ -413,12 +444,12 @@ class PruningSampler(DistributedSampler[int]):
         if state["checkpoint"] is not None:
             indices, weights = state["indices"].cpu(), state["weights"]
             if weights is not None:
-                weights = weights.to(self.table.device)
-            kept = Kept(Selection(indices, weights), state["checkpoint"], self.num_samples)
+                weights = weights.detach().to(self.table.device)
+            kept = Kept(Selection(indices, weights), int(state["checkpoint"]), self.num_samples)
         self._kept = kept
-        self.run = self._settle(state["epoch"], state["position"])
+        self.run = self._settle(int(state["epoch"]), int(state["position"]))
         self.run.is_exhausted = state["is_exhausted"]
-        self.select_seconds = state["select_seconds"]
+        self.select_seconds = float(state["select_seconds"])
 
 
 def _check_world(num_replicas: Any, rank: Any) -> None:

@@ -18,6 +18,8 @@ from dynloader.checks import (
     check_losses,
     check_range,
     check_state,
+    check_state_tensor,
+    refusing_states,
 )
 from dynloader.exchange import Shared, exchange, is_alone
 from dynloader.on_host import OnHost
@@ -399,26 +401,29 @@ class ScoreTable:
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, from any device.
+        """Take over a copy of a state, from any device.
 
         Raises:
-            ValueError: it is of another version, or for another number of samples; the table is
-                unchanged.
+            ValueError: it is of another version, for another number of samples, or damaged; the
+                table is unchanged.
         """
         self.check_state_dict(state)
         forgetting, history = state["forgetting"], state["history"]
-        self.scores.copy_(state["scores"])
-        self.records.copy_(state["records"])
-        self.selections.copy_(state["selections"])
-        self.forgetting = None if forgetting is None else forgetting.to(self.device, copy=True)
-        if self._history is not None:
-            self._history.fill_(float("nan"))
         if history is not None:
             self.keep_history(history.shape[1])
-            assert self._history is not None
-            self._history[: len(self), self._history.shape[1] - history.shape[1] :] = history
-        self.num_selections = state["num_selections"]
-        self.num_updates = state["num_updates"]
+        if forgetting is not None:
+            forgetting = forgetting.to(self.device, copy=True)
+        self.scores.copy_(state["scores"].detach())
+        self.records.copy_(state["records"])
+        self.selections.copy_(state["selections"])
+        self.forgetting = forgetting
+        if self._history is not None:
+            self._history.fill_(float("nan"))
+            if history is not None:
+                first = self._history.shape[1] - history.shape[1]
+                self._history[: len(self), first:] = history.detach()
+        self.num_selections = int(state["num_selections"])
+        self.num_updates = int(state["num_updates"])
         self._faults.zero_()
         self._faults_on_host = None
         self._shared, self._num_loaded = None, self.num_updates  # every process loads the same
@@ -426,19 +431,23 @@ class ScoreTable:
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise as :meth:`load_state_dict` does, and change nothing."""
         check_state(state, {"version": _STATE_VERSION}, _STATE_KEYS)
-        like = {"scores": self.scores, "records": self.records, "selections": self.selections}
+        n, history = len(self), state["history"]
+        check_state_tensor("scores", state["scores"], torch.float32, [n])
+        check_state_tensor("records", state["records"], torch.int32, [n, 4])
+        check_state_tensor("selections", state["selections"], torch.int32, [n])
+        counts = {"visits": state["records"][:, _VISITS], "selections": state["selections"]}
         if state["forgetting"] is not None:
-            like["forgetting"] = self.selections
-        if state["history"] is not None:
-            length = state["history"].shape[-1]
-            like["history"] = self.scores.unsqueeze(1).expand(-1, length)
-        for name, ours in like.items():
-            theirs = state[name]
-            if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-                raise ValueError(
-                    f"{name} of the state must be {ours.dtype} {list(ours.shape)}, "
-                    f"got {theirs.dtype} {list(theirs.shape)}"
-                )
+            check_state_tensor("forgetting", state["forgetting"], torch.int32, [n])
+            counts["forgetting"] = state["forgetting"]
+        if history is not None:
+            length = history.shape[-1] if isinstance(history, Tensor) and history.ndim else 1
+            check_state_tensor("history", history, torch.float32, [n, max(1, length)])
+        for name, values in counts.items():
+            if (lowest := int(values.min())) < 0:
+                raise ValueError(f"{name} of the state must be at least 0, got {lowest}")
+        with refusing_states():
+            for name in ("num_selections", "num_updates"):
+                check_integer(f"{name} of the state", state[name], 0, 2**63)
 
 
 def _is_captured(device: torch.device) -> bool:
