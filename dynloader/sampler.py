@@ -386,7 +386,7 @@ class PruningSampler(DistributedSampler[int]):
             "position": self.position,
             "is_exhausted": run.is_exhausted,
             "checkpoint": None if held is None else held.checkpoint,
-            "indices": indices,
+            "indices": None if indices is None else indices.clone(),
             "weights": weights,
             "select_seconds": self.select_seconds,
         }
@@ -442,7 +442,8 @@ class PruningSampler(DistributedSampler[int]):
         """Go on where a snapshot was taken. The table is left to the caller."""
         kept = None
         if state["checkpoint"] is not None:
-            indices, weights = state["indices"].cpu(), state["weights"]
+            # A copy: the state is the caller's.
+            indices, weights = state["indices"].to("cpu", copy=True), state["weights"]
             if weights is not None:
                 weights = weights.detach().to(self.table.device)
             kept = Kept(Selection(indices, weights), int(state["checkpoint"]), self.num_samples)

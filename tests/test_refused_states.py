@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import itertools
 from collections.abc import Callable, Mapping
@@ -336,6 +337,52 @@ def test_other_mappings_and_integers_are_welcome() -> None:
     found = other.state_dict() | {"start": state["start"]}
     assert plain(found) == plain(state)
     assert all(type(found[name]) is int for name in numpy)
+
+
+# --- a state is a copy ---------------------------------------------------------------------------
+
+
+def tensors_of(state: dict[str, Any]) -> list[torch.Tensor]:
+    parts = [*state.values(), *state["table"].values()]
+    return [part for part in parts if isinstance(part, torch.Tensor)]
+
+
+def spoil(state: dict[str, Any]) -> None:
+    for tensor in tensors_of(state):
+        tensor.fill_(7)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_writing_to_a_state_leaves_the_loader_alone(kind: str) -> None:
+    loader = begun(LOADERS[kind]())
+    twin = copy.deepcopy(loader)
+    state = loader.state_dict()
+    assert len(tensors_of(state)) >= 5
+    before = plain(state)
+    spoil(state)
+    assert plain(loader.state_dict()) == before
+    wanted, found = (
+        [(index.tolist(), float(each.update(loss_of(index)))) for _ in range(3) for index in each]
+        for each in (twin, loader)
+    )
+    assert found == wanted
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_writing_to_a_state_that_was_loaded_leaves_the_loader_alone(kind: str) -> None:
+    state = begun(LOADERS[kind]()).state_dict()
+    loaders = LOADERS[kind](), LOADERS[kind]()
+    states = copy.deepcopy(state), state
+    for loader, each in zip(loaders, states, strict=True):
+        loader.load_state_dict(each)
+    spoil(state)
+    wanted, found = (
+        [(index.tolist(), float(each.update(loss_of(index)))) for _ in range(3) for index in each]
+        for each in loaders
+    )
+    assert found == wanted
+    # Nor does the training write to the state.
+    assert all(bool((tensor == 7).all()) for tensor in tensors_of(state))
 
 
 def test_a_state_may_hold_tensors_that_require_gradients() -> None:
