@@ -787,8 +787,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             stop = max(start, self.steps_per_epoch * step)
         check_integer("position of the state", position, 0)
         if not start <= position <= stop or ((position - start) % step and position != stop):
+            first = f"{start} and " if start else ""
             raise ValueError(
-                f"position of the state must be {start} and a multiple of {step}, up to {stop}, "
+                f"position of the state must be {first}a multiple of {step} up to {stop}, "
                 f"got {position}"
             )
         batch = state.get("batch", -(-position // step))

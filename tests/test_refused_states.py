@@ -151,7 +151,7 @@ LOADERS: dict[str, Callable[[], DataLoader[int]]] = {
     "UCB": lambda: make(UCB(every=1)),
     "weights": lambda: make(EpsilonGreedy(every=1, rescale=True)),
     "history": lambda: make(IES(threshold=1e-3)),
-    "steps": lambda: make(InfoBatch(), steps_per_epoch=9),
+    "steps": lambda: make(InfoBatch(anneal=None), steps_per_epoch=9),
     "drop_last": lambda: make(UCB(keep=0.55, every=1), drop_last=True),
 }
 

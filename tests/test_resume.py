@@ -349,7 +349,7 @@ def test_a_position_where_no_step_ends(position: int, message: str) -> None:
     state = saved(loader)
     assert_refused(make(UCB(keep=0.5)), state | {"position": position}, message)
     for end in (28, 30):
-        make(UCB(keep=0.5)).load_state_dict(state | {"position": end})
+        make(UCB(keep=0.5)).load_state_dict(state | {"position": end, "batch": -(-end // 4)})
 
 
 def test_resuming_where_all_samples_are_used_again() -> None:

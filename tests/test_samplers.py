@@ -120,7 +120,7 @@ def test_resuming_inside_a_chunk(num_done: int, drop_last: bool) -> None:
     expected = in_batches(whole_order(batches.sampler), 256, drop_last=drop_last)
     position = num_done * 256 if num_done < 391 else 100_050
     state = batches.sampler.snapshot() | {"position": position, "step": 256}
-    resumed.sampler.check_snapshot(state, None)
+    resumed.sampler.check_snapshot(state)
     resumed.sampler.restore(state)
     assert [batch.tolist() for batch in resumed.replay()] == expected[num_done:]
     assert list(resumed) == expected[num_done:]
