@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,16 +22,17 @@ class ArrayDataset(Dataset[Any]):
     they are, not copied: an ``np.memmap`` is read where it lies, and may be larger than memory.
 
     A sample of one array is its row; of several, a tuple of rows; of a mapping, a dict of them. The
-    rows are tensors.
+    rows are tensors. A pandas ``DataFrame`` is a mapping of its columns, its index is ignored.
 
     Args:
-        arrays: tensors or NumPy arrays [n, ...] of any dtype torch has, all of one length n >= 1;
-            or one list of them, or one mapping of names to them.
+        arrays: tensors, NumPy arrays or pandas ``Series`` [n, ...] of any dtype torch has, all of
+            one length n >= 1; or one list of them, one mapping of names to them, or one
+            ``DataFrame``. Columns that are not contiguous are copied.
         device: move the arrays there. On a GPU, batches are made there too, and no index visits the
             host.
 
     Raises:
-        TypeError, ValueError: an argument is no array, or the lengths differ.
+        TypeError, ValueError: an argument is no array of numbers, or the lengths differ.
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
 
@@ -39,6 +41,8 @@ class ArrayDataset(Dataset[Any]):
             device = check_device("device", device)
         self.names: tuple[str, ...] | None = None
         self.is_single = len(arrays) == 1
+        if self.is_single and _is_pandas("DataFrame", arrays[0]):
+            arrays = (_columns_of(arrays[0]),)
         if self.is_single and isinstance(arrays[0], Mapping):
             self.names, self.is_single = tuple(arrays[0]), False
             arrays = tuple(arrays[0].values())
@@ -66,7 +70,31 @@ class ArrayDataset(Dataset[Any]):
         return parts[0] if self.is_single else tuple(parts)
 
 
+def _is_pandas(kind: str, value: Any) -> bool:
+    """Whether it is an object of that class; what made one has imported pandas."""
+    pandas: Any = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, getattr(pandas, kind))
+
+
+def _columns_of(frame: Any) -> dict[Any, Any]:
+    if not frame.columns.is_unique:
+        raise ValueError(f"columns must have distinct names, got {list(frame.columns)}")
+    return dict(frame.items())
+
+
+def _values_of(name: str, series: Any) -> np.ndarray[Any, Any]:
+    values = series.to_numpy()
+    if values.dtype == object:
+        raise TypeError(
+            f"{name} must hold numbers, got a Series of dtype {series.dtype}: leave it out, or "
+            "give its codes, .astype('category').cat.codes"
+        )
+    return np.ascontiguousarray(values)
+
+
 def _as_tensor(name: str, array: Any, device: torch.device | str | None) -> Tensor:
+    if _is_pandas("Series", array):
+        array = _values_of(name, array)
     if isinstance(array, np.ndarray):
         with warnings.catch_warnings():
             # Nobody here writes to it: a file opened for reading is welcome.
@@ -79,7 +107,10 @@ def _as_tensor(name: str, array: Any, device: torch.device | str | None) -> Tens
                     f"{array.strides}"
                 ) from error
     if not isinstance(array, Tensor):
-        raise TypeError(f"{name} must be a tensor or a NumPy array, got {type(array).__name__}")
+        alone = ": it goes alone" if _is_pandas("DataFrame", array) else ""
+        raise TypeError(
+            f"{name} must be a tensor or a NumPy array, got {type(array).__name__}{alone}"
+        )
     if array.ndim == 0:
         raise ValueError(f"{name} must have shape [n, ...], got []")
     return array if device is None else array.to(device)
