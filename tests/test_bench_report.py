@@ -113,6 +113,49 @@ def test_the_command_measures_and_tells(tmp_path: Path, capsys: pytest.CaptureFi
     assert (tmp_path / "first" / "chart.png").exists() == has_matplotlib
 
 
+@pytest.mark.parametrize(("taken", "is_busy"), [(1.26, True), (0.05, False), (None, False)])
+def test_a_busy_machine_is_told_of_and_recorded(
+    taken: float | None,
+    is_busy: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "cores_taken", lambda: taken)
+    arguments = ["--sizes", "1000", "--only", "score_mean", "--seconds", "1e-4", "--device", "cpu"]
+    assert main(["bench", *arguments, "--out", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert ("This machine is busy: other processes take 1.3 of" in error) == is_busy
+    assert Result.read(tmp_path / "results.json").about["cores_taken_by_others"] == taken
+
+
+def test_cores_taken_are_those_of_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {1, 3})
+    monkeypatch.setattr(machine.os, "sysconf", lambda _: 100)
+    now, own = [0.0], [0.0]
+    monkeypatch.setattr(machine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(machine.time, "process_time", lambda: own[0])
+
+    def write(ticks: int) -> None:
+        rest = f"{ticks} {ticks} {ticks} 999 999 {ticks} {ticks} {ticks} 0 0"
+        lines = ["cpu 1 2 3", "cpu0 " + rest, "cpu1 " + rest, "cpu13 " + rest, "intr 1 2"]
+        (tmp_path / "stat").write_text("\n".join(lines))
+
+    def sleep(seconds: float) -> None:
+        now[0] += 2 * seconds  # woken late
+        own[0] += 0.25
+        write(10 + 25)
+
+    monkeypatch.setattr(machine.time, "sleep", sleep)
+    assert machine.cores_taken() is None
+    write(10)
+    # Core 1: 6 * 25 ticks in a second, a quarter of a second of them our own.
+    assert machine.cores_taken(0.5) == pytest.approx(1.25)
+
+
 def test_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     for asked in (["--help"], ["bench", "--help"]):
         with pytest.raises(SystemExit) as end:

@@ -43,6 +43,8 @@ Measure on a machine that does nothing else.
 """
 # Of interruptions a second: an idle system has a few.
 BUSY = 50
+# Of cores that others take: an idle system takes a few hundredths.
+BUSY_CORES = 0.25
 QUICK_SECONDS, FULL_SECONDS = 0.4, 2.0
 
 
@@ -160,6 +162,14 @@ def run(arguments: argparse.Namespace) -> int:
     about = machine.describe()
     # Times taken beside other work are no times.
     about["load_average_of_the_last_minute"] = os.getloadavg()[0]
+    about["cores_taken_by_others"] = taken = machine.cores_taken()
+    if taken is not None and taken > BUSY_CORES:
+        cores = about["machine"]["cores"]
+        print(
+            f"This machine is busy: other processes take {taken:.1f} of {cores} cores. Times\n"
+            "taken beside them are no times: measure again when they are done.\n",
+            file=sys.stderr,
+        )
     print(f"{_heading(about, devices)}\n\n{report.LEGEND}\n")
     begin, interrupted = time.monotonic(), _interruptions()
     rows = _measure(list(cases.groups(sizes, devices, arguments.only, also)), seconds)

@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import dynloader
 
 PACKAGE = Path(dynloader.__file__).resolve().parent
 UNKNOWN_CACHE = 32 * 2**20
+_STAT = Path("/proc/stat")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -76,6 +78,34 @@ def free_bytes(device: str) -> int | None:
         if name == "MemAvailable":
             return 1024 * int(rest.split()[0])
     return None
+
+
+def cores_taken(seconds: float = 0.5) -> float | None:
+    """How many of this process's cores others keep busy; None where the system does not say.
+
+    It looks on for so many seconds.
+    """
+    begin, own, before = time.monotonic(), time.process_time(), _busy_seconds()
+    time.sleep(seconds)
+    after = _busy_seconds()
+    if before is None or after is None:
+        return None
+    taken = after - before - (time.process_time() - own)
+    return max(0.0, taken / (time.monotonic() - begin))
+
+
+def _busy_seconds() -> float | None:
+    """How long the cores that this process may run on have been busy, all together."""
+    try:
+        lines = [line.split() for line in _STAT.read_text().splitlines()]
+    except OSError:
+        return None
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    # user, nice, system, (idle, waiting,) interrupts, soft interrupts, stolen; in ticks.
+    ticks = [
+        int(line[k]) for line in lines if line and line[0] in cores for k in (1, 2, 3, 6, 7, 8)
+    ]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def _cpu_model() -> str:
