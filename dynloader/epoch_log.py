@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ from dynloader.run_log import QUANTILES, RunLog
 from dynloader.sampler import PruningSampler
 
 Target = Callable[[dict[str, Any], int], Any]
+
+
+class Writer(Protocol):
+    """TensorBoard's ``SummaryWriter``, or what is like it."""
+
+    @property
+    def add_scalar(self) -> Callable[..., Any]:
+        """Called with a name, a number and the number of the epoch."""
 
 
 class EpochLog:

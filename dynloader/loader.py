@@ -7,7 +7,8 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, TypeVar, cast
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar, cast, overload
 
 import torch.utils.data
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
 )
+from typing_extensions import Never
 
 from dynloader.array_iterator import ArrayIterator
 from dynloader.array_path import (
@@ -44,7 +46,7 @@ from dynloader.checks import (
     check_state,
     refusing_states,
 )
-from dynloader.epoch_log import EpochLog, target_of
+from dynloader.epoch_log import EpochLog, Target, Writer, target_of
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
 from dynloader.plan import SMALL_CHUNK, Plan
 from dynloader.policy import Policy
@@ -153,7 +155,19 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         shuffle: bool | None = None,
         sampler: Sampler[Any] | Iterable[Any] | None = None,
         batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
-        *args: Any,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: BaseContext | str | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        pin_memory_device: str = "",
+        in_order: bool = True,
         policy: Policy | None = None,
         table: ScoreTable | None = None,
         seed: int | None = None,
@@ -169,7 +183,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         steps_per_epoch: int | None = None,
         progress_bar: bool = False,
         epochs: int | None = None,
-        **kwargs: Any,
+        **newer: Never,  # of a later torch than this; no type checker lets a misspelled one pass
     ) -> None:
         check_flag("return_index", return_index)
         check_flag("array_path", array_path)
@@ -225,7 +239,26 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             table = ScoreTable(len(_sized(dataset)))
         elif table is not None:
             check_table(table, len(_sized(dataset)))
-        super().__init__(dataset, batch_size, shuffle, sampler, batch_sampler, *args, **kwargs)
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            sampler,
+            batch_sampler,
+            num_workers,
+            collate_fn,
+            pin_memory,
+            drop_last,
+            timeout,
+            worker_init_fn,
+            multiprocessing_context,
+            generator,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
+            pin_memory_device=pin_memory_device,
+            in_order=in_order,
+            **newer,
+        )
         if self._pruning is not None and self.batch_size is not None:
             # Past torch's __setattr__, which forbids it: torch's own batch sampler loops over
             # single samples, and can only be replaced by giving up batch_size and drop_last.
@@ -644,6 +677,28 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         stats["dynloader/update_seconds"] = self._update_seconds
         stats["dynloader/array_path"] = float(self._columns is not None)
         return stats if self.table is None else stats | self.table.stats()
+
+    @overload
+    def log_to(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        labels: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        resume: bool = False,
+    ) -> RunLog: ...
+
+    @overload
+    def log_to(
+        self,
+        target: Target | Writer,
+        *,
+        name: str | None = None,
+        labels: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        resume: bool = False,
+    ) -> None: ...
 
     def log_to(
         self,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from dynloader.checks import check_device
 
+_T = TypeVar("_T")
 
-def prefetch_to_device(batches: Iterable[Any], device: torch.device | str) -> Iterator[Any]:
+
+def prefetch_to_device(batches: Iterable[_T], device: torch.device | str) -> Iterator[_T]:
     """The batches of any loader, on ``device``, each copied while the one before is used.
 
     To a GPU, copies run on a stream of their own, and the host waits for none of them; they overlap
@@ -29,7 +31,7 @@ def prefetch_to_device(batches: Iterable[Any], device: torch.device | str) -> It
     return ToDevice(iter(batches), check_device("device", device), ahead=True)
 
 
-class ToDevice:
+class ToDevice(Generic[_T]):
     """Iterates over batches, on a device.
 
     Args:
@@ -38,7 +40,7 @@ class ToDevice:
         ahead: fetch and begin to copy the next batch before this one is handed out.
     """
 
-    def __init__(self, batches: Iterator[Any], device: torch.device, *, ahead: bool) -> None:
+    def __init__(self, batches: Iterator[_T], device: torch.device, *, ahead: bool) -> None:
         self._batches = batches
         self._device = device
         self._stream: Any = None
@@ -49,10 +51,10 @@ class ToDevice:
         self._fetched: deque[Any] = deque()
         self._end: BaseException | None = None
 
-    def __iter__(self) -> ToDevice:
+    def __iter__(self) -> ToDevice[_T]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> _T:
         wanted = 2 if self._ahead else 1
         while self._end is None and len(self._fetched) < wanted:
             try:
@@ -70,7 +72,8 @@ class ToDevice:
             stream.wait_event(is_copied)
             # The memory is the copying stream's: not to be used anew before this one is through.
             _each_tensor(batch, lambda tensor: _recorded(tensor, stream))
-        return batch
+        moved: _T = batch
+        return moved
 
     def _fetch(self) -> Any:
         batch = next(self._batches)
