@@ -47,7 +47,7 @@ def with_turns(
     n, num_turns = len(table), len(turn)
     if policy.keeps_more:
         is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
-        chosen = policy.select_alike(table, k, seed=seed, epoch=epoch)
+        chosen = policy.select_unweighted(table, k, seed=seed, epoch=epoch)
         is_kept[chosen.to(table.device)] = True
         is_kept[turn.to(table.device)] = True
         return is_kept.nonzero().view(-1)
@@ -56,7 +56,7 @@ def with_turns(
     importance = torch.zeros(n, dtype=torch.float32, device=table.device)
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
         if size:
-            chosen = policy.select_alike(table, size, seed=seed, epoch=epoch)
+            chosen = policy.select_unweighted(table, size, seed=seed, epoch=epoch)
             importance[chosen.to(table.device)] = value
     importance[turn.to(table.device)] = 3.0
     return ops.top_k(importance, k, seed=seed, epoch=epoch)

@@ -604,7 +604,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
         All epochs count alike, however many samples they keep, and so do the batches of one. It is
         1 once the last batch of the last epoch was delivered. The processes agree without talking,
-        and a resumed run goes on where it was. For :class:`dynloader.ProgressLR`, or any schedule.
+        and a resumed run goes on where it was. What is fetched ahead of the training counts too.
+        For :class:`dynloader.ProgressLR`, or any schedule.
 
         Raises:
             RuntimeError: the loader has no policy, or the number of epochs is not known.

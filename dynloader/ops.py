@@ -366,6 +366,9 @@ def subset(
 
     Returns:
         int64 [stop - start].
+
+    Raises:
+        RuntimeError: ``device`` is a GPU that torch does not see.
     """
     n = integer_argument("subset", "n", n)
     start = integer_argument("subset", "start", start)

@@ -166,12 +166,12 @@ class Policy(abc.ABC):
             turn = turn_of(self, len(table), k, seed=seed, epoch=epoch)
             chosen = with_turns(self, table, k, turn, seed=seed, epoch=epoch)
         else:
-            chosen = self.select_alike(table, k, seed=seed, epoch=epoch)
+            chosen = self.select_unweighted(table, k, seed=seed, epoch=epoch)
         if self.min_per_class:
             chosen = with_classes(self, table, chosen, turn, seed=seed, epoch=epoch)
         return chosen
 
-    def select_alike(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+    def select_unweighted(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         """The indices that :meth:`select` returns, int64.
 
         Raises:
@@ -316,8 +316,8 @@ def as_selection(
         )
     if len(indices) > k and not policy.keeps_more:
         raise ValueError(
-            f"{source}: indices must be at most k={k}, got {len(indices)}: a rule whose losses say "
-            "how many are kept has keeps_more = True in its class"
+            f"{source}: must return at most k={k} indices, got {len(indices)}: a rule whose losses "
+            "say how many are kept has keeps_more = True in its class"
         )
     if not is_built_in(policy):
         # A look at the values, but only where somebody else's rule may have drawn with replacement.

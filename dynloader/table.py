@@ -56,6 +56,9 @@ class ScoreTable:
         device: by default the current GPU where the build and the machine have one, else the CPU.
         history: how many of each sample's last losses to keep, 4 bytes each.
 
+    Raises:
+        RuntimeError: ``device`` is a GPU that torch does not see, or the build has no CUDA.
+
     Attributes:
         scores: float32 [n]: all that a selection reads.
         records: int32 [n, 4]: the bits of mean, variance and last loss as float32, and the visits.

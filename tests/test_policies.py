@@ -406,7 +406,7 @@ def test_more_than_k_is_refused_unless_the_class_says_so(floor: dict[str, float]
     train(loader)
     with pytest.raises(
         ValueError,
-        match=r"AboveAMean.select: indices must be at most k=10, got 4\d: .* keeps_more = True",
+        match=r"AboveAMean.select: must return at most k=10 indices, got 4\d: .* keeps_more = True",
     ):
         len(loader)
     openly = DataLoader(Numbers(N), batch_size=8, policy=AboveAMeanOpenly(keep=0.1, **floor))

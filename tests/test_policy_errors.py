@@ -211,7 +211,7 @@ class Returns(Lowest):
             TypeError,
             r"got tuple: return dynloader.Selection\(indices, weights\)",
         ),
-        (torch.arange(11), ValueError, "Returns.select: indices must be at most k=10, got 11"),
+        (torch.arange(11), ValueError, "Returns.select: must return at most k=10 indices, got 11"),
         (torch.ones(3), TypeError, "indices must be a tensor of torch.int64, got torch.float32"),
         (torch.ones(3, dtype=torch.bool), TypeError, "torch.int64, got torch.bool"),
         (torch.arange(3)[None], ValueError, r"must have shape \[k\], k in \[1, 20\], got \[1, 3\]"),

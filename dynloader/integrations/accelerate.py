@@ -24,16 +24,19 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
     Args:
         prepared: what ``Accelerator.prepare_data_loader`` made of ``loader``.
         loader: of this process; it shares out an epoch by itself.
-        accelerator: that of both. Once iteration begins, its schedulers are looked at: where the
+        accelerator: that of both. When iteration begins, its schedulers are looked at: if the
             loader has ``epochs``, there is a warning of those made for epochs of full length.
     """
 
     def __init__(
-        self, prepared: DataLoaderShard, loader: DataLoader[Any], accelerator: Accelerator
+        self,
+        prepared: DataLoaderShard,
+        loader: DataLoader[Any],
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.__dict__.update(prepared.__dict__)
         self.base_dataloader = loader
-        self._accelerator: Accelerator | None = accelerator  # until its schedules were looked at
+        self._accelerator = accelerator  # until its schedules were looked at
         self.use_stateful_dataloader = True  # by which accelerate knows that there is a state
         self._is_accelerate_prepared = True
 
