@@ -62,6 +62,9 @@ def test_total_steps_with_accumulated_gradients(options: dict[str, Any], accumul
 
 def test_total_steps_of_other_loaders() -> None:
     assert DataLoader(Numbers(N), 8).total_steps(4, accumulate=3) == 4 * 5
+    cifar = DataLoader(Numbers(50_000), 128, policy=UCB(keep=0.5))
+    assert cifar.total_steps(4) == 979
+    assert cifar.total_steps(4, accumulate=3) == 329  # not ceil(979 / 3)
     whole = DataLoader(Numbers(N), None, policy=UCB(keep=0.5))
     assert whole.total_steps(3, accumulate=10) == 11 + 5 + 5
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
