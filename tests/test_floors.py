@@ -21,7 +21,9 @@ from dynloader import (
     Static,
     StaticRandom,
     Weighted,
+    ops,
 )
+from dynloader.floors import num_explored, turn_of
 
 
 def table_of(losses: torch.Tensor, policy: Policy) -> ScoreTable:
@@ -50,6 +52,23 @@ def test_all_samples_take_turns(policy: Any, keep: float, explore: float) -> Non
     if policy is UCB and explore < 1:
         # All but the turns are the highest.
         assert set(range(101 - (k - num_turns), 101)) <= set(found.tolist())
+
+
+def test_turns_go_through_an_order_of_their_own() -> None:
+    """It is that of the last epoch there can be, which no subset is drawn in."""
+    rule = UCB(keep=0.5, explore=0.5, every=2, warmup=3)
+    order = ops.subset(50, 0, 50, seed=7, epoch=2**32 - 1).tolist()
+    for turn in range(9):
+        found = turn_of(rule, 50, 25, seed=7, epoch=3 + 2 * turn).tolist()
+        begin = turn * 12 % 50
+        assert found == (order * 2)[begin : begin + 12]
+
+
+def test_how_many_take_turns() -> None:
+    assert num_explored(0.0, 10) == 0
+    assert num_explored(0.01, 10) == 1
+    assert num_explored(0.58, 50) == 29  # 28.999... in doubles
+    assert num_explored(1.0, 10) == 10
 
 
 def test_a_turn_that_the_rule_has_chosen_too_costs_nothing() -> None:

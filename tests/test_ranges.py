@@ -48,6 +48,11 @@ def test_kakurenbo_hides_the_lowest_that_are_confident() -> None:
     assert found.weights.tolist() == [2.0] * 5
 
 
+def test_kakurenbo_hides_a_loss_of_just_the_confidence() -> None:
+    losses = -torch.tensor([0.75, 0.9, 0.4, 0.75], dtype=torch.float64).log().float()
+    assert chosen(Kakurenbo(keep=0.25, confidence=0.75), losses).indices.tolist() == [2]
+
+
 def test_kakurenbo_hides_none_that_was_not_seen() -> None:
     losses = torch.tensor([0.01, math.inf, 0.02, math.nan])
     assert chosen(Kakurenbo(keep=0.25), losses).indices.tolist() == [1, 3]
@@ -119,6 +124,9 @@ def test_ies_keeps_what_diverged() -> None:
 def test_ies_needs_a_history() -> None:
     with pytest.raises(ValueError, match="table must keep 5 losses of each sample, got 0"):
         IES().select(ScoreTable(4, "cpu"), 1, seed=0, epoch=5)
+    short = ScoreTable(3, "cpu", history=4)
+    with pytest.raises(ValueError, match="table must keep 5 losses of each sample, got 4"):
+        IES().select(short, 1, seed=0, epoch=5)
     table = ScoreTable(20, "cpu", history=2)
     loader = DataLoader(Numbers(20), 4, policy=IES(), table=table)
     assert loader.table is table
@@ -207,7 +215,9 @@ def test_prioritized_weights() -> None:
     half = chosen(Prioritized(keep=1.0, exponent=0.5, beta=0.5), losses).weights
     assert half is not None
     assert half.tolist() == pytest.approx([1.0, 0.5**0.5, 3**-0.5, 0.5], rel=1e-5)
-    assert chosen(Prioritized(keep=0.5, rescale=False), losses).weights is None
+    found = Prioritized(keep=0.5, rescale=False).choose(ScoreTable(4, "cpu"), 2, seed=0, epoch=1)
+    assert len(found.indices) == 2
+    assert found.weights is None
 
 
 def test_prioritized_takes_what_is_unknown_for_the_highest() -> None:
@@ -265,6 +275,8 @@ def test_in_a_loader(policy: Policy, kept: int | None) -> None:
     ("make", "message"),
     [
         (lambda: SeTa(keep=0.8), r"window must be at least keep=0.8, got 0.7"),
+        (lambda: SeTa(window=1.5), r"window must be in \(0, 1\], got 1.5"),
+        (lambda: OrderDP(pool=1.5), r"pool must be in \(0, 1\], got 1.5"),
         (lambda: SeTa(cycle=1), "cycle must be at least 2, got 1"),
         (lambda: SeTa(rescale=True), "the rule has no weights"),
         (lambda: OrderDP(keep=0.8), r"pool must be at least keep=0.8, got 0.75"),

@@ -146,19 +146,24 @@ class Collected:
         self._items = {item.nodeid: item for item in items}
         self._reports = reports
 
-    def cases(self, key: str, change: Callable[[], None]) -> list[Case]:
+    def cases(
+        self, key: str, change: Callable[[], None], *, has_processes: bool = False
+    ) -> list[Case]:
         """The tests that pass where ``change`` is no change, and what each calls; fastest first.
 
         Args:
             key: tells what is tested; what is found is kept, until that or the tests change.
             change: called before, in the process that runs them.
+            has_processes: tests may start others. What they import is not what is changed here.
         """
         found: list[Case] = []
         for file in dict.fromkeys(test.split("::")[0] for test in self._items):
             cache = CACHE / f"{Path(file).stem}-{digest(ROOT / file, text=key)}.json"
             if not cache.exists():
                 tests = [test for test in self._items if test.split("::")[0] == file]
-                passed = in_child(functools.partial(self._passed, tests, change), 1800)
+                passed = in_child(
+                    functools.partial(self._passed, tests, change, has_processes), 1800
+                )
                 if passed is None or passed == "":
                     raise RuntimeError(f"{file} cannot be run: see {CACHE / 'output.txt'}")
                 cache.write_text(json.dumps(passed))
@@ -167,11 +172,11 @@ class Collected:
         return sorted(found, key=lambda case: case.seconds)
 
     def _passed(
-        self, tests: Sequence[str], change: Callable[[], None]
+        self, tests: Sequence[str], change: Callable[[], None], has_processes: bool
     ) -> list[tuple[str, float, list[str]]]:
         change()
-        # What other processes import is not the package that is changed here.
-        subprocess.Popen.__init__ = _refused  # type: ignore[assignment]
+        if not has_processes:
+            subprocess.Popen.__init__ = _refused  # type: ignore[assignment]
         found = []
         for test in tests:
             calls: set[str] = set()
@@ -218,7 +223,8 @@ class _Reports:
         if report.when == "call" or report.outcome == "failed":
             self.outcomes[report.nodeid] = report.outcome
         if report.failed:
-            self.failed = self.failed or report.nodeid
+            where = "" if report.when == "call" else f" ({report.when})"
+            self.failed = self.failed or report.nodeid + where
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

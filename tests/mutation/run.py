@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import ctypes
+import functools
 import json
 import os
 import random
@@ -57,8 +58,11 @@ _WITH_PROCESSES = (
     "tests/test_distributed.py::test_each_feeds_its_share_and_all_select_alike[2]",
     "tests/test_distributed.py::test_frameworks_with_two_processes[accelerated]",
 )
+# Compiles the headers of csrc/core for itself, in a moment.
+_BY_ITSELF = "test_core"
 # In the order in which they are run; those that found the last changes go first.
 TESTS_OF_NATIVE = [
+    _BY_ITSELF,
     "test_ops_table",
     "test_ops_selection",
     "test_ops_order",
@@ -205,27 +209,38 @@ def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Itera
     sources = [path for path in ROOT.glob("csrc/**/*") if path.is_file()]
     key = judge.digest(*judge.helpers(), *sources, text="native")
 
-    def load(path: Path) -> None:
+    def load(path: Path, sources: Path) -> None:
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        os.environ["DYNLOADER_SOURCES"] = str(sources)
+
+    def load_unchanged() -> None:
+        load(unchanged, ROOT / "csrc")
+
+    folder = CACHE / "csrc"
 
     def work(collected: judge.Collected) -> list[str]:
-        cases = collected.cases(key, lambda: load(unchanged))
+        cases = collected.cases(key, load_unchanged, has_processes=True)
         order, total = [], 0.0
         for case in cases:
             total += case.seconds
             if total <= seconds:
                 order.append(case.test)
-        _check(collected.killer(lambda: load(unchanged), order, 1800))
+        _check(collected.killer(load_unchanged, order, 1800))
+        by_itself = [test for test in order if test.startswith(f"tests/{_BY_ITSELF}.py")]
         found = []
         for file, mutant in mutants:
-            folder = CACHE / "csrc"
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(ROOT / "csrc", folder)
             (CACHE / file).write_text(mutant.text)
+            change = functools.partial(load, unchanged, folder)
+            by = collected.killer(change, by_itself, 300) if "/core/" in file else ""
+            if by and not by.endswith("(setup)"):  # which is to compile
+                found.append(by)
+                continue
             if not _build_scalar(folder, changed):
                 found.append("(the compiler)")
                 continue
-            by = collected.killer(lambda: load(changed), order, 20 + 5 * seconds)
+            by = collected.killer(lambda: load(changed, folder), order, 20 + 5 * seconds)
             if by in order:
                 order.remove(by)
                 order.insert(0, by)
@@ -234,7 +249,7 @@ def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Itera
         return found
 
     # One number of threads is enough.
-    options = ("-k", "not cpu-2 and not cpu-7")
+    options = ("-k", "not cpu-2 and not cpu-7 and not instruction_set")
     verdicts = judge.with_collected(names, {library: rest}, work, *options)
     for (file, mutant), by in zip(mutants, verdicts, strict=True):
         outcome = "invalid" if by == "(the compiler)" else "killed" if by else "survived"
