@@ -26,6 +26,7 @@ from dynloader import (
     StaticRandom,
     Weighted,
 )
+from dynloader.policy import is_built_in
 
 NAN, INF = float("nan"), float("inf")
 N = 20
@@ -173,6 +174,11 @@ def test_explored_samples_that_are_none_cannot_be_weighed() -> None:
     policy = EpsilonGreedy(keep=0.5, epsilon=0.05, rescale=True)
     with fails(ValueError, "rescale needs epsilon \\* k of at least 1, got epsilon=0.05, k=10"):
         DataLoader(Numbers(N), policy=policy)
+
+
+def test_only_rules_of_this_package_are_trusted() -> None:
+    assert is_built_in(StaticRandom()) is True
+    assert is_built_in(Lowest()) is False
 
 
 def test_a_rule_of_a_user_must_not_draw_a_sample_twice() -> None:

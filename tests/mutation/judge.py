@@ -167,8 +167,10 @@ class Collected:
                 if passed is None or passed == "":
                     raise RuntimeError(f"{file} cannot be run: see {CACHE / 'output.txt'}")
                 cache.write_text(json.dumps(passed))
-            passed = json.loads(cache.read_text())
-            found += [Case(test, seconds, frozenset(calls)) for test, seconds, calls in passed]
+            # The names of some tests hold addresses, and are others each time.
+            for test, seconds, calls in json.loads(cache.read_text()):
+                if test in self._items:
+                    found.append(Case(test, seconds, frozenset(calls)))
         return sorted(found, key=lambda case: case.seconds)
 
     def _passed(
@@ -178,10 +180,10 @@ class Collected:
         if not has_processes:
             subprocess.Popen.__init__ = _refused  # type: ignore[assignment]
         found = []
-        for test in tests:
+        for test, following in self._in_turn(tests):
             calls: set[str] = set()
             with _noting(calls):
-                self._run(self._items[test])
+                self._run(test, following)
             if self._reports.outcomes.get(test) == "passed":
                 found.append((test, self._reports.seconds[test], sorted(calls)))
         return found
@@ -191,16 +193,22 @@ class Collected:
 
         def work() -> str:
             change()
-            for test in tests:
-                self._run(self._items[test])
+            for test, following in self._in_turn(tests):
+                self._run(test, following)
                 if self._reports.failed:
                     return self._reports.failed
             return "none"
 
         return _named(in_child(work, limit), limit) if tests else ""
 
-    def _run(self, item: Any) -> None:
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+    def _in_turn(self, tests: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        return zip(tests, [*tests[1:], None], strict=True)
+
+    def _run(self, test: str, following: str | None) -> None:
+        """Run a test, and keep the fixtures that the one after it shares with it."""
+        item = self._items[test]
+        after = None if following is None else self._items[following]
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
 
 
 def _named(found: Any, limit: float) -> str:

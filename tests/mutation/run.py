@@ -16,6 +16,7 @@ import argparse
 import ast
 import ctypes
 import functools
+import itertools
 import json
 import os
 import random
@@ -173,13 +174,13 @@ def _that_call(
 ) -> list[Case]:
     place = f"{Path(file).relative_to('dynloader')}:{around[1] if around else 0}"
     found = cases if around is None else [case for case in cases if place in case.calls]
-    total, chosen = 0.0, []
-    for case in found:
-        total += case.seconds
-        if total > seconds:
-            break
-        chosen.append(case)
-    return chosen
+    return _within(seconds, found)
+
+
+def _within(seconds: float, cases: Sequence[Case]) -> list[Case]:
+    """The first of the cases, as many as take so long."""
+    ends = itertools.accumulate(case.seconds for case in cases)
+    return [case for case, end in zip(cases, ends, strict=True) if end <= seconds]
 
 
 def _function_around(file: str, mutant: Mutant) -> tuple[str, int] | None:
@@ -220,13 +221,10 @@ def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Itera
 
     def work(collected: judge.Collected) -> list[str]:
         cases = collected.cases(key, load_unchanged, has_processes=True)
-        order, total = [], 0.0
-        for case in cases:
-            total += case.seconds
-            if total <= seconds:
-                order.append(case.test)
+        by_itself = [case.test for case in cases if f"/{_BY_ITSELF}.py" in case.test]
+        order = [case.test for case in _within(seconds, cases) if case.test not in by_itself]
+        _check(collected.killer(load_unchanged, by_itself, 600))
         _check(collected.killer(load_unchanged, order, 1800))
-        by_itself = [test for test in order if test.startswith(f"tests/{_BY_ITSELF}.py")]
         found = []
         for file, mutant in mutants:
             shutil.rmtree(folder, ignore_errors=True)
