@@ -10,7 +10,7 @@ from ledger import Lowest, Numbers, loss_of, lowest, train
 
 import dynloader
 from dynloader import Full, PruningBatchSampler, PruningSampler, RandomDynamic, ops
-from dynloader.plan import CHUNK
+from dynloader.plan import CHUNK, Kept, Plan
 
 N = 100
 
@@ -157,6 +157,26 @@ def test_the_first_batch_costs_one_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     list(iterator)
     assert max(sizes) == CHUNK
     assert sum(sizes) == 10**6
+
+
+@pytest.mark.parametrize(
+    ("indices", "ascending"),
+    [([1, 5, 3, 9], [1, 3, 5, 9]), ([1, 3, 5], [1, 3, 5]), ([7], [7]), ([2, 1], [1, 2])],
+)
+def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> None:
+    kept = Kept(ops.Selection(torch.tensor(indices), None), 3, 10)
+    assert (len(kept), kept.checkpoint, kept.weights) == (len(indices), 3, None)
+    assert kept.indices.tolist() == kept.on(torch.device("cpu")).tolist() == indices
+    assert kept.ascending.tolist() == ascending
+    plan = Plan(epoch=0, seed=0, num_samples=10, shuffle=False, kept=kept)
+    assert plan.samples_on(torch.device("cpu")).tolist() == ascending
+    assert [block.tolist() for block in plan.blocks(0, len(plan), 2, 2)] == [
+        [ascending[start : start + 2]] for start in range(0, len(plan), 2)
+    ]
+    with pytest.raises(IndexError, match=r"indices selected must be in \[0, 5\)"):
+        Kept(ops.Selection(torch.tensor([*indices, 5]), None), 3, 5)
+    trusted = Kept(ops.Selection(torch.tensor(indices), None), 3, 1, is_trusted=True)
+    assert trusted.indices.tolist() == indices
 
 
 # --- epochs --------------------------------------------------------------------------------------

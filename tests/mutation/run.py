@@ -46,7 +46,7 @@ TESTS_OF = {
     "ranges": ["test_ranges", "test_policy_options", "test_policy_errors", "test_floors"],
     "weighting": [*_RULES, "test_resume"],
     "floors": ["test_floors", "test_ranges", "test_policy_errors"],
-    "plan": [*_LOADER, "test_policies", "test_resume", "test_distributed"],
+    "plan": [*_LOADER, "test_policies", "test_policy_errors", "test_resume", "test_distributed"],
     "sampler": [*_LOADER, "test_resume", "test_policies", "test_distributed"],
     "batch_sampler": [*_LOADER, "test_resume", "test_distributed"],
     "share": ["test_distributed", "test_samplers"],
