@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynloader.run import Run
-from dynloader.run_log import QUANTILES, RunLog
+from dynloader.run_files import QUANTILES
+from dynloader.run_log import RunLog
 from dynloader.sampler import PruningSampler
 
 Target = Callable[[dict[str, Any], int], Any]
@@ -59,11 +61,12 @@ class EpochLog:
         self._num_trained = 0
         self._seconds = 0.0
         if run_log is not None and run_log.lines:
-            self._num_trained = run_log.lines[-1]["samples"]
-            self._seconds = run_log.lines[-1]["seconds"]
-            if len(run_log.samples.get("selected", ())) == n:
-                self._was_kept = torch.from_numpy(run_log.samples["selected"])
-                self._returns = torch.from_numpy(run_log.samples["returns"])
+            self._num_trained = run_log.lines[-1].get("samples") or 0
+            self._seconds = run_log.lines[-1].get("seconds") or 0.0
+            found = run_log.samples
+            if all(len(found.get(name, ())) == n for name in ("selected", "returns")):
+                self._was_kept = torch.from_numpy(found["selected"].astype(bool))
+                self._returns = torch.from_numpy(found["returns"].astype(np.int32))
         self._began: tuple[Run, float] | None = None
         # What a training cost that is gone on with is in the lines before, or nowhere.
         is_new = sampler.run.plan.epoch == 0 and sampler.run.start == 0

@@ -722,14 +722,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             labels: the class of each sample, integers [n]; by default those of the policy.
             class_names: of the classes.
             resume: go on with the run in the folder, if there is one, from the current epoch on;
-                call this after :meth:`load_state_dict`.
+                call this after :meth:`load_state_dict`. A last line that was cut is dropped, and
+                ``samples.npz``, if it is damaged, is written anew; there is a warning.
 
         Returns:
             The :class:`dynloader.RunLog` of a folder, to add metrics and pictures to.
 
         Raises:
             RuntimeError: the loader has no policy.
-            TypeError, ValueError: the folder holds a run, or ``labels`` are not one class a sample.
+            TypeError, ValueError: the folder holds a run, or one that is damaged, or ``labels`` are
+                not one class a sample.
         """
         if self._pruning is None or self.table is None:
             raise RuntimeError("log_to needs a DataLoader with policy=, got None")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,10 @@ import torch
 from torch import Tensor
 
 from dynloader.checks import as_labels
+from dynloader.run_files import FIGURES, SCORES, new_file, read_lines, read_samples
 
 _VERSION = 1
 _NUM_PICTURES = 24
-
-# Of every epoch; all others in a line are metrics, such as the accuracy.
-FIGURES = {
-    "epoch",
-    "num_selected",
-    "kept_fraction",
-    "churn",
-    "samples",
-    "seconds",
-    "epoch_seconds",
-    "select_seconds",
-    "update_seconds",
-    "always",
-    "sometimes",
-    "never",
-    "num_selections",
-    "kept_of_class",
-}
-# Of the scores; and their names in a line, in per cent.
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SCORES = {f"score_{round(100 * share):02}" for share in QUANTILES}
 
 
 class RunLog:
@@ -51,6 +32,9 @@ class RunLog:
     pictures/    of the samples that the report shows
     ========== =========================================================================
 
+    Each file is written as a whole, under another name until it is complete: a process that is
+    killed damages none.
+
     Args:
         folder: made where it is not there; it must not hold a run, unless that is gone on with.
             None: nothing is written.
@@ -60,7 +44,11 @@ class RunLog:
         class_names: of the classes.
         about: what else is to stand in ``run.json``.
         first_epoch: go on with the run in ``folder``, if there is one: its lines from this epoch on
-            are dropped, to be written anew.
+            are dropped, to be written anew. A last line that is cut is dropped, and so are damaged
+            arrays, with a warning.
+
+    Raises:
+        ValueError: ``folder`` holds a run, or ``first_epoch`` is given and a line of it is damaged.
     """
 
     def __init__(
@@ -135,10 +123,8 @@ class RunLog:
         }
         if self.folder is None:
             return
-        half = self.folder / "samples.npz.new"
-        with half.open("wb") as file:
+        with new_file(self.folder / "samples.npz") as file:
             np.savez(file, **self.samples)  # type: ignore[arg-type]
-        half.replace(self.folder / "samples.npz")
 
     def write_pictures(self, dataset: Any) -> None:
         """Save the pictures of the samples that the report shows.
@@ -157,31 +143,47 @@ class RunLog:
             picture = _as_picture(dataset[index])
             if picture is not None:
                 folder.mkdir(exist_ok=True)
-                picture.save(folder / f"{index}.png")
+                with new_file(folder / f"{index}.png") as file:
+                    picture.save(file, "png")
 
     def _go_on(self, folder: Path, first_epoch: int) -> None:
-        lines = (folder / "epochs.jsonl").read_text().splitlines()
-        self.lines = [line for line in map(json.loads, lines) if line.get("epoch", 0) < first_epoch]
+        try:
+            lines, is_cut = read_lines(folder / "epochs.jsonl")
+        except ValueError as error:
+            raise ValueError(f"{folder} holds a run that cannot be gone on with: {error}") from None
+        self.lines = [line for line in lines if (line.get("epoch") or 0) < first_epoch]
+        last_epoch = self.lines[-1].get("epoch") or 0 if self.lines else -1
+        # Else the epoch of the cut line is trained again.
+        is_lost = is_cut and len(self.lines) == len(lines) and last_epoch + 1 < first_epoch
+        if is_lost:
+            warnings.warn(
+                f"the last line of {folder / 'epochs.jsonl'} is cut: the run goes on without it",
+                stacklevel=4,
+            )
         if (folder / "samples.npz").exists():
-            with np.load(folder / "samples.npz", allow_pickle=False) as found:
-                self.samples = {name: found[name] for name in found.files}
-        if int(self.samples.get("num_epochs", 0)) != len(self.lines):
+            try:
+                self.samples = read_samples(folder / "samples.npz")
+            except ValueError as error:
+                warnings.warn(
+                    f"{error}; it is written anew, and returns are counted from here on",
+                    stacklevel=4,
+                )
+        num_epochs = self.samples.get("num_epochs", np.array(0))
+        if num_epochs.ndim or num_epochs != len(self.lines) + is_lost:
             # They know of epochs that are dropped: what returned is counted from here on.
             self.samples = {}
 
     def _save_about(self) -> None:
         if self.folder is None:
             return
-        half = self.folder / "run.json.new"
-        half.write_text(json.dumps(self.about, indent=1) + "\n")
-        half.replace(self.folder / "run.json")
+        with new_file(self.folder / "run.json") as file:
+            file.write(f"{json.dumps(self.about, indent=1)}\n".encode())
 
     def _save_lines(self) -> None:
         if self.folder is None:
             return
-        half = self.folder / "epochs.jsonl.new"
-        half.write_text("".join(f"{_line_of(line)}\n" for line in self.lines))
-        half.replace(self.folder / "epochs.jsonl")
+        with new_file(self.folder / "epochs.jsonl") as file:
+            file.write("".join(f"{_line_of(line)}\n" for line in self.lines).encode())
 
 
 def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str, list[int]]:
@@ -194,7 +196,7 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str,
     found: dict[str, list[int]] = {}
     if "score" in samples:
         # What diverged comes first; what was never seen has no score yet.
-        scores, visits = samples["score"], samples.get("visits")
+        scores, visits = np.asarray(samples["score"], float), samples.get("visits")
         is_seen = np.isfinite(scores) if visits is None else visits > 0
         seen = np.flatnonzero(is_seen)
         highest_first = np.where(np.isnan(scores[seen]), -np.inf, -scores[seen])
@@ -203,7 +205,7 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str,
     if "kept" in samples and samples["kept"].any():
         found["never kept"] = np.flatnonzero(samples["kept"] == 0)[:count].tolist()
     if "returns" in samples and samples["returns"].any():
-        order = np.argsort(-samples["returns"], kind="stable")[:count]
+        order = np.argsort(-np.asarray(samples["returns"], np.int64), kind="stable")[:count]
         found["most often returning"] = [int(i) for i in order if samples["returns"][i] > 0]
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynloader.run_log import FIGURES, SCORES
+from dynloader.run_files import FIGURES, SCORES
 
 
 @dataclass(frozen=True)

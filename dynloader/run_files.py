@@ -1,0 +1,191 @@
+"""The files of a recorded run: their names for figures, and how they are written and read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+# Of every epoch; all others in a line are metrics, such as the accuracy.
+FIGURES = {
+    "epoch",
+    "num_selected",
+    "kept_fraction",
+    "churn",
+    "samples",
+    "seconds",
+    "epoch_seconds",
+    "select_seconds",
+    "update_seconds",
+    "always",
+    "sometimes",
+    "never",
+    "num_selections",
+    "kept_of_class",
+}
+# Of the scores; and their names in a line, in per cent.
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SCORES = {f"score_{round(100 * share):02}" for share in QUANTILES}
+
+# The kinds of dtype, as NumPy has them, of the arrays of one entry a sample.
+_KINDS = {
+    "score": "biuf",
+    "last_loss": "biuf",
+    "visits": "biuf",
+    "kept": "biuf",
+    "returns": "iu",
+    "selected": "b",
+    "label": "iu",
+}
+_MOST = 1e15  # more samples or seconds than any training takes
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of ``path`` once it is complete.
+
+    If the process is killed, or writing fails, ``path`` is as it was.
+    """
+    half = path.with_name(f"{path.name}.new")
+    try:
+        with half.open("wb") as file:
+            yield file
+        half.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            half.unlink()
+        raise
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What ``run.json`` says.
+
+    Raises:
+        ValueError: it is not JSON, or not what a run has there. The message begins with the name
+            of the file.
+        OSError: it cannot be read.
+    """
+    about = _parsed(path.read_bytes(), path.name)
+    names = about.get("class_names")
+    requirements = {
+        "name": ("text", _is_text_or_number),
+        "seed": ("a number", _is_text_or_number),
+        "policy": ("text", lambda value: isinstance(value, str)),
+        "created": ("a number", _is_number),
+        "class_names": ("a list of text", lambda _: isinstance(names, list)),
+    }
+    for key, (requirement, is_met) in requirements.items():
+        value = about.get(key)
+        if value is not None and not is_met(value):
+            raise ValueError(f"{key} in {path.name} must be {requirement}, {_got(value)}")
+    for each in names or []:
+        if not isinstance(each, str):
+            raise ValueError(f"class_names in {path.name} must be text, {_got(each)}")
+    return about
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The figures of each epoch, and whether the last line is cut.
+
+    A cut line, as a full disk or a crash of the machine leaves it, is dropped.
+
+    Raises:
+        ValueError: a line is not JSON, or a figure is no number. The message begins with the line.
+        OSError: the file cannot be read.
+    """
+    *whole, last = path.read_bytes().split(b"\n")
+    lines = []
+    for number, row in enumerate(whole, start=1):
+        what = f"line {number} of {path.name}"
+        if row.strip():
+            lines.append(_checked(_parsed(row, what), what))
+    if not last.strip():
+        return lines, False
+    what = f"line {len(whole) + 1} of {path.name}"
+    try:
+        parsed = _parsed(last, what)
+    except ValueError:
+        return lines, True
+    return [*lines, _checked(parsed, what)], False
+
+
+def read_samples(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of ``samples.npz``.
+
+    Raises:
+        ValueError: it cannot be read, or an array is not one entry a sample. The message begins
+            with the path.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                raise ValueError("it is no zip file")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as found:
+                samples = {name: found[name] for name in found.files}
+        if strange := [name for name, each in samples.items() if not isinstance(each, np.ndarray)]:
+            raise ValueError(f"{reprlib.repr(strange[0])} is no array")
+    except Exception as error:  # damage makes zipfile, zlib and NumPy raise nearly anything
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {told}") from None
+    for name, kinds in _KINDS.items():
+        array = samples.get(name)
+        if array is not None and (array.ndim != 1 or array.dtype.kind not in kinds):
+            raise ValueError(
+                f"{name} in {path} must be numbers [n], got {array.dtype} {list(array.shape)}"
+            )
+    lengths = {name: len(array) for name, array in samples.items() if array.ndim == 1}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path} must hold arrays of one length, got {lengths}")
+    return samples
+
+
+def _parsed(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} is no object of JSON, {_got(found)}")
+    return found
+
+
+def _checked(line: dict[str, Any], what: str) -> dict[str, Any]:
+    """``line``, if it holds figures."""
+    for name, value in line.items():
+        if value is None:  # as NaN is written
+            continue
+        shown = reprlib.repr(name)[1:-1]
+        if name == "kept_of_class":
+            if not isinstance(value, list) or not all(_is_within(each, 1) for each in value):
+                raise ValueError(f"{shown} in {what} must be shares in [0, 1], {_got(value)}")
+        elif name == "epoch":
+            if not isinstance(value, int) or not _is_within(value, _MOST):
+                raise ValueError(f"{shown} in {what} must be an integer in [0, inf), {_got(value)}")
+        elif name in FIGURES:
+            if not _is_within(value, _MOST):
+                raise ValueError(f"{shown} in {what} must be a number in [0, inf), {_got(value)}")
+        elif not _is_number(value):
+            raise ValueError(f"{shown} in {what} must be a number, {_got(value)}")
+    return line
+
+
+def _is_text_or_number(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_within(value: Any, highest: float) -> bool:
+    return _is_number(value) and 0 <= value <= highest
+
+
+def _got(value: Any) -> str:
+    return f"got {reprlib.repr(value)}"
