@@ -66,6 +66,9 @@ RULES: dict[str, Callable[..., Policy]] = {
         **{"keep": 0.6, "rescale": False, "anneal": None} | floors
     ),
     "weighted": lambda **floors: Weighted(**{"rescale": False} | floors),
+    "weighted, scaled": lambda **floors: Weighted(
+        **{"exponent": 40, "offset": 1e-3, "rescale": False} | floors
+    ),
     "prioritized": lambda **floors: Prioritized(**{"rescale": False} | floors),
     "kakurenbo": lambda **floors: Kakurenbo(confidence=0.5, **floors),
     "ies": lambda **floors: IES(keep=0.3, threshold=0.5, window=1, **floors),
