@@ -472,8 +472,22 @@ def test_a_record_that_ends_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         PruningSampler, "record", lambda self, index, losses: self.table.update(index, losses)
     )
-    with pytest.raises(FOUND):
-        run(once)
+    use = AnyUse()
+    use.make(
+        "random",
+        *(16, 0.5, 1, 0),
+        batch_size=4,
+        drop_last=False,
+        shuffle=True,
+        seed=0,
+        has_arrays=False,
+    )
+    use.begin()
+    use.next_batch()
+    use.record_what_is_left_out(seed=0, most=4)  # as many as a batch has
+    use.begin()
+    with pytest.raises(AssertionError):
+        use.next_batch()
 
 
 def test_a_history_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,5 +194,7 @@ def test_the_operators_are_sound(device: torch.device) -> None:
     index = torch.tensor([5, 0], device=device)
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(rows_of.default, (pictures, index, no_faults(device)), test_utils=tests)
-    arguments = (pictures, index, no_faults(device), [4, 5], 1, False, 0.5, 2, 0.0, None, False)
-    torch.library.opcheck(pictures_of.default, (*arguments, True, 1, 2, None), test_utils=tests)
+    arguments = (pictures, index, no_faults(device), [4, 5], 1, False, 0.5, True, 2, 0.0, None)
+    torch.library.opcheck(
+        pictures_of.default, (*arguments, False, True, 1, 2, None), test_utils=tests
+    )

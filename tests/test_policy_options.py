@@ -62,13 +62,13 @@ def test_defaults() -> None:
 # Of every rule: whether it needs scores, selects once, and may keep more than it is told to; how
 # often it selects, and its least options.
 RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
-    Full: (False, False, False, 10, {}),
-    StaticRandom: (False, True, False, 10, {}),
-    Static: (False, True, False, 10, {"scores": SCORES}),
-    RandomDynamic: (False, False, False, 10, {}),
-    EpsilonGreedy: (True, False, False, 10, {}),
-    UCB: (True, False, False, 10, {}),
-    InfoBatch: (True, False, False, 1, {}),
+    Full: (False, False, False, 1, {}),
+    StaticRandom: (False, True, False, 1, {}),
+    Static: (False, True, False, 1, {"scores": SCORES}),
+    RandomDynamic: (False, False, False, 1, {}),
+    EpsilonGreedy: (True, False, False, 1, {}),
+    UCB: (True, False, False, 1, {}),
+    InfoBatch: (True, False, False, 1, {"anneal": None}),
     Weighted: (True, False, False, 1, {}),
     Prioritized: (True, False, False, 1, {}),
     Kakurenbo: (True, False, True, 1, {}),
