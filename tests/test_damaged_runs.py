@@ -1,25 +1,66 @@
-"""A training goes on with a recorded run whose files were damaged."""
+"""Recorded runs whose files were damaged: in a report, and where a training goes on with one."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import random
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ledger import Numbers, loss_of
-from test_report import Pictures
+from test_report import Pictures, trained
 
-from dynloader import DataLoader, RandomDynamic
+from dynloader import UCB, DataLoader, RandomDynamic
+from dynloader.__main__ import main
+from dynloader.report.read import read_run
 
 DEEP = "[" * 100_000 + "]" * 100_000
+NESTED = "[" * 700 + "]" * 700  # read, but too deep for what calls itself for each level
+LONG = "x" * 3000
+VALUES = {
+    "text": '"text"',
+    "list": "[1, 2]",
+    "object": '{"a": 1}',
+    "null": "null",
+    "true": "true",
+    "negative": "-5",
+    "huge": "1e300",
+    "infinite": "1e999",
+    "nan": "NaN",
+    "huge integer": "1" + "0" * 400,
+    "too many digits": "1" * 5000,
+    "deep": DEEP,
+    "nested": NESTED,
+    "long": f'"{LONG}"',
+    "half of a pair": '"\\ud800"',
+    "control": '"a\\u0000b\\u001b\\n\\r\\ufffe"',
+    "empty": '""',
+    "empty list": "[]",
+}
 Damage = Callable[[Path], Any]
+
+
+def replaced(name: str, key: str, value: str, line: int = 0) -> Damage:
+    """Puts ``value``, as it stands, in the place of a value in a line of JSON."""
+
+    def damage(folder: Path) -> None:
+        lines = (folder / name).read_text().splitlines()
+        whole = name == "run.json"
+        found = json.loads("".join(lines) if whole else lines[line])
+        text = json.dumps(found | {key: "@"}).replace('"@"', value, 1)
+        lines = [text] if whole else [*lines[:line], text, *lines[line + 1 :]]
+        (folder / name).write_text("".join(f"{each}\n" for each in lines))
+
+    return damage
 
 
 def content(name: str, data: bytes) -> Damage:
@@ -30,6 +71,16 @@ def cut(name: str, share: float) -> Damage:
     def damage(folder: Path) -> None:
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[: int(share * len(data))])
+
+    return damage
+
+
+def without(name: str, key: str) -> Damage:
+    def damage(folder: Path) -> None:
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for line in lines:
+            line.pop(key, None)
+        (folder / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     return damage
 
@@ -65,6 +116,214 @@ def another_method(folder: Path) -> None:
     for magic, at in ((b"PK\1\2", 10), (b"PK\3\4", 8)):
         struct.pack_into("<H", data, data.index(magic) + at, 77)
     (folder / "samples.npz").write_bytes(data)
+
+
+def a_folder(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+def flipped(name: str, seed: int) -> Damage:
+    """A few bytes are others, some are gone, or some come twice."""
+
+    def damage(folder: Path) -> None:
+        draw = random.Random(f"{name} {seed}")
+        data = bytearray((folder / name).read_bytes())
+        for _ in range(draw.choice([1, 2, 8])):
+            place = draw.randrange(len(data))
+            kind = draw.randrange(3)
+            if kind == 0:
+                data[place] = draw.randrange(256)
+            elif kind == 1:
+                del data[place : place + draw.randrange(1, 20)]
+            else:
+                data[place:place] = data[place : place + draw.randrange(1, 20)]
+        (folder / name).write_bytes(data)
+
+    return damage
+
+
+def damages() -> Iterator[tuple[str, Damage]]:
+    about = ("version", "name", "seed", "created", "class_names", "policy", "n", "other")
+    figures = ("epoch", "samples", "seconds", "kept_fraction", "churn", "epoch_seconds", "always")
+    figures += ("select_seconds", "num_selections", "kept_of_class", "score_50", "accuracy", LONG)
+    for what, value in VALUES.items():
+        for key in about:
+            yield f"{key} is {what}", replaced("run.json", key, value)
+        yield f"a name of the classes is {what}", replaced("run.json", "class_names", f"[{value}]")
+        for key in figures:
+            yield f"{key[:20]} is {what}", replaced("epochs.jsonl", key, value)
+            yield f"{key[:20]} is {what} at last", replaced("epochs.jsonl", key, value, -1)
+        yield f"a class is {what}", replaced("epochs.jsonl", "kept_of_class", f"[0.5, {value}]")
+        for name in ("run.json", "epochs.jsonl"):
+            yield f"{name} is {what}", content(name, value.encode())
+    for key in ("seconds", "samples", "num_selections", "always", "score_50", "accuracy"):
+        yield f"no {key}", without("epochs.jsonl", key)
+    yield "deep name", replaced("run.json", "x", '{"a":' * 50_000)
+    for name in ("run.json", "epochs.jsonl", "samples.npz"):
+        yield f"{name} is gone", lambda folder, name=name: (folder / name).unlink()
+        yield f"{name} is a folder", a_folder(name)
+        yield (
+            f"{name} is a link to nothing",
+            lambda folder, name=name: (
+                (folder / name).unlink(),
+                (folder / name).symlink_to("nothing"),
+            ),
+        )
+        yield f"{name} is empty", content(name, b"")
+        yield f"{name} is text", content(name, b"some text\n")
+        yield f"{name} is not UTF-8", content(name, b'{"version": "\xff\xfe"}\n')
+        yield f"{name} is zeros", content(name, bytes(500))
+        for share in (0.1, 0.5, 0.9, 0.99):
+            yield f"{name} is cut at {share}", cut(name, share)
+        for seed in range(40):
+            yield f"{name} is mixed up, {seed}", flipped(name, seed)
+    yield "samples are an .npy", an_npy
+    yield "samples are pickled", array("score", np.array([None] * 60, dtype=object))
+    yield "a member is text", a_member(b"text")
+    yield "a member is nothing", a_member(b"")
+    header = b"\x93NUMPY\1\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }"
+    for shape in (b"60", b"10**9", b"9" * 30, b"-3", b"'a'"):
+        yield f"a member says {shape!r}", a_member((header % shape).ljust(127) + b"\n")
+    yield "a member is compressed in another way", another_method
+    for key in ("score", "visits", "kept", "returns", "selected", "label", "new"):
+        for value in (
+            np.array(["text"] * 60),
+            np.array([b"=1"] * 60),
+            np.full(60, np.nan),
+            np.full(60, 1e308),
+            np.full(60, -3),
+            np.full(60, 2**64 - 1, dtype=np.uint64),
+            np.zeros(60, dtype=bool),
+            np.zeros(60, dtype=complex),
+            np.zeros(60, dtype=">f4"),
+            np.zeros(60, dtype="M8[s]"),
+            np.zeros(60, dtype=[("a", int)]),
+            np.zeros((60, 2)),
+            np.zeros(59),
+            np.array(3.0),
+        ):
+            yield f"{key} is {value.dtype} {value.shape} {value.flat[0]!r:.20}", array(key, value)
+    for name in ("=cmd", LONG, "\n", "a/b"):
+        yield f"an array is called {name[:20]!r}", array(name, np.zeros(60))
+    for data in (b"", b"no picture", b"\x89PNG"):
+        yield (
+            f"a picture is {data!r}",
+            lambda folder, data=data: [
+                path.write_bytes(data) for path in (folder / "pictures").iterdir()
+            ],
+        )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was not damaged."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    names = {"labels": torch.arange(60) % 3, "class_names": ["a", "b", "c"]}
+    trained(folder, UCB(keep=0.5, every=1), "whole", epochs=3, **names).write_pictures(Pictures())
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*is cut, and left out")
+def test_no_damage_makes_an_end_of_the_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run is refused in one line, and the others are reported."""
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    shutil.copytree(run, runs / "whole")
+    refused, read = [], []
+    for number, (what, damage) in enumerate(damages()):
+        folder = runs / f"damaged-{number:04}"
+        aside = None if "picture" in what else shutil.ignore_patterns("pictures")
+        shutil.copytree(run, folder, ignore=aside)
+        damage(folder)
+        message = None
+        try:
+            message = None if read_run(folder).lines else f"{folder}: no epoch"
+        except ValueError as error:
+            message = str(error)
+        except Exception as error:
+            pytest.fail(f"{what}: {type(error).__name__}: {error}")
+        if message is not None:
+            assert str(folder) in message, what
+            assert len(message) < 1000, what
+            refused.append(folder)
+        else:
+            read.append(folder)
+            about = json.loads((folder / "run.json").read_text())
+            if about.get("name") == "whole":
+                about["name"] = f"method {number % 7}"
+                (folder / "run.json").write_text(json.dumps(about))
+    assert len(refused) > 300
+    assert len(read) > 150
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    for folder in refused:
+        about_it = [line for line in told if f"{folder}" in line]
+        assert len(about_it) == 1, (folder, about_it)
+        assert about_it[0].startswith("python -m dynloader report: ")
+    assert all(str(runs) in line for line in told), told
+    page = (out / "report.html").read_text()
+    assert ">whole</td>" in page
+    assert LONG not in page
+    with (out / "samples" / "whole-0.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 60
+
+
+@pytest.mark.parametrize("key", ["name", "score_50", "accuracy"])
+def test_a_figure_that_can_be_read_can_be_drawn(
+    key: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By itself: beside others, a strange one may not come first."""
+    name = "run.json" if key == "name" else "epochs.jsonl"
+    for what, value in VALUES.items():
+        folder = tmp_path / what / "run"
+        shutil.copytree(run, folder)
+        replaced(name, key, value, -1)(folder)
+        found = main(["report", str(folder), "--out", str(tmp_path / what / "out")])
+        told = capsys.readouterr().err.splitlines()
+        assert (found, len(told)) in [(0, 0), (2, 1)], (what, told)
+        assert (tmp_path / what / "out" / "report.html").exists() == (found == 0)
+
+
+def test_nothing_is_left(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "run.json").write_text(DEEP)
+    assert main(["report", str(tmp_path / "runs" / "a"), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'runs' / 'a'} holds a run that cannot be read: run.json is not" in line
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert [f"runs/{name} holds" in line for name, line in zip("ab", lines, strict=True)]
+    assert last.endswith("runs must hold at least one run that can be read, got none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_names_stay_apart(run: Path, tmp_path: Path) -> None:
+    from dynloader.report.read import by_name, found_runs
+
+    for name in ("b", "c"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+        replaced("run.json", "name", f'"{LONG}{name}"')(tmp_path / "runs" / name)
+    groups = by_name(found_runs([tmp_path / "runs"]))
+    assert [len(members) for members in groups.values()] == [1, 1]
+    assert all(40 <= len(name) <= 48 for name in groups)
+
+
+def test_a_cut_line_is_left_out_of_the_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    cut("epochs.jsonl", 0.9)(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the last line of {tmp_path / 'run' / 'epochs.jsonl'} is cut, and left out" in line
 
 
 # --- a training goes on --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import math
 import pickle
 import re
 import shutil
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog, demo
 from dynloader.__main__ import main
+from dynloader.report.text import digits
 from dynloader.run_log import notable
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -569,6 +571,41 @@ def test_classes_are_of_the_last_pruned_epoch(tmp_path: Path) -> None:
     assert chart.key == "classes"
     shares = [float(row[1].rstrip(" %")) for row in chart.rows]
     assert sum(shares) == pytest.approx(100, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0123456, "0.0123"),
+        (0.1, "0.100"),
+        (0.9996, "1.00"),
+        (3.14159, "3.14"),
+        (99.96, "100"),
+        (123.4, "123"),
+        (999.6, "1,000"),
+        (12345.6, "12,346"),
+        (-0.5, "-0.500"),
+        (1.234e-7, "1.23e-07"),
+        (0.0, "0"),
+        (math.inf, "inf"),
+        (math.nan, ""),
+    ],
+)
+def test_three_significant_digits(value: float, text: str) -> None:
+    assert digits(value) == text
+
+
+def test_short_times_are_told_apart(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for number, seconds in enumerate((0.0601, 0.0987)):
+        log = RunLog(tmp_path / "runs" / str(number), name=f"method {number}")
+        log.write({"epoch": 0, "samples": 60, "seconds": seconds, "kept_fraction": 0.00123})
+        log.add(accuracy=0.5)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    for written in ("0.0601", "0.0987"):
+        assert page.count(f"<td>{written}</td>") == 2  # in the summary, and below the figure
+    assert "<td>0.123 %</td>" in page
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")

@@ -22,6 +22,7 @@ RUN is a folder that a training wrote:
     log.write_pictures(train_set)          # at the end, where the samples are pictures
 
 Runs of one name are seeds of one method. A folder of such folders is read as all of them.
+A damaged run is left out, with a line that tells why.
 """
 
 
@@ -48,14 +49,16 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"the report needs {error.name}: pip install 'dynloader[report]'", file=sys.stderr)
         return 1
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
+    path, told = None, []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        try:
             path = write_report(options.runs, options.out, title=options.title)
-    except (ValueError, OSError) as error:
-        print(f"python -m dynloader report: {error}", file=sys.stderr)
+        except (ValueError, OSError) as error:
+            told = [error]
+    for each in [*(warning.message for warning in found), *told]:
+        print(f"python -m dynloader report: {' '.join(str(each).split())}", file=sys.stderr)
+    if path is None:
         return 2
-    for warning in found:
-        print(f"python -m dynloader report: {warning.message}", file=sys.stderr)
     print(path)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dynloader.report.read import RecordedRun
+from dynloader.report.text import digits, percent, shown
 
 # Of Okabe and Ito: told apart with the usual colour deficiencies, on white and on black.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#b59f00")
@@ -100,14 +102,13 @@ def charts(groups: Groups) -> list[Chart]:
     metrics = dict.fromkeys(name for run in runs for name in run.metrics)
     for metric in metrics:
         for key, label in (("samples", "samples trained"), ("seconds", "seconds of training")):
-            found.append(_against(groups, metric, key, label))
+            found += _against(groups, metric, key, label)
     found.append(
         _over_epochs(
             groups,
             "kept_fraction",
             "Kept fraction",
             "The samples that an epoch feeds, of all.",
-            percent=True,
         )
     )
     found.append(
@@ -116,7 +117,6 @@ def charts(groups: Groups) -> list[Chart]:
             "churn",
             "Churn between selections",
             "Of the samples kept, those that the selection before had left out.",
-            percent=True,
         )
     )
     overhead = {name: [_with_overhead(run) for run in members] for name, members in groups.items()}
@@ -126,15 +126,14 @@ def charts(groups: Groups) -> list[Chart]:
             "overhead",
             "Overhead",
             "Host time spent choosing samples and recording losses, of the time of the epoch.",
-            percent=True,
         )
     )
     quantiles = {name: members for name, members in groups.items() if _has_scores(members[0])}
     if quantiles:
         found.append(_quantiles(quantiles))
-    pruned = {name: members for name, members in groups.items() if _is_pruned(members[0])}
-    if pruned:
-        found.append(retention(pruned))
+    pruned = {name: list(filter(_is_pruned, members)) for name, members in groups.items()}
+    if any(pruned.values()):
+        found.append(retention({name: members for name, members in pruned.items() if members}))
     classes = {
         name: members
         for name, members in groups.items()
@@ -145,8 +144,11 @@ def charts(groups: Groups) -> list[Chart]:
     return found
 
 
+_KINDS = ("always", "sometimes", "never")
+
+
 def _is_pruned(run: RecordedRun) -> bool:
-    return bool(run.lines) and bool(run.lines[-1].get("num_selections"))
+    return run.last("num_selections") > 0 and sum(map(run.last, _KINDS)) > 0
 
 
 def _has_scores(run: RecordedRun) -> bool:
@@ -162,14 +164,11 @@ def _kept_of_class(run: RecordedRun) -> list[float] | None:
 
 
 def _with_overhead(run: RecordedRun) -> RecordedRun:
-    lines = [
-        line
-        | {
-            "overhead": (line.get("select_seconds", 0) + line.get("update_seconds", 0))
-            / max(line.get("epoch_seconds") or 0, 1e-9)
-        }
-        for line in run.lines
-    ]
+    lines = []
+    for line in run.lines:
+        spent = (line.get("select_seconds") or 0) + (line.get("update_seconds") or 0)
+        whole = line.get("epoch_seconds") or 0
+        lines.append(line | {"overhead": spent / whole if whole else None if spent else 0})
     return RecordedRun(run.folder, run.about, lines, run.samples)
 
 
@@ -191,14 +190,19 @@ def _stacked(members: Sequence[RecordedRun], name: str) -> np.ndarray[Any, Any]:
     return np.array([column[:length] for column in columns]).reshape(len(columns), length)
 
 
-def _against(groups: Groups, metric: str, key: str, label: str) -> Chart:
-    """A metric against samples or seconds: means over the seeds, their range as a band."""
-    lines = {}
+def _against(groups: Groups, metric: str, key: str, label: str) -> list[Chart]:
+    """A metric against samples or seconds: means over the seeds, their range as a band.
+
+    None, if no run has both in one epoch.
+    """
+    lines, title = {}, shown(metric, 32)
     for name, members in groups.items():
         values, places = _stacked(members, metric), _stacked(members, key)
-        measured = ~np.isnan(values).any(axis=0)
+        measured = ~np.isnan(values + places).any(axis=0)
         if measured.any():
             lines[name] = (places[:, measured].mean(axis=0), values[:, measured])
+    if not lines:
+        return []
     is_share = all((values >= 0).all() and (values <= 1).all() for _, values in lines.values())
 
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
@@ -210,7 +214,7 @@ def _against(groups: Groups, metric: str, key: str, label: str) -> Chart:
             low, high = values.min(axis=0), values.max(axis=0)
             axes[0].fill_between(place, low, high, color=styles[name]["color"], alpha=0.18, lw=0)
         axes[0].set_xlabel(label)
-        axes[0].set_ylabel(metric)
+        axes[0].set_ylabel(title)
         axes[0].set_xlim(left=0)
         axes[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         if is_share:
@@ -221,47 +225,40 @@ def _against(groups: Groups, metric: str, key: str, label: str) -> Chart:
     rows = []
     for name, (place, values) in lines.items():
         last = values[:, -1]
-        spread = f"{last.std(ddof=1):.4g}" if len(last) > 1 else ""
-        rows.append(
-            [
-                name,
-                str(len(last)),
-                f"{place[-1]:,.{0 if key == 'samples' else 1}f}",
-                f"{last.mean():.4g}",
-                spread,
-            ]
-        )
-    return Chart(
-        f"{metric}-{key}",
-        f"{metric.capitalize()} against {label}",
+        at = f"{place[-1]:,.0f}" if key == "samples" else digits(place[-1])
+        spread = digits(last.std(ddof=1)) if len(last) > 1 else ""
+        rows.append([name, str(len(last)), at, digits(last.mean(), 4), spread])
+    chart = Chart(
+        f"{metric[:80]}-{key}",
+        f"{title.capitalize()} against {label}",
         "Lines are means over the seeds, bands their range; the dot is the last epoch.",
         draw,
-        ["method", "seeds", label, f"last {metric}, mean", "standard deviation"],
+        ["method", "seeds", label, f"last {title}, mean", "standard deviation"],
         rows,
     )
+    return [chart]
 
 
-def _over_epochs(groups: Groups, key: str, title: str, note: str, *, percent: bool) -> Chart:
+def _over_epochs(groups: Groups, key: str, title: str, note: str) -> Chart:
+    """A share of each epoch, in per cent: means over the seeds."""
     columns = {name: _stacked(members, key) for name, members in groups.items()}
-    scale = 100 if percent else 1
 
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
         styles = _styles(list(groups))
         for name, values in columns.items():
             epochs = np.arange(values.shape[1])
             axes[0].plot(
-                epochs, scale * values.mean(axis=0), label=name, linewidth=1.6, **styles[name]
+                epochs, 100 * values.mean(axis=0), label=name, linewidth=1.6, **styles[name]
             )
         axes[0].set_xlabel("epoch")
-        axes[0].set_ylabel("%" if percent else key)
+        axes[0].set_ylabel("%")
         axes[0].set_ylim(bottom=0)
         axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].grid(visible=True)
         axes[0].legend(fontsize=9)
 
-    unit = " %" if percent else ""
     rows = [
-        [name, *(f"{scale * value:.3g}{unit}" for value in (v.mean(), v.min(), v.max()))]
+        [name, *map(percent, (v.mean(), v.min(), v.max()))]
         for name, values in columns.items()
         for v in [values.mean(axis=0)]
         if len(v)
@@ -279,13 +276,12 @@ def _quantiles(groups: Groups) -> Chart:
             axis.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.18, lw=0)
             axis.fill_between(epochs, lower, upper, color=COLOURS[0], alpha=0.35, lw=0)
             axis.plot(epochs, middle, color=theme.ink, linewidth=1.5)
-            axis.set_title(name, fontsize=10)
+            axis.set_title(textwrap.fill(name, 28), fontsize=10)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(visible=True)
 
     rows = [
-        [name, *(f"{members[0].lines[-1].get(key) or float('nan'):.4g}" for key in names)]
-        for name, members in groups.items()
+        [name, *(digits(members[0].last(key)) for key in names)] for name, members in groups.items()
     ]
     return Chart(
         "scores",
@@ -300,10 +296,9 @@ def _quantiles(groups: Groups) -> Chart:
 
 def retention(groups: Groups) -> Chart:
     """Samples kept at every selection, at some, at none: the analysis of the seed paper."""
-    kinds = ("always", "sometimes", "never")
     shares = {}
     for name, members in groups.items():
-        counts = np.array([[run.lines[-1][kind] for kind in kinds] for run in members], float)
+        counts = np.array([[run.last(kind) for kind in _KINDS] for run in members])
         shares[name] = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
 
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
@@ -311,7 +306,7 @@ def retention(groups: Groups) -> Chart:
         left = np.zeros(len(shares))
         colours = (COLOURS[3], COLOURS[1], COLOURS[5])
         for kind, colour, column in zip(
-            kinds, colours, np.array(list(shares.values())).T, strict=True
+            _KINDS, colours, np.array(list(shares.values())).T, strict=True
         ):
             bars = axes[0].barh(
                 places, 100 * column, left=left, color=colour, label=kind, height=0.6
@@ -326,8 +321,7 @@ def retention(groups: Groups) -> Chart:
         axes[0].legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     rows = [
-        [name, str(groups[name][0].lines[-1]["num_selections"])]
-        + [f"{100 * share:.1f} %" for share in found]
+        [name, f"{groups[name][0].last('num_selections'):,.0f}", *map(percent, found)]
         for name, found in shares.items()
     ]
     return Chart(
@@ -335,7 +329,7 @@ def retention(groups: Groups) -> Chart:
         "Always, sometimes, never",
         "At how many of the selections a sample was kept: at all, at some, at none.",
         draw,
-        ["method", "selections", *kinds],
+        ["method", "selections", *_KINDS],
         rows,
     )
 
@@ -350,7 +344,8 @@ def _classes(groups: Groups) -> Chart:
         columns[name] = np.array(rows_of).mean(axis=0)
     first = next(iter(groups.values()))[0]
     given = first.about.get("class_names") or []
-    labels = [*given, *map(str, range(len(given), num_classes))][:num_classes]
+    labels = [shown(str(each), 24) for each in given[:num_classes]]
+    labels += map(str, range(len(given), num_classes))
 
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
         styles = _styles(list(groups))
@@ -367,7 +362,7 @@ def _classes(groups: Groups) -> Chart:
         axes[0].legend(fontsize=9)
 
     rows = [
-        [str(labels[number]), *(f"{100 * values[number]:.1f} %" for values in columns.values())]
+        [labels[number], *(percent(values[number]) for values in columns.values())]
         for number in range(num_classes)
     ]
     return Chart(

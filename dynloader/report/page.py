@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import html
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 from dynloader.report.figures import DARK, LIGHT, Chart, charts
 from dynloader.report.read import RecordedRun, by_name, found_runs
+from dynloader.report.text import digits, percent, shown
+from dynloader.run_files import new_file
 from dynloader.run_log import notable
 
 _STYLE = (Path(__file__).parent / "style.css").read_text()
@@ -42,40 +45,49 @@ def write_report(
         out: made where it is not there.
         title: of the page.
 
+    A run that is damaged is left out, as is one without an epoch, with a warning that tells why.
+
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ValueError: a folder holds no run, or one without an epoch.
+        ValueError: a folder holds no run, or all are left out. Nothing was written.
     """
     found: list[RecordedRun] = []
+    damaged: list[str] = []
     for run in runs:
-        found += [run] if isinstance(run, RecordedRun) else found_runs([Path(run)])
-    if not found:
-        raise ValueError("runs must hold at least one run, got none")
-    for run in found:
-        if not run.lines:
-            warnings.warn(f"{run.folder} is left out: no epoch of it has ended", stacklevel=2)
+        found += [run] if isinstance(run, RecordedRun) else found_runs([Path(run)], damaged)
+    begun = [run.folder for run in found if not run.lines]
     found = [run for run in found if run.lines]
+    if not found and len(damaged) + len(begun) < 2:
+        none = f"a run must have an epoch that has ended, got none: {begun[0]}" if begun else ""
+        raise ValueError(none or "".join(damaged) or "runs must hold at least one run, got none")
+    for reason in damaged:
+        warnings.warn(f"left out: {reason}", stacklevel=2)
+    for folder in begun:
+        warnings.warn(f"{folder} is left out: no epoch of it has ended", stacklevel=2)
     if not found:
-        raise ValueError("a run must have an epoch that has ended, got none")
+        raise ValueError("runs must hold at least one run that can be read, got none")
     out = Path(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     groups = by_name(found)
     parts, links = [_summary(groups)], [("summary", "Summary")]
     for chart in _with_names_of_their_own(charts(groups)):
-        (out / "figures" / f"{chart.key}.png").write_bytes(chart.rendered(LIGHT, "png"))
+        with new_file(out / "figures" / f"{chart.key}.png") as file:
+            file.write(chart.rendered(LIGHT, "png"))
         parts.append(_figure(chart))
         links.append((chart.key, chart.title))
     names: dict[str, int] = {}
-    lists = [_lists(run, out, _file_name(run, names)) for run in found if run.samples]
+    label_of = {id(run): label for label, members in groups.items() for run in members}
+    lists = [
+        _lists(run, label_of[id(run)], out, _file_name(run, names)) for run in found if run.samples
+    ]
     if lists:
         parts.append(f'<section><h2 id="samples">Samples</h2>{"".join(lists)}</section>')
         links.append(("samples", "Samples"))
     path = out / "report.html"
-    half = out / "report.html.new"
-    half.write_text(_page(title, links, parts), encoding="utf-8")
-    half.replace(path)
+    with new_file(path) as file:
+        file.write(_page(title, links, parts).encode(errors="replace"))
     return path
 
 
@@ -95,25 +107,19 @@ def _page(title: str, links: Sequence[tuple[str, str]], parts: Sequence[str]) ->
 
 def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
     metrics = list(dict.fromkeys(m for runs in groups.values() for r in runs for m in r.metrics))
-    header = ["method", "seeds", "epochs", "samples", "of the most", "seconds", *metrics]
+    header = ["method", "seeds", "epochs", "samples", "of the most", "seconds"]
+    header += [shown(metric, 32) for metric in metrics]
     rows = []
-    samples_of = {
-        name: sum(run.lines[-1].get("samples", 0) for run in runs) / len(runs)
-        for name, runs in groups.items()
-    }
-    most = max(samples_of.values())
+    samples_of = {name: _mean_at_end(runs, "samples") for name, runs in groups.items()}
+    most = max((samples for samples in samples_of.values() if samples > 0), default=math.nan)
     for name, runs in groups.items():
         samples = samples_of[name]
-        seconds = sum(run.lines[-1].get("seconds", 0) for run in runs) / len(runs)
-        row = [name, str(len(runs)), str(len(runs[0].lines)), f"{samples:,.0f}"]
-        row += [f"{samples / most:.0%}" if most else "", f"{seconds:,.1f}"]
-        for metric in metrics:
-            last = [run.column(metric)[-1] for run in runs]
-            mean = sum(last) / len(last)
-            row.append("" if mean != mean else f"{mean:.4g}")
-        rows.append(row)
+        row = [name, str(len(runs)), str(len(runs[0].lines))]
+        row += ["" if math.isnan(samples) else f"{samples:,.0f}", percent(samples / most)]
+        row.append(digits(_mean_at_end(runs, "seconds")))
+        rows.append([*row, *(digits(_mean_at_end(runs, metric), 4) for metric in metrics)])
     policies = "".join(
-        f"<li>{_text(name)}: <code>{_text(str(runs[0].about['policy']))}</code></li>"
+        f"<li>{_text(name)}: <code>{_text(shown(str(runs[0].about['policy']), 2000))}</code></li>"
         for name, runs in groups.items()
         if runs[0].about.get("policy")
     )
@@ -124,6 +130,10 @@ def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
         + (f"<details><summary>Policies</summary><ul>{policies}</ul></details>" if policies else "")
         + "</section>"
     )
+
+
+def _mean_at_end(runs: Sequence[RecordedRun], name: str) -> float:
+    return sum(run.last(name) for run in runs) / len(runs)
 
 
 def _figure(chart: Chart) -> str:
@@ -142,15 +152,18 @@ def _figure(chart: Chart) -> str:
     )
 
 
-def _lists(run: RecordedRun, out: Path, file_name: str) -> str:
+def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
     """The samples that are worth a look, and all of them as a file."""
     name = f"samples/{file_name}"
     (out / "samples").mkdir(exist_ok=True)
     n = len(next(iter(run.samples.values())))
-    with (out / name).open("w", newline="", encoding="utf-8") as file:
-        _write_csv(file, run, range(n))
+    with new_file(out / name) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+        _write_csv(text, run, range(n))
+        text.detach()  # which flushes, and leaves the file open
+    seed = shown(str(run.about.get("seed", 0)))
     parts = [
-        f"<h3>{_text(run.name)}, seed {_text(str(run.about.get('seed', 0)))}</h3>"
+        f"<h3>{_text(label)}, seed {_text(seed)}</h3>"
         f'<p class="note">All samples are in <a href="{_text(name)}">{_text(name)}</a>, beside '
         "this page.</p>"
     ]
@@ -159,11 +172,12 @@ def _lists(run: RecordedRun, out: Path, file_name: str) -> str:
             continue
         these = io.StringIO()
         _write_csv(these, run, indices)
-        data = "data:text/csv;base64," + base64.b64encode(these.getvalue().encode()).decode()
+        data = base64.b64encode(these.getvalue().encode(errors="replace")).decode()
         items = "".join(_item(run, index) for index in indices)
         parts.append(
             f"<details open><summary>{_text(_TITLES[kind])}</summary>"
-            f'<p><a href="{data}" download="{kind.replace(" ", "-")}.csv">These as CSV</a></p>'
+            f'<p><a href="data:text/csv;base64,{data}" download="{kind.replace(" ", "-")}.csv">'
+            "These as CSV</a></p>"
             f'<ul class="pictures">{items}</ul></details>'
         )
     return "".join(parts)
@@ -171,23 +185,23 @@ def _lists(run: RecordedRun, out: Path, file_name: str) -> str:
 
 def _item(run: RecordedRun, index: int) -> str:
     label = _label(run, index)
-    path = run.picture(index)
+    picture = run.picture(index)
     image = ""
-    if path is not None:
-        data = base64.b64encode(path.read_bytes()).decode()
+    if picture is not None:
+        data = base64.b64encode(picture).decode()
         image = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
     score = run.samples.get("score")
-    told = "" if score is None else f"<br>score {score[index]:.3g}"
-    return f"<li>{image}{index}{'' if label is None else '<br>' + _text(label)}{told}</li>"
+    told = "" if score is None else f"<br>score {float(score[index]):.3g}"
+    return f"<li>{image}{index}{'' if label is None else '<br>' + _text(shown(label))}{told}</li>"
 
 
 def _label(run: RecordedRun, index: int) -> str | None:
     labels = run.samples.get("label")
     if labels is None:
         return None
-    names = run.about.get("class_names")
+    names = run.about.get("class_names") or []
     label = int(labels[index])
-    return str(label) if names is None or label >= len(names) else str(names[label])
+    return str(names[label]) if 0 <= label < len(names) else str(label)
 
 
 def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
@@ -218,7 +232,8 @@ def _unused(name: str, taken: dict[str, int]) -> str:
 
 
 def _file_name(run: RecordedRun, taken: dict[str, int]) -> str:
-    return _unused(_plain(f"{run.name}-{run.about.get('seed', 0)}"), taken) + ".csv"
+    seed = str(run.about.get("seed", 0))
+    return _unused(_plain(f"{run.name[:80]}-{seed[:20]}"), taken) + ".csv"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

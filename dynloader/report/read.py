@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
+import math
+import os
+import reprlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynloader.run_files import FIGURES, SCORES
+from dynloader.report.text import shown
+from dynloader.run_files import FIGURES, SCORES, read_about, read_lines, read_samples
+
+# What nothing but a diverged training measures; no figure can be drawn with more.
+_HUGE = 1e100
+_FILES = ("run.json", "epochs.jsonl")
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class RecordedRun:
     @property
     def name(self) -> str:
         """Of the method; seeds share it."""
-        return str(self.about.get("name") or self.folder.name)
+        return str(self.about.get("name") or self.folder.absolute().name)
 
     @property
     def metrics(self) -> list[str]:
@@ -42,14 +50,28 @@ class RecordedRun:
         return [name for name in names if name not in FIGURES and name not in SCORES]
 
     def column(self, name: str) -> list[float]:
-        """A figure of all epochs; NaN where an epoch has none."""
+        """A figure of all epochs; NaN where an epoch has none, or one that diverged."""
         values = (line.get(name) for line in self.lines)
-        return [float("nan") if value is None else float(value) for value in values]
+        return [
+            float(value) if value is not None and abs(value) <= _HUGE else math.nan
+            for value in values
+        ]
 
-    def picture(self, index: int) -> Path | None:
-        """The picture of a sample, if it was saved."""
-        path = self.folder / "pictures" / f"{index}.png"
-        return path if path.exists() else None
+    def last(self, name: str) -> float:
+        """A figure of the last epoch, or NaN."""
+        return self.column(name)[-1]
+
+    def picture(self, index: int) -> bytes | None:
+        """The picture of a sample, as PNG, if it was saved."""
+        folder = self.folder / "pictures"
+        path = folder / f"{index}.png"
+        try:
+            if not path.is_file():
+                return None
+            picture = path.read_bytes()
+        except OSError:
+            return None
+        return picture if picture.startswith(b"\x89PNG") else None
 
 
 def read_run(folder: str | Path) -> RecordedRun:
@@ -59,52 +81,71 @@ def read_run(folder: str | Path) -> RecordedRun:
         ValueError: there is none, or one of another version, or it cannot be read.
     """
     folder = Path(folder)
+    if not _is_run(folder):
+        raise ValueError(f"RUN must be a folder of loader.log_to, got {folder}")
+    lines_file, samples_file = folder / "epochs.jsonl", folder / "samples.npz"
     try:
-        about = json.loads((folder / "run.json").read_text())
+        about = read_about(folder / "run.json")
+        version = about.get("version")
+        if version != 1:
+            raise ValueError(f"version in run.json must be 1, got {reprlib.repr(version)}")
         # Not there until the first epoch has ended.
-        lines_file = folder / "epochs.jsonl"
-        text = lines_file.read_text() if lines_file.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines()]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"RUN must be a folder of loader.log_to, got {folder}: {error}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        lines, is_cut = read_lines(lines_file) if lines_file.exists() else ([], False)
+        if is_cut and not lines:
+            raise ValueError(f"the only line of {lines_file.name} is cut")
+    except (ValueError, OSError) as error:
         raise ValueError(f"{folder} holds a run that cannot be read: {error}") from None
-    if not all(isinstance(each, dict) for each in [about, *lines]):
-        raise ValueError(f"{folder} holds a run that cannot be read: a line is no object of JSON")
-    if about.get("version") != 1:
-        raise ValueError(f"version of {folder} must be 1, got {about.get('version')!r}")
-    samples: dict[str, np.ndarray[Any, Any]] = {}
-    path = folder / "samples.npz"
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                samples = {name: found[name] for name in found.files}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
+    if is_cut:
+        warnings.warn(f"the last line of {lines_file} is cut, and left out", stacklevel=2)
+    samples = read_samples(samples_file) if os.path.exists(samples_file) else {}
     samples = {name: array for name, array in samples.items() if array.ndim == 1}
-    if len({len(array) for array in samples.values()}) > 1:
-        found_lengths = {name: len(array) for name, array in samples.items()}
-        raise ValueError(f"{path} must hold arrays of one length, got {found_lengths}")
     return RecordedRun(folder, about, lines, samples)
 
 
-def found_runs(paths: Iterable[str | Path]) -> list[RecordedRun]:
-    """The runs in ``paths``, each the folder of one or a folder of such, then the oldest first."""
+def found_runs(paths: Iterable[str | Path], left_out: list[str] | None = None) -> list[RecordedRun]:
+    """The runs in ``paths``, each the folder of one or a folder of such, then the oldest first.
+
+    Args:
+        paths: folders.
+        left_out: given what is wrong with each run that cannot be read. None: the first raises.
+
+    Raises:
+        ValueError: a path has no run, or ``left_out`` is None and one cannot be read.
+    """
     runs = []
     for path in map(Path, paths):
-        if (path / "run.json").exists() or not path.is_dir():
-            runs.append(read_run(path))
-            continue
-        below = sorted(each.parent for each in path.rglob("run.json"))
-        if not below:
+        folders = [path]
+        if not _is_run(path):
+            tree = os.walk(path)
+            folders = sorted(Path(at) for at, *names in tree if {*_FILES} & {*chain(*names)})
+        if not folders:
             raise ValueError(f"RUN must be a folder of loader.log_to, got {path}: it has no run")
-        runs += sorted(map(read_run, below), key=lambda run: run.about.get("created", 0.0))
+        found = []
+        for folder in folders:
+            try:
+                found.append(read_run(folder))
+            except ValueError as error:
+                if left_out is None:
+                    raise
+                left_out.append(str(error))
+        runs += sorted(found, key=lambda run: run.about.get("created") or 0.0)
     return runs
 
 
+def _is_run(folder: Path) -> bool:
+    """Whether one was written here, though a file of it may be missing."""
+    return any(os.path.exists(folder / name) for name in _FILES)
+
+
 def by_name(runs: Iterable[RecordedRun]) -> dict[str, list[RecordedRun]]:
-    """The runs of each method, in the order in which the methods first came."""
+    """The runs of each method, by its name as a page shows it, the method that came first first."""
     groups: dict[str, list[RecordedRun]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
-    return groups
+    named: dict[str, list[RecordedRun]] = {}
+    for name, members in groups.items():
+        label, number = shown(name), 2
+        while label in named:
+            label, number = f"{shown(name, 42)} ({number})", number + 1
+        named[label] = members
+    return named
