@@ -326,6 +326,53 @@ def test_a_cut_line_is_left_out_of_the_report(
     assert f"the last line of {tmp_path / 'run' / 'epochs.jsonl'} is cut, and left out" in line
 
 
+# --- what must not reach the page ----------------------------------------------------------------
+
+
+def test_links_are_not_followed(run: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    shutil.copytree(run, tmp_path / "runs" / "a")
+    picture = next((tmp_path / "runs" / "a" / "pictures").iterdir())
+    secret.write_bytes(picture.read_bytes() + b"secret")
+    picture.unlink()
+    picture.symlink_to(secret)
+    shutil.copytree(run, tmp_path / "runs" / "b")
+    shutil.rmtree(tmp_path / "runs" / "b" / "pictures")
+    (tmp_path / "aside").mkdir()
+    for index in range(60):
+        shutil.copy(secret, tmp_path / "aside" / f"{index}.png")
+    (tmp_path / "runs" / "b" / "pictures").symlink_to(tmp_path / "aside")
+    main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    import base64
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    embedded = base64.b64encode(secret.read_bytes()).decode()
+    assert embedded not in page
+    others = list((run / "pictures").iterdir())
+    assert page.count("data:image/png") == sum(each.name != picture.name for each in others)
+
+
+def test_cells_are_no_formulas(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "-1.5e3", "+2", "a=b"]
+    wanted = ["'" + name for name in names[:6]] + names[6:]
+    folder = tmp_path / "run"
+    labels = torch.arange(60) % len(names)
+    trained(folder, UCB(keep=0.5, every=1), "=A1", epochs=2, labels=labels, class_names=names)
+    array("=new", np.full(60, -1.5))(folder)
+    array("text", np.array(["=1", "-1"] * 30))(folder)
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    (path,) = (tmp_path / "out" / "samples").iterdir()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == [wanted[label] for label in labels]
+    assert [row["'=new"] for row in rows] == ["-1.5"] * 60
+    assert [row["text"] for row in rows] == ["'=1", "-1"] * 30
+    with path.open(newline="", encoding="utf-8") as file:
+        first = [cell[:1] for row in csv.reader(file) for cell in row if cell not in wanted]
+    assert not {"=", "@", "\t", "\r"} & set(first)
+
+
 # --- a training goes on --------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import html
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from dynloader.run_files import new_file
 from dynloader.run_log import notable
 
 _STYLE = (Path(__file__).parent / "style.css").read_text()
+
+# A spreadsheet takes a cell that begins so for a formula.
+_FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 _TITLES = {
     "hardest": "Hardest: the highest scores in the end. Wrong labels are found among them.",
@@ -208,11 +213,18 @@ def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
     names = list(run.samples)
     has_names = "label" in names and run.about.get("class_names") is not None
     writer = csv.writer(file)
-    writer.writerow(["index", *names, *(["class"] if has_names else [])])
+    writer.writerow(["index", *map(_cell, names), *(["class"] if has_names else [])])
     columns = [run.samples[name].tolist() for name in names]
     for index in indices:
-        row = [index, *(column[index] for column in columns)]
-        writer.writerow([*row, *([_label(run, index)] if has_names else [])])
+        row = [index, *(_cell(column[index]) for column in columns)]
+        writer.writerow([*row, *([_cell(_label(run, index))] if has_names else [])])
+
+
+def _cell(value: Any) -> Any:
+    """``value``; as text, for a spreadsheet, if that would take it for a formula."""
+    if not isinstance(value, str) or _NUMBER.fullmatch(value) or not _FORMULA.match(value):
+        return value
+    return f"'{value}"
 
 
 def _with_names_of_their_own(drawn: Iterable[Chart]) -> list[Chart]:

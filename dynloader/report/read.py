@@ -62,11 +62,11 @@ class RecordedRun:
         return self.column(name)[-1]
 
     def picture(self, index: int) -> bytes | None:
-        """The picture of a sample, as PNG, if it was saved."""
+        """The picture of a sample, as PNG, if it was saved. Links are not followed."""
         folder = self.folder / "pictures"
         path = folder / f"{index}.png"
         try:
-            if not path.is_file():
+            if folder.is_symlink() or path.is_symlink() or not path.is_file():
                 return None
             picture = path.read_bytes()
         except OSError:
