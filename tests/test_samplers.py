@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -177,6 +178,15 @@ def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> Non
         Kept(ops.Selection(torch.tensor([*indices, 5]), None), 3, 5)
     trusted = Kept(ops.Selection(torch.tensor(indices), None), 3, 1, is_trusted=True)
     assert trusted.indices.tolist() == indices
+
+
+def test_a_plan_is_equal_only_to_itself() -> None:
+    first, second = (Plan(0, 0, 10, shuffle=True, kept=None) for _ in range(2))
+    assert first == first
+    assert first != second
+    assert len({first, second}) == 2
+    with pytest.raises(FrozenInstanceError):
+        first.epoch = 1
 
 
 # --- epochs --------------------------------------------------------------------------------------

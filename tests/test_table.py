@@ -38,6 +38,28 @@ def test_device() -> None:
     assert ScoreTable(5, device="cpu").scores.device.type == "cpu"
 
 
+def test_size() -> None:
+    assert len(ScoreTable(1)) == 1
+    for n, message in ((0, "got 0"), (2**32, "got 4294967296"), (-1, "got -1")):
+        with pytest.raises(ValueError, match=rf"n must be in \[1, 4294967296\), {message}"):
+            ScoreTable(n)
+    with pytest.raises(ValueError, match="history must be at least 0, got -1"):
+        ScoreTable(1, history=-1)
+
+
+def test_correct_is_checked() -> None:
+    table = ScoreTable(4)
+    for correct, found in (([True], "list"), (torch.ones(1), r"torch\.float32")):
+        with pytest.raises(TypeError, match=f"correct must be a tensor of torch.bool, got {found}"):
+            table.update([0], torch.ones(1), correct=correct)
+    with pytest.raises(
+        ValueError, match=r"correct must have the shape of losses, \[1\], got \[2\]"
+    ):
+        table.update([0], torch.ones(1), correct=torch.tensor([True, False]))
+    assert table.forgetting is None
+    assert table.num_updates == 0
+
+
 def test_repr() -> None:
     table = ScoreTable(5, "cpu")
     assert repr(table) == "ScoreTable(n=5, device=cpu, num_updates=0, num_selections=0)"
