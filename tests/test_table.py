@@ -38,6 +38,11 @@ def test_device() -> None:
     assert ScoreTable(5, device="cpu").scores.device.type == "cpu"
 
 
+def test_a_device_without_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="device must be on the CPU or a CUDA GPU, got meta"):
+        ScoreTable(3, "meta")
+
+
 def test_size() -> None:
     assert len(ScoreTable(1)) == 1
     for n, message in ((0, "got 0"), (2**32, "got 4294967296"), (-1, "got -1")):
@@ -252,6 +257,13 @@ def test_retention() -> None:
     assert table.retention() == (1, 2, 1)
 
 
+def test_scores_that_were_given_are_no_losses() -> None:
+    table = ScoreTable(3)
+    table.scores.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    assert table.stats()["dynloader/num_nonfinite"] == 0
+    assert table.stats()["dynloader/num_unseen"] == 3
+
+
 def test_before_a_selection_all_are_retained() -> None:
     table = ScoreTable(4)
     assert table.retention() == (4, 0, 0)
@@ -295,6 +307,35 @@ def test_the_state_is_a_copy_on_both_sides() -> None:
     other.update([0], torch.tensor([5.0]), correct=torch.tensor([False]))
     assert state["scores"][0] == 1
     assert state["forgetting"][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"scores": torch.ones(1)},
+            r"scores of the state must be torch.float32 \[4\], got .*\[1\]",
+        ),
+        (
+            {"scores": torch.ones(4).double()},
+            r"must be torch.float32 \[4\], got torch.float64 \[4\]",
+        ),
+        ({"records": torch.zeros(4, 3).int()}, r"must be torch.int32 \[4, 4\], got .*\[4, 3\]"),
+        ({"forgetting": torch.zeros(4)}, r"forgetting of the state must be torch.int32 \[4\], got"),
+        ({"forgetting": torch.zeros(1).int()}, r"forgetting of the state must be .* got .*\[1\]"),
+        (
+            {"history": torch.zeros(3, 2)},
+            r"history of the state must be .*\[4, 2\], got .*\[3, 2\]",
+        ),
+        ({"history": torch.zeros(3)}, r"history of the state must be .* got torch.float32 \[3\]"),
+        ({"version": 2}, "version of the state must be 1, got 2"),
+    ],
+)
+def test_a_state_that_does_not_fit(change: dict[str, object], message: str) -> None:
+    table, other = used(), used()
+    with pytest.raises(ValueError, match=message):
+        table.load_state_dict(ScoreTable(4).state_dict() | change)
+    assert_same(table, other)
 
 
 def test_loading_a_state_without_forgetting() -> None:
