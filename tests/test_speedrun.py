@@ -82,6 +82,7 @@ def test_a_training_minimises_the_smoothed_loss_and_records_the_plain_one() -> N
 
 
 def test_cells_are_trained_once_and_of_one_recipe(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     images = data()
     torch.save([images.train, images.train_labels, images.test, images.test_labels],
                tmp_path / "images.pt")  # fmt: skip
