@@ -37,9 +37,11 @@ CALL(UpdateForgetting)
 CALL(CountSelected)
 CALL(Spread)
 
+// Not within the function: what guards a local static is an atomic that the tracer does not know.
+static std::string message;
+
 // The message of a call whose kernel the runtime refuses to launch.
 extern "C" const char* refused_VisitBonus(const dynloader::VisitBonus* call) {
-  static std::string message;
   emulator::refusal = cudaErrorNoKernelImageForDevice;
   try {
     run_VisitBonus(call);
