@@ -12,6 +12,8 @@ from ledger import Lowest, Numbers, loss_of, lowest, train
 import dynloader
 from dynloader import Full, PruningBatchSampler, PruningSampler, RandomDynamic, ops
 from dynloader.plan import CHUNK, Kept, Plan
+from dynloader.run import Run
+from dynloader.share import Share
 
 N = 100
 
@@ -187,6 +189,57 @@ def test_a_plan_is_equal_only_to_itself() -> None:
     assert len({first, second}) == 2
     with pytest.raises(FrozenInstanceError):
         first.epoch = 1
+
+
+def test_which_part_of_a_step_a_batch_sampler_feeds() -> None:
+    """Alone, a process has nobody whose batches could be of another size."""
+    alone = PruningBatchSampler(PruningSampler(N, Full()), 4, batch_sizes=[5, 4])
+    assert alone.share == Share((4,), 0)
+    for rank, size in enumerate((5, 4)):
+        pruning = PruningSampler(N, Full(), num_replicas=2, rank=rank)
+        batches = PruningBatchSampler(pruning, size, batch_sizes=[5, 4])
+        assert batches.share == Share((5, 4), rank)
+        assert (len(batches), [len(batch) for batch in batches]) == (12, [size] * 11 + [1])
+    one = PruningSampler(N, Full(), num_replicas=1)
+    with pytest.raises(ValueError, match="batch_sizes must hold the batch size of each of 1 proc"):
+        PruningBatchSampler(one, 4, batch_sizes=[5, 4]).share  # noqa: B018
+
+
+@pytest.mark.parametrize(("drop_last", "stop", "num_left"), [(False, 50, 6), (True, 46, 5)])
+def test_what_is_left_of_an_epoch(drop_last: bool, stop: int, num_left: int) -> None:
+    batches = PruningBatchSampler(PruningSampler(50, Full(), seed=1), 8, drop_last)
+    run = Run(batches.sampler.run.plan, 6)
+    assert batches.stop_of(run.plan, start=6) == stop
+    assert batches.num_left(run) == num_left
+    assert batches.num_left(Run(run.plan)) == len(batches) == (6 if drop_last else 7)
+
+
+def test_epochs_of_so_many_steps() -> None:
+    """A longer epoch ends there, and a shorter one begins again."""
+    for steps in (2, 20):
+        batches = PruningBatchSampler(PruningSampler(50, Full()), 8, steps_per_epoch=steps)
+        order = [
+            sample
+            for batch in PruningBatchSampler(PruningSampler(50, Full()), 8)
+            for sample in batch
+        ]
+        assert len(batches) == batches.num_left(batches.sampler.run) == steps
+        fed = [sample for batch in batches for sample in batch]
+        assert fed == (order * 4)[: steps * 8]
+        assert batches.epoch == 1
+
+
+def test_set_epoch_of_a_batch_sampler() -> None:
+    batches = PruningBatchSampler(PruningSampler(N, Full()), 8)
+    batches.set_epoch(5)
+    assert batches.epoch == batches.sampler.epoch == 5
+
+
+@pytest.mark.parametrize("n", [0, 2**32, -1])
+def test_a_number_of_samples_out_of_range(n: int) -> None:
+    message = rf"number of samples must be in \[1, 4294967296\), got {n}"
+    with pytest.raises(ValueError, match=message):
+        PruningSampler(n, Full())
 
 
 # --- epochs --------------------------------------------------------------------------------------
