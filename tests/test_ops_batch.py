@@ -73,6 +73,7 @@ RULES: list[dict[str, Any]] = [
     {"crop": (32, 32), "cutout": 16, "fill": 200},
     {"crop": (20, 24), "padding": 1, "cutout": 9, "flip_probability": 0.5},
     {"crop": (8, 8), "cutout": 100},
+    {"crop": (40, 44), "padding": 8, "is_reflected": True, "cutout": 15, "fill": 3},
 ]
 
 

@@ -229,6 +229,48 @@ def test_epochs_of_so_many_steps() -> None:
         assert batches.epoch == 1
 
 
+def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sampler(**options: int) -> PruningSampler:
+        return PruningSampler(N, Full(), **options)
+
+    def where(sampler: PruningSampler) -> tuple[object, ...]:
+        return sampler.world, sampler.num_replicas, sampler.rank, sampler.outer_world()
+
+    assert where(sampler()) == where(sampler(num_replicas=1)) == ((1, 0), 1, 0, (1, 0))
+    third = sampler(num_replicas=4, rank=2)
+    assert where(third) == ((4, 2), 4, 2, (4, 2))
+    assert (len(third), len(list(third))) == (25, 25)
+    # As torch.distributed has it.
+    monkeypatch.setattr("dynloader.sampler.replicas", lambda: (4, 2))
+    assert where(sampler()) == ((4, 2), 4, 2, (4, 2))
+    assert where(sampler(num_replicas=1)) == ((1, 0), 1, 0, (1, 0))
+    assert where(sampler(num_replicas=3)) == ((3, 2), 3, 2, (3, 2))
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"):
+        sampler(num_replicas=2).world  # noqa: B018
+    # accelerate shares out what all feed, but not what one was told to.
+    monkeypatch.setattr("dynloader.sampler.is_sharded_elsewhere", lambda: True)
+    assert where(sampler()) == ((4, 2), 4, 2, (1, 0))
+    assert where(sampler(num_replicas=3, rank=1)) == ((3, 1), 3, 1, (3, 1))
+
+
+def test_what_a_sampler_is_made_of() -> None:
+    with pytest.raises(TypeError, match="shuffle must be True or False, got 1"):
+        PruningSampler(N, Full(), shuffle=1)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"keep must leave at least one of 100 samples, got 0\.001"
+    ):
+        PruningSampler(N, Lowest(keep=0.001))
+    with pytest.raises(ValueError, match=r"seed must be in \[0, 18446744073709551616\), got -1"):
+        PruningSampler(N, Full(), seed=-1)
+    assert PruningSampler(N, Full(), seed=2**64 - 1).seed == 2**64 - 1
+    table = dynloader.ScoreTable(N)
+    sampler = PruningSampler(Numbers(N), dynloader.IES(window=4), table=table)
+    assert sampler.table is table
+    assert table.history is not None
+    assert table.history.shape == (N, 6)
+    assert sampler.num_samples == N
+
+
 def test_set_epoch_of_a_batch_sampler() -> None:
     batches = PruningBatchSampler(PruningSampler(N, Full()), 8)
     batches.set_epoch(5)
