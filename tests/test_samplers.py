@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ledger import Lowest, Numbers, loss_of, lowest, train
 
 import dynloader
-from dynloader import Full, PruningBatchSampler, PruningSampler, RandomDynamic, ops
+from dynloader import Full, Kakurenbo, PruningBatchSampler, PruningSampler, RandomDynamic, ops
 from dynloader.plan import CHUNK, Kept, Plan
 from dynloader.run import Run
 from dynloader.share import Share
@@ -269,6 +270,39 @@ def test_what_a_sampler_is_made_of() -> None:
     assert table.history is not None
     assert table.history.shape == (N, 6)
     assert sampler.num_samples == N
+
+
+def test_one_of_several_processes_is_told_the_most_there_can_be() -> None:
+    """Before they meet, nobody knows what the losses say."""
+    for policy, most in ((RandomDynamic(keep=0.3, every=1), 30), (Kakurenbo(keep=0.3), N)):
+        sampler = PruningSampler(N, policy, num_replicas=2, rank=0)
+        list(sampler)
+        assert sampler.epoch == 1
+        assert sampler.run.plan.epoch == 0
+        assert sampler.num_selected == most
+        assert len(sampler) == most // 2
+
+
+def test_a_sampler_follows_the_one_whose_place_it_took() -> None:
+    sampler, told = PruningSampler(N, Full()), SimpleNamespace(epoch=4)
+    sampler.follow(told)
+    next(iter(sampler))
+    assert sampler.epoch == 0  # what it was told before counts for nothing
+    told.epoch = 7
+    next(iter(sampler))
+    assert sampler.epoch == 7
+    sampler.set_epoch(2)
+    next(iter(sampler))
+    assert sampler.epoch == 2
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**32])
+def test_an_epoch_out_of_range(epoch: int) -> None:
+    sampler = PruningSampler(N, Full())
+    sampler.set_epoch(2**32 - 1)
+    with pytest.raises(ValueError, match=rf"epoch must be in \[0, 4294967296\), got {epoch}"):
+        sampler.set_epoch(epoch)
+    assert sampler.epoch == 2**32 - 1
 
 
 def test_set_epoch_of_a_batch_sampler() -> None:

@@ -7,7 +7,7 @@ Of Python, the tests run are those that call the function changed, in the files 
 names for the module. Of C++, ``csrc/backends/cpu_scalar.cpp`` is compiled for each change, and
 loaded beside the rest, so build that before: ``DYNLOADER_CUDA=0 python setup.py build``.
 
-``equivalent.json`` lists changes that no test can see, or none without a GPU, each with the reason.
+``equivalent.json`` lists changes that are not judged, each with its kind and the reason.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from mutation import judge, native, python
 from mutation.judge import CACHE, ROOT, Case
 from mutation.mutant import Mutant
 
+# Of changes that are not judged: none can see them; only a GPU shows them; they have effect in
+# csrc/ops, which is not compiled again.
+KINDS = ("equivalent", "needs a GPU", "not compiled")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 _LOADER = ["test_samplers", "test_loader_semantics", "test_loader_update"]
 _RULES = ["test_policy_options", "test_policy_errors", "test_policies", "test_ranges"]
@@ -86,7 +89,7 @@ class Verdict(NamedTuple):
 
 
 def excused() -> dict[tuple[str, str, str], str]:
-    """Of the changes listed in ``equivalent.json``, the kind: "equivalent" or "needs a GPU"."""
+    """Of the changes listed in ``equivalent.json``, the kind: one of ``KINDS``."""
     listed = json.loads(EQUIVALENT.read_text())
     return {(entry["file"], entry["function"], entry["change"]): entry["kind"] for entry in listed}
 
@@ -340,7 +343,7 @@ def _verdicts(
 def _told(count: Counter[str]) -> str:
     judged = count["killed"] + count["survived"]
     share = 100 * count["killed"] / judged if judged else 100.0
-    names = ("killed", "survived", "equivalent", "needs a GPU", "invalid")
+    names = ("killed", "survived", *KINDS, "invalid")
     made = sum(count[name] for name in names)
     parts = [f"{count[name]} {name}" for name in names if count[name]]
     return f"{made} changes: {', '.join(parts)} ({share:.0f} % killed)"
