@@ -283,6 +283,56 @@ def test_one_of_several_processes_is_told_the_most_there_can_be() -> None:
         assert len(sampler) == most // 2
 
 
+def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
+    sampler = PruningSampler(N, Full())
+    told: list[int] = []
+    sampler.when_over.append(lambda run: told.append(run.plan.epoch))
+    next(iter(sampler))
+    sampler.set_epoch(3)  # epoch 0 was only looked at
+    assert told == []
+    list(sampler)
+    assert (sampler.epoch, told) == (4, [3])
+    iterator = iter(sampler)
+    next(iterator)
+    sampler.table.update([0], torch.tensor([1.0]))
+    sampler.set_epoch(9)
+    assert told == [3, 4]
+    run = sampler.begin()
+    run.is_exhausted = True
+    sampler.finish_at_end(run)
+    assert (sampler.run.plan.epoch, told) == (10, [3, 4, 9])
+    sampler.finish_at_end(run)
+    assert (sampler.run.plan.epoch, told) == (10, [3, 4, 9])
+
+
+def test_news_is_what_other_processes_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynloader.table.is_alone", lambda group=None: False)
+    alone = PruningSampler(N, Full(), num_replicas=1)
+    second = PruningSampler(N, Full(), num_replicas=2, rank=1)
+    assert [alone.has_news, second.has_news] == [False, False]
+    for sampler in (alone, second):
+        sampler.record([3], torch.tensor([2.0]))
+        assert sampler.table.scores[3] == 2
+        assert (sampler.table.num_updates, sampler.num_updates) == (1, 0)
+    assert [alone.has_news, second.has_news] == [False, True]
+
+
+def test_a_replay_uses_nothing_up() -> None:
+    for options in ({}, {"num_replicas": 3, "rank": 2}):
+        sampler = PruningSampler(N, RandomDynamic(keep=0.5, every=1), **options)
+        assert list(sampler.replay()) == list(sampler.replay())
+        assert not sampler.run.is_started
+        replayed = list(sampler.replay())
+        assert replayed == list(sampler)
+        left_out = sampler.left_out()
+        assert left_out.dtype == torch.int64
+        assert len(left_out) == N // 2
+    assert sampler.epoch == 1
+    full = PruningSampler(N, Full())
+    assert full.left_out().shape == (0,)
+    assert full.left_out().dtype == torch.int64
+
+
 def test_a_sampler_follows_the_one_whose_place_it_took() -> None:
     sampler, told = PruningSampler(N, Full()), SimpleNamespace(epoch=4)
     sampler.follow(told)
@@ -335,7 +385,8 @@ def test_an_epoch_is_over_with_its_last_batch(drop_last: bool) -> None:
     """Not only when an iterator is asked for one more, which a trainer that counts never does."""
     pruning = PruningSampler(N, Full())
     batches = PruningBatchSampler(pruning, 8, drop_last)
-    for feeds in (pruning, batches):
+    whole = PruningBatchSampler(pruning, N, drop_last)
+    for feeds in (pruning, batches, whole):
         iterator = iter(feeds)
         run = pruning.run
         for number in range(1, len(feeds) + 1):

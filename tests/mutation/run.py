@@ -50,7 +50,7 @@ TESTS_OF = {
     "weighting": [*_RULES, "test_resume"],
     "floors": ["test_floors", "test_ranges", "test_policy_errors"],
     "plan": [*_LOADER, "test_policies", "test_policy_errors", "test_resume", "test_distributed"],
-    "sampler": [*_LOADER, "test_loader_errors", "test_resume", "test_policies", "test_distributed"],
+    "sampler": [*_LOADER, "test_loader_errors", "test_resume", "test_policies", "test_rescore"],
     "batch_sampler": [*_LOADER, "test_loader_errors", "test_resume", "test_distributed"],
     "share": ["test_distributed", "test_samplers"],
     "table": ["test_table", "test_ops_errors", "test_resume", "test_distributed"],
@@ -88,10 +88,24 @@ class Verdict(NamedTuple):
     by: str
 
 
-def excused() -> dict[tuple[str, str, str], str]:
-    """Of the changes listed in ``equivalent.json``, the kind: one of ``KINDS``."""
-    listed = json.loads(EQUIVALENT.read_text())
-    return {(entry["file"], entry["function"], entry["change"]): entry["kind"] for entry in listed}
+class Excuses:
+    """What ``equivalent.json`` says of changes. It stays true if lines or files move."""
+
+    def __init__(self) -> None:
+        listed = json.loads(EQUIVALENT.read_text())
+        self._kinds = {(e["file"], e["function"], e["change"]): e["kind"] for e in listed}
+
+    def kind(self, file: str, mutant: Mutant) -> str | None:
+        """The kind of change that this is, one of ``KINDS``; None: one to be judged."""
+        return self._kinds.get((Path(file).name, mutant.function, mutant.change))
+
+    def stale(self, drawn: Sequence[tuple[str, Mutant]]) -> list[str]:
+        """Those in the files of ``drawn``, which are all changes of them, that are not made."""
+        made = {(Path(file).name, mutant.function, mutant.change) for file, mutant in drawn}
+        names = {name for name, _, _ in made}
+        return [
+            f"{key[0]} {key[1]}: {key[2]}" for key in self._kinds.keys() - made if key[0] in names
+        ]
 
 
 def files_of(paths: Sequence[str]) -> list[str]:
@@ -296,6 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     judge.preload()
     drawn = [(file, mutant) for file in files_of(given.paths) for mutant in mutants_of(file)]
+    excuses = Excuses()
+    for stale in excuses.stale(drawn):
+        print(f"{EQUIVALENT.name} lists a change that is not made any more: {stale}")
     if given.function is not None:
         drawn = [(file, m) for file, m in drawn if given.function in m.function.split(".")]
     if given.sample is not None and given.sample < len(drawn):
@@ -305,11 +322,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.again:
         before = {tuple(key) for key in json.loads(last.read_text())}
         drawn = [(file, m) for file, m in drawn if (file, m.function, m.change) in before]
-    kinds = excused()
     counts: dict[str, Counter[str]] = {file: Counter() for file, _ in drawn}
     judged = []
     for file, mutant in drawn:
-        kind = kinds.get((file, mutant.function, mutant.change))
+        kind = excuses.kind(file, mutant)
         if kind is None:
             judged.append((file, mutant))
         else:
