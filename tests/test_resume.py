@@ -352,6 +352,21 @@ def test_a_position_where_no_step_ends(position: int, message: str) -> None:
         make(UCB(keep=0.5)).load_state_dict(state | {"position": end, "batch": -(-end // 4)})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": -1}, r"epoch of the state must be in \[0, 4294967296\), got -1"),
+        ({"epoch": 2**32}, r"epoch of the state must be in \[0, 4294967296\), got 4294967296"),
+        ({"step": 0}, "step of the state must be at least 1, got 0"),
+        ({"position": 16}, "position of the state must be a multiple of 4 up to 12, got 16"),
+    ],
+)
+def test_a_state_of_steps(change: dict[str, Any], message: str) -> None:
+    state = saved(make(Full(), steps_per_epoch=3))
+    assert_refused(make(Full(), steps_per_epoch=3), state | change, message)
+    make(Full(), steps_per_epoch=3).load_state_dict(state | {"position": 12})
+
+
 def test_resuming_where_all_samples_are_used_again() -> None:
     """Beyond the size of the selection that was in force before."""
     loader = make(UCB(keep=0.5, every=1, anneal=0.5, epochs=4))

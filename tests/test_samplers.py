@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 from typing import Any
@@ -281,6 +282,57 @@ def test_one_of_several_processes_is_told_the_most_there_can_be() -> None:
         assert sampler.run.plan.epoch == 0
         assert sampler.num_selected == most
         assert len(sampler) == most // 2
+
+
+def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[str] = []
+    monkeypatch.setattr(
+        dynloader.ScoreTable, "synchronize", lambda self, group=None, *, of="": met.append(of)
+    )
+    PruningSampler(N, Full(), num_replicas=1).set_epoch(3)
+    assert met == []
+    second = PruningSampler(N, Full(), num_replicas=2, rank=1, seed=5)
+    second.set_epoch(3)
+    assert len(met) == 1
+    assert "'seed': 5" in met[0]
+    assert met[0].endswith("going on to epoch 3")
+
+
+def test_two_samplers_that_feed_alike() -> None:
+    assert PruningSampler(N, Full()).identity() == PruningSampler(N, Full(), seed=0).identity()
+    for other in (
+        PruningSampler(N, Full(), seed=1),
+        PruningSampler(N, Full(), shuffle=False),
+        PruningSampler(N, RandomDynamic()),
+        PruningSampler(N + 1, Full()),
+    ):
+        assert other.identity() != PruningSampler(N, Full()).identity()
+
+
+def test_a_rule_that_needs_no_scores_selects_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PruningSampler(N, RandomDynamic(every=1)).set_epoch(3)
+        used = PruningSampler(N, Lowest())
+        used.table.update(torch.arange(N), torch.ones(N))
+        used.set_epoch(3)
+    with pytest.warns(UserWarning, match="Lowest selects by scores, but none were recorded before"):
+        PruningSampler(N, Lowest()).set_epoch(3)
+
+
+def test_the_state_of_an_epoch_that_was_used_up_is_that_of_the_next() -> None:
+    sampler = PruningSampler(N, RandomDynamic(keep=0.5, every=1))
+    list(sampler)
+    state = sampler.snapshot()
+    assert (state["epoch"], state["position"], state["is_exhausted"]) == (1, 0, False)
+    assert len(state["indices"]) == N // 2
+
+
+def test_a_table_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="one row for each of 100 samples, got 99"):
+        PruningSampler(N, Full(), table=dynloader.ScoreTable(N - 1))
+    with pytest.raises(TypeError, match="table must be a ScoreTable, got list"):
+        PruningSampler(N, Full(), table=[])  # type: ignore[arg-type]
 
 
 def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
