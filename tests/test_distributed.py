@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -392,6 +393,8 @@ def test_a_last_step_is_padded_from_the_beginning() -> None:
     parts = [Share((2, 6, 4), rank, "pad").of(last, plan.batch) for rank in range(3)]
     assert torch.cat(parts, dim=1).tolist() == [[50, 51, 52, 53, 54, 55, 56, 0, 1, 2, 3, 4]]
     assert [part.shape for part in parts] == [(1, 2), (1, 6), (1, 4)]
+    with pytest.raises(FrozenInstanceError):
+        Share((4,), 0).rank = 1
     # Alone, a process has nobody to keep step with.
     for last_batch in ("pad", "split"):
         assert Share((12,), 0, last_batch).of(last, plan.batch) is last

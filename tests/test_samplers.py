@@ -213,6 +213,7 @@ def test_what_is_left_of_an_epoch(drop_last: bool, stop: int, num_left: int) -> 
     run = Run(batches.sampler.run.plan, 6)
     assert batches.stop_of(run.plan, start=6) == stop
     assert batches.num_left(run) == num_left
+    assert Run(run.plan).start == Run(run.plan).position == 0
     assert batches.num_left(Run(run.plan)) == len(batches) == (6 if drop_last else 7)
 
 
