@@ -226,6 +226,7 @@ def test_of_equally_visited_samples_the_first_process_counts(
     assert tables[0].scores[:7].tolist() == [100, 201, 202, 303, 104, 305, math.inf]
     assert tables[0].visits.tolist() == [1, 2, 1, 2, 2, 3, 0, 0]
     assert tables[0].num_updates == total == 21
+    assert [table.forgetting for table in tables] == [None] * 3
     # Again: only what is new counts, on top of what all have.
     tables[2].update([0], torch.tensor([7.0]))
     tables[0].update([3, 0], torch.tensor([8.0, 9.0]))
@@ -342,6 +343,14 @@ def test_collectives_in_one_process(
     assert exchange._is_native(None)
     assert not exchange._is_native("a group written in Python")
     monkeypatch.setattr(exchange, "_is_native", lambda group: is_native)
+    reductions = []
+    all_reduce = dist.all_reduce
+
+    def noted(x: torch.Tensor, op: object, group: object) -> None:
+        reductions.append(op)
+        all_reduce(x, op, group=group)
+
+    monkeypatch.setattr(dist, "all_reduce", noted)
     for group in (None, dist.new_group([0])):
         strided = torch.arange(12, dtype=torch.int32).view(3, 4).T
         gathered = exchange.all_gather(strided, group)
@@ -353,6 +362,8 @@ def test_collectives_in_one_process(
             assert reduced.data_ptr() != strided.data_ptr()
         assert exchange.all_texts("at epoch \u03b5", group) == ["at epoch \u03b5"]
         assert exchange.all_texts("", group) == [""]
+    by_torch = [dist.ReduceOp.SUM, dist.ReduceOp.MAX] * 2
+    assert reductions == ([] if is_native else by_torch)
 
 
 @pytest.mark.parametrize(("num_processes", "expected"), [(1, False), (2, True), (None, False)])

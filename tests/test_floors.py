@@ -79,6 +79,8 @@ def test_a_turn_that_the_rule_has_chosen_too_costs_nothing() -> None:
         assert len(found.unique()) == 90
         # 18 turns: the highest 72 are there, and more of the highest 90 for every turn among them.
         assert set(range(28, 100)) <= set(found.tolist())
+        turn = set(turn_of(rule, 100, 90, seed=0, epoch=epoch).tolist())
+        assert turn <= set(found.tolist()) <= turn | set(range(10, 100))
         assert len(set(found.tolist()) & set(range(10))) <= 18
 
 
@@ -161,6 +163,18 @@ def test_turns_come_before_high_scores_within_a_class() -> None:
         assert int(labels[found].bincount(minlength=2).min()) >= 4
         times[found] += 1
     assert bool((times >= 1).all())
+
+
+def test_turns_come_before_samples_that_diverged() -> None:
+    """A class that is missing takes the place of one of these."""
+    labels = [0] * 19 + [1]
+    rule = UCB(keep=0.2, explore=0.5, every=1, min_per_class=1, labels=labels)
+    for losses in (torch.full((20,), torch.nan), torch.full((20,), torch.inf)):
+        table = table_of(losses, rule)
+        for epoch in range(1, 21):
+            found = set(rule.choose(table, 4, seed=0, epoch=epoch).tolist())
+            assert len(found) == 4
+            assert found >= {19, *turn_of(rule, 20, 4, seed=0, epoch=epoch).tolist()}
 
 
 def test_turns_go_on_where_keep_changes() -> None:

@@ -459,6 +459,33 @@ def test_losses_end_an_epoch_only_if_samples_of_it_were_handed_out() -> None:
         pruning.table.update([0], torch.tensor([1.0]))
         del iterator
         assert pruning.epoch == epoch + (num_handed_out > 0)
+    # What was handed out before the last iterator began counts for nothing.
+    epoch = pruning.epoch
+    next(iter(pruning))
+    iterator = iter(pruning)
+    pruning.table.update([0], torch.tensor([1.0]))
+    del iterator
+    assert pruning.epoch == epoch
+
+
+def test_set_epoch_feeds_the_current_epoch_again_from_its_beginning() -> None:
+    sampler = PruningSampler(N, Full(), num_replicas=1)
+    whole = list(sampler)
+    sampler.set_epoch(0)
+    assert list(sampler) == whole
+    sampler.set_epoch(0)
+    next(iter(sampler))
+    sampler.table.update([0], torch.tensor([1.0]))
+    sampler.set_epoch(0)
+    assert list(sampler) == whole
+    resumed = PruningSampler(N, Full())
+    resumed.restore(sampler.snapshot() | {"epoch": 0, "position": 60, "is_exhausted": False})
+    iterator = iter(resumed)
+    assert next(iterator) == whole[60]
+    resumed.table.update([0], torch.tensor([1.0]))
+    del iterator
+    resumed.set_epoch(0)
+    assert list(resumed) == whole
 
 
 def test_an_exhausted_epoch_of_several_processes_goes_through_a_state() -> None:
