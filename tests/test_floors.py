@@ -165,6 +165,20 @@ def test_turns_come_before_high_scores_within_a_class() -> None:
     assert bool((times >= 1).all())
 
 
+def test_a_floor_that_a_schedule_without_an_end_has_room_for() -> None:
+    """Where nobody tells how many epochs there are, the first selection is looked at."""
+
+    def schedule(epoch: int) -> float:
+        return 0.5 if epoch < 2 else 0.1
+
+    options: dict[str, Any] = {"labels": [0, 1] * 10, "every": 1}
+    UCB(keep=schedule, min_per_class=5, **options).check(20)
+    with pytest.raises(ValueError, match="min_per_class must leave 12 samples to be kept"):
+        UCB(keep=schedule, min_per_class=6, **options).check(20)
+    with pytest.raises(ValueError, match="min_per_class must leave 10 samples to be kept"):
+        UCB(keep=schedule, min_per_class=5, epochs=3, **options).check(20)
+
+
 def test_turns_come_before_samples_that_diverged() -> None:
     """A class that is missing takes the place of one of these."""
     labels = [0] * 19 + [1]

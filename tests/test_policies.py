@@ -418,6 +418,23 @@ def test_more_than_k_is_refused_unless_the_class_says_so(floor: dict[str, float]
     assert 40 < len(fed) < 60
 
 
+def test_a_selection_whose_size_comes_with_it() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Some(Lowest):
+        needs_scores = False
+
+        def select(
+            self, table: ScoreTable, k: int, *, seed: int, epoch: int
+        ) -> dynloader.ops.UncutSelection:
+            indices = torch.arange(len(table))
+            return dynloader.ops.UncutSelection(indices, indices.float(), torch.tensor([epoch + 1]))
+
+    loader = DataLoader(Numbers(N), batch_size=4, policy=Some())
+    for epoch in range(4):
+        assert sorted(feed(loader)) == list(range(epoch + 1))
+        assert loader.epoch == epoch + 1
+
+
 def test_a_selection_may_be_smaller_than_k() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Ten(Lowest):

@@ -85,6 +85,7 @@ def test_what_every_rule_is(rule: type[Policy]) -> None:
     assert (rule.needs_scores, rule.selects_once) == (needs_scores, selects_once)
     assert rule.keeps_more is keeps_more
     assert (policy.every, policy.first_checkpoint) == (every, int(needs_scores))
+    assert policy.history == (5 if rule is IES else 0)
     # By name only, so that an option may be added anywhere; and never changed.
     with pytest.raises(TypeError, match="positional argument"):
         rule(policy.keep, **options)

@@ -83,6 +83,8 @@ def test_ies_looks_at_second_differences() -> None:
     # 8 - 2 * 4 + 2 = 2, then 1, then a half; 0; 0; 2 each time; not known yet.
     changes = policy.mean_change(table_of(CURVES, policy))
     assert changes.tolist() == pytest.approx([3.5 / 3, 0.0, 0.0, 2.0, math.inf])
+    ranking = policy.ranking(table_of(CURVES, policy), epoch=5)
+    assert torch.equal(ranking, changes)
     shorter = IES(window=1)
     assert shorter.mean_change(table_of(CURVES, shorter)).tolist() == [0.5, 0, 0, 2, 0]
 
@@ -162,6 +164,10 @@ def test_seta_slides_from_easy_to_hard() -> None:
     ]
     easy, middle, hard = (list(map(float, range(begin, begin + 10))) for begin in (0, 5, 10))
     assert windows == [easy, middle, hard, easy]
+    later = SeTa(keep=0.5, window=0.5, cycle=3, every=4, warmup=2)
+    for turn, wanted in enumerate([easy, middle, hard, easy]):
+        found = chosen(later, losses, epoch=2 + 4 * turn).indices
+        assert losses[found].sort().values.tolist() == wanted
 
 
 def test_seta_draws_first() -> None:
@@ -227,6 +233,9 @@ def test_prioritized_takes_what_is_unknown_for_the_highest() -> None:
         assert found is not None
         wanted = [1.0 if loss == 1 else 1 / 3 for loss in table_losses.tolist()]
         assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    below_one = chosen(Prioritized(keep=1.0, beta=1.0), torch.tensor([0.25, math.nan, 0.5]))
+    assert below_one.weights is not None
+    assert float(below_one.weights[1]) == float(below_one.weights[2]) < 1
     unseen = Prioritized(keep=0.5).choose(ScoreTable(8, "cpu"), 4, seed=0, epoch=1)
     assert unseen.weights.tolist() == [1.0] * 4
 
@@ -285,6 +294,7 @@ def test_in_a_loader(policy: Policy, kept: int | None) -> None:
         (lambda: IES(threshold=0.0), r"threshold must be in \(0, inf\), got 0.0"),
         (lambda: IES(window=0), "window must be at least 1, got 0"),
         (lambda: IES(rescale=True), "the rule has no weights"),
+        (lambda: Prioritized(exponent=-1), r"exponent must be in \[0, inf\), got -1"),
         (lambda: Prioritized(beta=2.0), r"beta must be in \[0, 1\], got 2.0"),
         (lambda: Prioritized(offset=0.0), r"offset must be in \(0, inf\), got 0.0"),
     ],
