@@ -47,6 +47,7 @@ class ArrayIterator:
         self._batch_transform = batch_transform
         self._run = sampler.run
         self._run.user = weakref.ref(self)
+        self._run.stop = stop
         self._position = self._run.start
         self._lock = threading.Lock()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -54,6 +57,8 @@ class EpochLog:
         self._run_log = run_log
         self._labels = labels
         self._used_at = used_at
+        self._process = os.getpid()
+        self._is_ending = False
         n = sampler.num_samples
         self._was_kept = torch.ones(n, dtype=torch.bool)
         self._returns = torch.zeros(n, dtype=torch.int32)
@@ -77,14 +82,42 @@ class EpochLog:
         if self._began is None or self._began[0] is not run:
             self._began = run, time.perf_counter()
 
-    def end(self, run: Run) -> None:
+    def close(self) -> None:
+        """No next epoch will be asked for: the loader is deleted, or Python ends.
+
+        What fails is a warning. In a fork of the process that logs, it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
+        try:
+            run = self._sampler.run
+            is_over = run.is_over(self._sampler.num_updates, self._sampler.table.num_in_update)
+            if is_over and (self._run_log is None or self._run_log.is_untouched()):
+                # The rows stay fit for a checkpoint within an epoch that was broken off.
+                self.end(run, with_samples=run.is_complete)
+        except Exception as error:
+            with contextlib.suppress(Warning):
+                warnings.warn(f"the last epoch is missing in the log: {error}", stacklevel=2)
+
+    def end(self, run: Run, *, with_samples: bool = True) -> None:
         """``run`` is over; the host waits for the GPU.
 
         Where that fails, nothing was counted, and it may be tried again.
+
+        Args:
+            run: of the sampler.
+            with_samples: write the rows of the samples, too.
         """
-        if self._began is None or self._began[0] is not run:
+        if self._began is None or self._began[0] is not run or self._is_ending:
             return
-        seconds = max(0.0, self._used_at() - self._began[1])
+        self._is_ending = True  # a target may ask for the next epoch
+        try:
+            self._hand_on(run, self._began[1], with_samples)
+        finally:
+            self._is_ending = False
+
+    def _hand_on(self, run: Run, began: float, with_samples: bool) -> None:
+        seconds = max(0.0, self._used_at() - began)
         sampler, table, plan = self._sampler, self._sampler.table, run.plan
         churn, was_kept, returns = 0.0, self._was_kept, self._returns
         checkpoint = self._checkpoint
@@ -129,15 +162,16 @@ class EpochLog:
             figures["kept_of_class"] = (of_kept.float() / of_all.clamp(min=1)).tolist()
         self._target(figures, plan.epoch)
         if self._run_log is not None:
-            self._run_log.write_samples(
-                score=table.scores,
-                last_loss=table.last_loss,
-                visits=table.visits,
-                kept=table.selections,
-                returns=returns,
-                selected=was_kept,
-                num_epochs=torch.tensor(len(self._run_log.lines) + 1),
-            )
+            if with_samples:
+                self._run_log.write_samples(
+                    score=table.scores,
+                    last_loss=table.last_loss,
+                    visits=table.visits,
+                    kept=table.selections,
+                    returns=returns,
+                    selected=was_kept,
+                    num_epochs=torch.tensor(len(self._run_log.lines) + 1),
+                )
             self._run_log.write(figures)
         self._began, self._before = None, totals
         self._was_kept, self._returns, self._checkpoint = was_kept, returns, checkpoint
@@ -155,6 +189,8 @@ def target_of(target: Any) -> Target:
                         add_scalar(f"dynloader/{name}/{number}", each, epoch)
                 else:
                     add_scalar(f"dynloader/{name}", value, epoch)
+            if callable(flush := getattr(target, "flush", None)):
+                flush()  # no later call need come
 
         return add
     if not callable(target):

@@ -217,6 +217,7 @@ class EpochIterator:
             self._length = len(self.inner)
             self._run = self._sampler.run
             self._run.user = weakref.ref(self)
+            self._run.stop = stop
             self._start = self._run.start
 
     def __iter__(self) -> EpochIterator:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar, cast, overload
 
@@ -712,8 +715,21 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     ) -> RunLog | None:
         """Hand on the figures of every epoch when it is over; the host then waits for the GPU.
 
-        Of several processes, the first does. An epoch that was broken off is over when the next one
-        is asked for; ``loader.epoch`` does. What fails here ends the loop.
+        Of several processes, the first does. The figures of an epoch are handed on when the first
+        of these comes:
+
+        - The loop asks for a batch after the last one, and all losses are recorded.
+        - The next epoch is asked for, by ``iter()`` or ``loader.epoch``, or metrics are added. An
+          epoch that was broken off is over then.
+        - :meth:`settle_logs` is called, as ``FollowEpochs`` and ``PruningTrainer`` do when an epoch
+          of theirs ends.
+        - The loader is deleted, or Python ends. An epoch that was broken off then adds its figures,
+          but the rows of the samples stay as they were after the epoch before, so that a checkpoint
+          within the epoch can be gone on from. Of several processes, scores are those that the
+          first one has. What fails is a warning. A process that is killed hands on nothing.
+
+        An epoch that is under way, as in Lightning's ``on_train_start``, is the first of the log.
+        What fails, but in the last of these cases, ends the loop.
 
         Args:
             target: a folder, for ``python -m dynloader report``; a TensorBoard ``SummaryWriter``;
@@ -751,22 +767,36 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 about={"policy": self._pruning.policy.describe(), "n": len(self.table)},
                 first_epoch=self.epoch if resume else None,
             )
-            run_log.settle = lambda: self.epoch
+            run_log.settle = partial(_settle, weakref.ref(self))
             function = _ignore
         else:
             function = target_of(target)
+        # Not the loader itself, so that it is deleted with the last reference of the user.
+        state, pairing = vars(self), self._pairing
         log = EpochLog(
             self._pruning,
-            lambda: self._update_seconds,
+            lambda: float(state["_update_seconds"]),
             function,
             run_log,
             labels,
-            lambda: self._pairing.used_at,
+            lambda: pairing.used_at,
         )
-        self._logs.append(log)
         if self._pruning.rank == 0:
+            if self._pruning.run.is_in_use:
+                log.begin(self._pruning.run)
+            self._logs.append(log)
             self._pruning.when_over.append(log.end)
+            _LOGGED.add(self)
         return run_log
+
+    def settle_logs(self) -> None:
+        """Hand on the figures of the current epoch to the logs if it is over, and ask for no next.
+
+        For the end of a training: see :meth:`log_to`. Of several processes, all must call it: they
+        exchange their scores.
+        """
+        if self._pruning is not None:
+            self._pruning.tell()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to feed the same batches from here on.
@@ -886,6 +916,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         }
         return f"DataLoader({', '.join(f'{k}={v}' for k, v in described.items())})"
 
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # By then the logs are closed, and neither torch nor our modules can be relied on.
+        if _is_finalizing():
+            return
+        # A wrapper of a framework may inherit this, and find our attributes in the loader itself.
+        for log in vars(self).get("_logs", ()):
+            log.close()
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts with no iterator of its own: worker processes cannot be copied. Nor does it
         # write to the logs.
@@ -906,6 +944,28 @@ def _checked_labels(labels: Any, num_samples: int) -> Tensor:
     if num_samples and int(found.min()) < 0:
         raise ValueError(f"labels must be at least 0, got {int(found.min())}")
     return found
+
+
+_LOGGED: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_logs() -> None:
+    """Hand on the last epochs of loaders that are there when Python ends."""
+    for loader in list(_LOGGED):
+        for log in loader._logs:
+            log.close()
+
+
+def _settle(loader: weakref.ref[DataLoader[Any]]) -> None:
+    """Hand on the figures of an epoch of ``loader`` that is over, before more is added to them."""
+    if (found := loader()) is None or (sampler := found.pruning_sampler) is None:
+        return
+    _ = found.epoch
+    # Of an iterator that is not asked for a batch after the last.
+    are_recorded = found._pairing.num_unclaimed == 0 or not sampler.policy.needs_scores
+    if sampler.run.is_complete and are_recorded and sampler.num_replicas == 1:
+        sampler.tell()
 
 
 def _ignore(figures: dict[str, Any], epoch: int) -> None:

@@ -15,6 +15,7 @@ class Run:
         plan: what it feeds.
         start: position in the plan where its next iterator begins.
         position: position after the last batch that was delivered.
+        stop: position after the last batch; None until an iterator begins.
         num_delivered: batches that the loader delivered since its iterator last began.
         num_in_batch: samples in the last of them.
         is_recorded: ``loader.update`` recorded losses of one of them.
@@ -29,6 +30,7 @@ class Run:
         self.plan = plan
         self.start = start
         self.position = start
+        self.stop: int | None = None
         self.num_delivered = 0
         self.num_in_batch = 0
         self.is_recorded = False
@@ -54,6 +56,11 @@ class Run:
             return num_recorded == 1 and num_in_update == self.num_in_batch
         # A loader that is not ours draws from the sampler; what it delivered is not known.
         return self.is_started and num_recorded != 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last batch was delivered."""
+        return self.is_exhausted or (self.stop is not None and self.position >= self.stop)
 
     @property
     def is_in_use(self) -> bool:

@@ -68,7 +68,8 @@ class RunLog:
         # What writes the line of an epoch that is over, if that is left to be done.
         self.settle: Callable[[], Any] = lambda: None
         self.samples: dict[str, np.ndarray[Any, Any]] = {}
-        if self.folder is not None and (self.folder / "epochs.jsonl").exists():
+        self._on_disk = None if self.folder is None else _content(self.folder / "epochs.jsonl")
+        if self.folder is not None and self._on_disk is not None:
             if first_epoch is None:
                 raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
             self._go_on(self.folder, first_epoch)
@@ -182,8 +183,16 @@ class RunLog:
     def _save_lines(self) -> None:
         if self.folder is None:
             return
+        text = "".join(f"{_line_of(line)}\n" for line in self.lines).encode()
         with new_file(self.folder / "epochs.jsonl") as file:
-            file.write("".join(f"{_line_of(line)}\n" for line in self.lines).encode())
+            file.write(text)
+        self._on_disk = text
+
+    def is_untouched(self) -> bool:
+        """Whether the lines on disk are as this log left them: no other goes on with the run."""
+        if self.folder is None:
+            return True
+        return self.folder.is_dir() and _content(self.folder / "epochs.jsonl") == self._on_disk
 
 
 def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str, list[int]]:
@@ -208,6 +217,11 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str,
         order = np.argsort(-np.asarray(samples["returns"], np.int64), kind="stable")[:count]
         found["most often returning"] = [int(i) for i in order if samples["returns"][i] > 0]
     return found
+
+
+def _content(path: Path) -> bytes | None:
+    """Of a file; None if there is none."""
+    return path.read_bytes() if path.exists() else None
 
 
 def _line_of(line: Mapping[str, Any]) -> str:

@@ -319,6 +319,15 @@ class PruningSampler(DistributedSampler[int]):
         if self.num_replicas > 1:
             self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
 
+    def tell(self) -> None:
+        """Tell of the current epoch if it is over, though nobody asks for the next one.
+
+        Of several processes, all must call it: they exchange their scores.
+        """
+        if self.num_replicas > 1:
+            self.table.synchronize(of=f"{self.identity()}, at the end of {self.run.plan.epoch}")
+        self._tell()
+
     def _tell(self) -> None:
         if self._is_over(self.run):
             for tell in self.when_over:

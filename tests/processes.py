@@ -288,17 +288,20 @@ def accelerated(folder: Path) -> None:
 
 def in_lightning(folder: Path) -> None:
     """Whether Lightning is to replace samplers or not, ours share out the epoch."""
-    from test_lightning import Recorder, trainer, validation
+    from test_lightning import Logged, trainer, validation
 
     from dynloader.integrations.lightning import FollowEpochs
 
     world = dist.get_world_size()
     for replaces in (True, False):
-        module = Recorder(DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1)))
+        module = Logged(DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1)))
+        module.folder = folder / f"run-{replaces}"
         options = {"use_distributed_sampler": replaces, "callbacks": [FollowEpochs()]}
         runs = trainer(folder, devices=world, strategy="ddp", max_epochs=3, **options)
         runs.fit(module, module.loader, validation())
         whole = DataLoader(Numbers(101), 8 * world, policy=module.loader.policy, num_replicas=1)
+        wanted_lines: list[dict[str, Any]] = []
+        whole.log_to(lambda figures, _, lines=wanted_lines: lines.append(figures))
         assert len(module.epochs) == 3
         for batches in module.epochs:
             wanted = {sample for batch in epoch(whole) for sample in batch}
@@ -307,7 +310,14 @@ def in_lightning(folder: Path) -> None:
             assert sum(len(batch) for theirs in everyone for batch in theirs) <= len(wanted) + world
         assert module.num_validations == 3
         assert runs.global_step == module.loader.total_steps(3)
-        module.loader.table.synchronize()  # the last epoch is followed by none
+        if dist.get_rank() == 0:
+            lines = [json.loads(line) for line in (module.folder / "epochs.jsonl").open()]
+            for number, (line, one) in enumerate(zip(lines, wanted_lines, strict=True)):
+                timed = {"validated", "number", *(key for key in one if "seconds" in key)}
+                wanted_line = {key: value for key, value in one.items() if key not in timed}
+                assert {key: line[key] for key in line if key not in timed} == wanted_line
+                assert line["validated"] == line["number"] == number
+        # What ended the last epoch let all have the same table.
         assert torch.equal(module.loader.table.records, whole.table.records)
 
 

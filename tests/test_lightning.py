@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ledger import Numbers, loss_of
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from dynloader import (
     UCB,
+    ArrayDataset,
     DataLoader,
     Full,
     InfoBatch,
@@ -325,3 +328,43 @@ def test_a_schedule_by_progress_is_resumed(every: int, tmp_path: Path) -> None:
     whole = fit()
     assert whole[-1] == 0
     assert fit(f"step={every}.ckpt") == whole[every:]
+
+
+class Logged(Recorder):
+    """Logs from the beginning of the training, and adds metrics where a user would."""
+
+    folder: Path
+
+    def on_train_start(self) -> None:
+        self.log_of_run = self.loader.log_to(self.folder, resume=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_of_run.add(validated=self.current_epoch)
+
+    def on_train_epoch_end(self) -> None:
+        self.log_of_run.add(number=self.current_epoch)
+
+
+@pytest.mark.parametrize("policy", [UCB(keep=0.5, every=1), RandomDynamic(keep=0.5, every=1)])
+@pytest.mark.parametrize("arrays", [False, True])
+def test_every_epoch_is_in_the_log(policy: Policy, arrays: bool, tmp_path: Path) -> None:
+    data: Any = ArrayDataset(torch.arange(101)) if arrays else Numbers(101)
+    module = Logged(DataLoader(data, 8, policy=policy))
+    module.folder = tmp_path / "run"
+    runs = trainer(tmp_path, callbacks=[FollowEpochs()])
+    runs.fit(module, module.loader, validation())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "epochs.jsonl").open()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert [line["number"] for line in lines] == [0, 1, 2, 3]
+    assert [line["validated"] for line in lines] == [0, 1, 2, 3]
+    fed = [sum(map(len, epoch)) for epoch in module.epochs]
+    assert [line["samples"] for line in lines] == np.cumsum(fed).tolist()
+    assert all(line["epoch_seconds"] > 0 for line in lines)
+
+
+def test_the_log_of_a_training_that_ends_within_an_epoch(tmp_path: Path) -> None:
+    module = Logged(made())
+    module.folder = tmp_path / "run"
+    trainer(tmp_path, callbacks=[FollowEpochs()], max_steps=16).fit(module, module.loader)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "epochs.jsonl").open()]
+    assert [(line["epoch"], line["samples"]) for line in lines] == [(0, 101), (1, 125)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ledger import loss_of
@@ -52,7 +55,7 @@ class Recorder(PruningTrainer):
         return loss_of(numbers) + 0 * super().losses(outputs, inputs)
 
 
-def trained(folder: Path, policy: Policy, **options: Any) -> Recorder:
+def trained(folder: Path, policy: Policy, *callbacks: Any, **options: Any) -> Recorder:
     ours: dict[str, Any] = {
         "per_device_train_batch_size": 8,
         "num_train_epochs": 4,
@@ -63,8 +66,11 @@ def trained(folder: Path, policy: Policy, **options: Any) -> Recorder:
         "logging_steps": 1,
     }
     arguments = transformers.TrainingArguments(str(folder), **ours | options)
-    trainer = Recorder(Model(), arguments, train_dataset=Rows(), eval_dataset=Rows(), policy=policy)
-    trainer.train()
+    data: dict[str, Any] = {"train_dataset": Rows(), "eval_dataset": Rows()}
+    trainer = Recorder(Model(), arguments, **data, policy=policy, callbacks=[*callbacks])
+    for callback in callbacks:
+        callback.trainer = trainer
+    trainer.train(options.get("resume_from_checkpoint"))
     return trainer
 
 
@@ -160,3 +166,67 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"UCB.*RandomDynamic|RandomDynamic.*UCB"):
         other.train(str(tmp_path / "checkpoint-18"))
+
+
+class Logs(transformers.TrainerCallback):  # type: ignore[misc]
+    """Logs to a folder, and adds metrics where a user would."""
+
+    trainer: Recorder
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        assert self.trainer.loader is not None
+        self.log = self.trainer.loader.log_to(self.folder, resume=True)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.log.add(number=round(state.epoch))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.log.add(evaluated=round(state.epoch))
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("policy", [UCB(keep=0.5, every=1), RandomDynamic(keep=0.5, every=1)])
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_every_epoch_is_in_the_log(policy: Policy, accumulated: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"gradient_accumulation_steps": accumulated, "eval_strategy": "epoch"}
+    trainer = trained(tmp_path, policy, Logs(tmp_path / "run"), **options)
+    lines = lines_of(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert [line["number"] for line in lines] == [1, 2, 3, 4]
+    assert [line["evaluated"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["samples"] == sum(map(len, trainer.steps))
+    with np.load(tmp_path / "run" / "samples.npz") as samples:
+        assert samples["visits"].sum() == sum(map(len, trainer.steps))
+
+
+def test_the_log_of_a_training_that_ends_within_an_epoch(tmp_path: Path) -> None:
+    trainer = trained(
+        tmp_path, UCB(keep=0.5, every=1), Logs(tmp_path / "run"), max_steps=16, num_train_epochs=1
+    )
+    lines = lines_of(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert [line["samples"] for line in lines] == [100, sum(map(len, trainer.steps))]
+
+
+@pytest.mark.parametrize("step", [4, 9, 18, 36])
+def test_a_resumed_log_has_every_epoch(step: int, tmp_path: Path) -> None:
+    """Of a checkpoint within an epoch, between two, and after the last."""
+    policy = UCB(keep=0.5, every=1)
+    options = {"save_strategy": "steps", "save_steps": step}
+    trained(tmp_path, policy, Logs(tmp_path / "whole"), **options)
+    whole = lines_of(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    trained(
+        tmp_path, policy, Logs(tmp_path / "run"),
+        resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"), **options,
+    )  # fmt: skip
+    kept = ("epoch", "number", "samples", "num_selected", "score_50", "always")
+    assert [[line[key] for key in kept] for line in lines_of(tmp_path / "run")] == [
+        [line[key] for key in kept] for line in whole
+    ]

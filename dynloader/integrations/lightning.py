@@ -13,10 +13,11 @@ from dynloader.trainers import warn_of_estimate
 
 
 class FollowEpochs(Callback):  # type: ignore[misc]
-    """Tells the trainer how long each epoch is: it asks for the length of the first only.
+    """Tells the trainer how long each epoch is, and the logs of the loader when one has ended.
 
-    Without it, or ``Trainer(reload_dataloaders_every_n_epochs=1)``, a trainer leaves validation out
-    after epochs that are shorter than the first.
+    A trainer asks for the length of the first epoch only. Without this callback, or
+    ``Trainer(reload_dataloaders_every_n_epochs=1)``, it leaves validation out after epochs that
+    are shorter than the first.
 
     A checkpoint taken after the last batch of an epoch is gone on from with the next epoch.
 
@@ -43,6 +44,18 @@ class FollowEpochs(Callback):  # type: ignore[misc]
         loop.max_batches = _limited(len(loader), trainer)
         if isinstance(trainer.val_check_interval, float):
             trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As :meth:`on_train_epoch_end`, where the validation comes after the last batch."""
+        loader = _loader_of(trainer)
+        sampler = None if loader is None else loader.pruning_sampler
+        if loader is not None and sampler is not None and sampler.run.is_complete:
+            loader.settle_logs()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what :meth:`dynloader.DataLoader.log_to` is to write of this epoch."""
+        if (loader := _loader_of(trainer)) is not None:
+            loader.settle_logs()
 
 
 def _limited(length: int, trainer: Trainer) -> int:

@@ -27,6 +27,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     Trainer removes, and reach :meth:`compute_loss` as ``inputs["index"]``.
 
     Checkpoints hold the state of the loader, as ``dynloader.pt``, and are gone on from at any step.
+    To log epochs, call ``trainer.loader.log_to`` in a callback's ``on_train_begin``: a line is
+    written when an epoch ends, before ``on_epoch_end`` of other callbacks.
 
     Args:
         policy: which samples to keep.
@@ -49,7 +51,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         self.loader_options = loader_options or {}
         self.loader: DataLoader[Any] | None = None
         self._checkpoint: Path | None = None
-        self.add_callback(_SaveLoader(self))
+        # Before those of the user, which may add metrics to the log of an epoch.
+        self.callback_handler.callbacks.insert(0, _FollowTrainer(self))
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -147,8 +150,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
 
-class _SaveLoader(TrainerCallback):  # type: ignore[misc]
-    """Puts the state of the loader into every checkpoint."""
+class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
+    """Puts the state of the loader into every checkpoint, and tells its logs when an epoch ends."""
 
     def __init__(self, trainer: PruningTrainer) -> None:
         self.trainer = trainer
@@ -164,6 +167,21 @@ class _SaveLoader(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             torch.save(loader.state_dict(), folder / _STATE_NAME)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Go on to the next epoch where a checkpoint left none of its own."""
+        loader = self.trainer.loader
+        if loader is not None and loader.num_left == 0 and state.global_step < state.max_steps:
+            loader.set_epoch(loader.epoch + 1)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Write what ``loader.log_to`` is to write of this epoch."""
+        if self.trainer.loader is not None:
+            self.trainer.loader.settle_logs()
 
 
 def _even_steps(
