@@ -7,10 +7,12 @@ import json
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, BinaryIO
 
 import numpy as np
 
+VERSION = 1
 # Of every epoch; all others in a line are metrics, such as the accuracy.
 FIGURES = {
     "epoch",
@@ -66,24 +68,25 @@ def read_about(path: Path) -> dict[str, Any]:
     """What ``run.json`` says.
 
     Raises:
-        ValueError: it is not JSON, or not what a run has there. The message begins with the name
-            of the file.
+        ValueError: it is not JSON, of another version, or not what a run has there.
         OSError: it cannot be read.
     """
     about = _parsed(path.read_bytes(), path.name)
-    names = about.get("class_names")
-    requirements = {
-        "name": ("text", _is_text_or_number),
-        "seed": ("a number", _is_text_or_number),
-        "policy": ("text", lambda value: isinstance(value, str)),
-        "created": ("a number", _is_number),
-        "class_names": ("a list of text", lambda _: isinstance(names, list)),
+    if about.get("version") != VERSION:
+        got = _got(about.get("version"))
+        raise ValueError(f"version in {path.name} must be {VERSION}, {got}")
+    requirements: dict[str, tuple[str, type | UnionType]] = {
+        "name": ("text", str | int | float),
+        "seed": ("a number or text", str | int | float),
+        "policy": ("text", str),
+        "created": ("a number", int | float),
+        "class_names": ("a list of text", list),
     }
-    for key, (requirement, is_met) in requirements.items():
+    for key, (requirement, kind) in requirements.items():
         value = about.get(key)
-        if value is not None and not is_met(value):
+        if value is not None and not isinstance(value, kind):
             raise ValueError(f"{key} in {path.name} must be {requirement}, {_got(value)}")
-    for each in names or []:
+    for each in about.get("class_names") or []:
         if not isinstance(each, str):
             raise ValueError(f"class_names in {path.name} must be text, {_got(each)}")
     return about
@@ -92,7 +95,7 @@ def read_about(path: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The figures of each epoch, and whether the last line is cut.
 
-    A cut line, as a full disk or a crash of the machine leaves it, is dropped.
+    A cut line, as a crash of the machine may leave it, is dropped.
 
     Raises:
         ValueError: a line is not JSON, or a figure is no number. The message begins with the line.
@@ -173,10 +176,6 @@ def _checked(line: dict[str, Any], what: str) -> dict[str, Any]:
         elif not _is_number(value):
             raise ValueError(f"{shown} in {what} must be a number, {_got(value)}")
     return line
-
-
-def _is_text_or_number(value: Any) -> bool:
-    return isinstance(value, str | int | float)
 
 
 def _is_number(value: Any) -> bool:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from dynloader.checks import as_labels
-from dynloader.run_files import FIGURES, SCORES, new_file, read_lines, read_samples
+from dynloader.run_files import FIGURES, SCORES, VERSION, new_file, read_lines, read_samples
 
-_VERSION = 1
 _NUM_PICTURES = 24
 
 
@@ -76,7 +75,7 @@ class RunLog:
         elif self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.about = {
-            "version": _VERSION,
+            "version": VERSION,
             "name": name or ("" if self.folder is None else self.folder.name),
             "seed": seed,
             "created": time.time(),

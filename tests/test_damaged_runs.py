@@ -305,6 +305,14 @@ def test_nothing_is_left(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "out").exists()
 
 
+def test_the_version_is_told_before_what_it_changes(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    about = {"version": 2, "name": {"short": "a"}, "class_names": {"0": "a"}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"version in run.json must be 1, got 2"):
+        read_run(tmp_path / "run")
+
+
 def test_long_names_stay_apart(run: Path, tmp_path: Path) -> None:
     from dynloader.report.read import by_name, found_runs
 

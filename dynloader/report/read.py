@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import reprlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,9 +85,6 @@ def read_run(folder: str | Path) -> RecordedRun:
     lines_file, samples_file = folder / "epochs.jsonl", folder / "samples.npz"
     try:
         about = read_about(folder / "run.json")
-        version = about.get("version")
-        if version != 1:
-            raise ValueError(f"version in run.json must be 1, got {reprlib.repr(version)}")
         # Not there until the first epoch has ended.
         lines, is_cut = read_lines(lines_file) if lines_file.exists() else ([], False)
         if is_cut and not lines:
