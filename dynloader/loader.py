@@ -133,7 +133,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             ``torch.distributed``, once it is initialised; 1: this process feeds all.
         rank: the number of this process; None: as ``torch.distributed`` has it.
         batch_sizes: of each process, where they differ. All make the same number of steps.
-        last_batch: as :class:`PruningBatchSampler` has it.
+        last_batch: as :class:`PruningBatchSampler` has it. None is "split", or "pad" if accelerate
+            runs several processes (:func:`dynloader.integrations.accelerate.prepare`).
         steps_per_epoch: every epoch has so many batches, whatever the policy keeps: for frameworks
             that ask for the length once. A longer epoch ends there, a shorter one begins again.
         progress_bar: show a bar of tqdm for each epoch, in the first process. It needs a policy,
@@ -182,7 +183,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         num_replicas: int | None = None,
         rank: int | None = None,
         batch_sizes: Sequence[int] | None = None,
-        last_batch: LastBatch = "split",
+        last_batch: LastBatch | None = None,
         steps_per_epoch: int | None = None,
         progress_bar: bool = False,
         epochs: int | None = None,
@@ -270,7 +271,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 self.batch_size,
                 self.drop_last,
                 batch_sizes=batch_sizes,
-                last_batch=last_batch,
+                last_batch="split" if last_batch is None else last_batch,
                 steps_per_epoch=steps_per_epoch,
             )
             self.__dict__["batch_sampler"] = batches

@@ -286,6 +286,57 @@ def accelerated(folder: Path) -> None:
                 assert flat(gathered(mine)) == {s for batch in epoch(whole) for s in batch}
 
 
+def metrics(folder: Path) -> None:
+    """What accelerate gathers for a metric has each sample of an epoch once."""
+    import accelerate
+
+    from dynloader.integrations.accelerate import prepare
+
+    accelerator = accelerate.Accelerator(cpu=True)
+    step = 8 * accelerator.num_processes
+
+    def found(prepared: Any, stop: int | None = None) -> list[int]:
+        samples = []
+        for batch in itertools.islice(prepared, stop):
+            batch = batch[0] if isinstance(batch, list) else batch
+            samples.append(accelerator.gather_for_metrics(batch))
+            prepared.update(loss_of(batch))
+        return torch.cat(samples).tolist()
+
+    def made(make: Any = Numbers, **options: Any) -> Any:
+        policy = UCB(keep=0.5, every=1)
+        return prepare(accelerator, DataLoader(make(101), 8, policy=policy, **options))
+
+    def selected(prepared: Any) -> list[int]:
+        kept = prepared.pruning_sampler.run.plan.kept
+        return list(range(101)) if kept is None else kept.ascending.tolist()
+
+    for make in DATASETS.values():
+        prepared = made(make)
+        for kept in (101, 50, 50):
+            wanted = selected(prepared)
+            assert len(wanted) == kept
+            assert sorted(found(prepared)) == wanted
+    # In an epoch that goes on after a checkpoint.
+    prepared = made()
+    whole = found(made())
+    state = [prepared.state_dict() for _ in itertools.islice(prepared, 3)][-1]
+    resumed = made()
+    resumed.load_state_dict(state)
+    assert found(resumed) == whole[3 * step :]
+    # Epochs of a fixed length end early, or with their last sample, or begin again.
+    assert found(made(steps_per_epoch=4)) == whole[: 4 * step]
+    assert found(made(steps_per_epoch=7)) == whole
+    assert found(made(steps_per_epoch=9)) == (whole + whole)[: 9 * step]
+    # Nothing more where the last step is left out, and nothing else where "split" is asked for.
+    assert found(made(drop_last=True)) == whole[: 6 * step]
+    prepared, samples = made(last_batch="split"), []
+    for batch in prepared:
+        samples += accelerator.gather_for_metrics(batch, use_gather_object=True)
+    assert sum(len(batch) for theirs in gathered([batch.tolist()]) for batch in theirs) == 5
+    assert sorted(map(int, samples)) == list(range(101))
+
+
 def in_lightning(folder: Path) -> None:
     """Whether Lightning is to replace samplers or not, ours share out the epoch."""
     from test_lightning import Logged, trainer, validation

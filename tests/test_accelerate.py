@@ -168,6 +168,18 @@ def test_refused() -> None:
         DataLoader(Numbers(9)).skip(1)
 
 
+@pytest.mark.parametrize("size", ["tp_size", "cp_size"])
+def test_processes_that_must_get_the_same_samples_are_refused(
+    size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = configured()
+    config = accelerate.ParallelismConfig(**{size: 2})
+    monkeypatch.setitem(accelerator.state.__dict__, "parallelism_config", config)
+    sizes = {"tp_size": "2, 1 and 1", "cp_size": "1, 2 and 1"}[size]
+    with pytest.raises(ValueError, match=f"tp_size, cp_size and sp_size 1: .* got {sizes}"):
+        prepare(accelerator, DataLoader(Numbers(9), policy=Full()))
+
+
 def test_what_an_epoch_leaves_out_is_scored_anew() -> None:
     inputs = torch.randn(60, 4)
     data = TensorDataset(inputs, torch.arange(60) % 3)

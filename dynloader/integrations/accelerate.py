@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import send_to_device, synchronize_rng_states
 
+from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.loader import DataLoader
 from dynloader.trainers import warn_of_estimate
 
@@ -50,9 +51,7 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
         batches = iter(loader)
         num_left = loader.num_left
         self.begin()
-        # What gathering results for a metric is to leave out, as it was padded.
-        padded = loader.last_batch == "pad" and not loader.drop_last
-        self.remainder = loader.num_selected % self.total_batch_size if padded else 0
+        self.remainder = _num_in_padded_step(loader)
         try:
             for number, batch in enumerate(batches, start=1):
                 self.end_of_dataloader = number == num_left
@@ -107,19 +106,38 @@ def _warn_of_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> Non
     )
 
 
+def _num_in_padded_step(loader: DataLoader[Any]) -> int:
+    """How many samples the last step has before it is filled up; 0 if it is not."""
+    batches = loader.batch_sampler
+    if not isinstance(batches, PruningBatchSampler) or loader.drop_last:
+        return 0
+    # Epochs of a fixed length are filled up too, by beginning again.
+    is_padded = batches.last_batch == "pad" or batches.steps_per_epoch is not None
+    num_steps, remainder = divmod(loader.num_selected, loader.samples_per_step)
+    # Another number of steps ends the epoch early, or repeats more than its last step.
+    return remainder if is_padded and len(loader) == num_steps + 1 else 0
+
+
 def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader:
     """Use ``loader`` with ``accelerator``, in place of ``accelerator.prepare(loader)``.
 
     Each process feeds its share of every step, as :class:`dynloader.DataLoader` has it:
     ``last_batch`` says what becomes of a last step that is smaller, and ``even_batches`` nothing.
 
+    With several processes, ``last_batch`` is "pad" unless the loader was given another:
+    ``gather_for_metrics`` then returns each sample of an epoch once. With "split" or different
+    ``batch_sizes`` it must not be called, for ``gather`` needs batches of one size: it may abort
+    the process. Use ``accelerator.pad_across_processes`` before, or ``use_gather_object=True``.
+
     Args:
-        accelerator: without ``split_batches`` and ``dispatch_batches``.
+        accelerator: without ``split_batches`` and ``dispatch_batches``, and without tensor,
+            context or sequence parallelism.
         loader: one with a policy. ``batch_size`` is that of one process.
 
     Raises:
         TypeError: ``loader`` is no :class:`dynloader.DataLoader`.
-        ValueError: it has no policy, or the accelerator divides batches.
+        ValueError: it has no policy, or the accelerator divides batches, or gives several processes
+            the same.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader must be a dynloader.DataLoader, got {type(loader).__name__}")
@@ -131,6 +149,17 @@ def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader
                 f"{name} of the accelerator must be False: batch_size is that of one process, "
                 "and each process makes its own batches; got True"
             )
+    parallelism = accelerator.parallelism_config
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        raise ValueError(
+            "parallelism_config of the accelerator must have tp_size, cp_size and sp_size 1: each "
+            f"process feeds samples of its own; got {parallelism.tp_size}, {parallelism.cp_size} "
+            f"and {parallelism.sp_size}"
+        )
+    batches = loader.batch_sampler
+    several = accelerator.num_processes > 1
+    if several and loader.last_batch is None and isinstance(batches, PruningBatchSampler):
+        batches.last_batch = "pad"
     prepared = accelerator.prepare_data_loader(loader)
     ours = PreparedLoader(prepared, loader, accelerator)
     accelerator._dataloaders[accelerator._dataloaders.index(prepared)] = ours
