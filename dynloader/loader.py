@@ -56,6 +56,7 @@ from dynloader.policy import Policy
 from dynloader.prefetch import ToDevice
 from dynloader.run_log import RunLog
 from dynloader.sampler import PruningSampler, check_table
+from dynloader.seeded_samples import SeededLoader, check_has_samples
 from dynloader.share import LastBatch
 from dynloader.table import ScoreTable
 from dynloader.trainers import fixed_length
@@ -67,6 +68,7 @@ _OURS = (
     "table",
     "seed",
     "return_index",
+    "seed_each_sample",
     "array_path",
     "transforms",
     "batch_transform",
@@ -118,7 +120,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return_index: put the indices of the samples into each batch: the last element of a tuple
             or list, the key "index" of a mapping, else ``(batch, index)``: a named tuple, and so a
             ``PackedSequence``, stays whole.
-
+        seed_each_sample: before each ``dataset[index]``, seed the global generators of torch (of
+            the CPU), NumPy and Python by (seed, epoch, index), in the process that runs it; they
+            are then put back. What ``__getitem__`` draws from them, for augmentation, is then the
+            same for any number of workers, in a resumed run, and whatever else is pruned. It needs
+            a policy. ``__getitems__`` of the data set is not used, as it draws for a whole batch.
+            Generators of the data set's own are not seeded, and what ``collate_fn`` draws is as
+            without it.
         array_path: gather batches natively where the data set is arrays (``TensorDataset``,
             :class:`dynloader.ArrayDataset`, a ``Subset`` of either): the same batches as torch's
             way, which False asks for. With a policy, threads gather ahead, ``num_workers`` of them
@@ -176,6 +184,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         table: ScoreTable | None = None,
         seed: int | None = None,
         return_index: bool = False,
+        seed_each_sample: bool = False,
         array_path: bool = True,
         transforms: Any = None,
         batch_transform: Callable[[Any], Any] | None = None,
@@ -190,10 +199,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         **newer: Never,  # of a later torch than this; no type checker lets a misspelled one pass
     ) -> None:
         check_flag("return_index", return_index)
+        check_flag("seed_each_sample", seed_each_sample)
         check_flag("array_path", array_path)
         check_flag("progress_bar", progress_bar)
-        if progress_bar and policy is None:
-            raise ValueError("progress_bar needs a policy: policy=dynloader.Full() keeps all")
+        for name, flag in (("progress_bar", progress_bar), ("seed_each_sample", seed_each_sample)):
+            if flag and policy is None:
+                raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
         if epochs is not None:
             check_integer("epochs", epochs, 1)
         if isinstance(policy, Policy) and policy.epochs is not None:
@@ -216,6 +227,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                         f"{name} needs a map-style dataset, got the IterableDataset "
                         f"{type(dataset).__name__}"
                     )
+        if seed_each_sample:
+            check_has_samples(dataset)
         self._pruning: PruningSampler | None = None
         unpruned = policy is not None and _is_replaced(sampler, batch_sampler)
         if policy is not None and not unpruned:
@@ -280,6 +293,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.table = table
         self.seed = seed
         self.return_index = return_index
+        self.seed_each_sample = seed_each_sample
         self.array_path = array_path
         self.transforms = transforms
         self.batch_transform = batch_transform
@@ -380,6 +394,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 f"made, got {found}: make a new loader; its table can take over old scores by "
                 "table.update(index, losses)"
             )
+
+    def _get_iterator(self) -> Any:
+        if not self.seed_each_sample or self._columns is not None:
+            return super()._get_iterator()
+        seeded: Any = SeededLoader(self)
+        return torch.utils.data.DataLoader._get_iterator(seeded)
 
     def _with_arrays(self, inner: Any) -> Any:
         if self._columns is not None:
@@ -585,6 +605,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def epoch(self) -> int:
         """The number of the current epoch. Without a policy, what :meth:`set_epoch` set."""
         return self._epoch if self._pruning is None else self._pruning.epoch
+
+    @property
+    def _epoch_begun(self) -> int:
+        """The number of the epoch that the last iterator feeds."""
+        return self._epoch if self._pruning is None else self._pruning.run.plan.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Settle ``epoch``, as :meth:`PruningSampler.set_epoch`; the current one stays as it is.
@@ -834,6 +859,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 seed, order or batches, or it is damaged; nothing is changed. To begin anew with the
                 old scores, load ``state["table"]`` into ``loader.table``.
         """
+        if isinstance(state, Mapping):
+            state = {"seed_each_sample": False, **state}  # which older states do not tell
         self._check_state(state)
         if self.table is not None:
             self.table.load_state_dict(state["table"])
@@ -893,6 +920,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "steps_per_epoch": self.steps_per_epoch,
+            "seed_each_sample": self.seed_each_sample,
             "has_table": self.table is not None,
             **({} if self.transforms is None else {"transforms": repr(self.transforms)}),
             **({} if self._pruning is None else self._pruning.identity()),

@@ -364,7 +364,7 @@ def test_a_position_where_no_step_ends(position: int, message: str) -> None:
 def test_a_state_of_steps(change: dict[str, Any], message: str) -> None:
     state = saved(make(Full(), steps_per_epoch=3))
     assert_refused(make(Full(), steps_per_epoch=3), state | change, message)
-    make(Full(), steps_per_epoch=3).load_state_dict(state | {"position": 12})
+    make(Full(), steps_per_epoch=3).load_state_dict(state | {"position": 12, "batch": 3})
 
 
 def test_resuming_where_all_samples_are_used_again() -> None:

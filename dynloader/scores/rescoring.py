@@ -30,6 +30,7 @@ _OPTIONS = (
     "transforms",
     "device",
     "seed",
+    "seed_each_sample",
     "num_replicas",
     "rank",
     "batch_sizes",
