@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -19,7 +20,10 @@ def check_number(name: str, value: Any, interval: str) -> None:
     """Raise unless ``value`` is a number in ``interval``, such as "(0, 1]" or "[0, inf)"."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     is_above = number > low if interval[0] == "(" else number >= low
     is_below = number < high if interval[-1] == ")" else number <= high
@@ -57,8 +61,13 @@ def plain_number(value: Any) -> Any:
         return value
     if isinstance(value, numbers.Integral):
         return int(value)
-    # Unlike str(), this does not depend on NumPy's print options.
-    return float(np.format_float_scientific(value) if isinstance(value, np.floating) else value)
+    if isinstance(value, np.floating):
+        # Unlike str(), this does not depend on NumPy's print options.
+        return float(np.format_float_scientific(value))
+    try:
+        return float(value)
+    except OverflowError:
+        return value
 
 
 def _shortest_decimal(value: Tensor) -> float:

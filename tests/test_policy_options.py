@@ -191,6 +191,12 @@ def test_other_numbers_of_fewer_bits() -> None:
     assert chosen.weights.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("huge", [10**400, Fraction(10**400), np.longdouble("1e4000")])
+def test_a_number_beyond_a_double(huge: Any) -> None:
+    with pytest.raises(ValueError, match=r"c must be in \[0, inf\), got "):
+        UCB(c=huge)
+
+
 def test_what_is_no_number_stays_refused() -> None:
     for keep, error in (
         (torch.tensor([0.5]), "keep must be a number, got tensor"),
