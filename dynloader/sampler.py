@@ -391,7 +391,8 @@ class PruningSampler(DistributedSampler[int]):
         indices, weights = (None, None) if held is None else held.selection()
         return {
             "epoch": run.plan.epoch,
-            "start": run.start,
+            # Batches may have been skipped while an iterator was in use; it goes on where it was.
+            "start": min(run.start, self.position),
             "position": self.position,
             "is_exhausted": run.is_exhausted,
             "checkpoint": None if held is None else held.checkpoint,
