@@ -859,8 +859,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 seed, order or batches, or it is damaged; nothing is changed. To begin anew with the
                 old scores, load ``state["table"]`` into ``loader.table``.
         """
-        if isinstance(state, Mapping):
-            state = {"seed_each_sample": False, **state}  # which older states do not tell
         self._check_state(state)
         if self.table is not None:
             self.table.load_state_dict(state["table"])

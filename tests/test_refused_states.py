@@ -100,6 +100,7 @@ DAMAGES: dict[str, list[Callable[[Any], Any]]] = {
     "batch_size": [to(x) for x in (5, True, None, 4.5)] + TENSORS + ANYTHING,
     "drop_last": [lambda flag: not flag, *NO_BOOL],
     "shuffle": [lambda flag: not flag, *NO_BOOL],
+    "seed_each_sample": [lambda flag: not flag, *NO_BOOL],
     "has_table": [lambda flag: not flag, *NO_BOOL],
     "steps_per_epoch": [to(x) for x in (1, 0, False)] + TENSORS + ANYTHING,
     "num_samples": [to(x) for x in (N - 1, None, "60")] + TENSORS + ANYTHING,
@@ -306,6 +307,18 @@ def test_a_run_is_resumed_on_other_numbers_of_processes_again_and_again() -> Non
             assert state["position"] == state["start"] == position
             loader = made(num_replicas, **options)
             loader.load_state_dict(state)
+
+
+def test_batches_skipped_while_an_iterator_is_in_use() -> None:
+    loader, other = make(Full()), make(Full())
+    iterator = iter(loader)
+    next(iterator)
+    loader.skip(3)
+    next(iterator)
+    state = state_of(loader)
+    assert (state["start"], state["position"]) == (8, 8)
+    other.load_state_dict(state)
+    assert other.num_left == 13
 
 
 def test_a_state_of_before_may_lack_where_it_began() -> None:
