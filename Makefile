@@ -21,7 +21,7 @@ EXTRAS ?= dev
 OUT ?= bench/results
 
 BIN := $(VENV)/bin
-NATIVE := $(shell find csrc -type f) setup.py pyproject.toml dynloader/version.py
+NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml dynloader/version.py
 
 .PHONY: demo test bench lint sanitize mutants gpu gpu-speed clean build FORCE
 
@@ -37,7 +37,7 @@ $(VENV)/torch: $(VENV)/wanted
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet $(TORCH) $(TORCHVISION)
-	@$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja pybind11 numpy
+	@$(BIN)/python -m pip install --quiet "setuptools>=77" ninja
 	@touch $@
 
 $(VENV)/built: $(VENV)/torch $(NATIVE)

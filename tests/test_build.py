@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -11,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -23,15 +25,78 @@ from dynloader.native import check_torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def setup() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dynloader_setup", ROOT / "setup.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dynloader_{name[:-3]}", ROOT / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    return load("setup.py")
+
+
+@pytest.fixture(scope="module")
+def backend() -> ModuleType:
+    return load("build_backend.py")
+
+
+def test_the_backend_asks_for_what_pyproject_lists(backend: ModuleType) -> None:
+    listed = re.search(
+        r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert listed is not None
+    needed = {f"{name}>={'.'.join(map(str, least))}" for name, least in backend.MINIMUM.items()}
+    assert set(re.findall(r'"(.*?)"', listed[1])) == needed | {"ninja"}
+
+
+def test_an_environment_without_build_requirements_is_told(tmp_path: Path) -> None:
+    """As pip starts the backend; -S leaves out all that is installed."""
+    command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import build_backend"
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith(
+        "dynloader: the build needs setuptools>=77 (found none) and torch>=2.11 (found none)."
+    )
+    assert "pip install --no-build-isolation ." in found.stderr
+
+
+def test_versions_too_old_to_build_with(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"setuptools": "65.5.0", "torch": "2.9.1+cpu"}
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    assert backend.problems() == [
+        "setuptools>=77 (found 65.5.0)",
+        "torch>=2.11 (found 2.9.1+cpu)",
+    ]
+    versions |= {"setuptools": "77.0", "torch": "2.11.0a0+git1"}
+    assert backend.problems() == []
+
+
+def test_the_sdist_holds_all_that_make_and_the_tests_need(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    command += ["sdist", "--formats=tar", "--dist-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    (archive,) = tmp_path.glob("dynloader-*.tar")
+    with tarfile.open(archive) as opened:
+        found = {name.partition("/")[2] for name in opened.getnames()}
+    needed = {"Makefile", "setup.py", "build_backend.py", "pyproject.toml", ".clang-format"}
+    needed |= {path.name for path in ROOT.glob("*.md")}
+    for folder in ("bench", "csrc", "docs", "dynloader", "examples", "experiments", "tests"):
+        files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+        needed |= {str(path.relative_to(ROOT)) for path in files if not is_built(path)}
+    assert needed <= found, sorted(needed - found)
+
+
+def is_built(path: Path) -> bool:
+    return "__pycache__" in path.parts or path.suffix in (".so", ".o", ".pyc")
 
 
 def script(path: Path, text: str) -> None:
