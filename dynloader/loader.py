@@ -50,6 +50,7 @@ from dynloader.checks import (
     refusing_states,
 )
 from dynloader.epoch_log import EpochLog, Target, Writer, target_of
+from dynloader.integrations.map_style import remedy_for
 from dynloader.iterator import EpochIterator, Pairing, RecordedSampler
 from dynloader.plan import SMALL_CHUNK, Plan
 from dynloader.policy import Policy
@@ -225,7 +226,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 if value is not None:
                     raise TypeError(
                         f"{name} needs a map-style dataset, got the IterableDataset "
-                        f"{type(dataset).__name__}"
+                        f"{type(dataset).__name__}{remedy_for(dataset)}"
                     )
         if seed_each_sample:
             check_has_samples(dataset)
@@ -1032,5 +1033,7 @@ def _is_replaced(sampler: Any, batch_sampler: Any) -> bool:
 
 def _sized(dataset: Any) -> Sized:
     if not isinstance(dataset, Sized):
-        raise TypeError(f"dataset must have a length, got {type(dataset).__name__}")
+        raise TypeError(
+            f"dataset must have a length, got {type(dataset).__name__}{remedy_for(dataset)}"
+        )
     return dataset

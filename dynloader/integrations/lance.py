@@ -1,0 +1,80 @@
+"""Lance datasets by index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lance
+from torch.utils.data import Dataset
+
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+# Not in a worker that is spawned: that imports this module anew. Nor in one of a fork server, which
+# has not imported it.
+os.register_at_fork(after_in_child=_note_fork)
+
+
+class MapDataset(Dataset[Any]):
+    """A map-style dataset of the rows of a Lance dataset, read a batch at a time.
+
+    Lance's threads do not survive a fork. With ``num_workers > 0`` give the loader
+    ``multiprocessing_context="spawn"`` (or ``"forkserver"``): a forked worker raises an error, in
+    place of waiting forever.
+
+    Args:
+        dataset: its URI, or a ``lance.LanceDataset``, such as ``lance.dataset(uri, version=3)``.
+            Workers read the version that was opened here.
+        columns: those to read; None: all.
+        transform: a function of each sample, a dict of Python values by the names of the columns.
+
+    Raises:
+        TypeError: ``dataset`` is neither, or ``transform`` not callable.
+    """
+
+    def __init__(
+        self,
+        dataset: lance.LanceDataset | str | Path,
+        columns: Sequence[str] | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        if isinstance(dataset, str | Path):
+            dataset = lance.dataset(dataset)
+        if not isinstance(dataset, lance.LanceDataset):
+            raise TypeError(
+                f"dataset must be a URI or a lance.LanceDataset, got {type(dataset).__name__}"
+            )
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be callable, got {transform!r}")
+        self.dataset = dataset
+        self.columns = None if columns is None else list(columns)
+        self.transform = transform
+        self._length = dataset.count_rows()
+
+    def __len__(self) -> int:
+        return int(self._length)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The samples at ``indices``, in their order, by one read.
+
+        Raises:
+            RuntimeError: this process was forked.
+        """
+        if _is_forked:
+            raise RuntimeError(
+                "Lance cannot be used in a forked process: multiprocessing_context of the loader "
+                "must be 'spawn' or 'forkserver' with num_workers > 0, got 'fork'"
+            )
+        rows = self.dataset.take([int(i) for i in indices], columns=self.columns).to_pylist()
+        return rows if self.transform is None else [self.transform(row) for row in rows]

@@ -1,0 +1,64 @@
+"""LitData's optimized datasets by index."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+from litdata import StreamingDataset
+from torch.utils.data import Dataset
+
+
+class MapDataset(Dataset[Any]):
+    """A map-style dataset of all samples of a ``litdata.StreamingDataset``.
+
+    The dataset's own iterator divides samples among processes and workers, and shuffles them: here
+    the loader does both. So its ``shuffle`` and ``drop_last`` have no effect; its ``subsample`` and
+    ``transform`` do. Every process opens the files for itself, since the reader's threads and
+    mapped files do not survive a fork.
+
+    Args:
+        dataset: where the samples are. It is copied, and itself stays as it is.
+        transform: a function of each sample, such as ``dataset`` returns it.
+
+    Raises:
+        TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` not callable.
+    """
+
+    def __init__(
+        self, dataset: StreamingDataset, transform: Callable[[Any], Any] | None = None
+    ) -> None:
+        if not isinstance(dataset, StreamingDataset):
+            raise TypeError(
+                f"dataset must be a litdata.StreamingDataset, got {type(dataset).__name__}"
+            )
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform must be callable, got {transform!r}")
+        self.dataset = _unopened(dataset)
+        self.transform = transform
+        # len(dataset) is what one process iterates over.
+        self._length = sum(int(stop - start) for start, stop in dataset.region_of_interest)
+        self._opened: StreamingDataset | None = None
+        self._opened_by = -1
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        if self._opened is None or self._opened_by != os.getpid():
+            self._opened, self._opened_by = _unopened(self.dataset), os.getpid()
+        sample = self._opened[int(index)]
+        return sample if self.transform is None else self.transform(sample)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+
+def _unopened(dataset: StreamingDataset) -> StreamingDataset:
+    """A copy that opens the files once more."""
+    copied = copy.copy(dataset)
+    copied.cache = copied.shuffler = None
+    copied.item_loader = copy.deepcopy(dataset.item_loader)
+    return copied

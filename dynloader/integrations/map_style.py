@@ -1,0 +1,24 @@
+"""Which map-style dataset to take in place of a library's iterable one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_WRAP = "wrap it in dynloader.integrations.{0}.MapDataset, which reads it by index"
+# Modules, not packages alone: a folder "datasets" of the user's own is common.
+_REMEDIES = {
+    "streaming.base.": _WRAP.format("streaming"),
+    "litdata.streaming.": _WRAP.format("litdata"),
+    "lance.torch.": "give its uri to dynloader.integrations.lance.MapDataset, which reads by index",
+    "datasets.iterable_dataset.": "load it with streaming=False, which reads it by index",
+    "webdataset.": "select samples with a ScoreTable and WebDataset's .select before .decode",
+}
+
+
+def remedy_for(dataset: Any) -> str:
+    """How to prune an ``IterableDataset`` of a known library, as "; ..."; "" for any other."""
+    for base in type(dataset).__mro__:
+        for module, remedy in _REMEDIES.items():
+            if f"{base.__module__}.".startswith(module):
+                return f"; {remedy} (docs/data-in-files.md)"
+    return ""

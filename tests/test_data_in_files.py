@@ -1,0 +1,198 @@
+"""Datasets in files, by index: with the libraries themselves, on files written here."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import dynloader
+
+N = 45
+KINDS = ["streaming", "litdata", "lance"]
+# What each library's readers bear; Lance refuses "fork".
+CONTEXTS = [("streaming", "fork"), ("streaming", "spawn"), ("litdata", "fork")]
+CONTEXTS += [("litdata", "spawn"), ("lance", "spawn"), ("lance", "forkserver")]
+
+
+def row(index: int) -> dict[str, Any]:
+    return {"index": index, "payload": bytes([index % 7, index // 7])}
+
+
+def rows(fed: int) -> list[dict[str, Any]]:
+    return [row(index) for index in range(fed)]
+
+
+def write_streaming(folder: Path) -> Any:
+    library = pytest.importorskip("streaming")
+    columns = {"index": "int", "payload": "bytes"}
+    # A few shards: 45 samples of some 10 bytes each.
+    with library.MDSWriter(out=str(folder), columns=columns, size_limit=256) as out:
+        for sample in rows(N):
+            out.write(sample)
+    return library.StreamingDataset(local=str(folder), shuffle=True, batch_size=4)
+
+
+def write_litdata(folder: Path) -> Any:
+    library = pytest.importorskip("litdata")
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder), chunk_size=10)
+    for index, sample in enumerate(rows(N)):
+        writer[index] = sample
+    writer.done()
+    writer.merge()
+    return library.StreamingDataset(str(folder), shuffle=True)
+
+
+def write_lance(folder: Path) -> Any:
+    library = pytest.importorskip("lance")
+    arrow = pytest.importorskip("pyarrow")
+    library.write_dataset(arrow.Table.from_pylist(rows(N)), str(folder), max_rows_per_file=10)
+    return str(folder)
+
+
+WRITE: dict[str, Callable[[Path], Any]] = {
+    "streaming": write_streaming,
+    "litdata": write_litdata,
+    "lance": write_lance,
+}
+
+
+def module_of(kind: str) -> ModuleType:
+    pytest.importorskip(kind)
+    return importlib.import_module(f"dynloader.integrations.{kind}")
+
+
+def index_of(sample: dict[str, Any]) -> int:
+    return int(sample["index"])
+
+
+def payload_sum(sample: dict[str, Any]) -> tuple[int, int]:
+    return int(sample["index"]), sum(sample["payload"])
+
+
+@pytest.fixture
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    kind = request.param
+    return module_of(kind).MapDataset(WRITE[kind](tmp_path / "data"))
+
+
+@pytest.mark.parametrize("opened", KINDS, indirect=True)
+def test_samples_by_index(opened: Any) -> None:
+    assert len(opened) == N
+    for index in (44, 0, 17, 17, 9, 10):
+        assert opened[index] == row(index)
+    if hasattr(opened, "__getitems__"):
+        assert opened.__getitems__([44, 0, 17, 17, 9]) == [row(i) for i in (44, 0, 17, 17, 9)]
+    assert len(opened) == N
+
+
+@pytest.mark.parametrize("opened", KINDS, indirect=True)
+def test_a_pickle_reads_the_same(opened: Any) -> None:
+    """Before the files were opened and after."""
+    fresh = pickle.loads(pickle.dumps(opened))
+    assert opened[3] == fresh[3] == row(3)
+    assert pickle.loads(pickle.dumps(opened))[44] == row(44)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pruned_epoch(kind: str, tmp_path: Path) -> None:
+    dataset = module_of(kind).MapDataset(WRITE[kind](tmp_path / "data"), transform=payload_sum)
+    loader = dynloader.DataLoader(
+        dataset, batch_size=4, policy=dynloader.UCB(keep=0.4, every=1), return_index=True
+    )
+    for kept in (N, 18, 18):
+        fed = []
+        for index, payload, told in loader:
+            assert index.tolist() == told.tolist()
+            assert payload.tolist() == [sum(row(i)["payload"]) for i in told.tolist()]
+            loader.update(1.0 + index, told)
+            fed += told.tolist()
+        assert len(fed) == len(set(fed)) == kept
+    assert sorted(fed) == list(range(N - 18, N))  # the highest losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "context"), CONTEXTS)
+def test_workers_feed_what_one_process_does(kind: str, context: str, tmp_path: Path) -> None:
+    """Also after the parent has opened the files."""
+    dataset = module_of(kind).MapDataset(WRITE[kind](tmp_path / "data"), transform=index_of)
+    expected = torch.cat(list(fed_by(dataset)))
+    found = torch.cat(list(fed_by(dataset, num_workers=2, multiprocessing_context=context)))
+    assert expected.tolist() == found.tolist()
+    assert sorted(expected.tolist()) != expected.tolist()
+
+
+def fed_by(dataset: Any, **options: Any) -> Any:
+    policy = dynloader.RandomDynamic(keep=0.5, every=1)
+    return dynloader.DataLoader(dataset, batch_size=4, policy=policy, seed=3, **options)
+
+
+def test_lance_in_a_forked_worker_is_refused(tmp_path: Path) -> None:
+    dataset = module_of("lance").MapDataset(write_lance(tmp_path / "data"), transform=index_of)
+    loader = fed_by(dataset, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(RuntimeError, match=r"must be 'spawn' or 'forkserver' .* got 'fork'"):
+        list(loader)
+    assert len(list(fed_by(dataset))) == 6  # here, all is as before
+
+
+def test_lance_reads_columns_and_the_version_opened(tmp_path: Path) -> None:
+    module = module_of("lance")
+    lance, arrow = pytest.importorskip("lance"), pytest.importorskip("pyarrow")
+    dataset = module.MapDataset(write_lance(tmp_path / "data"), columns=["index"])
+    lance.write_dataset(arrow.Table.from_pylist(rows(3)), str(tmp_path / "data"), mode="overwrite")
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert len(copied) == N
+    assert copied[44] == {"index": 44}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_dataset_is_refused(kind: str, tmp_path: Path) -> None:
+    module = module_of(kind)
+    with pytest.raises(TypeError, match=r"dataset must be a .*Dataset, got int"):
+        module.MapDataset(3)
+    with pytest.raises(TypeError, match="transform must be callable, got 3"):
+        module.MapDataset(WRITE[kind](tmp_path / "data"), transform=3)
+
+
+@pytest.mark.parametrize("kind", ["streaming", "litdata"])
+def test_the_error_for_an_iterable_names_the_wrapper(kind: str, tmp_path: Path) -> None:
+    dataset = WRITE[kind](tmp_path / "data")
+
+    class Mine(type(dataset)):  # type: ignore[misc]
+        pass
+
+    dataset.__class__ = Mine
+    with pytest.raises(
+        TypeError, match=rf"got the IterableDataset Mine; .*integrations\.{kind}\.MapDataset"
+    ):
+        dynloader.DataLoader(dataset, policy=dynloader.UCB(keep=0.5))
+
+
+def test_the_error_for_an_iterable_of_lance(tmp_path: Path) -> None:
+    write_lance(tmp_path / "data")
+    data = pytest.importorskip("lance.torch.data")
+    iterable = data.LanceDataset(str(tmp_path / "data"), batch_size=4)
+    with pytest.raises(TypeError, match=r"uri to dynloader\.integrations\.lance\.MapDataset"):
+        dynloader.DataLoader(iterable, policy=dynloader.UCB(keep=0.5))
+
+
+def test_the_error_for_an_iterable_of_hugging_face() -> None:
+    datasets = pytest.importorskip("datasets")
+    iterable = datasets.Dataset.from_list(rows(N)).to_iterable_dataset()
+    with pytest.raises(TypeError, match="load it with streaming=False"):
+        dynloader.DataLoader(iterable, policy=dynloader.UCB(keep=0.5))
+
+
+def test_the_error_for_webdataset(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    iterable = webdataset.WebDataset(str(tmp_path / "data-000000.tar"), shardshuffle=False)
+    with pytest.raises(TypeError, match=r"WebDataset's \.select before \.decode"):
+        dynloader.DataLoader(iterable, policy=dynloader.UCB(keep=0.5))
