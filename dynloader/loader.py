@@ -81,6 +81,8 @@ _OURS = (
     "steps_per_epoch",
     "progress_bar",
     "epochs",
+    "blocks",
+    "window",
 )
 _STATE_KEYS = {"epoch", "update_seconds", "table"}
 _EPOCH_KEYS = _STATE_KEYS | {
@@ -149,6 +151,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         progress_bar: show a bar of tqdm for each epoch, in the first process. It needs a policy,
             and tqdm.
         epochs: length of the training, for :attr:`progress`; by default that of the policy.
+        blocks: samples that are stored together (row groups, chunks, shards): of every block, or of
+            each in turn. The order shuffles the blocks, and the samples within ``window`` of them.
+            Blocks without kept samples are not read.
+        window: how many blocks are shuffled together.
 
     Raises:
         TypeError, ValueError: as torch's, and where a policy cannot be followed.
@@ -197,14 +203,20 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         steps_per_epoch: int | None = None,
         progress_bar: bool = False,
         epochs: int | None = None,
+        blocks: int | Sequence[int] | None = None,
+        window: int = 8,
         **newer: Never,  # of a later torch than this; no type checker lets a misspelled one pass
     ) -> None:
         check_flag("return_index", return_index)
         check_flag("seed_each_sample", seed_each_sample)
         check_flag("array_path", array_path)
         check_flag("progress_bar", progress_bar)
-        for name, flag in (("progress_bar", progress_bar), ("seed_each_sample", seed_each_sample)):
-            if flag and policy is None:
+        for name, is_set in (
+            ("progress_bar", progress_bar),
+            ("seed_each_sample", seed_each_sample),
+            ("blocks", blocks is not None),
+        ):
+            if is_set and policy is None:
                 raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
         if epochs is not None:
             check_integer("epochs", epochs, 1)
@@ -249,6 +261,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 seed=seed,
                 num_replicas=num_replicas,
                 rank=rank,
+                blocks=blocks,
+                window=window,
             )
             if followed is not None:
                 pruning.follow(followed)
@@ -304,6 +318,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.steps_per_epoch = steps_per_epoch
         self.progress_bar = progress_bar
         self.epochs = None if epochs is None else int(epochs)
+        self.blocks, self.window = blocks, window
         self._find_path()
         self._epoch = 0
         self._update_seconds = 0.0
@@ -336,6 +351,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 raise ValueError(f"{name} needs batches gathered from arrays, but {found}")
             if self._pruning is None:
                 raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
+        if self.blocks is not None and not isinstance(found, str) and found.device.type == "cuda":
+            raise ValueError("blocks must be None for arrays on a GPU: they are not read in blocks")
         columns = None
         if not isinstance(found, str):
             columns = found if self.transforms is None else found.with_transforms(self.transforms)

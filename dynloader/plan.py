@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dynloader import ops
+from dynloader.blocks import BlockOrder, Blocks
 from dynloader.checks import check_range
 from dynloader.on_host import OnHost
 from dynloader.ops import Selection, UncutSelection, num_used_of
@@ -115,6 +117,7 @@ class Plan:
         num_samples: of the data set.
         shuffle: feed in the random order of (seed, epoch); False: in ascending order.
         kept: the samples fed; None: all.
+        stored: the blocks the samples are stored in, if the order goes by them.
     """
 
     epoch: int
@@ -122,6 +125,7 @@ class Plan:
     num_samples: int
     shuffle: bool
     kept: Kept | None
+    stored: Blocks | None = None
 
     def __len__(self) -> int:
         return self.num_samples if self.kept is None else len(self.kept)
@@ -149,12 +153,21 @@ class Plan:
         """
         if stop > len(self):
             return torch.cat([self.batch(*lap) for lap in self.laps(start, stop)])
+        if self._block_order is not None:
+            return self._block_order.slice(start, stop)
         if self.shuffle:
             samples = self.num_samples if self.kept is None else self.kept.indices
             return ops.order(samples, start, stop, seed=self.seed, epoch=self.epoch)
         if self.kept is None:
             return torch.arange(start, stop, device="cpu")
         return self.kept.ascending[start:stop].clone()
+
+    @cached_property
+    def _block_order(self) -> BlockOrder | None:
+        if self.stored is None:
+            return None
+        ascending = None if self.kept is None else self.kept.ascending
+        return BlockOrder(self.stored, ascending, self.seed, self.epoch)
 
     def blocks(
         self, start: int, stop: int, batch_size: int, chunk: int = CHUNK

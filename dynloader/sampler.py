@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from dynloader.blocks import Blocks
 from dynloader.checks import (
     check_flag,
     check_integer,
@@ -60,6 +61,10 @@ class PruningSampler(DistributedSampler[int]):
         num_replicas: number of processes that share an epoch. None: those of ``torch.distributed``,
             once it is initialised; 1: this one feeds all.
         rank: the number of this process; None: as ``torch.distributed`` has it.
+        blocks: samples that are stored together: of every block, or of each in turn. The order then
+            shuffles the blocks, and the samples within ``window`` of them, so that each block is
+            read once; those without kept samples are not read. None: all samples are shuffled.
+        window: how many blocks are shuffled together; more are closer to a full shuffle.
 
     Attributes:
         run: the epoch settled last.
@@ -79,6 +84,8 @@ class PruningSampler(DistributedSampler[int]):
         seed: int | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
+        blocks: int | Sequence[int] | None = None,
+        window: int = 8,
     ) -> None:
         # Nothing of the parent's but its name, by which frameworks know that nothing is left to do.
         if isinstance(data_source, Sized):
@@ -90,6 +97,9 @@ class PruningSampler(DistributedSampler[int]):
         if seed is not None:
             check_integer("seed", seed, 0, _SEEDS)
         _check_world(num_replicas, rank)
+        if blocks is not None and not shuffle:
+            raise ValueError("blocks must be None with shuffle=False, which has its own order")
+        stored = None if blocks is None else Blocks(blocks, window, int(data_source))
         # So that a fraction too small for the data is refused now, not after the first epoch.
         policy.check(data_source)
         if table is None:
@@ -103,6 +113,7 @@ class PruningSampler(DistributedSampler[int]):
         self.policy = policy
         self.table = table
         self.shuffle = shuffle
+        self.stored = stored
         self.seed = None if seed is None else int(seed)  # type: ignore[assignment]
         self.given_replicas = num_replicas
         self.given_rank = rank
@@ -340,7 +351,9 @@ class PruningSampler(DistributedSampler[int]):
             if self._kept is None or self._kept.checkpoint != checkpoint:
                 self._kept = self._select(checkpoint)
             kept = self._kept
-        return Run(Plan(epoch, self.seed or 0, self.num_samples, self.shuffle, kept), start)
+        seed = self.seed or 0
+        plan = Plan(epoch, seed, self.num_samples, self.shuffle, kept, self.stored)
+        return Run(plan, start)
 
     def _select(self, checkpoint: int) -> Kept:
         if self.policy.needs_scores and self.table.num_updates_known == 0:
@@ -381,6 +394,7 @@ class PruningSampler(DistributedSampler[int]):
             "policy": self.policy.describe(),
             "seed": self.seed or 0,
             "shuffle": self.shuffle,
+            "blocks": None if self.stored is None else self.stored.describe(),
         }
 
     def snapshot(self) -> dict[str, Any]:

@@ -233,6 +233,31 @@ def order(selected: Array, start: int, stop: int, *, seed: int = 0, epoch: int =
     return selected[permute(position, len(selected), SHUFFLE, seed=seed, epoch=epoch)]
 
 
+def order_in_blocks(
+    selected: Array, sizes: list[int], window: int, *, seed: int = 0, epoch: int = 0
+) -> Array:
+    """The blocks of the selected samples in random order; their samples, a window at a time."""
+    block_of = np.repeat(np.arange(len(sizes)), sizes)[selected]
+    present = np.unique(block_of)
+    blocks = order(present, 0, len(present), seed=split_mix(seed, 0), epoch=epoch)
+    parts = [selected[:0]]
+    for number, first in enumerate(range(0, len(blocks), window)):
+        rows = [selected[block_of == block] for block in blocks[first : first + window]]
+        samples = np.concatenate(rows)
+        key = split_mix(seed, 1 + number)
+        parts.append(order(samples, 0, len(samples), seed=key, epoch=epoch))
+    return np.concatenate(parts)
+
+
+def split_mix(seed: int, number: int) -> int:
+    """Output ``number`` of SplitMix64 from the state ``seed`` (Steele, Lea, Flood 2014)."""
+    modulus = 1 << 64
+    state = (seed + (number + 1) * 0x9E3779B97F4A7C15) % modulus
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % modulus
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % modulus
+    return state ^ (state >> 31)
+
+
 def gather(
     data: Array, selected: Array | None, start: int, stop: int, *, seed: int = 0, epoch: int = 0
 ) -> Array:

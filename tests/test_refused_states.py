@@ -101,6 +101,7 @@ DAMAGES: dict[str, list[Callable[[Any], Any]]] = {
     "drop_last": [lambda flag: not flag, *NO_BOOL],
     "shuffle": [lambda flag: not flag, *NO_BOOL],
     "seed_each_sample": [lambda flag: not flag, *NO_BOOL],
+    "blocks": [to(x) for x in ("3 blocks", 0, True)] + TENSORS + ANYTHING,
     "has_table": [lambda flag: not flag, *NO_BOOL],
     "steps_per_epoch": [to(x) for x in (1, 0, False)] + TENSORS + ANYTHING,
     "num_samples": [to(x) for x in (N - 1, None, "60")] + TENSORS + ANYTHING,
