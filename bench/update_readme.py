@@ -1,4 +1,4 @@
-"""Puts the tables of the result files into README.md and docs/guide.md.
+"""Puts the tables of the result files into README.md and the pages of docs/.
 
     python bench/update_readme.py [README.md ...]
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    pages = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     parser.add_argument("readme", nargs="*", type=Path, default=pages)
     for readme in parser.parse_args().readme:
         before = readme.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -196,3 +197,58 @@ def test_the_error_for_webdataset(tmp_path: Path) -> None:
     iterable = webdataset.WebDataset(str(tmp_path / "data-000000.tar"), shardshuffle=False)
     with pytest.raises(TypeError, match=r"WebDataset's \.select before \.decode"):
         dynloader.DataLoader(iterable, policy=dynloader.UCB(keep=0.5))
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "data-in-files.md").read_text()
+SECTIONS = {
+    section.partition("\n")[0]: re.findall(
+        r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL
+    )
+    for section in PAGE.split("\n## ")[1:]
+}
+SHARED = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
+
+
+def test_the_page_has_a_snippet_for_each_format() -> None:
+    assert [name for name, code in SECTIONS.items() if len(code) != 1] == ["Storage in blocks"]
+    assert len(SECTIONS) == 10
+
+
+@pytest.mark.parametrize("section", [name for name, code in SECTIONS.items() if code])
+@pytest.mark.vision
+def test_a_snippet_of_the_page_runs(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchvision")
+    images = pytest.importorskip("PIL.Image")
+    (code,) = SECTIONS[section]
+    for name in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        pytest.importorskip(name)
+    for number in range(130):
+        path = tmp_path / "train" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.new("RGB", (8, 8), (number, 255 - number, 0)).save(path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(SHARED, names)
+    exec(code, names)
+    if section == "WebDataset":
+        # All, and twice the half that has the highest losses.
+        assert int(names["table"].visits.sum()) == 130 + 65 + 65
+        return
+    loader = names["loader"]
+    for kept in (130, 65):
+        count = 0
+        for batch in loader:
+            pictures, labels = batch.values() if isinstance(batch, dict) else batch
+            assert pictures.shape[1:] == (3, 8, 8)
+            loader.update(pictures.float().mean(dim=(1, 2, 3)))
+            count += len(labels)
+        assert count == kept
+
+
+def test_the_table_of_the_page_is_that_of_its_file() -> None:
+    (path,) = re.findall(r"<!-- (bench/results/\S+) -->", PAGE)
+    shown = PAGE.split(f"<!-- {path} -->\n")[1].split("<!-- end -->")[0]
+    assert shown.strip() == (ROOT / path).read_text().strip()
