@@ -103,6 +103,23 @@ def test_a_pickle_reads_the_same(opened: Any) -> None:
     assert pickle.loads(pickle.dumps(opened))[44] == row(44)
 
 
+def test_shards_are_downloaded_when_asked_for(tmp_path: Path) -> None:
+    """The dataset pickles after that, too."""
+    module = module_of("streaming")
+    remote = write_streaming(tmp_path / "remote")
+    library, local = pytest.importorskip("streaming"), tmp_path / "local"
+    dataset = module.MapDataset(
+        library.StreamingDataset(remote=str(tmp_path / "remote"), local=str(local), batch_size=4)
+    )
+    assert dataset[44] == row(44)
+    assert remote.num_shards > 2
+    assert len(list(local.glob("shard*"))) == 1
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert copied[0] == dataset[0] == row(0)
+    dataset.download()
+    assert len(list(local.glob("shard*"))) == remote.num_shards
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pruned_epoch(kind: str, tmp_path: Path) -> None:
     dataset = module_of(kind).MapDataset(WRITE[kind](tmp_path / "data"), transform=payload_sum)

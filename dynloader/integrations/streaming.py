@@ -45,6 +45,12 @@ class MapDataset(Dataset[Any]):
         sample = self.dataset[int(index)]
         return sample if self.transform is None else self.transform(sample)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # This lock cannot be pickled, and the dataset makes a new one when it needs it. Do not copy
+        # the dataset to remove it there: when a copy is deleted, it releases the local folder.
+        self.dataset.__dict__.pop("_cache_filelock", None)
+        return self.__dict__
+
     def download(self) -> None:
         """Download all shards that are not in the local folder."""
         for shard in range(self.dataset.num_shards):
