@@ -15,10 +15,10 @@ _SEEDS = 2**64 - 1
 
 
 class Blocks:
-    """Consecutive samples that are stored, and best read, together.
+    """Blocks of consecutive samples that are stored, and best read, together.
 
     Args:
-        sizes: samples of every block (the last may have fewer), or of each.
+        sizes: the number of samples in every block (the last may have fewer), or of each block.
         window: how many blocks are shuffled together.
         num_samples: of the dataset.
 
@@ -26,12 +26,14 @@ class Blocks:
         bounds: the first sample of each block, then ``num_samples``; int64 [blocks + 1].
 
     Raises:
-        TypeError, ValueError: ``sizes`` are no positive integers that add up to ``num_samples``, or
-            ``window`` is not positive.
+        TypeError, ValueError: ``sizes`` are not positive integers that add up to ``num_samples``,
+            or ``window`` is not positive.
     """
 
     def __init__(self, sizes: int | Sequence[int], window: int, num_samples: int) -> None:
         check_integer("window", window, 1)
+        if hasattr(sizes, "tolist"):
+            sizes = sizes.tolist()
         if isinstance(sizes, Sequence):
             for size in sizes:
                 check_integer("blocks", size, 1)
@@ -53,12 +55,12 @@ class Blocks:
 
 
 class BlockOrder:
-    """The kept samples, their blocks shuffled, and their samples shuffled within a window.
+    """The order of the kept samples: blocks are shuffled, then samples within a window of blocks.
 
-    The blocks that have kept samples come in random order. So many of them at a time are a window:
-    its samples are shuffled among themselves, and come before those of the next. Both orders are
-    :func:`dynloader.ops.order`, by (seed, epoch) and the number of the window, so any slice is
-    computed by itself.
+    The blocks that have kept samples come in random order, and each ``window`` of them are one
+    window: its samples are shuffled together, and come before those of the next window. Both orders
+    are :func:`dynloader.ops.order`, keyed by (seed, epoch) and the number of the window, so any
+    slice is computed by itself.
 
     Args:
         blocks: of the dataset.
@@ -98,17 +100,18 @@ class BlockOrder:
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")
 
     def _samples_of(self, number: int) -> Tensor:
-        if self._held is None or self._held[0] != number:
+        held = self._held
+        if held is None or held[0] != number:
             within = slice(number * self._window, (number + 1) * self._window)
             starts, stops = self._starts[within], self._stops[within]
             sizes = stops - starts
-            # Consecutive from each start: what was counted of the blocks before is taken off.
+            # Count up from the start of each block.
             places = torch.arange(int(sizes.sum()), device="cpu") + torch.repeat_interleave(
                 starts - (sizes.cumsum(0) - sizes), sizes
             )
             samples = places if self._ascending is None else self._ascending[places]
-            self._held = number, samples
-        return self._held[1]
+            held = self._held = number, samples
+        return held[1]
 
 
 def derived(seed: int, number: int) -> int:

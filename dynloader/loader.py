@@ -151,9 +151,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         progress_bar: show a bar of tqdm for each epoch, in the first process. It needs a policy,
             and tqdm.
         epochs: length of the training, for :attr:`progress`; by default that of the policy.
-        blocks: samples that are stored together (row groups, chunks, shards): of every block, or of
-            each in turn. The order shuffles the blocks, and the samples within ``window`` of them.
-            Blocks without kept samples are not read.
+        blocks: the number of samples in every block of storage (row groups, chunks, shards), or of
+            each block. The order then shuffles the blocks, and the samples of ``window`` blocks
+            together; blocks without kept samples are skipped.
         window: how many blocks are shuffled together.
 
     Raises:

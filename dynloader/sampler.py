@@ -61,9 +61,9 @@ class PruningSampler(DistributedSampler[int]):
         num_replicas: number of processes that share an epoch. None: those of ``torch.distributed``,
             once it is initialised; 1: this one feeds all.
         rank: the number of this process; None: as ``torch.distributed`` has it.
-        blocks: samples that are stored together: of every block, or of each in turn. The order then
-            shuffles the blocks, and the samples within ``window`` of them, so that each block is
-            read once; those without kept samples are not read. None: all samples are shuffled.
+        blocks: the number of samples in every block of storage, or of each block. The order then
+            shuffles the blocks, and the samples of ``window`` blocks together; blocks without kept
+            samples are skipped. None: shuffle all samples together.
         window: how many blocks are shuffled together; more are closer to a full shuffle.
 
     Attributes:

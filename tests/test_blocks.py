@@ -62,6 +62,12 @@ def test_the_order_is_that_of_the_reference(
             same(order.slice(start, stop), wanted[start:stop], start, stop)
 
 
+def test_sizes_may_be_an_array() -> None:
+    wanted = Blocks([3, 4], 1, 7).bounds
+    for sizes in (np.array([3, 4]), torch.tensor([3, 4]), (3, 4)):
+        assert Blocks(sizes, 1, 7).bounds.tolist() == wanted.tolist() == [0, 3, 7]  # type: ignore
+
+
 def loader_of(n: int, **options: Any) -> Any:
     options.setdefault("policy", dynloader.UCB(keep=0.5, every=1))
     return dynloader.DataLoader(Numbers(n), batch_size=8, seed=5, **options)

@@ -120,6 +120,14 @@ def test_shards_are_downloaded_when_asked_for(tmp_path: Path) -> None:
     assert len(list(local.glob("shard*"))) == remote.num_shards
 
 
+def test_a_part_of_litdata(tmp_path: Path) -> None:
+    module, library = module_of("litdata"), pytest.importorskip("litdata")
+    write_litdata(tmp_path)
+    part = module.MapDataset(library.StreamingDataset(str(tmp_path), subsample=0.4))
+    found = [sample["index"] for sample in (part[i] for i in range(len(part)))]
+    assert len(set(found)) == len(part) == 18
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pruned_epoch(kind: str, tmp_path: Path) -> None:
     dataset = module_of(kind).MapDataset(WRITE[kind](tmp_path / "data"), transform=payload_sum)

@@ -27,14 +27,14 @@ class MapDataset(Dataset[Any]):
     """A map-style dataset of the rows of a Lance dataset, read a batch at a time.
 
     Lance's threads do not survive a fork. With ``num_workers > 0`` give the loader
-    ``multiprocessing_context="spawn"`` (or ``"forkserver"``): a forked worker raises an error, in
-    place of waiting forever.
+    ``multiprocessing_context="spawn"`` (or ``"forkserver"``): a forked worker raises an error
+    instead of waiting forever.
 
     Args:
         dataset: its URI, or a ``lance.LanceDataset``, such as ``lance.dataset(uri, version=3)``.
             Workers read the version that was opened here.
         columns: those to read; None: all.
-        transform: a function of each sample, a dict of Python values by the names of the columns.
+        transform: a function of each sample, a dict from column names to Python values.
 
     Raises:
         TypeError: ``dataset`` is neither, or ``transform`` not callable.

@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 class MapDataset(Dataset[Any]):
     """A map-style dataset of all samples of a ``litdata.StreamingDataset``.
 
-    The dataset's own iterator divides samples among processes and workers, and shuffles them: here
-    the loader does both. So its ``shuffle`` and ``drop_last`` have no effect; its ``subsample`` and
+    The loader shuffles the samples, and divides them among processes and workers; the dataset's own
+    iterator is not used. So its ``shuffle`` and ``drop_last`` have no effect; its ``subsample`` and
     ``transform`` do. Every process opens the files for itself, since the reader's threads and
     mapped files do not survive a fork.
 
     Args:
-        dataset: where the samples are. It is copied, and itself stays as it is.
-        transform: a function of each sample, such as ``dataset`` returns it.
+        dataset: the samples to read. It is copied, and not changed.
+        transform: a function of each sample, as ``dataset`` returns it.
 
     Raises:
         TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` not callable.

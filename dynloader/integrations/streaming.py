@@ -12,14 +12,14 @@ from torch.utils.data import Dataset
 class MapDataset(Dataset[Any]):
     """A map-style dataset of all samples of a ``streaming.StreamingDataset``.
 
-    The dataset's own iterator divides samples among processes and workers, and shuffles them: here
-    the loader does both. So its ``shuffle``, ``batch_size`` and the ``proportion``, ``repeat`` and
+    The loader shuffles the samples, and divides them among processes and workers; the dataset's own
+    iterator is not used. So its ``shuffle``, ``batch_size`` and the ``proportion``, ``repeat`` and
     ``choose`` of its streams have no effect. A shard that is not in the local folder is downloaded
     when one of its samples is first asked for; call :meth:`download` to have them all before.
 
     Args:
-        dataset: where the samples are. What its own ``__getitem__`` does to a sample is done.
-        transform: a function of each sample, such as ``dataset`` returns it.
+        dataset: the samples to read, by its own ``__getitem__``.
+        transform: a function of each sample, as ``dataset`` returns it.
 
     Raises:
         TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` not callable.
