@@ -21,7 +21,7 @@ EXTRAS ?= dev
 OUT ?= bench/results
 
 BIN := $(VENV)/bin
-NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml dynloader/version.py
+NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml dynloader/_version.py
 
 .PHONY: demo test bench lint sanitize mutants gpu gpu-speed clean build FORCE
 

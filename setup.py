@@ -122,10 +122,10 @@ def choose_cuda(
 
 def version() -> str:
     """The version, from its one place."""
-    text = (ROOT / "dynloader" / "version.py").read_text()
+    text = (ROOT / "dynloader" / "_version.py").read_text()
     found = re.search(r'__version__ = "(.+)"', text)
     if found is None:
-        raise SystemExit('dynloader/version.py must hold a line __version__ = "..."')
+        raise SystemExit('dynloader/_version.py must hold a line __version__ = "..."')
     return found.group(1)
 
 
@@ -225,10 +225,18 @@ def main() -> None:
         version=version(),
         packages=[
             "dynloader",
+            "dynloader.arrays",
             "dynloader.bench",
+            "dynloader.cli",
             "dynloader.integrations",
+            "dynloader.loading",
+            "dynloader.logs",
+            "dynloader.ops",
+            "dynloader.policies",
             "dynloader.report",
+            "dynloader.sampling",
             "dynloader.scores",
+            "dynloader.table",
         ],
         package_data={"dynloader": ["py.typed"], "dynloader.report": ["style.css"]},
         ext_modules=[

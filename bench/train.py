@@ -29,7 +29,7 @@ try:
 
     import dynloader
     from dynloader.bench import machine
-    from dynloader.demo import empty
+    from dynloader.cli._demo import empty
     from dynloader.report.page import write_report
 except ImportError as error:
     raise SystemExit(f"{error.name} is missing: {INSTALL}") from None

@@ -2,27 +2,37 @@
 
 from dynloader import ops, schedules, scores, transforms
 from dynloader._C import build_info
-from dynloader.array_dataset import ArrayDataset
-from dynloader.batch_sampler import PruningBatchSampler
-from dynloader.batch_selection import (
+from dynloader._version import __version__
+from dynloader.arrays import ArrayDataset
+from dynloader.loading import DataLoader, prefetch_to_device
+from dynloader.logs import RunLog
+from dynloader.ops import Selection
+from dynloader.policies import (
+    IES,
+    UCB,
+    EpsilonGreedy,
+    Full,
+    InfoBatch,
+    Kakurenbo,
+    OrderDP,
+    Policy,
+    Prioritized,
+    RandomDynamic,
+    Replay,
+    SeTa,
+    Static,
+    StaticRandom,
+    Weighted,
+)
+from dynloader.sampling import PruningBatchSampler, PruningSampler
+from dynloader.schedules import ProgressLR
+from dynloader.table import ScoreTable
+from dynloader.within_batch import (
     BatchSelection,
     ImportanceGate,
     SelectiveBackprop,
     select_batch,
 )
-from dynloader.loader import DataLoader
-from dynloader.ops import Selection
-from dynloader.policies import UCB, EpsilonGreedy, Full, RandomDynamic, Static, StaticRandom
-from dynloader.policy import Policy
-from dynloader.prefetch import prefetch_to_device
-from dynloader.ranges import IES, Kakurenbo, OrderDP, SeTa
-from dynloader.replay import Replay
-from dynloader.run_log import RunLog
-from dynloader.sampler import PruningSampler
-from dynloader.schedules import ProgressLR
-from dynloader.table import ScoreTable
-from dynloader.version import __version__
-from dynloader.weighting import InfoBatch, Prioritized, Weighted
 
 __all__ = [
     "IES",
@@ -60,3 +70,7 @@ __all__ = [
     "select_batch",
     "transforms",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,12 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import dynloader
-from dynloader import demo, info
-from dynloader.bench import command as bench
-from dynloader.report import command as report
+from dynloader.cli import _bench, _demo, _info, _report
 
 # Each adds itself to the subparsers, and sets ``run``, which returns the exit status.
-COMMANDS = (info, demo, bench, report)
+COMMANDS = (_info, _demo, _bench, _report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

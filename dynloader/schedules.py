@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from dynloader.checks import check_number
+from dynloader._checks import check_number
 
 Schedule = Callable[[float], float]
 

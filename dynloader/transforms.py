@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynloader import _C
-from dynloader.checks import check_integer, check_number
+from dynloader._checks import check_integer, check_number
 
 
 class Transform:

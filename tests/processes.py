@@ -37,7 +37,7 @@ from dynloader import (
     ScoreTable,
     Static,
 )
-from dynloader.exchange import all_gather, all_reduce, all_texts
+from dynloader.table._exchange import all_gather, all_reduce, all_texts
 
 
 def gathered(mine: Any) -> list[Any]:

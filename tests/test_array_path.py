@@ -33,8 +33,8 @@ from dynloader import (
     prefetch_to_device,
 )
 from dynloader import transforms as T
-from dynloader.array_path import DeviceFeed
-from dynloader.share import Share
+from dynloader.arrays._path import DeviceFeed
+from dynloader.sampling._share import Share
 
 N = 100
 

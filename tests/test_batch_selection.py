@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynloader import BatchSelection, ImportanceGate, SelectiveBackprop, select_batch
-from dynloader.batch_selection import uniform
+from dynloader.within_batch import uniform
 
 
 def test_the_highest() -> None:

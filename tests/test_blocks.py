@@ -13,7 +13,7 @@ from cases import same
 from ledger import Numbers, feed, train
 
 import dynloader
-from dynloader.blocks import BlockOrder, Blocks, derived
+from dynloader.sampling._blocks import BlockOrder, Blocks, derived
 
 # Sizes of blocks, and a number of samples.
 STORED: list[tuple[int | list[int], int]] = [

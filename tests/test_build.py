@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import dynloader
-from dynloader.native import check_torch
+from dynloader.ops._native import check_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 

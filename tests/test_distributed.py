@@ -24,9 +24,10 @@ from ledger import Numbers
 from processes import resumable
 
 import dynloader
-from dynloader import DataLoader, Full, RandomDynamic, ScoreTable, exchange
-from dynloader.plan import Plan
-from dynloader.share import Share, is_sharded_elsewhere, replicas, share_of
+from dynloader import DataLoader, Full, RandomDynamic, ScoreTable
+from dynloader.sampling._plan import Plan
+from dynloader.sampling._share import Share, is_sharded_elsewhere, replicas, share_of
+from dynloader.table import _exchange as exchange
 
 TESTS = Path(__file__).resolve().parent
 PATHS = os.pathsep.join([str(Path(dynloader.__file__).parent.parent), str(TESTS)])

@@ -23,7 +23,7 @@ from dynloader import (
     Weighted,
     ops,
 )
-from dynloader.floors import num_explored, turn_of
+from dynloader.sampling._constraints import choose, num_explored, turn_of
 
 
 def table_of(losses: torch.Tensor, policy: Policy) -> ScoreTable:
@@ -43,7 +43,7 @@ def test_all_samples_take_turns(policy: Any, keep: float, explore: float) -> Non
     last = torch.zeros(101, dtype=torch.int64)
     longest = -(-101 // num_turns)
     for epoch in range(1, 2 * longest + 2):
-        found = rule.choose(table, k, seed=3, epoch=epoch)
+        found = choose(rule, table, k, seed=3, epoch=epoch)
         assert len(found) == len(found.unique()) == k
         assert found.tolist() == sorted(found.tolist())
         last[found] = epoch
@@ -75,7 +75,7 @@ def test_a_turn_that_the_rule_has_chosen_too_costs_nothing() -> None:
     rule = UCB(keep=0.9, explore=0.2, every=1)
     table = table_of(torch.arange(100.0), rule)
     for epoch in range(1, 9):
-        found = rule.choose(table, 90, seed=0, epoch=epoch)
+        found = choose(rule, table, 90, seed=0, epoch=epoch)
         assert len(found.unique()) == 90
         # 18 turns: the highest 72 are there, and more of the highest 90 for every turn among them.
         assert set(range(28, 100)) <= set(found.tolist())
@@ -90,12 +90,12 @@ def test_no_class_is_lost() -> None:
     losses = torch.cat([torch.arange(40.0) + 100, torch.arange(40.0) + 200, torch.arange(20.0)])
     plain, floor = UCB(keep=0.5), UCB(keep=0.5, min_per_class=8, labels=labels)
     table = table_of(losses, plain)
-    assert labels[plain.choose(table, 50, seed=0, epoch=1)].bincount(minlength=3).tolist() == [
+    assert labels[choose(plain, table, 50, seed=0, epoch=1)].bincount(minlength=3).tolist() == [
         10,
         40,
         0,
     ]
-    found = floor.choose(table, 50, seed=0, epoch=1)
+    found = choose(floor, table, 50, seed=0, epoch=1)
     # Its highest eight come for the lowest of class 1, then of class 0, which keeps eight.
     assert labels[found].bincount(minlength=3).tolist() == [8, 34, 8]
     assert found.tolist() == [*range(32, 40), *range(46, 80), *range(92, 100)]
@@ -105,7 +105,7 @@ def test_a_small_class_is_kept_whole() -> None:
     labels = torch.tensor([0] * 97 + [1] * 3)
     rule = RandomDynamic(keep=0.1, min_per_class=5, labels=labels, every=1)
     for epoch in range(20):
-        found = rule.choose(ScoreTable(100, "cpu"), 10, seed=0, epoch=epoch)
+        found = choose(rule, ScoreTable(100, "cpu"), 10, seed=0, epoch=epoch)
         assert {97, 98, 99} < set(found.tolist())
         assert len(found.unique()) == 10
 
@@ -114,8 +114,8 @@ def test_enough_of_each_class_changes_nothing() -> None:
     labels = torch.arange(100) % 4
     rule = UCB(keep=0.5, min_per_class=5, labels=labels)
     table = table_of(torch.arange(100.0), rule)
-    plain = UCB(keep=0.5).choose(table, 50, seed=0, epoch=1)
-    assert torch.equal(rule.choose(table, 50, seed=0, epoch=1), plain)
+    plain = choose(UCB(keep=0.5), table, 50, seed=0, epoch=1)
+    assert torch.equal(choose(rule, table, 50, seed=0, epoch=1), plain)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_weights_of_a_policy_of_ones_own_are_not_dropped(floor: dict[str, Any]) 
     with pytest.raises(
         ValueError, match=rf"{next(iter(floor))} needs a rule without weights, got .* Heavy.select"
     ):
-        rule.choose(ScoreTable(100, "cpu"), 50, seed=0, epoch=1)
+        choose(rule, ScoreTable(100, "cpu"), 50, seed=0, epoch=1)
 
 
 def test_both_in_a_loader() -> None:
@@ -158,7 +158,7 @@ def test_turns_come_before_high_scores_within_a_class() -> None:
     table = table_of(torch.arange(100.0), rule)
     times = torch.zeros(100, dtype=torch.int64)
     for epoch in range(1, 21):  # five at a time: each once
-        found = rule.choose(table, 20, seed=0, epoch=epoch)
+        found = choose(rule, table, 20, seed=0, epoch=epoch)
         assert len(found) == len(found.unique()) == 20
         assert int(labels[found].bincount(minlength=2).min()) >= 4
         times[found] += 1
@@ -186,7 +186,7 @@ def test_turns_come_before_samples_that_diverged() -> None:
     for losses in (torch.full((20,), torch.nan), torch.full((20,), torch.inf)):
         table = table_of(losses, rule)
         for epoch in range(1, 21):
-            found = set(rule.choose(table, 4, seed=0, epoch=epoch).tolist())
+            found = set(choose(rule, table, 4, seed=0, epoch=epoch).tolist())
             assert len(found) == 4
             assert found >= {19, *turn_of(rule, 20, 4, seed=0, epoch=epoch).tolist()}
 
@@ -197,7 +197,7 @@ def test_turns_go_on_where_keep_changes() -> None:
     table = table_of(torch.arange(100.0), rule)
     away, longest = torch.zeros(100), torch.zeros(100)
     for epoch in range(1, 101):
-        found = rule.choose(table, rule.num_kept(100, epoch), seed=0, epoch=epoch)
+        found = choose(rule, table, rule.num_kept(100, epoch), seed=0, epoch=epoch)
         away += 1
         away[found] = 0
         longest = longest.maximum(away)
@@ -208,12 +208,12 @@ def test_turns_go_on_where_keep_changes() -> None:
 def test_a_floor_goes_by_what_the_rule_ranks_by() -> None:
     labels = (torch.arange(100) < 50).long()
     static = Static(scores=torch.arange(100.0), keep=0.2, min_per_class=4, labels=labels)
-    found = static.choose(ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
+    found = choose(static, ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
     assert found.tolist() == [*range(46, 50), *range(84, 100)]
     lowest = Static(
         scores=torch.arange(100.0), keep=0.2, min_per_class=4, labels=labels, highest=False
     )
-    found = lowest.choose(ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
+    found = choose(lowest, ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
     assert found.tolist() == [*range(16), *range(50, 54)]
 
 
@@ -273,6 +273,6 @@ def test_labels_that_do_not_fit() -> None:
         labels=torch.arange(100) // 2,
     )
     table = table_of(torch.arange(100.0), rule)
-    assert len(rule.choose(table, 50, seed=0, epoch=1)) == 50
+    assert len(choose(rule, table, 50, seed=0, epoch=1)) == 50
     with pytest.raises(ValueError, match=r"must leave 50 samples to be kept, got .* 30 are kept"):
-        rule.choose(table, 30, seed=0, epoch=3)
+        choose(rule, table, 30, seed=0, epoch=3)

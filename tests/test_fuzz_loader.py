@@ -39,7 +39,7 @@ from dynloader import (
     ScoreTable,
     StaticRandom,
 )
-from dynloader.run import Run
+from dynloader.sampling._progress import Run
 
 Select = Callable[["Model", int, int], Array]
 

@@ -113,15 +113,15 @@ def test_it_tells_a_change_that_a_test_sees_from_one_that_none_does() -> None:
     """The planted test calls ``share_of`` with numbers that agree, and looks at one result."""
     planted = ["--function", "share_of", "--tests", "tests/mutation/planted.py"]
     found = subprocess.run(
-        [sys.executable, run.__file__, "dynloader/share.py", *planted],
+        [sys.executable, run.__file__, "dynloader/sampling/_share.py", *planted],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert found.returncode == 1, found.stderr
     *survived, of_file, _ = found.stdout.splitlines()
-    assert of_file == "dynloader/share.py: 8 changes: 6 killed, 2 survived (75 % killed)"
-    assert all(line.startswith("dynloader/share.py:") for line in survived)
+    assert of_file == "dynloader/sampling/_share.py: 8 changes: 6 killed, 2 survived (75 % killed)"
+    assert all(line.startswith("dynloader/sampling/_share.py:") for line in survived)
     names = {line.split(" share_of: ")[1] for line in survived}
     assert any(change.startswith("raise ValueError(") for change in names)
     refused = "if len(sizes) != num_replicas or sizes[rank] != batch_size:"

@@ -26,7 +26,7 @@ from dynloader import (
     StaticRandom,
     Weighted,
 )
-from dynloader.policy import is_built_in
+from dynloader.policies._policy import is_built_in
 
 NAN, INF = float("nan"), float("inf")
 N = 20

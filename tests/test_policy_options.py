@@ -29,7 +29,7 @@ from dynloader import (
     Weighted,
 )
 from dynloader.ops import ScoreRule
-from dynloader.policy import Scoring
+from dynloader.table._scoring import Scoring
 
 N = 100
 SCORES = torch.arange(N) / 10.0

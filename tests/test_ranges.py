@@ -22,6 +22,7 @@ from dynloader import (
     SeTa,
     ops,
 )
+from dynloader.sampling._constraints import choose
 
 
 def chosen(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> Selection:
@@ -29,7 +30,7 @@ def chosen(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> 
     table.scoring = policy.scoring
     table.update(torch.arange(len(losses)), losses)
     k = policy.num_kept(len(losses), epoch)
-    found = policy.choose(table, k, seed=seed, epoch=epoch)
+    found = choose(policy, table, k, seed=seed, epoch=epoch)
     return found if isinstance(found, Selection) else Selection(found, None)
 
 
@@ -92,20 +93,20 @@ def test_ies_looks_at_second_differences() -> None:
 def test_ies_leaves_out_what_has_settled() -> None:
     policy = IES()
     table = table_of(CURVES, policy)
-    assert policy.choose(table, 1, seed=0, epoch=5).tolist() == [0, 3, 4]
+    assert choose(policy, table, 1, seed=0, epoch=5).tolist() == [0, 3, 4]
     # At least so many are kept: of the settled ones those that move the most, here a draw.
-    assert set(policy.choose(table, 4, seed=0, epoch=5).tolist()) > {0, 3, 4}
+    assert set(choose(policy, table, 4, seed=0, epoch=5).tolist()) > {0, 3, 4}
     higher = IES(threshold=1.5)
-    assert higher.choose(table, 1, seed=0, epoch=5).tolist() == [3, 4]
-    assert higher.choose(table, 3, seed=0, epoch=5).tolist() == [0, 3, 4]
+    assert choose(higher, table, 1, seed=0, epoch=5).tolist() == [3, 4]
+    assert choose(higher, table, 3, seed=0, epoch=5).tolist() == [0, 3, 4]
 
 
 def test_ies_keeps_what_changes_by_just_the_threshold() -> None:
     policy = IES(threshold=2.0)
     table = table_of([*CURVES[:4], CURVES[3]], policy)
     assert policy.mean_change(table).tolist()[3:] == [2, 2]
-    assert policy.choose(table, 1, seed=0, epoch=5).tolist() == [3, 4]
-    assert len(IES(threshold=2.001).choose(table, 1, seed=0, epoch=5)) == 1
+    assert choose(policy, table, 1, seed=0, epoch=5).tolist() == [3, 4]
+    assert len(choose(IES(threshold=2.001), table, 1, seed=0, epoch=5)) == 1
 
 
 def test_ies_reads_the_end_of_a_longer_history() -> None:
@@ -114,13 +115,13 @@ def test_ies_reads_the_end_of_a_longer_history() -> None:
     for first, second in ((9.0, 1.0), (1.0, 1.0), (5.0, 1.0), (4.0, 7.0), (3.0, 1.0)):
         table.update([0, 1], torch.tensor([first, second]))
     assert policy.mean_change(table).tolist() == [0, 12]
-    assert policy.choose(table, 1, seed=0, epoch=5).tolist() == [1]
+    assert choose(policy, table, 1, seed=0, epoch=5).tolist() == [1]
 
 
 def test_ies_keeps_what_diverged() -> None:
     losses = [[1.0, 1.0, math.nan, 1.0, 1.0], [1.0, 1.0, math.inf, 1.0, 1.0], [1.0] * 5, [1.0] * 5]
     policy = IES()
-    assert policy.choose(table_of(losses, policy), 1, seed=0, epoch=5).tolist() == [0, 1]
+    assert choose(policy, table_of(losses, policy), 1, seed=0, epoch=5).tolist() == [0, 1]
 
 
 def test_ies_needs_a_history() -> None:
@@ -221,7 +222,7 @@ def test_prioritized_weights() -> None:
     half = chosen(Prioritized(keep=1.0, exponent=0.5, beta=0.5), losses).weights
     assert half is not None
     assert half.tolist() == pytest.approx([1.0, 0.5**0.5, 3**-0.5, 0.5], rel=1e-5)
-    found = Prioritized(keep=0.5, rescale=False).choose(ScoreTable(4, "cpu"), 2, seed=0, epoch=1)
+    found = choose(Prioritized(keep=0.5, rescale=False), ScoreTable(4, "cpu"), 2, seed=0, epoch=1)
     assert len(found.indices) == 2
     assert found.weights is None
 
@@ -236,7 +237,7 @@ def test_prioritized_takes_what_is_unknown_for_the_highest() -> None:
     below_one = chosen(Prioritized(keep=1.0, beta=1.0), torch.tensor([0.25, math.nan, 0.5]))
     assert below_one.weights is not None
     assert float(below_one.weights[1]) == float(below_one.weights[2]) < 1
-    unseen = Prioritized(keep=0.5).choose(ScoreTable(8, "cpu"), 4, seed=0, epoch=1)
+    unseen = choose(Prioritized(keep=0.5), ScoreTable(8, "cpu"), 4, seed=0, epoch=1)
     assert unseen.weights.tolist() == [1.0] * 4
 
 

@@ -25,10 +25,11 @@ from ledger import Numbers, loss_of, train
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog, demo
+from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog
 from dynloader.__main__ import main
+from dynloader.cli import _demo as demo
+from dynloader.logs._run_log import notable
 from dynloader.report.text import digits
-from dynloader.run_log import notable
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

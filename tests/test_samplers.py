@@ -13,9 +13,9 @@ from ledger import Lowest, Numbers, loss_of, lowest, train
 
 import dynloader
 from dynloader import Full, Kakurenbo, PruningBatchSampler, PruningSampler, RandomDynamic, ops
-from dynloader.plan import CHUNK, Kept, Plan
-from dynloader.run import Run
-from dynloader.share import Share
+from dynloader.sampling._plan import CHUNK, Kept, Plan
+from dynloader.sampling._progress import Run
+from dynloader.sampling._share import Share
 
 N = 100
 
@@ -244,14 +244,14 @@ def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch
     assert where(third) == ((4, 2), 4, 2, (4, 2))
     assert (len(third), len(list(third))) == (25, 25)
     # As torch.distributed has it.
-    monkeypatch.setattr("dynloader.sampler.replicas", lambda: (4, 2))
+    monkeypatch.setattr("dynloader.sampling._sampler.replicas", lambda: (4, 2))
     assert where(sampler()) == ((4, 2), 4, 2, (4, 2))
     assert where(sampler(num_replicas=1)) == ((1, 0), 1, 0, (1, 0))
     assert where(sampler(num_replicas=3)) == ((3, 2), 3, 2, (3, 2))
     with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"):
         sampler(num_replicas=2).world  # noqa: B018
     # accelerate shares out what all feed, but not what one was told to.
-    monkeypatch.setattr("dynloader.sampler.is_sharded_elsewhere", lambda: True)
+    monkeypatch.setattr("dynloader.sampling._sampler.is_sharded_elsewhere", lambda: True)
     assert where(sampler()) == ((4, 2), 4, 2, (1, 0))
     assert where(sampler(num_replicas=3, rank=1)) == ((3, 1), 3, 1, (3, 1))
 
@@ -359,7 +359,7 @@ def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
 
 
 def test_news_is_what_other_processes_lack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynloader.table.is_alone", lambda group=None: False)
+    monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     alone = PruningSampler(N, Full(), num_replicas=1)
     second = PruningSampler(N, Full(), num_replicas=2, rank=1)
     assert [alone.has_news, second.has_news] == [False, False]

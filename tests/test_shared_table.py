@@ -31,7 +31,7 @@ from dynloader import (
     Weighted,
 )
 from dynloader.ops import ScoreRule
-from dynloader.policy import Scoring
+from dynloader.table._scoring import Scoring
 
 N = 40
 OF_UCB = UCB().scoring

@@ -14,7 +14,7 @@ from ledger import Numbers, train
 import dynloader
 from dynloader import IES, DataLoader, ScoreTable, exchange
 from dynloader.ops import ScoreRule
-from dynloader.policy import Scoring
+from dynloader.table._scoring import Scoring
 
 INF, NAN = float("inf"), float("nan")
 
@@ -364,7 +364,7 @@ def test_histories_of_other_lengths() -> None:
 
 def test_what_was_loaded_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process loads the same, so only what is recorded later is to be exchanged."""
-    monkeypatch.setattr("dynloader.table.is_alone", lambda group=None: False)
+    monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     table = ScoreTable(4)
     assert not table.has_news
     table.load_state_dict(used().state_dict())

@@ -22,8 +22,8 @@ from dynloader import (
     Weighted,
     ops,
 )
-from dynloader.on_host import OnHost
-from dynloader.plan import Kept
+from dynloader.sampling._plan import Kept
+from dynloader.table._on_host import OnHost
 
 N = 1000
 

@@ -1,8 +1,7 @@
 // The schema of every operator, and the module that tells what was built.
 //
 // One function serves CPU and CUDA: it asks the tensors where they are. seed holds 64 unsigned bits
-// in a signed integer; dynloader/ops.py converts. The fake implementations for torch.compile are
-// in dynloader/fake.py.
+// in a signed integer; dynloader/ops converts, and has the fake implementations for torch.compile.
 #include <torch/extension.h>
 #include <torch/library.h>
 #include <torch/version.h>

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler
 
 from dynloader import ops
-from dynloader.batch_sampler import PruningBatchSampler
 from dynloader.bench.case import OURS, Call, Case, Group, Role, UnavailableError, told_briefly
 from dynloader.bench.inputs import copy, held, in_turn, losses
 from dynloader.bench.select_cases import (
@@ -26,10 +25,11 @@ from dynloader.bench.select_cases import (
     prune_as_info_batch,
 )
 from dynloader.policies import UCB, RandomDynamic
-from dynloader.policy import Policy
-from dynloader.sampler import PruningSampler
-from dynloader.table import ScoreTable
-from dynloader.weighting import InfoBatch
+from dynloader.policies._policy import Policy
+from dynloader.policies._weighting import InfoBatch
+from dynloader.sampling._batch_sampler import PruningBatchSampler
+from dynloader.sampling._sampler import PruningSampler
+from dynloader.table._table import ScoreTable
 
 BATCH = 256
 # One selection, at the beginning, and none while the epochs are walked.

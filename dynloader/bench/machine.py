@@ -127,7 +127,7 @@ def _commit() -> dict[str, Any]:
         return done.stdout.strip()
 
     # An installed package may lie within the repository of some other project.
-    if git("ls-files", "--error-unmatch", "version.py") is None:
+    if git("ls-files", "--error-unmatch", "_version.py") is None:
         return {"hash": None, "uncommitted_changes": None}
     # Sources only: a run writes results of its own.
     changes = git("status", "--porcelain", "--untracked-files=no", ":/")

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynloader import ops
 from dynloader.bench.case import OURS, Call, Case, Group, Role
 from dynloader.bench.inputs import copy, held, in_turn, losses, selected
-from dynloader.table import ScoreTable
+from dynloader.table._table import ScoreTable
 
 SLICE = 4096
 # Beyond it, no computer holds a permutation; ours takes as long as for any other n.

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import send_to_device, synchronize_rng_states
 
-from dynloader.batch_sampler import PruningBatchSampler
-from dynloader.loader import DataLoader
-from dynloader.trainers import warn_of_estimate
+from dynloader.loading._frameworks import warn_of_estimate
+from dynloader.loading._loader import DataLoader
+from dynloader.sampling._batch_sampler import PruningBatchSampler
 
 
 class PreparedLoader(DataLoaderShard):  # type: ignore[misc]

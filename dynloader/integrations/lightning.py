@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from dynloader.loader import DataLoader
-from dynloader.trainers import warn_of_estimate
+from dynloader.loading._frameworks import warn_of_estimate
+from dynloader.loading._loader import DataLoader
 
 
 class FollowEpochs(Callback):  # type: ignore[misc]

@@ -12,8 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from dynloader.integrations.accelerate import PreparedLoader, prepare
-from dynloader.loader import DataLoader
-from dynloader.policy import Policy
+from dynloader.loading._loader import DataLoader
+from dynloader.policies._policy import Policy
 
 _STATE_NAME = "dynloader.pt"
 

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynloader.logs._files import new_file
+from dynloader.logs._run_log import notable
 from dynloader.report.figures import DARK, LIGHT, Chart, charts
 from dynloader.report.read import RecordedRun, by_name, found_runs
 from dynloader.report.text import digits, percent, shown
-from dynloader.run_files import new_file
-from dynloader.run_log import notable
 
 _STYLE = (Path(__file__).parent / "style.css").read_text()
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from dynloader.logs._files import FIGURES, SCORES, read_about, read_lines, read_samples
 from dynloader.report.text import shown
-from dynloader.run_files import FIGURES, SCORES, read_about, read_lines, read_samples
 
 # What nothing but a diverged training measures; no figure can be drawn with more.
 _HUGE = 1e100

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynloader.checks import check_integer, check_range
+from dynloader._checks import check_integer, check_range
 from dynloader.scores.evaluating import evaluating
 
 Score = Callable[[Tensor, Tensor], Tensor]

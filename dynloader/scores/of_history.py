@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynloader.checks import check_integer, check_number
-from dynloader.table import ScoreTable
+from dynloader._checks import check_integer, check_number
+from dynloader.table._table import ScoreTable
 
 
 def forgetting_events(correct: Tensor | ScoreTable) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from dynloader.loader import DataLoader
+from dynloader.loading._loader import DataLoader
 from dynloader.policies import Full
 from dynloader.scores.evaluating import evaluating
 from dynloader.scores.of_batch import Score
 from dynloader.scores.scoring_pass import device_of, parts_of, scorer_of
-from dynloader.table import ScoreTable
+from dynloader.table._table import ScoreTable
 
 # Of the loader's options, those that make the batches of left-out samples the same as its own.
 _OPTIONS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynloader.share import share_of
+from dynloader.sampling._share import share_of
 
 
 def test_sizes() -> None:

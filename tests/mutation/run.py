@@ -1,6 +1,6 @@
 """Mutation testing: changes the package, one place at a time, and tells which changes no test sees.
 
-    python tests/mutation/run.py dynloader/policy.py dynloader/plan.py
+    python tests/mutation/run.py dynloader/policies/_policy.py dynloader/sampling/_plan.py
     python tests/mutation/run.py csrc/core csrc/algorithms --sample 200
 
 Of Python, the tests run are those that call the function changed, in the files that ``TESTS_OF``

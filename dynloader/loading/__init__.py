@@ -1,0 +1,10 @@
+"""The loader: its arguments, the life of an epoch, and the pairing of losses with batches."""
+
+from dynloader.loading._loader import DataLoader
+from dynloader.loading._prefetch import prefetch_to_device
+
+__all__ = ["DataLoader", "prefetch_to_device"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,79 @@
+"""Iterates over batches of arrays, and keeps account of them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from dynloader.loading._iterator import Pairing, end_epoch, with_index
+from dynloader.sampling._sampler import PruningSampler
+
+
+class ArrayIterator:
+    """One pass over an epoch. Threads may share it: each batch goes to one of them.
+
+    Args:
+        feed: pairs of indices and batches.
+        pairing: to be told of each batch.
+        sampler: to be told how far its epoch has come; the current one is followed.
+        num_batches: of this pass.
+        step: samples of all processes in one step.
+        stop: position after the last step.
+        add_index: put the indices into each batch.
+        batch_transform: applied to each batch at last.
+    """
+
+    def __init__(
+        self,
+        feed: Iterator[tuple[Tensor, Any]],
+        pairing: Pairing,
+        sampler: PruningSampler,
+        *,
+        num_batches: int,
+        step: int,
+        stop: int,
+        add_index: bool,
+        batch_transform: Callable[[Any], Any] | None,
+    ) -> None:
+        self._feed = feed
+        self._pairing = pairing
+        self._sampler = sampler
+        self._num_batches, self._step, self._stop = num_batches, step, stop
+        self._add_index = add_index
+        self._batch_transform = batch_transform
+        self._run = sampler.run
+        self._run.user = weakref.ref(self)
+        self._run.stop = stop
+        self._position = self._run.start
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> ArrayIterator:
+        return self
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __next__(self) -> Any:
+        run = self._run
+        with self._lock:
+            try:
+                index, batch = next(self._feed)
+            except StopIteration:
+                end_epoch(self._sampler, run, self._pairing)
+                raise
+            # A batch whose transform fails is over too.
+            self._position = min(self._position + self._step, self._stop)
+            run.position = self._position
+        if self._add_index:
+            # A copy: what the caller does to it must not reach the pairing, nor the plan.
+            batch = with_index(batch, index.clone())
+        if self._batch_transform is not None:
+            batch = self._batch_transform(batch)
+        with self._lock:
+            self._pairing.deliver(index, run)
+            run.deliver(len(index), self._sampler.num_updates)
+        return batch

@@ -1,0 +1,107 @@
+"""Copies to a GPU that run ahead of the training."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from dynloader._checks import check_device
+
+_T = TypeVar("_T")
+
+
+def prefetch_to_device(batches: Iterable[_T], device: torch.device | str) -> Iterator[_T]:
+    """The batches of any loader, on ``device``, each copied while the one before is used.
+
+    To a GPU, copies run on a stream of their own, and the host waits for none of them; they overlap
+    with the training only from pinned memory (``pin_memory=True``). One batch is fetched ahead: an
+    update must be given the index of its batch (``return_index=True``).
+
+    Args:
+        batches: tensors, or tuples, lists and mappings of them; anything else is passed on.
+        device: a GPU; on the CPU, batches are only moved there.
+
+    Raises:
+        RuntimeError: ``device`` is a GPU that torch does not see.
+    """
+    return ToDevice(iter(batches), check_device("device", device), ahead=True)
+
+
+class ToDevice(Generic[_T]):
+    """Iterates over batches, on a device.
+
+    Args:
+        batches: an iterator.
+        device: where to.
+        ahead: fetch and begin to copy the next batch before this one is handed out.
+    """
+
+    def __init__(self, batches: Iterator[_T], device: torch.device, *, ahead: bool) -> None:
+        self._batches = batches
+        self._device = device
+        self._stream: Any = None
+        if ahead and device.type == "cuda":
+            make_stream: Any = torch.cuda.Stream  # untyped
+            self._stream = make_stream(device)
+        self._ahead = ahead
+        self._fetched: deque[Any] = deque()
+        self._end: BaseException | None = None
+
+    def __iter__(self) -> ToDevice[_T]:
+        return self
+
+    def __next__(self) -> _T:
+        wanted = 2 if self._ahead else 1
+        while self._end is None and len(self._fetched) < wanted:
+            try:
+                self._fetched.append(self._fetch())
+            except BaseException as error:
+                self._end = error
+        if not self._fetched:
+            end, self._end = self._end, None
+            assert end is not None
+            raise end
+        batch = self._fetched.popleft()
+        if self._stream is not None:
+            batch, is_copied = batch
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(is_copied)
+            # The memory is the copying stream's: not to be used anew before this one is through.
+            _each_tensor(batch, lambda tensor: _recorded(tensor, stream))
+        moved: _T = batch
+        return moved
+
+    def _fetch(self) -> Any:
+        batch = next(self._batches)
+        if self._stream is None:
+            return _each_tensor(batch, self._moved)
+        with torch.cuda.stream(self._stream):
+            # Pinned memory is not used anew before the copies from it are done: torch sees to it.
+            copy = _each_tensor(batch, self._moved)
+            return copy, self._stream.record_event()
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        # A copy to the CPU that is not waited for may be read unfinished.
+        return tensor.to(self._device, non_blocking=self._device.type == "cuda")
+
+
+def _recorded(tensor: Tensor, stream: Any) -> Tensor:
+    if tensor.is_cuda:
+        tensor.record_stream(stream)
+    return tensor
+
+
+def _each_tensor(batch: Any, f: Callable[[Tensor], Any]) -> Any:
+    if isinstance(batch, Tensor):
+        return f(batch)
+    if isinstance(batch, Mapping):
+        return {name: _each_tensor(part, f) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_each_tensor(part, f) for part in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_each_tensor(part, f) for part in batch)
+    return batch

@@ -1,0 +1,201 @@
+"""What there is to tell of an epoch that has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynloader.logs._files import QUANTILES
+from dynloader.logs._run_log import RunLog
+from dynloader.sampling._progress import Run
+from dynloader.sampling._sampler import PruningSampler
+
+Target = Callable[[dict[str, Any], int], Any]
+
+
+class Writer(Protocol):
+    """TensorBoard's ``SummaryWriter``, or what is like it."""
+
+    @property
+    def add_scalar(self) -> Callable[..., Any]:
+        """Called with a name, a number and the number of the epoch."""
+
+
+class EpochLog:
+    """Follows a sampler, and hands on the figures of every epoch when it ends.
+
+    Args:
+        sampler: the epochs.
+        update_seconds: what recording losses has cost the host so far.
+        target: called with the figures and the number of the epoch.
+        run_log: given the figures of each sample, too.
+        labels: the class of each sample, int64 [n], for what is kept of each.
+        used_at: when the loader was last used, as ``time.perf_counter`` has it: what a script does
+            between an epoch and the next is not of the epoch.
+    """
+
+    def __init__(
+        self,
+        sampler: PruningSampler,
+        update_seconds: Callable[[], float],
+        target: Target,
+        run_log: RunLog | None = None,
+        labels: Tensor | None = None,
+        used_at: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._sampler = sampler
+        self._update_seconds = update_seconds
+        self._target = target
+        self._run_log = run_log
+        self._labels = labels
+        self._used_at = used_at
+        self._process = os.getpid()
+        self._is_ending = False
+        n = sampler.num_samples
+        self._was_kept = torch.ones(n, dtype=torch.bool)
+        self._returns = torch.zeros(n, dtype=torch.int32)
+        self._checkpoint: int | None = None
+        self._num_trained = 0
+        self._seconds = 0.0
+        if run_log is not None and run_log.lines:
+            self._num_trained = run_log.lines[-1].get("samples") or 0
+            self._seconds = run_log.lines[-1].get("seconds") or 0.0
+            found = run_log.samples
+            if all(len(found.get(name, ())) == n for name in ("selected", "returns")):
+                self._was_kept = torch.from_numpy(found["selected"].astype(bool))
+                self._returns = torch.from_numpy(found["returns"].astype(np.int32))
+        self._began: tuple[Run, float] | None = None
+        # What a training cost that is gone on with is in the lines before, or nowhere.
+        is_new = sampler.run.plan.epoch == 0 and sampler.run.start == 0
+        self._before = (0.0, 0.0) if is_new else (sampler.select_seconds, update_seconds())
+
+    def begin(self, run: Run) -> None:
+        """An iterator over ``run`` begins."""
+        if self._began is None or self._began[0] is not run:
+            self._began = run, time.perf_counter()
+
+    def close(self) -> None:
+        """No next epoch will be asked for: the loader is deleted, or Python ends.
+
+        What fails is a warning. In a fork of the process that logs, it does nothing.
+        """
+        if os.getpid() != self._process:
+            return
+        try:
+            run = self._sampler.run
+            is_over = run.is_over(self._sampler.num_updates, self._sampler.table.num_in_update)
+            if is_over and (self._run_log is None or self._run_log.is_untouched()):
+                # The rows stay fit for a checkpoint within an epoch that was broken off.
+                self.end(run, with_samples=run.is_complete)
+        except Exception as error:
+            with contextlib.suppress(Warning):
+                warnings.warn(f"the last epoch is missing in the log: {error}", stacklevel=2)
+
+    def end(self, run: Run, *, with_samples: bool = True) -> None:
+        """``run`` is over; the host waits for the GPU.
+
+        Where that fails, nothing was counted, and it may be tried again.
+
+        Args:
+            run: of the sampler.
+            with_samples: write the rows of the samples, too.
+        """
+        if self._began is None or self._began[0] is not run or self._is_ending:
+            return
+        self._is_ending = True  # a target may ask for the next epoch
+        try:
+            self._hand_on(run, self._began[1], with_samples)
+        finally:
+            self._is_ending = False
+
+    def _hand_on(self, run: Run, began: float, with_samples: bool) -> None:
+        seconds = max(0.0, self._used_at() - began)
+        sampler, table, plan = self._sampler, self._sampler.table, run.plan
+        churn, was_kept, returns = 0.0, self._was_kept, self._returns
+        checkpoint = self._checkpoint
+        is_kept = torch.ones(sampler.num_samples, dtype=torch.bool)
+        if plan.kept is not None:
+            is_kept.zero_()
+            is_kept[plan.kept.indices] = True
+            if plan.kept.checkpoint != checkpoint:
+                checkpoint = plan.kept.checkpoint
+                returned = is_kept & ~was_kept
+                churn = float(returned.sum()) / len(plan)
+                returns, was_kept = returns + returned, is_kept
+        retention = table.retention()
+        totals = (sampler.select_seconds, self._update_seconds())
+        figures: dict[str, Any] = {
+            "epoch": plan.epoch,
+            "num_selected": len(plan),
+            "kept_fraction": len(plan) / sampler.num_samples,
+            "churn": churn,
+            # Of an epoch resumed in its midst, what was trained before, too.
+            "samples": self._num_trained + run.position,
+            "seconds": self._seconds + seconds,
+            "epoch_seconds": seconds,
+            "select_seconds": totals[0] - self._before[0],
+            "update_seconds": totals[1] - self._before[1],
+            "always": retention.always,
+            "sometimes": retention.sometimes,
+            "never": retention.never,
+            "num_selections": table.num_selections,
+        }
+        seen = table.scores[table.scores.isfinite()]
+        if len(seen):
+            # torch.quantile ends at 2**24.
+            ordered = seen.sort().values
+            for share in QUANTILES:
+                value = ordered[round(share * (len(ordered) - 1))]
+                figures[f"score_{round(100 * share):02}"] = float(value)
+        if self._labels is not None:
+            num_classes = int(self._labels.max()) + 1
+            of_all = self._labels.bincount(minlength=num_classes)
+            of_kept = self._labels[is_kept].bincount(minlength=num_classes)
+            figures["kept_of_class"] = (of_kept.float() / of_all.clamp(min=1)).tolist()
+        self._target(figures, plan.epoch)
+        if self._run_log is not None:
+            if with_samples:
+                self._run_log.write_samples(
+                    score=table.scores,
+                    last_loss=table.last_loss,
+                    visits=table.visits,
+                    kept=table.selections,
+                    returns=returns,
+                    selected=was_kept,
+                    num_epochs=torch.tensor(len(self._run_log.lines) + 1),
+                )
+            self._run_log.write(figures)
+        self._began, self._before = None, totals
+        self._was_kept, self._returns, self._checkpoint = was_kept, returns, checkpoint
+        self._num_trained, self._seconds = figures["samples"], figures["seconds"]
+
+
+def target_of(target: Any) -> Target:
+    """A function of figures and epoch, of a function or of a TensorBoard ``SummaryWriter``."""
+    if callable(add_scalar := getattr(target, "add_scalar", None)):
+
+        def add(figures: dict[str, Any], epoch: int) -> None:
+            for name, value in figures.items():
+                if isinstance(value, list):  # of each class
+                    for number, each in enumerate(value):
+                        add_scalar(f"dynloader/{name}/{number}", each, epoch)
+                else:
+                    add_scalar(f"dynloader/{name}", value, epoch)
+            if callable(flush := getattr(target, "flush", None)):
+                flush()  # no later call need come
+
+        return add
+    if not callable(target):
+        raise TypeError(
+            "target must be a folder, a SummaryWriter or a function of figures and epoch, "
+            f"got {type(target).__name__}"
+        )
+    return target  # type: ignore[no-any-return]

@@ -1,0 +1,261 @@
+"""One training as a folder that ``python -m dynloader report`` reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynloader._checks import as_labels
+from dynloader.logs._files import FIGURES, SCORES, VERSION, new_file, read_lines, read_samples
+
+_NUM_PICTURES = 24
+
+
+class RunLog:
+    """A folder for one training: a line for each epoch, and a row for each sample.
+
+    ========== =========================================================================
+    run.json     what it is: name, seed, policy, number of samples, names of the classes
+    epochs.jsonl the figures of each epoch, one JSON object a line
+    samples.npz  arrays of one entry a sample, as they were after the last epoch
+    pictures/    of the samples that the report shows
+    ========== =========================================================================
+
+    Each file is written as a whole, under another name until it is complete: a process that is
+    killed damages none.
+
+    Args:
+        folder: made where it is not there; it must not hold a run, unless that is gone on with.
+            None: nothing is written.
+        name: of the method; runs of one name are seeds of it.
+        seed: which of them.
+        labels: the class of each sample, integers [n].
+        class_names: of the classes.
+        about: what else is to stand in ``run.json``.
+        first_epoch: go on with the run in ``folder``, if there is one: its lines from this epoch on
+            are dropped, to be written anew. A last line that is cut is dropped, and so are damaged
+            arrays, with a warning.
+
+    Raises:
+        ValueError: ``folder`` holds a run, or ``first_epoch`` is given and a line of it is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        name: str | None = None,
+        seed: int = 0,
+        labels: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        about: Mapping[str, Any] | None = None,
+        first_epoch: int | None = None,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.labels = None if labels is None else as_labels(labels)
+        self.lines: list[dict[str, Any]] = []
+        # What writes the line of an epoch that is over, if that is left to be done.
+        self.settle: Callable[[], Any] = lambda: None
+        self.samples: dict[str, np.ndarray[Any, Any]] = {}
+        self._on_disk = None if self.folder is None else _content(self.folder / "epochs.jsonl")
+        if self.folder is not None and self._on_disk is not None:
+            if first_epoch is None:
+                raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
+            self._go_on(self.folder, first_epoch)
+        elif self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.about = {
+            "version": VERSION,
+            "name": name or ("" if self.folder is None else self.folder.name),
+            "seed": seed,
+            "created": time.time(),
+            "class_names": None if class_names is None else [str(each) for each in class_names],
+            **(about or {}),
+        }
+        if self.labels is not None:
+            self.samples["label"] = self.labels.numpy()
+        self._save_about()
+
+    def write(self, figures: Mapping[str, Any]) -> None:
+        """Add the figures of an epoch, among them "epoch"."""
+        self.lines.append(dict(figures))
+        try:
+            self._save_lines()
+        except BaseException:
+            self.lines.pop()
+            raise
+
+    def add(self, **metrics: float) -> None:
+        """Add figures, such as ``accuracy=0.93``, to the epoch that ended last.
+
+        In processes other than the first, where nothing is written, it does nothing.
+
+        Raises:
+            RuntimeError: none has ended yet.
+            ValueError: a name is one of the figures that are there anyway.
+        """
+        taken = [name for name in metrics if name in FIGURES or name in SCORES]
+        if taken:
+            raise ValueError(f"metrics must have names of their own, got {taken[0]!r}")
+        self.settle()
+        if self.folder is None:
+            return
+        if not self.lines:
+            raise RuntimeError("add needs an epoch that has ended, got none")
+        self.lines[-1] |= {name: float(value) for name, value in metrics.items()}
+        self._save_lines()
+
+    def write_samples(self, **arrays: Tensor) -> None:
+        """Replace the arrays of one entry a sample."""
+        # Copies: the table goes on.
+        self.samples |= {
+            name: array.detach().cpu().numpy().copy() for name, array in arrays.items()
+        }
+        if self.folder is None:
+            return
+        with new_file(self.folder / "samples.npz") as file:
+            np.savez(file, **self.samples)  # type: ignore[arg-type]
+
+    def write_pictures(self, dataset: Any) -> None:
+        """Save the pictures of the samples that the report shows.
+
+        Args:
+            dataset: map-style; a sample is a picture, or a tuple or mapping that begins with one:
+                PIL, or a tensor or array [height, width], [channels, height, width] or [height,
+                width, channels], bytes or in [0, 1]. Others are passed over.
+        """
+        self.settle()
+        if self.folder is None:
+            return
+        chosen = notable(self.samples)
+        folder = self.folder / "pictures"
+        for index in dict.fromkeys(index for group in chosen.values() for index in group):
+            picture = _as_picture(dataset[index])
+            if picture is not None:
+                folder.mkdir(exist_ok=True)
+                with new_file(folder / f"{index}.png") as file:
+                    picture.save(file, "png")
+
+    def _go_on(self, folder: Path, first_epoch: int) -> None:
+        try:
+            lines, is_cut = read_lines(folder / "epochs.jsonl")
+        except ValueError as error:
+            raise ValueError(f"{folder} holds a run that cannot be gone on with: {error}") from None
+        self.lines = [line for line in lines if (line.get("epoch") or 0) < first_epoch]
+        last_epoch = self.lines[-1].get("epoch") or 0 if self.lines else -1
+        # Else the epoch of the cut line is trained again.
+        is_lost = is_cut and len(self.lines) == len(lines) and last_epoch + 1 < first_epoch
+        if is_lost:
+            warnings.warn(
+                f"the last line of {folder / 'epochs.jsonl'} is cut: the run goes on without it",
+                stacklevel=4,
+            )
+        if (folder / "samples.npz").exists():
+            try:
+                self.samples = read_samples(folder / "samples.npz")
+            except ValueError as error:
+                warnings.warn(
+                    f"{error}; it is written anew, and returns are counted from here on",
+                    stacklevel=4,
+                )
+        num_epochs = self.samples.get("num_epochs", np.array(0))
+        if num_epochs.ndim or num_epochs != len(self.lines) + is_lost:
+            # They know of epochs that are dropped: what returned is counted from here on.
+            self.samples = {}
+
+    def _save_about(self) -> None:
+        if self.folder is None:
+            return
+        with new_file(self.folder / "run.json") as file:
+            file.write(f"{json.dumps(self.about, indent=1)}\n".encode())
+
+    def _save_lines(self) -> None:
+        if self.folder is None:
+            return
+        text = "".join(f"{_line_of(line)}\n" for line in self.lines).encode()
+        with new_file(self.folder / "epochs.jsonl") as file:
+            file.write(text)
+        self._on_disk = text
+
+    def is_untouched(self) -> bool:
+        """Whether the lines on disk are as this log left them: no other goes on with the run."""
+        if self.folder is None:
+            return True
+        return self.folder.is_dir() and _content(self.folder / "epochs.jsonl") == self._on_disk
+
+
+def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str, list[int]]:
+    """The samples that are worth a look, by index: hardest, never kept, most often returning.
+
+    Args:
+        samples: arrays of one entry a sample, of a :class:`RunLog`.
+        count: at most so many of each.
+    """
+    found: dict[str, list[int]] = {}
+    if "score" in samples:
+        # What diverged comes first; what was never seen has no score yet.
+        scores, visits = np.asarray(samples["score"], float), samples.get("visits")
+        is_seen = np.isfinite(scores) if visits is None else visits > 0
+        seen = np.flatnonzero(is_seen)
+        highest_first = np.where(np.isnan(scores[seen]), -np.inf, -scores[seen])
+        order = seen[np.argsort(highest_first, kind="stable")]
+        found["hardest"] = order[:count].tolist()
+    if "kept" in samples and samples["kept"].any():
+        found["never kept"] = np.flatnonzero(samples["kept"] == 0)[:count].tolist()
+    if "returns" in samples and samples["returns"].any():
+        order = np.argsort(-np.asarray(samples["returns"], np.int64), kind="stable")[:count]
+        found["most often returning"] = [int(i) for i in order if samples["returns"][i] > 0]
+    return found
+
+
+def _content(path: Path) -> bytes | None:
+    """Of a file; None if there is none."""
+    return path.read_bytes() if path.exists() else None
+
+
+def _line_of(line: Mapping[str, Any]) -> str:
+    """JSON knows neither NaN nor infinity: a figure that is not finite is null."""
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in line.items()
+    }
+    return json.dumps(plain, allow_nan=False)
+
+
+def _as_picture(sample: Any) -> Any:
+    """A PIL image of at most 96 pixels, or None."""
+    from PIL import Image
+
+    if isinstance(sample, Mapping):
+        sample = tuple(sample.values())
+    if isinstance(sample, (tuple, list)):
+        sample = sample[0]
+    if isinstance(sample, Image.Image):
+        picture = sample.convert("RGB")
+    else:
+        if not isinstance(sample, (Tensor, np.ndarray)) or sample.ndim not in (2, 3):
+            return None
+        pixels = torch.as_tensor(sample).detach().cpu()
+        if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+            pixels = pixels.permute(1, 2, 0)
+        if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+            return None
+        if pixels.is_floating_point():
+            low, high = float(pixels.min()), float(pixels.max())
+            # Normalised ones are stretched to what can be seen.
+            if low < 0 or high > 1:
+                pixels = (pixels - low) / max(high - low, 1e-12)
+            pixels = (pixels * 255).round()
+        picture = Image.fromarray(pixels.to(torch.uint8).numpy().squeeze()).convert("RGB")
+    picture.thumbnail((96, 96))
+    return picture

@@ -1,0 +1,192 @@
+"""Shapes and dtypes of the native operators, for ``torch.compile`` and ``torch.export``.
+
+Not of all_gather and all_reduce: a graph is no place to wait for other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from dynloader.ops import _native as _native  # registers them
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def _fake(name: str) -> Callable[[_F], _F]:
+    # torch's decorator is untyped.
+    return cast("Callable[[_F], _F]", torch.library.register_fake(f"dynloader::{name}"))
+
+
+def _indices(like: Tensor, count: int | torch.SymInt) -> Tensor:
+    return like.new_empty((count,), dtype=torch.int64)
+
+
+@_fake("zeros")
+def _(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
+@_fake("top_k")
+def _(scores: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None) -> Tensor:
+    return _indices(scores, k)
+
+
+@_fake("epsilon_greedy")
+def _(
+    scores: Tensor, k: int, num_random: int, seed: int, epoch: int, epoch_at: Tensor | None
+) -> Tensor:
+    return _indices(scores, k)
+
+
+@_fake("info_batch")
+def _(
+    scores: Tensor,
+    drop_probability: float,
+    num_kept: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    count = num_kept if num_kept >= 0 else torch.library.get_ctx().new_dynamic_size()
+    return _indices(scores, count), scores.new_empty((count,))
+
+
+@_fake("info_batch_uncut")
+def _(
+    scores: Tensor, drop_probability: float, seed: int, epoch: int, epoch_at: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = scores.shape[0]
+    return _indices(scores, n), scores.new_empty((n,)), _indices(scores, 1)
+
+
+@_fake("sample")
+def _(
+    weights: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None, validate: bool
+) -> Tensor:
+    return _indices(weights, k)
+
+
+@_fake("priority_sample")
+def _(
+    weights: Tensor, k: int, seed: int, epoch: int, epoch_at: Tensor | None, validate: bool
+) -> tuple[Tensor, Tensor]:
+    return _indices(weights, k), weights.new_empty((), dtype=torch.float64)
+
+
+@_fake("order")
+def _(
+    selected: Tensor, start: int, stop: int, seed: int, epoch: int, epoch_at: Tensor | None
+) -> Tensor:
+    return _indices(selected, stop - start)
+
+
+@_fake("order_of_range")
+def _(n: int, start: int, stop: int, seed: int, epoch: int) -> Tensor:
+    return torch.empty((stop - start,), dtype=torch.int64)
+
+
+@_fake("subset")
+def _(
+    n: int,
+    start: int,
+    stop: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    return torch.empty((stop - start,), dtype=torch.int64, device=device)
+
+
+@_fake("gather")
+def _(
+    data: Tensor,
+    selected: Tensor | None,
+    start: int,
+    stop: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+    faults: Tensor,
+) -> Tensor:
+    return data.new_empty((stop - start, *data.shape[1:]))
+
+
+@_fake("gather_rows")
+def _(data: Tensor, index: Tensor, faults: Tensor) -> Tensor:
+    return data.new_empty((index.shape[0], *data.shape[1:]))
+
+
+@_fake("gather_pictures")
+def _(
+    pictures: Tensor,
+    index: Tensor,
+    faults: Tensor,
+    crop: list[int],
+    padding: int,
+    is_reflected: bool,
+    flip_probability: float,
+    flip_alternates: bool,
+    cutout: int,
+    fill: float,
+    values: Tensor | None,
+    from_channels_last: bool,
+    to_channels_last: bool,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+) -> Tensor:
+    channels = pictures.shape[3 if from_channels_last else 1]
+    batch = pictures.new_empty(
+        (index.shape[0], channels, *crop), dtype=pictures.dtype if values is None else values.dtype
+    )
+    return batch.contiguous(memory_format=torch.channels_last) if to_channels_last else batch
+
+
+@_fake("score_mean")
+def _(scores: Tensor) -> tuple[Tensor, Tensor]:
+    return scores.new_empty((), dtype=torch.float64), _indices(scores, 3)
+
+
+@_fake("power_weights")
+def _(scores: Tensor, exponent: float, offset: float) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+@_fake("ucb_visits")
+def _(records: Tensor, c: float, t: float) -> Tensor:
+    return records.new_empty((records.shape[0],), dtype=torch.float32)
+
+
+@_fake("update")
+def _(
+    scores: Tensor,
+    records: Tensor,
+    index: Tensor,
+    losses: Tensor,
+    faults: Tensor,
+    rule: int,
+    alpha: float,
+    c: float,
+    num_updates: Tensor | None = None,
+) -> None:
+    return None
+
+
+@_fake("update_forgetting")
+def _(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
+    return None
+
+
+@_fake("spread")
+def _(values: Tensor, selected: Tensor, n: int, rest: float, num_used: Tensor | None) -> Tensor:
+    return values.new_empty((n,))
+
+
+@_fake("count_selected")
+def _(counts: Tensor, selected: Tensor, faults: Tensor, num_used: Tensor | None) -> None:
+    return None

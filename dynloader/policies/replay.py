@@ -1,0 +1,97 @@
+"""Selection by the scores that another training recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader.policies._policy import Policy
+from dynloader.table._table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replay(Policy):
+    """The samples with the highest scores that another training had at the same point.
+
+    A small model, trained first on all samples, tells a large one which samples to see: after each
+    of its epochs, keep a copy of ``table.scores``. The large model is pruned from its first epoch
+    on. cifar10-airbench (Jordan, arXiv 2404.00498) chooses within each batch this way.
+
+    Two such policies are equal only if they are the same object.
+
+    Args:
+        scores: numbers [m, n], one row for each epoch of the other training, or a sequence of m
+            tensors [n]; kept as float32 on the CPU. NaN is refused; +inf counts as highest.
+        epochs: length of this training. Epoch ``e`` reads row ``floor(e * m / epochs)``, and the
+            last row from then on. None: epoch ``e`` reads row ``e``, or the last.
+    """
+
+    scores: Any = field(repr=False)
+
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rescale:
+            raise ValueError(
+                "rescale must be False for Replay, got True: "
+                "no weight makes up for a sample that is never chosen"
+            )
+        object.__setattr__(self, "scores", _recorded(self.scores))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    @override
+    def check(self, num_samples: int) -> None:
+        super().check(num_samples)
+        if self.scores.shape[1] != num_samples:
+            raise ValueError(
+                f"scores must hold one number for each of {num_samples} samples, "
+                f"got {self.scores.shape[1]}"
+            )
+
+    def row_of(self, epoch: int) -> int:
+        """The row of ``scores`` that ``epoch`` reads."""
+        num_rows: int = self.scores.shape[0]
+        row = epoch if self.epochs is None else epoch * num_rows // self.epochs
+        return min(row, num_rows - 1)
+
+    @override
+    def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
+        scores: Tensor = self.scores[self.row_of(epoch)]
+        return scores
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)
+
+
+def _recorded(scores: Any) -> Tensor:
+    """``scores`` as float32 [m, n] on the CPU, checked."""
+    try:
+        if isinstance(scores, Sequence) and scores and isinstance(scores[0], Tensor):
+            scores = torch.stack([row.detach().cpu() for row in scores])
+        found = torch.as_tensor(scores).detach()
+        if found.is_floating_point() and not isinstance(scores, Tensor | np.ndarray):
+            # Without a dtype, numbers of Python take torch's default, which may be half.
+            found = torch.as_tensor(scores, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"scores must be numbers [m, n], got {type(scores).__name__}") from error
+    if found.ndim != 2 or not len(found):
+        raise ValueError(f"scores must have shape [m, n], m at least 1, got {list(found.shape)}")
+    if found.is_complex():
+        raise TypeError(f"scores must be real numbers, got {found.dtype}")
+    found = found.to("cpu", torch.float32, copy=True)
+    if (num_nan := int(found.isnan().sum())) > 0:
+        raise ValueError(f"scores must not hold NaN, got {num_nan} of {found.numel()}")
+    return found

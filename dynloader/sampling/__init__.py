@@ -1,0 +1,10 @@
+"""Which samples come when: what an epoch feeds, in which order, and to which process."""
+
+from dynloader.sampling._batch_sampler import PruningBatchSampler
+from dynloader.sampling._sampler import PruningSampler
+
+__all__ = ["PruningBatchSampler", "PruningSampler"]
+
+
+def __dir__() -> list[str]:
+    return __all__

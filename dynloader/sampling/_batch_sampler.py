@@ -1,0 +1,161 @@
+"""Batches of a pruning sampler, computed many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from dynloader._checks import check_integer
+from dynloader.sampling._plan import CHUNK, Plan
+from dynloader.sampling._progress import Run
+from dynloader.sampling._sampler import PruningSampler
+from dynloader.sampling._share import LastBatch, Share, share_of
+
+
+class PruningBatchSampler(BatchSampler):
+    """Batches of a :class:`PruningSampler`, computed many at a time.
+
+    Args:
+        sampler: the indices.
+        batch_size: of this process; the last batch of an epoch may be smaller.
+        drop_last: leave such a batch out.
+        batch_sizes: of all processes, where they differ: all make the same number of steps.
+        last_batch: of several processes: "split" a smaller last step among them, so that every
+            sample comes once (but that no process is left without one); or "pad" it from the
+            beginning of the epoch.
+        steps_per_epoch: every epoch has so many batches: a longer one ends there, and a shorter one
+            begins again. None: as many as its samples make.
+    """
+
+    sampler: PruningSampler
+
+    def __init__(
+        self,
+        sampler: PruningSampler,
+        batch_size: int,
+        drop_last: bool = False,
+        *,
+        batch_sizes: Sequence[int] | None = None,
+        last_batch: LastBatch = "split",
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        # A framework that looks at all samples in order (to overfit, to predict) makes one anew.
+        given: Any = sampler
+        self.is_pruning = type(given) is not SequentialSampler
+        if self.is_pruning and not isinstance(sampler, PruningSampler):
+            raise TypeError(f"sampler must be a PruningSampler, got {type(sampler).__name__}")
+        super().__init__(sampler, batch_size, drop_last)
+        if last_batch not in ("split", "pad"):
+            raise ValueError(f"last_batch must be 'split' or 'pad', got {last_batch!r}")
+        if steps_per_epoch is not None:
+            check_integer("steps_per_epoch", steps_per_epoch, 1)
+        for size in batch_sizes or ():
+            check_integer("batch_sizes", size, 1)
+        self.batch_sizes = None if batch_sizes is None else tuple(batch_sizes)
+        self.last_batch: LastBatch = last_batch
+        self.steps_per_epoch = steps_per_epoch
+
+    @property
+    def share(self) -> Share:
+        """What of each step is this process's."""
+        return self._share(self.sampler.world)
+
+    def _share(self, world: tuple[int, int]) -> Share:
+        sizes = None if world[0] == 1 and self.sampler.given_replicas is None else self.batch_sizes
+        return share_of(self.batch_size, world, sizes, self.last_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.is_pruning:
+            return super().__iter__()
+        run = self.sampler.begin()
+        share = self._share(self.sampler.outer_world())
+        num_batches = self.num_left(run, share)
+        blocks = self._blocks(run.plan, run.start, share)
+        batches = chain.from_iterable(block.tolist() for block in blocks)
+        return self.sampler.use_up(run, batches, num_batches)
+
+    def __len__(self) -> int:
+        if not self.is_pruning:
+            return super().__len__()
+        return self.length(self._share(self.sampler.outer_world()))
+
+    def length(self, share: Share | None = None) -> int:
+        """The number of batches of the current epoch."""
+        num_selected = self.sampler.num_selected
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
+        return self.num_batches(num_selected, share)
+
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch."""
+        return self.sampler.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """As :meth:`PruningSampler.set_epoch`."""
+        self.sampler.set_epoch(epoch)
+
+    def num_batches(self, num_samples: int, share: Share | None = None) -> int:
+        """How many batches so many samples make."""
+        step = (share or self.share).step
+        partial = 0 if self.drop_last else step - 1
+        return (num_samples + partial) // step
+
+    def num_left(self, run: Run, share: Share | None = None) -> int:
+        """How many batches are left of ``run``."""
+        return self.num_batches(self.stop_of(run.plan, share, run.start) - run.start, share)
+
+    def check_some_batch(self) -> None:
+        """Raise ValueError if the first pruned epoch is less than a batch, and that is dropped."""
+        policy = self.sampler.policy
+        num_kept = policy.num_kept(self.sampler.num_samples, policy.first_checkpoint)
+        if self.steps_per_epoch is None and self.drop_last and num_kept < self.batch_size:
+            raise ValueError(
+                f"drop_last must be False where batch_size={self.batch_size} is more than the "
+                f"{num_kept} samples kept, got True"
+            )
+
+    def replay(self, chunk: int = CHUNK) -> Iterator[Tensor]:
+        """The batches of the current epoch as int64 tensors, without using it up.
+
+        About ``chunk`` indices are computed at a time.
+
+        They share no element, but memory: one that is kept, or pickled, takes its neighbours along,
+        unless it is cloned.
+        """
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, self.share, chunk)
+        return chain.from_iterable(block.unbind() for block in blocks)
+
+    def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
+        """As :meth:`replay`, each batch beside itself as a list."""
+        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, self.share)
+        pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
+        return chain.from_iterable(pairs)
+
+    def stop_of(self, plan: Plan, share: Share | None = None, start: int = 0) -> int:
+        """The position after the last batch of an epoch, of all processes, from ``start`` on.
+
+        Raises:
+            ValueError: it has none.
+        """
+        step = (share or self.share).step
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch * step
+        stop = len(plan)
+        if self.drop_last:
+            stop -= (stop - start) % step
+        if stop == 0:
+            among = "" if step == self.batch_size else f" ({step} in all processes)"
+            raise ValueError(
+                f"drop_last must be False where batch_size={self.batch_size}{among} is more than "
+                f"the {len(plan)} samples kept in epoch {plan.epoch}, got True"
+            )
+        return stop
+
+    def _blocks(self, plan: Plan, start: int, share: Share, chunk: int = CHUNK) -> Iterator[Tensor]:
+        for block in plan.blocks(start, self.stop_of(plan, share, start), share.step, chunk):
+            yield share.of(block, plan.batch)

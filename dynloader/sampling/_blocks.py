@@ -1,0 +1,122 @@
+"""The order of an epoch for data that is stored in blocks: row groups, chunks, shards."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader._checks import check_integer
+
+_SEEDS = 2**64 - 1
+
+
+class Blocks:
+    """Blocks of consecutive samples that are stored, and best read, together.
+
+    Args:
+        sizes: the number of samples in every block (the last may have fewer), or of each block.
+        window: how many blocks are shuffled together.
+        num_samples: of the dataset.
+
+    Attributes:
+        bounds: the first sample of each block, then ``num_samples``; int64 [blocks + 1].
+
+    Raises:
+        TypeError, ValueError: ``sizes`` are not positive integers that add up to ``num_samples``,
+            or ``window`` is not positive.
+    """
+
+    def __init__(self, sizes: int | Sequence[int], window: int, num_samples: int) -> None:
+        check_integer("window", window, 1)
+        if hasattr(sizes, "tolist"):
+            sizes = sizes.tolist()
+        if isinstance(sizes, Sequence):
+            for size in sizes:
+                check_integer("blocks", size, 1)
+            if sum(sizes) != num_samples:
+                raise ValueError(
+                    f"blocks must add up to the {num_samples} samples, got {sum(sizes)}"
+                )
+            self.bounds = torch.tensor([0, *sizes], dtype=torch.int64, device="cpu").cumsum(0)
+        else:
+            check_integer("blocks", sizes, 1)
+            bounds = [*range(0, num_samples, int(sizes)), num_samples]
+            self.bounds = torch.tensor(bounds, dtype=torch.int64, device="cpu")
+        self.window = int(window)
+
+    def describe(self) -> str:
+        """What must be equal for two orders to be."""
+        digest = zlib.crc32(self.bounds.numpy().tobytes())
+        return f"{len(self.bounds) - 1} blocks (checksum {digest:08x}), window of {self.window}"
+
+
+class BlockOrder:
+    """The order of the kept samples: blocks are shuffled, then samples within a window of blocks.
+
+    The blocks that have kept samples come in random order, and each ``window`` of them are one
+    window: its samples are shuffled together, and come before those of the next window. Both orders
+    are :func:`dynloader.ops.order`, keyed by (seed, epoch) and the number of the window, so any
+    slice is computed by itself.
+
+    Args:
+        blocks: of the dataset.
+        ascending: the kept samples, int64 [k] on the host; None: all.
+        seed: in [0, 2**64).
+        epoch: its number.
+    """
+
+    def __init__(self, blocks: Blocks, ascending: Tensor | None, seed: int, epoch: int) -> None:
+        self._ascending, self._seed, self._epoch = ascending, seed, epoch
+        bounds = blocks.bounds
+        starts = bounds if ascending is None else torch.searchsorted(ascending, bounds)
+        present = (starts.diff() > 0).nonzero().view(-1)
+        shuffled = ops.order(present, 0, len(present), seed=derived(seed, 0), epoch=epoch)
+        self._window = blocks.window
+        self._starts, self._stops = starts[shuffled], starts[shuffled + 1]
+        ends = (self._stops - self._starts).cumsum(0)
+        # The last window may have fewer blocks.
+        is_last = torch.arange(1, len(ends) + 1, device="cpu") % blocks.window == 0
+        is_last[-1:] = True
+        self._ends = ends[is_last]
+        self._held: tuple[int, Tensor] | None = None
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        """The samples at positions [start, stop), int64 on the host."""
+        parts = []
+        while start < stop:
+            number = int(torch.searchsorted(self._ends, start, right=True))
+            begin = 0 if number == 0 else int(self._ends[number - 1])
+            end = min(stop, int(self._ends[number]))
+            seed = derived(self._seed, 1 + number)
+            samples = self._samples_of(number)
+            parts.append(
+                ops.order(samples, start - begin, end - begin, seed=seed, epoch=self._epoch)
+            )
+            start = end
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")
+
+    def _samples_of(self, number: int) -> Tensor:
+        held = self._held
+        if held is None or held[0] != number:
+            within = slice(number * self._window, (number + 1) * self._window)
+            starts, stops = self._starts[within], self._stops[within]
+            sizes = stops - starts
+            # Count up from the start of each block.
+            places = torch.arange(int(sizes.sum()), device="cpu") + torch.repeat_interleave(
+                starts - (sizes.cumsum(0) - sizes), sizes
+            )
+            samples = places if self._ascending is None else self._ascending[places]
+            held = self._held = number, samples
+        return held[1]
+
+
+def derived(seed: int, number: int) -> int:
+    """Seed ``number`` of those that belong to ``seed``: SplitMix64 (Steele et al. 2014)."""
+    x = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _SEEDS
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _SEEDS
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _SEEDS
+    return x ^ x >> 31

@@ -1,0 +1,132 @@
+"""What a selection holds whatever the rule says: samples whose turn it is, some of each class."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader._checks import exact
+from dynloader.ops import Selection, UncutSelection
+from dynloader.policies._policy import Policy, as_selection, check_room_for_classes
+from dynloader.table._table import ScoreTable
+
+# The epoch of the permutation that is gone through: one that no training reaches.
+_TURNS = 2**32 - 1
+
+
+def choose(
+    policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int
+) -> Tensor | Selection | UncutSelection:
+    """What ``policy.select`` returns, with ``explore`` and ``min_per_class`` of the policy."""
+    if not policy.explore and not policy.min_per_class:
+        return policy.select(table, k, seed=seed, epoch=epoch)
+    turn = None
+    if policy.explore:
+        turn = turn_of(policy, len(table), k, seed=seed, epoch=epoch)
+        chosen = with_turns(policy, table, k, turn, seed=seed, epoch=epoch)
+    else:
+        chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
+    if policy.min_per_class:
+        chosen = with_classes(policy, table, chosen, turn, seed=seed, epoch=epoch)
+    return chosen
+
+
+def _unweighted(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+    """The indices that ``policy.select`` returns, int64.
+
+    Raises:
+        ValueError: it returns weights, which ``explore`` and ``min_per_class`` would lose.
+    """
+    found = as_selection(policy.select(table, k, seed=seed, epoch=epoch), policy, len(table), k)
+    if found.weights is not None:
+        name = "explore" if policy.explore else "min_per_class"
+        raise ValueError(
+            f"{name} needs a rule without weights, got some from {type(policy).__name__}.select"
+        )
+    return found.indices
+
+
+def num_explored(explore: float, k: int) -> int:
+    """How many of ``k`` samples are fed because it is their turn."""
+    return min(k, max(1, math.floor(exact(explore) * k))) if explore else 0
+
+
+def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
+    """The samples whose turn it is at the checkpoint ``epoch``, int64 [m] on the host."""
+    num_turns, first = num_explored(policy.explore, k), policy.first_checkpoint
+    if callable(policy.keep):
+        earlier = range(first, epoch, policy.every)
+        num_before = sum(num_explored(policy.explore, policy.num_kept(n, e)) for e in earlier)
+    else:
+        num_before = (epoch - first) // policy.every * num_turns
+    begin = num_before % n
+    parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
+    return torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
+
+
+def with_turns(
+    policy: Policy, table: ScoreTable, k: int, turn: Tensor, *, seed: int, epoch: int
+) -> Tensor:
+    """The samples of ``turn``, and what the rule chooses; int64 [k], ascending.
+
+    More than ``k`` where the rule keeps more.
+    """
+    n, num_turns = len(table), len(turn)
+    if policy.keeps_more:
+        is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
+        chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
+        is_kept[chosen.to(table.device)] = True
+        is_kept[turn.to(table.device)] = True
+        return is_kept.nonzero().view(-1)
+    # First those whose turn it is, then the rule's first k - num_turns, then, for those that are
+    # both, more of its k.
+    importance = torch.zeros(n, dtype=torch.float32, device=table.device)
+    for size, value in ((k, 1.0), (k - num_turns, 2.0)):
+        if size:
+            chosen = _unweighted(policy, table, size, seed=seed, epoch=epoch)
+            importance[chosen.to(table.device)] = value
+    importance[turn.to(table.device)] = 3.0
+    return ops.top_k(importance, k, seed=seed, epoch=epoch)
+
+
+def with_classes(
+    policy: Policy,
+    table: ScoreTable,
+    chosen: Tensor,
+    turn: Tensor | None,
+    *,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    """As many samples as ``chosen``, int64 [k], with the least number of each class; ascending.
+
+    Each class that has too few is filled up by those that rank highest; for them, the lowest of the
+    other classes are left out, but those of ``turn`` only where nothing else is left.
+    """
+    check_room_for_classes(policy, len(chosen))
+    ranking, chosen = policy.ranking(table, epoch=epoch).cpu(), chosen.cpu()
+    if turn is not None:
+        most = torch.finfo(torch.float32).max
+        ranking = ranking.nan_to_num(nan=most, posinf=most)
+        ranking[turn] = torch.inf
+    is_chosen = torch.zeros(len(table), dtype=torch.bool)
+    is_chosen[chosen] = True
+    by_class = policy.labels.argsort(stable=True)
+    needed = []
+    for members in by_class.split(policy.labels.unique(return_counts=True)[1].tolist()):
+        inside, outside = members[is_chosen[members]], members[~is_chosen[members]]
+        num_inside = min(len(inside), policy.min_per_class)
+        num_outside = min(len(outside), policy.min_per_class - num_inside)
+        for part, count in ((inside, num_inside), (outside, num_outside)):
+            if count:
+                needed.append(part[ops.top_k(ranking[part], count, seed=seed, epoch=epoch)])
+    kept = torch.cat(needed)
+    is_chosen[kept] = False
+    others = is_chosen.nonzero().view(-1)
+    if num_others := len(chosen) - len(kept):
+        highest = ops.top_k(ranking[others], num_others, seed=seed, epoch=epoch)
+        kept = torch.cat([kept, others[highest]])
+    return kept.sort().values

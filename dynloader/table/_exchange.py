@@ -1,0 +1,202 @@
+"""What several processes recorded of the samples, given to each other."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# At a time: 28 bytes a row from each process, and 4 for each loss of a history.
+_ROWS = 2**20
+_VISITS = 3  # the column of the records
+
+
+class Shared(NamedTuple):
+    """What all processes had when they met last.
+
+    Attributes:
+        visits: int32 [n], of each sample.
+        num_updates: batches recorded.
+    """
+
+    visits: Tensor
+    num_updates: int
+
+
+class Rows(NamedTuple):
+    """What a table has of each of n samples.
+
+    Attributes:
+        records: int32 [n, 4]; the last column counts the visits.
+        scores: float32 [n].
+        forgetting: int32 [n], or None.
+        history: float32 [n, losses], or None.
+    """
+
+    records: Tensor
+    scores: Tensor
+    forgetting: Tensor | None
+    history: Tensor | None
+
+    def parts(self) -> list[Tensor]:
+        """Views of int32 [n, columns]; the records first."""
+        parts = [self.records, self.scores.view(torch.int32).unsqueeze(1)]
+        if self.forgetting is not None:
+            parts.append(self.forgetting.unsqueeze(1))
+        if self.history is not None:
+            parts.append(self.history.view(torch.int32))
+        return parts
+
+
+def is_alone(group: Any = None) -> bool:
+    """Whether there is no other process to meet."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return True
+    return dist.get_world_size(group) == 1
+
+
+def exchange(
+    rows: Rows, num_updates: int, shared: Shared, group: Any, of: str
+) -> tuple[Rows, Shared]:
+    """Send the rows that changed to all processes, and write those of the others into ``rows``.
+
+    All processes write in the same order, so their rows are equal afterwards.
+
+    Args:
+        rows: of this process; written in place.
+        num_updates: batches that this process recorded.
+        shared: what :func:`exchange` returned last.
+        group: of the processes.
+        of: must be the same text in all processes; errors quote it.
+
+    Returns:
+        The rows, which have forgetting counts if any process has them, and what all share now.
+
+    Raises:
+        RuntimeError: ``of``, the number of samples or the history differ.
+    """
+    num_samples = len(rows.scores)
+    home = rows.records.device
+    device = _device(home, group)
+    visits = rows.records[:, _VISITS]
+    changed = (visits != shared.visits).nonzero().view(-1)
+    heads = all_gather(
+        torch.tensor(
+            [
+                len(changed),
+                num_updates - shared.num_updates,
+                rows.forgetting is not None,
+                zlib.crc32(of.encode()),
+                num_samples,
+                0 if rows.history is None else rows.history.shape[1],
+            ],
+            device=device,
+        ),
+        group,
+    )
+    counts, updates, forgetting, digests, lengths, histories = heads.cpu().T.tolist()
+    if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
+        losses = f", {histories[dist.get_rank(group)]} losses of each" if any(histories) else ""
+        _raise_difference(f"{of} ({num_samples} samples{losses})", group, device)
+    if any(forgetting) and rows.forgetting is None:
+        rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
+    parts = rows.parts()
+    # In a copy, so that nothing is half taken over if a process is lost.
+    copies = [part.clone() for part in parts]
+    widths = [part.shape[1] for part in parts]
+    for begin in range(0, max(counts), _ROWS):
+        end = min(max(counts), begin + _ROWS)
+        mine = changed[begin:end]
+        sent = torch.cat([part[mine] for part in parts], dim=1)
+        values = all_gather(_padded(sent, end - begin).to(device), group)
+        indices = all_gather(_padded(mine, end - begin).to(device), group)
+        # The most visited row is kept. The lowest rank wins a tie: it is written last.
+        for rank in reversed(range(len(counts))):
+            count = max(0, min(end, counts[rank]) - begin)
+            index = indices[rank, :count].to(home)
+            value = values[rank, :count].to(home)
+            newer = value[:, _VISITS] >= copies[0][index, _VISITS]
+            index, value = index[newer], value[newer]
+            for copy, columns in zip(copies, torch.split(value, widths, 1), strict=True):
+                copy.index_copy_(0, index, columns)
+    for part, copy in zip(parts, copies, strict=True):
+        part.copy_(copy)
+    return rows, Shared(visits.clone(), shared.num_updates + sum(updates))
+
+
+def _device(home: torch.device, group: Any) -> torch.device:
+    """Where tensors must be for the group to send them."""
+    backend = dist.get_backend(group)
+    if backend == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if backend == "gloo" else home
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    padded = rows.new_zeros(count, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return padded
+
+
+def all_gather(mine: Tensor, group: Any = None) -> Tensor:
+    """What each process has, [processes, ...]; all must have a tensor of this shape and dtype.
+
+    Unlike ``torch.distributed.all_gather`` it leaves no thread of gloo that needs the interpreter
+    when this process forks next.
+    """
+    if not _is_native(group):
+        mine = mine.contiguous()
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, mine, group=group)
+        return torch.stack(parts)
+    gathered: Tensor = torch.ops.dynloader.all_gather(mine, _name_of(group))
+    return gathered
+
+
+def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
+    """The largest, or the sum, of what the processes have, element by element; as all_gather."""
+    if not _is_native(group):
+        whole = mine.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
+        return whole
+    reduced: Tensor = torch.ops.dynloader.all_reduce(mine, reduction, _name_of(group))
+    return reduced
+
+
+def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:
+    """The text of each process."""
+    sent = torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device)
+    lengths = all_gather(torch.tensor([len(sent)], device=device), group).view(-1).tolist()
+    texts = all_gather(_padded(sent, max(lengths)), group).cpu()
+    return [
+        text[:length].numpy().tobytes().decode()
+        for text, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def _is_native(group: Any) -> bool:
+    """Whether it is one of torch's own, and not written in Python.
+
+    Torch up to 2.13 crashes where native code calls such a one that leaves nothing to wait for.
+    """
+    return type(_resolved(group)) is dist.ProcessGroup
+
+
+def _name_of(group: Any) -> str:
+    return str(_resolved(group).group_name)
+
+
+def _resolved(group: Any) -> Any:
+    return dist.group.WORLD if group is None else group
+
+
+def _raise_difference(of: str, group: Any, device: torch.device) -> None:
+    found = all_texts(of, group, device)
+    other = next(rank for rank, text in enumerate(found) if text != found[0])
+    raise RuntimeError(
+        "all processes must select alike, but they differ: process 0 has "
+        f"{found[0]}, process {other} has {found[other]}"
+    )
