@@ -112,7 +112,7 @@ def plain(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[
         policy=dynloader.RandomDynamic(keep=0.3, every=10**9),
         table=cpu_table(n),
     )
-    assert full.path == pruned.path == "host arrays"
+    assert full.gather_mode == pruned.gather_mode == "host arrays"
     unpruned = dynloader.DataLoader(data, batch_size, shuffle=True)
     rows = {
         "dynloader": epoch_of(full),

@@ -157,7 +157,8 @@ def steps(folder: Path) -> None:
         loader = DataLoader(Numbers(100), 8, policy=policy, steps_per_epoch=4)
         for _ in range(3):
             assert len(loader) == 4
-            kept = set(loader.sampler.plan.batch(0, len(loader.sampler.plan)).tolist())
+            plan = loader.sampler.epochs.plan
+            kept = set(plan.batch(0, len(plan)).tolist())
             everyone = gathered(epoch(loader))
             assert all([len(batch) for batch in theirs] == [8] * 4 for theirs in everyone)
             fed = [sample for theirs in everyone for batch in theirs for sample in batch]
@@ -308,7 +309,7 @@ def metrics(folder: Path) -> None:
         return prepare(accelerator, DataLoader(make(101), 8, policy=policy, **options))
 
     def selected(prepared: Any) -> list[int]:
-        kept = prepared.pruning_sampler.run.plan.kept
+        kept = prepared.pruning_sampler.epochs.current.plan.kept
         return list(range(101)) if kept is None else kept.ascending.tolist()
 
     for make in DATASETS.values():

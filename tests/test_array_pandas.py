@@ -27,7 +27,7 @@ def test_each_column_is_an_array() -> None:
     assert {name: value.item() for name, value in sample.items()} == {"x": 4.0, "y": 40, "z": True}
     assert [value.dtype for value in sample.values()] == [torch.float64, torch.int64, torch.bool]
     loader = DataLoader(dataset, 4, policy=Full(), return_index=True)
-    assert loader.path == "host arrays"
+    assert loader.gather_mode == "host arrays"
     for batch in loader:
         assert torch.equal(batch["x"], batch["index"].double())
         assert torch.equal(batch["y"], batch["index"] * 10)
@@ -56,7 +56,7 @@ def test_a_series_is_an_array() -> None:
 def test_rows_are_those_of_the_table_in_its_order(table: Any) -> None:
     dataset = ArrayDataset(table)
     loader = DataLoader(dataset, len(table), shuffle=False, policy=Full())
-    assert loader.path == "host arrays"
+    assert loader.gather_mode == "host arrays"
     (batch,) = loader
     for name in table.columns:
         assert batch[name].tolist() == table[name].tolist()

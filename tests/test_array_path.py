@@ -33,7 +33,7 @@ from dynloader import (
     prefetch_to_device,
 )
 from dynloader import transforms as T
-from dynloader.arrays._path import DeviceFeed
+from dynloader.arrays._feeds import DeviceFeed
 from dynloader.sampling._share import Share
 
 N = 100
@@ -104,9 +104,9 @@ def test_the_batches_are_those_of_the_other_path(
     dataset = DATASETS[name](tmp_path)
     given = {"batch_size": 8, "seed": 3} | options
     ours = DataLoader(dataset, **given)
-    others = DataLoader(dataset, **(given | {"num_workers": 0}), array_path=False)
-    assert ours.path == "host arrays"
-    assert others.path == "samples (array_path is False)"
+    others = DataLoader(dataset, **(given | {"num_workers": 0}), native_gather=False)
+    assert ours.gather_mode == "host arrays"
+    assert others.gather_mode == "samples (native_gather is False)"
     for _ in range(3):
         assert len(ours) == len(others)
         count = 0
@@ -127,7 +127,7 @@ def test_without_a_policy_too(name: str, tmp_path: Path) -> None:
     for options in ({"shuffle": True}, {}, {"drop_last": True, "batch_size": 9}):
         given = {"batch_size": 8} | options
         ours, torchs = DataLoader(dataset, **given), torch.utils.data.DataLoader(dataset, **given)
-        assert ours.path == "host arrays"
+        assert ours.gather_mode == "host arrays"
         for _ in range(2):
             found = []
             for loader in (ours, torchs):
@@ -153,7 +153,7 @@ class Doubled(TensorDataset):
         (TensorDataset(torch.eye(9)), {"collate_fn": list}, "collate_fn is given"),
         (TensorDataset(torch.eye(9)), {"batch_size": None}, "batch_size is None"),
         (TensorDataset(torch.eye(9)), {"worker_init_fn": print}, "worker_init_fn is given"),
-        (TensorDataset(torch.eye(9)), {"array_path": False}, "array_path is False"),
+        (TensorDataset(torch.eye(9)), {"native_gather": False}, "native_gather is False"),
         (Subset(Numbers(10), range(9)), {}, "the data set is of the type Numbers"),
     ],
     ids=named,
@@ -162,10 +162,10 @@ def test_what_is_no_array_is_asked_for_samples(
     dataset: Any, options: dict[str, Any], reason: str
 ) -> None:
     loader = DataLoader(dataset, policy=Full(), **options)
-    assert loader.path.startswith("samples (")
-    assert reason in loader.path
-    assert loader.stats()["dynloader/array_path"] == 0
-    assert loader.path in repr(loader)
+    assert loader.gather_mode.startswith("samples (")
+    assert reason in loader.gather_mode
+    assert loader.stats()["dynloader/native_gather"] == 0
+    assert loader.gather_mode in repr(loader)
     assert len(list(loader)) == 9
 
 
@@ -177,7 +177,7 @@ def test_a_subset_out_of_range_is_left_to_torch() -> None:
         ([0.0, 1.5], "integers"),
     ):
         loader = DataLoader(Subset(dataset, indices), 1, shuffle=False, policy=Full())  # type: ignore
-        assert reason in loader.path
+        assert reason in loader.gather_mode
         with pytest.raises((IndexError, TypeError)):
             list(loader)
 
@@ -284,7 +284,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
     ("options", "error", "message"),
     [
         ({"policy": None}, ValueError, "transforms needs a policy"),
-        ({"array_path": False}, ValueError, "transforms needs batches gathered from arrays"),
+        ({"native_gather": False}, ValueError, "transforms needs batches gathered from arrays"),
         ({"transforms": [T.Cast(torch.float32), T.RandomCrop(3)]}, ValueError, "in the order"),
         ({"transforms": [torch.relu]}, TypeError, "must be of dynloader.transforms, got builtin"),
         ({"transforms": {3: LISTED}}, KeyError, "must be for arrays of"),
@@ -294,7 +294,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
         ({"transforms": [T.RandomCrop(3, fill=300)]}, ValueError, "fill must be an integer"),
         ({"transforms": [T.Normalize((1, 2), 1)]}, ValueError, "mean must hold 1 or 3 numbers"),
         ({"batch_transform": 3}, TypeError, "batch_transform must be callable, got 3"),
-        ({"array_path": 1}, TypeError, "array_path"),
+        ({"native_gather": 1}, TypeError, "native_gather"),
     ],
     ids=named,
 )
@@ -426,7 +426,7 @@ def test_a_fork_begins_anew() -> None:
     context = multiprocessing.get_context("fork")
     loader = augmented(num_workers=2)
     list(loader)
-    assert loader._feeders._spare  # what the fork inherits
+    assert loader._gathering._feeders._spare  # what the fork inherits
     iterator = iter(loader)
     next(iterator)
     answers = context.Queue()
@@ -506,7 +506,7 @@ def test_arrays_on_the_gpu_stay_there(device: torch.device) -> None:
         here = DataLoader(ArrayDataset(images(), torch.arange(N)), **given)
         dataset = ArrayDataset(images(), torch.arange(N), device=device)
         there = DataLoader(dataset, **given)
-        assert there.path == ("host arrays" if device.type == "cpu" else "device arrays")
+        assert there.gather_mode == ("host arrays" if device.type == "cpu" else "device arrays")
         for _ in range(2):
             for batch, other in zip(there, here, strict=True):
                 assert all(part.device.type == device.type for part in batch)
@@ -526,8 +526,10 @@ def test_batches_of_a_gpu_are_computed_as_here() -> None:
             )
         for epoch in (0, 1):
             loader.set_epoch(epoch)
-            plan, size = loader.sampler.plan, loader.batch_size
-            feed = DeviceFeed(loader._columns, plan, 2 * size, len(plan), Share((size,), 0))
+            plan, size = loader.sampler.epochs.plan, loader.batch_size
+            feed = DeviceFeed(
+                loader._gathering.columns, plan, 2 * size, len(plan), Share((size,), 0)
+            )
             wanted = [*loader][2:]
             equal([batch for _, batch in feed], wanted)
 

@@ -159,7 +159,7 @@ def test_epochs_that_begin_again_and_arrays() -> None:
     longer = feed(dynloader.DataLoader(Numbers(30), steps_per_epoch=10, **options))
     assert longer == samples + samples[:10]
     arrays = dynloader.DataLoader(dynloader.ArrayDataset(np.arange(30)), **options)
-    assert arrays.path == "host arrays"
+    assert arrays.gather_mode == "host arrays"
     assert feed(arrays) == samples
 
 

@@ -122,7 +122,7 @@ def trace(policy: Policy) -> list[Any]:
     for epoch in range(5):
         for index in loader:
             found += [index, loader.update(losses_of(index, epoch))]
-        kept = loader.pruning_sampler.plan.kept
+        kept = loader.pruning_sampler.epochs.plan.kept
         found.append(None if kept is None else kept.weights)
     state = loader.state_dict()
     return [*found, loader.stats().keys(), state["indices"], state["weights"], state["table"]]

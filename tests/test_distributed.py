@@ -168,7 +168,7 @@ class Meeting:
         self._local = threading.local()
         self._barrier = threading.Barrier(len(tables), timeout=60)
         self._given: list[torch.Tensor | None] = [None] * len(tables)
-        monkeypatch.setattr(dynloader.table, "is_alone", lambda group=None: False)
+        monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
         monkeypatch.setattr(exchange.dist, "get_rank", lambda group=None: self._local.rank)
         monkeypatch.setattr(exchange.dist, "get_backend", lambda group=None: "gloo")
         monkeypatch.setattr(exchange, "all_gather", self._all_gather)
@@ -231,12 +231,12 @@ def test_of_equally_visited_samples_the_first_process_counts(
     # Again: only what is new counts, on top of what all have.
     tables[2].update([0], torch.tensor([7.0]))
     tables[0].update([3, 0], torch.tensor([8.0, 9.0]))
-    assert [table.has_news for table in tables] == [True, False, True]
+    assert [table.has_unshared_updates for table in tables] == [True, False, True]
     assert meeting.synchronize() == [None] * 3
     assert_all_equal(tables)
     assert tables[1].scores[[0, 3]].tolist() == [9, 8]
     assert tables[1].num_updates == 23
-    assert not any(table.has_news for table in tables)
+    assert not any(table.has_unshared_updates for table in tables)
 
 
 def test_what_all_loaded_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,14 +326,14 @@ def test_without_another_process_nothing_is_exchanged(group_of_one: None) -> Non
     assert replicas() == (1, 0)
     table = ScoreTable(3)
     table.update([1], torch.tensor([2.0]))
-    assert not table.has_news
+    assert not table.has_unshared_updates
     table.synchronize()
     assert table.num_updates == 1
     dist.destroy_process_group()
     assert exchange.is_alone() is True
     assert replicas() == (1, 0)
     table.synchronize()
-    assert not table.has_news
+    assert not table.has_unshared_updates
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
 

@@ -11,7 +11,6 @@ import torch
 from ledger import Numbers, Stream, loss_of
 from torch.utils.data import BatchSampler, WeightedRandomSampler
 
-import dynloader
 from dynloader import (
     IES,
     UCB,
@@ -284,7 +283,7 @@ def test_table_arguments(arguments: tuple[Any, ...], error: type[Exception], mes
 
 
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dynloader.table, "build_info", lambda: {"cuda": None})
+    monkeypatch.setattr("dynloader.table._device.build_info", lambda: {"cuda": None})
     with fails(RuntimeError, "dynloader was built without CUDA: device='cuda:0'.*pip install"):
         ScoreTable(5, "cuda:0")
     assert ScoreTable(5).device.type == "cpu"

@@ -165,7 +165,7 @@ def test_selection_is_equal_for_equal_scores_seed_and_epoch() -> None:
         for part in index.split(10):
             loader.update((part % 3).float(), part)  # ties everywhere
         loader.set_epoch(1)
-        return loader.sampler.plan.kept.indices.tolist()
+        return loader.sampler.epochs.plan.kept.indices.tolist()
 
     assert selected(1, backwards=False) == selected(1, backwards=True)
     assert selected(1, backwards=False) != selected(2, backwards=False)
@@ -226,7 +226,7 @@ def test_a_jump_uses_the_checkpoint_of_its_epoch() -> None:
     other = DataLoader(Numbers(N), batch_size=8, policy=RandomDynamic(keep=0.3, every=10))
     other.set_epoch(10)
     assert set(feed(other)) == selected
-    assert loader.sampler.plan.kept.checkpoint == 10
+    assert loader.sampler.epochs.plan.kept.checkpoint == 10
 
 
 def test_going_back_is_possible() -> None:

@@ -59,7 +59,7 @@ def test_samples_that_are_not_fed_weigh_1() -> None:
         loader.update(loss_of(index), index)
     iterator = iter(loader)
     next(iterator)
-    rest = sorted(set(range(N)) - set(loader.sampler.run.plan.kept.indices.tolist()))
+    rest = sorted(set(range(N)) - set(loader.sampler.epochs.current.plan.kept.indices.tolist()))
     assert len(rest) > 20
     losses = torch.rand(len(rest), generator=torch.Generator().manual_seed(0))
     assert torch.equal(loader.update(losses, torch.tensor(rest)), losses.mean())

@@ -14,7 +14,7 @@ from ledger import Lowest, Numbers, loss_of, lowest, train
 import dynloader
 from dynloader import Full, Kakurenbo, PruningBatchSampler, PruningSampler, RandomDynamic, ops
 from dynloader.sampling._plan import CHUNK, Kept, Plan
-from dynloader.sampling._progress import Run
+from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._share import Share
 
 N = 100
@@ -71,7 +71,7 @@ def test_what_is_recorded_beside_an_epoch_does_not_end_it() -> None:
 def whole_order(sampler: PruningSampler) -> list[int]:
     """The epoch in one piece."""
     n = sampler.num_samples
-    kept = sampler.run.plan.kept
+    kept = sampler.epochs.current.plan.kept
     selected = torch.arange(n) if kept is None else kept.indices
     if not sampler.shuffle:
         return sorted(selected.tolist())
@@ -124,9 +124,9 @@ def test_resuming_inside_a_chunk(num_done: int, drop_last: bool) -> None:
     batches, resumed = make(), make()
     expected = in_batches(whole_order(batches.sampler), 256, drop_last=drop_last)
     position = num_done * 256 if num_done < 391 else 100_050
-    state = batches.sampler.snapshot() | {"position": position, "step": 256}
-    resumed.sampler.check_snapshot(state)
-    resumed.sampler.restore(state)
+    state = batches.sampler.epochs.state() | {"position": position, "step": 256}
+    resumed.sampler.epochs.check_state(state)
+    resumed.sampler.epochs.restore(state)
     assert [batch.tolist() for batch in resumed.replay()] == expected[num_done:]
     assert list(resumed) == expected[num_done:]
     assert resumed.epoch == 1
@@ -210,11 +210,11 @@ def test_which_part_of_a_step_a_batch_sampler_feeds() -> None:
 @pytest.mark.parametrize(("drop_last", "stop", "num_left"), [(False, 50, 6), (True, 46, 5)])
 def test_what_is_left_of_an_epoch(drop_last: bool, stop: int, num_left: int) -> None:
     batches = PruningBatchSampler(PruningSampler(50, Full(), seed=1), 8, drop_last)
-    run = Run(batches.sampler.run.plan, 6)
-    assert batches.stop_of(run.plan, start=6) == stop
-    assert batches.num_left(run) == num_left
-    assert Run(run.plan).start == Run(run.plan).position == 0
-    assert batches.num_left(Run(run.plan)) == len(batches) == (6 if drop_last else 7)
+    epoch = EpochProgress(batches.sampler.epochs.current.plan, start=6)
+    assert batches.stop_of(epoch.plan, start=6) == stop
+    assert batches.num_left(epoch) == num_left
+    assert EpochProgress(epoch.plan).start == EpochProgress(epoch.plan).position == 0
+    assert batches.num_left(EpochProgress(epoch.plan)) == len(batches) == (6 if drop_last else 7)
 
 
 def test_epochs_of_so_many_steps() -> None:
@@ -226,7 +226,7 @@ def test_epochs_of_so_many_steps() -> None:
             for batch in PruningBatchSampler(PruningSampler(50, Full()), 8)
             for sample in batch
         ]
-        assert len(batches) == batches.num_left(batches.sampler.run) == steps
+        assert len(batches) == batches.num_left(batches.sampler.epochs.current) == steps
         fed = [sample for batch in batches for sample in batch]
         assert fed == (order * 4)[: steps * 8]
         assert batches.epoch == 1
@@ -237,21 +237,26 @@ def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch
         return PruningSampler(N, Full(), **options)
 
     def where(sampler: PruningSampler) -> tuple[object, ...]:
-        return sampler.world, sampler.num_replicas, sampler.rank, sampler.outer_world()
+        return (
+            sampler.epochs.world.now(),
+            sampler.num_replicas,
+            sampler.rank,
+            sampler.epochs.world.for_stock_loader(),
+        )
 
     assert where(sampler()) == where(sampler(num_replicas=1)) == ((1, 0), 1, 0, (1, 0))
     third = sampler(num_replicas=4, rank=2)
     assert where(third) == ((4, 2), 4, 2, (4, 2))
     assert (len(third), len(list(third))) == (25, 25)
     # As torch.distributed has it.
-    monkeypatch.setattr("dynloader.sampling._sampler.replicas", lambda: (4, 2))
+    monkeypatch.setattr("dynloader.sampling._share.replicas", lambda: (4, 2))
     assert where(sampler()) == ((4, 2), 4, 2, (4, 2))
     assert where(sampler(num_replicas=1)) == ((1, 0), 1, 0, (1, 0))
     assert where(sampler(num_replicas=3)) == ((3, 2), 3, 2, (3, 2))
     with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"):
-        sampler(num_replicas=2).world  # noqa: B018
+        sampler(num_replicas=2).epochs.world.now()
     # accelerate shares out what all feed, but not what one was told to.
-    monkeypatch.setattr("dynloader.sampling._sampler.is_sharded_elsewhere", lambda: True)
+    monkeypatch.setattr("dynloader.sampling._share.is_sharded_elsewhere", lambda: True)
     assert where(sampler()) == ((4, 2), 4, 2, (1, 0))
     assert where(sampler(num_replicas=3, rank=1)) == ((3, 1), 3, 1, (3, 1))
 
@@ -280,7 +285,7 @@ def test_one_of_several_processes_is_told_the_most_there_can_be() -> None:
         sampler = PruningSampler(N, policy, num_replicas=2, rank=0)
         list(sampler)
         assert sampler.epoch == 1
-        assert sampler.run.plan.epoch == 0
+        assert sampler.epochs.current.plan.epoch == 0
         assert sampler.num_selected == most
         assert len(sampler) == most // 2
 
@@ -300,14 +305,17 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_two_samplers_that_feed_alike() -> None:
-    assert PruningSampler(N, Full()).identity() == PruningSampler(N, Full(), seed=0).identity()
+    assert (
+        PruningSampler(N, Full()).epochs.identity()
+        == PruningSampler(N, Full(), seed=0).epochs.identity()
+    )
     for other in (
         PruningSampler(N, Full(), seed=1),
         PruningSampler(N, Full(), shuffle=False),
         PruningSampler(N, RandomDynamic()),
         PruningSampler(N + 1, Full()),
     ):
-        assert other.identity() != PruningSampler(N, Full()).identity()
+        assert other.epochs.identity() != PruningSampler(N, Full()).epochs.identity()
 
 
 def test_a_rule_that_needs_no_scores_selects_without_a_warning() -> None:
@@ -324,7 +332,7 @@ def test_a_rule_that_needs_no_scores_selects_without_a_warning() -> None:
 def test_the_state_of_an_epoch_that_was_used_up_is_that_of_the_next() -> None:
     sampler = PruningSampler(N, RandomDynamic(keep=0.5, every=1))
     list(sampler)
-    state = sampler.snapshot()
+    state = sampler.epochs.state()
     assert (state["epoch"], state["position"], state["is_exhausted"]) == (1, 0, False)
     assert len(state["indices"]) == N // 2
 
@@ -339,7 +347,7 @@ def test_a_table_that_does_not_fit() -> None:
 def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
     sampler = PruningSampler(N, Full())
     told: list[int] = []
-    sampler.when_over.append(lambda run: told.append(run.plan.epoch))
+    sampler.epochs.when_over.append(lambda run: told.append(run.plan.epoch))
     next(iter(sampler))
     sampler.set_epoch(3)  # epoch 0 was only looked at
     assert told == []
@@ -350,31 +358,31 @@ def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
     sampler.table.update([0], torch.tensor([1.0]))
     sampler.set_epoch(9)
     assert told == [3, 4]
-    run = sampler.begin()
-    run.is_exhausted = True
-    sampler.finish_at_end(run)
-    assert (sampler.run.plan.epoch, told) == (10, [3, 4, 9])
-    sampler.finish_at_end(run)
-    assert (sampler.run.plan.epoch, told) == (10, [3, 4, 9])
+    epoch = sampler.epochs.begin()
+    epoch.exhaust()
+    sampler.epochs.finish_at_end(epoch)
+    assert (sampler.epochs.current.plan.epoch, told) == (10, [3, 4, 9])
+    sampler.epochs.finish_at_end(epoch)
+    assert (sampler.epochs.current.plan.epoch, told) == (10, [3, 4, 9])
 
 
 def test_news_is_what_other_processes_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     alone = PruningSampler(N, Full(), num_replicas=1)
     second = PruningSampler(N, Full(), num_replicas=2, rank=1)
-    assert [alone.has_news, second.has_news] == [False, False]
+    assert [alone.epochs.has_unshared_updates, second.epochs.has_unshared_updates] == [False, False]
     for sampler in (alone, second):
         sampler.record([3], torch.tensor([2.0]))
         assert sampler.table.scores[3] == 2
-        assert (sampler.table.num_updates, sampler.num_updates) == (1, 0)
-    assert [alone.has_news, second.has_news] == [False, True]
+        assert (sampler.table.num_updates, sampler.epochs.num_updates) == (1, 0)
+    assert [alone.epochs.has_unshared_updates, second.epochs.has_unshared_updates] == [False, True]
 
 
 def test_a_replay_uses_nothing_up() -> None:
     for options in ({}, {"num_replicas": 3, "rank": 2}):
         sampler = PruningSampler(N, RandomDynamic(keep=0.5, every=1), **options)
         assert list(sampler.replay()) == list(sampler.replay())
-        assert not sampler.run.is_started
+        assert not sampler.epochs.current._is_handed_out
         replayed = list(sampler.replay())
         assert replayed == list(sampler)
         left_out = sampler.left_out()
@@ -388,7 +396,7 @@ def test_a_replay_uses_nothing_up() -> None:
 
 def test_a_sampler_follows_the_one_whose_place_it_took() -> None:
     sampler, told = PruningSampler(N, Full()), SimpleNamespace(epoch=4)
-    sampler.follow(told)
+    sampler.epochs.follow(told)
     next(iter(sampler))
     assert sampler.epoch == 0  # what it was told before counts for nothing
     told.epoch = 7
@@ -441,12 +449,12 @@ def test_an_epoch_is_over_with_its_last_batch(drop_last: bool) -> None:
     whole = PruningBatchSampler(pruning, N, drop_last)
     for feeds in (pruning, batches, whole):
         iterator = iter(feeds)
-        run = pruning.run
+        epoch = pruning.epochs.current
         for number in range(1, len(feeds) + 1):
             next(iterator)
-            assert run.is_exhausted is (number == len(feeds)), number
+            assert epoch.is_exhausted is (number == len(feeds)), number
         del iterator
-        assert pruning.plan.epoch == run.plan.epoch + 1
+        assert pruning.epochs.plan.epoch == epoch.plan.epoch + 1
 
 
 def test_losses_end_an_epoch_only_if_samples_of_it_were_handed_out() -> None:
@@ -455,7 +463,7 @@ def test_losses_end_an_epoch_only_if_samples_of_it_were_handed_out() -> None:
         iterator = iter(pruning)
         for _ in range(num_handed_out):
             next(iterator)
-        epoch = pruning.run.plan.epoch
+        epoch = pruning.epochs.current.plan.epoch
         pruning.table.update([0], torch.tensor([1.0]))
         del iterator
         assert pruning.epoch == epoch + (num_handed_out > 0)
@@ -479,7 +487,9 @@ def test_set_epoch_feeds_the_current_epoch_again_from_its_beginning() -> None:
     sampler.set_epoch(0)
     assert list(sampler) == whole
     resumed = PruningSampler(N, Full())
-    resumed.restore(sampler.snapshot() | {"epoch": 0, "position": 60, "is_exhausted": False})
+    resumed.epochs.restore(
+        sampler.epochs.state() | {"epoch": 0, "position": 60, "is_exhausted": False}
+    )
     iterator = iter(resumed)
     assert next(iterator) == whole[60]
     resumed.table.update([0], torch.tensor([1.0]))
@@ -492,12 +502,12 @@ def test_an_exhausted_epoch_of_several_processes_goes_through_a_state() -> None:
     """It is over, but the next one is settled only once all processes ask for it."""
     first = PruningSampler(N, Full(), num_replicas=2, rank=0)
     assert len(list(first)) == N // 2
-    state = first.snapshot()
+    state = first.epochs.state()
     assert (state["epoch"], state["is_exhausted"]) == (0, True)
     second = PruningSampler(N, Full(), num_replicas=2, rank=0)
-    second.restore(state)
-    assert second.run.is_exhausted
-    assert second.snapshot() == state
+    second.epochs.restore(state)
+    assert second.epochs.current.is_exhausted
+    assert second.epochs.state() == state
     assert second.epoch == 1
 
 

@@ -272,7 +272,7 @@ def test_a_data_set_that_makes_batches_is_asked_for_samples(wanted: Any) -> None
 def test_arrays_are_gathered_as_ever() -> None:
     dataset = TensorDataset(torch.arange(N))
     loader = made(dataset=dataset)
-    assert loader.path == "host arrays"
+    assert loader.gather_mode == "host arrays"
     without = made(dataset=dataset, seed_each_sample=False)
     for one, other in zip(loader, without, strict=True):
         assert torch.equal(one[0], other[0])

@@ -12,8 +12,9 @@ import torch
 from ledger import Numbers, train
 
 import dynloader
-from dynloader import IES, DataLoader, ScoreTable, exchange
+from dynloader import IES, DataLoader, ScoreTable
 from dynloader.ops import ScoreRule
+from dynloader.table import _exchange as exchange
 from dynloader.table._scoring import Scoring
 
 INF, NAN = float("inf"), float("nan")
@@ -366,14 +367,14 @@ def test_what_was_loaded_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process loads the same, so only what is recorded later is to be exchanged."""
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     table = ScoreTable(4)
-    assert not table.has_news
+    assert not table.has_unshared_updates
     table.load_state_dict(used().state_dict())
     assert table.num_updates == 2
-    assert not table.has_news
+    assert not table.has_unshared_updates
     table.update([1], torch.tensor([1.0]))
-    assert table.has_news
+    assert table.has_unshared_updates
     table.load_state_dict(used().state_dict())
-    assert not table.has_news
+    assert not table.has_unshared_updates
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
@@ -451,8 +452,8 @@ def test_what_a_graph_replayed_is_news_to_other_processes(
     cuda: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one of two processes, of which the other recorded nothing."""
-    monkeypatch.setattr(dynloader.table, "is_alone", lambda group=None: False)
-    monkeypatch.setattr(exchange, "_device", lambda table, group: table.device)
+    monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
+    monkeypatch.setattr(exchange, "_device", lambda home, group: home)
     sent = []
 
     def both(mine: torch.Tensor, group: object) -> torch.Tensor:
@@ -467,15 +468,15 @@ def test_what_a_graph_replayed_is_news_to_other_processes(
     table.synchronize()
     index, losses = torch.arange(8, device=cuda), torch.rand(8).to(cuda)
     graph = captured(table, index, losses)
-    assert not table.has_news
+    assert not table.has_unshared_updates
     for _ in range(2):
         graph.replay()
-    assert table.has_news
+    assert table.has_unshared_updates
     del sent[:]
     table.synchronize()
     assert sent[0][:2].tolist() == [8, 2]
     assert table.num_updates == table.num_updates_known == 2
-    assert not table.has_news
+    assert not table.has_unshared_updates
 
 
 @pytest.mark.cuda

@@ -49,7 +49,7 @@ class FollowEpochs(Callback):  # type: ignore[misc]
         """As :meth:`on_train_epoch_end`, where the validation comes after the last batch."""
         loader = _loader_of(trainer)
         sampler = None if loader is None else loader.pruning_sampler
-        if loader is not None and sampler is not None and sampler.run.is_complete:
+        if loader is not None and sampler is not None and sampler.epochs.current.is_complete:
             loader.settle_logs()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from dynloader.loading._iterator import Pairing, end_epoch, with_index
-from dynloader.sampling._sampler import PruningSampler
+from dynloader.loading._iterator import end_epoch, with_index
+from dynloader.loading._pairing import Pairing
+from dynloader.sampling._epochs import Epochs
 
 
 class ArrayIterator:
@@ -19,7 +19,7 @@ class ArrayIterator:
     Args:
         feed: pairs of indices and batches.
         pairing: to be told of each batch.
-        sampler: to be told how far its epoch has come; the current one is followed.
+        epochs: keep track of the current one.
         num_batches: of this pass.
         step: samples of all processes in one step.
         stop: position after the last step.
@@ -31,7 +31,7 @@ class ArrayIterator:
         self,
         feed: Iterator[tuple[Tensor, Any]],
         pairing: Pairing,
-        sampler: PruningSampler,
+        epochs: Epochs,
         *,
         num_batches: int,
         step: int,
@@ -41,14 +41,13 @@ class ArrayIterator:
     ) -> None:
         self._feed = feed
         self._pairing = pairing
-        self._sampler = sampler
+        self._epochs = epochs
         self._num_batches, self._step, self._stop = num_batches, step, stop
         self._add_index = add_index
         self._batch_transform = batch_transform
-        self._run = sampler.run
-        self._run.user = weakref.ref(self)
-        self._run.stop = stop
-        self._position = self._run.start
+        self._epoch = epochs.current
+        self._epoch.attach(self, stop)
+        self._position = self._epoch.start
         self._lock = threading.Lock()
 
     def __iter__(self) -> ArrayIterator:
@@ -58,22 +57,22 @@ class ArrayIterator:
         return self._num_batches
 
     def __next__(self) -> Any:
-        run = self._run
+        epoch = self._epoch
         with self._lock:
             try:
                 index, batch = next(self._feed)
             except StopIteration:
-                end_epoch(self._sampler, run, self._pairing)
+                end_epoch(self._epochs, epoch, self._pairing)
                 raise
             # A batch whose transform fails is over too.
             self._position = min(self._position + self._step, self._stop)
-            run.position = self._position
+            epoch.advance(self._position)
         if self._add_index:
             # A copy: what the caller does to it must not reach the pairing, nor the plan.
             batch = with_index(batch, index.clone())
         if self._batch_transform is not None:
             batch = self._batch_transform(batch)
         with self._lock:
-            self._pairing.deliver(index, run)
-            run.deliver(len(index), self._sampler.num_updates)
+            self._pairing.deliver(index, epoch)
+            epoch.deliver(len(index), self._epochs.num_updates)
         return batch

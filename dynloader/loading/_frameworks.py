@@ -50,6 +50,18 @@ def fixed_length(length: int) -> FixedLength | None:
     return None
 
 
+def warn_of_fixed_length(length: int) -> bool:
+    """Warn if a trainer expects another length of this epoch; return whether it did."""
+    if (found := fixed_length(length)) is None:
+        return False
+    warnings.warn(
+        f"{found.trainer} expects {found.num_batches} batches of every epoch, and this one has "
+        f"{length}: {found.remedy}",
+        stacklevel=3,
+    )
+    return True
+
+
 def _ignites(engine: Any) -> FixedLength | None:
     if engine.state.epoch_length is None:
         return None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
 
 from dynloader._checks import as_index
+from dynloader.loading._pairing import Pairing
 from dynloader.sampling._batch_sampler import PruningBatchSampler
-from dynloader.sampling._progress import Run
+from dynloader.sampling._epochs import Epochs
+from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._sampler import PruningSampler
 
 
@@ -77,104 +77,14 @@ class RecordedSampler:
         return self.__dict__ | {"record": Record()}
 
 
-class Pairing:
-    """The batch that the next losses belong to, if that is certain."""
-
-    def __init__(self) -> None:
-        self.run: Run | None = None
-        self.used_at = 0.0  # when a batch was last asked for or its losses recorded
-        self.progress: Any = None  # a bar of tqdm
-        self._indices: Any = None
-        self._num_unclaimed = 0
-        self._num_claimed = 0
-        self._is_exhausted = False
-        self._num_late: int | None = None
-
-    def show(self, progress: Any) -> None:
-        """Show ``progress``, a bar of tqdm, in place of the one before."""
-        if self.progress is not None:
-            self.progress.close()
-        self.progress = progress
-
-    @property
-    def num_unclaimed(self) -> int:
-        """How many batches were yielded whose losses have not come."""
-        return self._num_unclaimed
-
-    def forget(self) -> None:
-        """Count no batch yielded so far."""
-        self._num_unclaimed = self._num_claimed = 0
-        self._is_exhausted = False
-        self._num_late = None
-        self.run = None
-
-    def begin_pass(self) -> None:
-        """Drop the batches of an earlier pass that no losses came for: an iterator begins.
-
-        But where that pass was exhausted, a consumer that fetches ahead may still hold its last
-        batch. If its losses can be told from those of the next batch by their number, they are; if
-        not, :meth:`indices` raises.
-        """
-        if not self._is_exhausted or self._num_claimed == 0 or self._num_unclaimed == 0:
-            self.forget()
-            return
-        if self._num_unclaimed == 1:
-            self._num_late = as_index(self._indices).numel()
-            self._num_unclaimed = 0
-        self._num_claimed, self._is_exhausted = 0, False
-
-    def exhaust(self) -> None:
-        """Note that the last batch of a pass was yielded."""
-        self._is_exhausted = True
-        self.used_at = time.perf_counter()
-
-    def deliver(self, indices: Any, run: Run | None) -> None:
-        """Note the batch just yielded."""
-        self._indices, self.run = indices, run
-        self._num_unclaimed += 1
-        self.used_at = time.perf_counter()
-        if self.progress is not None:
-            self.progress.update()
-
-    def indices(self, num_losses: int) -> Tensor:
-        """The indices of the batch last yielded, if no other one may wait for so many losses."""
-        is_late = self._num_late is not None
-        if self._num_unclaimed == 0 and not is_late:
-            raise RuntimeError(
-                "update needs a batch that was yielded since the last update, got none: "
-                f"{_REMEDY}, if the losses belong to an earlier batch"
-            )
-        num_waiting = self._num_unclaimed
-        if num_waiting == 1 and self._num_late == num_losses:
-            num_waiting += 1  # the last one of the earlier pass may be meant
-        if num_waiting > 1:
-            raise RuntimeError(
-                "update needs exactly one batch yielded since the last update, got "
-                f"{num_waiting}: {_REMEDY}, if batches are fetched ahead or skipped"
-            )
-        index = as_index(self._indices)
-        return index if index.ndim == 1 else index.reshape(-1)
-
-    def claim(self) -> None:
-        """Note that the losses of a batch were recorded."""
-        self._num_unclaimed = max(0, self._num_unclaimed - 1)
-        self._num_claimed += 1
-        self._num_late = None
-        self.used_at = time.perf_counter()
-
-
-def end_epoch(sampler: PruningSampler, run: Run, pairing: Pairing) -> None:
-    """Note that the last batch of ``run`` was yielded, and settle the next epoch if that may be."""
-    run.is_exhausted = True
-    run.user = None
+def end_epoch(epochs: Epochs, epoch: EpochProgress, pairing: Pairing) -> None:
+    """Note that the last batch of ``epoch`` was yielded, and settle the next one if possible."""
+    epoch.exhaust()
     pairing.exhaust()
     pairing.show(None)
-    if pairing.num_unclaimed > 0 and sampler.policy.needs_scores:
-        return  # their losses may be on the way: who asks for the next epoch settles it
-    sampler.finish_at_end(run)
-
-
-_REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"
+    if pairing.num_unclaimed > 0 and epochs.policy.needs_scores:
+        return  # losses may still come: whoever asks for the next epoch settles it
+    epochs.finish_at_end(epoch)
 
 
 class EpochIterator:
@@ -184,7 +94,7 @@ class EpochIterator:
         inner: torch's iterator.
         pairing: to be told of each batch.
         add_index: put the indices into each batch.
-        sampler: to be told how far its epoch has come; None: there are no epochs to keep.
+        epochs: keep track of the current one; None: there is no policy.
         step: samples of all processes in one step.
     """
 
@@ -194,13 +104,13 @@ class EpochIterator:
         pairing: Pairing,
         *,
         add_index: bool,
-        sampler: PruningSampler | None,
+        epochs: Epochs | None,
         step: int,
     ) -> None:
         self.inner = inner
         self._pairing = pairing
         self._add_index = add_index
-        self._sampler = sampler
+        self._epochs = epochs
         self._step = step
         self._has_workers = hasattr(inner, "_task_info")
 
@@ -212,19 +122,18 @@ class EpochIterator:
         Torch begins anew with the same iterator where workers are persistent.
         """
         self._record, self._stop = record, stop
-        self._run: Run | None = None
-        if self._sampler is not None:
+        self._epoch: EpochProgress | None = None
+        if self._epochs is not None:
             self._length = len(self.inner)
-            self._run = self._sampler.run
-            self._run.user = weakref.ref(self)
-            self._run.stop = stop
-            self._start = self._run.start
+            self._epoch = self._epochs.current
+            self._epoch.attach(self, stop)
+            self._start = self._epoch.start
 
     def __iter__(self) -> EpochIterator:
         return self
 
     def __len__(self) -> int:
-        return len(self.inner) if self._run is None else self._length
+        return len(self.inner) if self._epoch is None else self._length
 
     def __next__(self) -> Any:
         # The numbers of the batches that workers are at. Torch numbers as Record does: in the order
@@ -233,8 +142,8 @@ class EpochIterator:
         try:
             batch = next(self.inner)
         except StopIteration:
-            if self._sampler is not None and self._run is not None:
-                end_epoch(self._sampler, self._run, self._pairing)
+            if self._epochs is not None and self._epoch is not None:
+                end_epoch(self._epochs, self._epoch, self._pairing)
             else:
                 self._pairing.exhaust()
             raise
@@ -243,10 +152,10 @@ class EpochIterator:
             self._take(tasks)
             raise
         indices = self._take(tasks)
-        run = self._run
-        self._pairing.deliver(indices, run)
-        if run is not None and self._sampler is not None:
-            run.deliver(as_index(indices).numel(), self._sampler.num_updates)
+        epoch = self._epoch
+        self._pairing.deliver(indices, epoch)
+        if epoch is not None and self._epochs is not None:
+            epoch.deliver(as_index(indices).numel(), self._epochs.num_updates)
         return self._with_index(batch, indices) if self._add_index else batch
 
     def __getattr__(self, name: str) -> Any:
@@ -266,9 +175,9 @@ class EpochIterator:
             for number in sorted(tasks - self.inner._task_info.keys()):
                 indices = record.outstanding.pop(number)
             num_done = record.first_outstanding
-        if self._run is not None:
+        if self._epoch is not None:
             # The last batch may be smaller.
-            self._run.position = min(self._start + num_done * self._step, self._stop)
+            self._epoch.advance(min(self._start + num_done * self._step, self._stop))
         return indices
 
     def _with_index(self, batch: Any, indices: Any) -> Any:

@@ -100,7 +100,7 @@ class WithEpoch:
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         loader = self._loader()
         assert loader is not None  # it is what begins a pass
-        epoch = loader._epoch_begun
+        epoch = loader._epochs.number_begun
         return ((epoch, indices) for indices in self._indices)
 
     def __len__(self) -> int:

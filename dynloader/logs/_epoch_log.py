@@ -1,4 +1,4 @@
-"""What there is to tell of an epoch that has ended."""
+"""Collects the statistics of a finished epoch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dynloader.logs._files import QUANTILES
 from dynloader.logs._run_log import RunLog
-from dynloader.sampling._progress import Run
-from dynloader.sampling._sampler import PruningSampler
+from dynloader.sampling._epochs import Epochs
+from dynloader.sampling._progress import EpochProgress
 
 Target = Callable[[dict[str, Any], int], Any]
 
@@ -30,10 +30,10 @@ class Writer(Protocol):
 
 
 class EpochLog:
-    """Follows a sampler, and hands on the figures of every epoch when it ends.
+    """Follows the epochs of a sampler, and hands on the figures of each when it ends.
 
     Args:
-        sampler: the epochs.
+        epochs: to follow.
         update_seconds: what recording losses has cost the host so far.
         target: called with the figures and the number of the epoch.
         run_log: given the figures of each sample, too.
@@ -44,14 +44,14 @@ class EpochLog:
 
     def __init__(
         self,
-        sampler: PruningSampler,
+        epochs: Epochs,
         update_seconds: Callable[[], float],
         target: Target,
         run_log: RunLog | None = None,
         labels: Tensor | None = None,
         used_at: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._sampler = sampler
+        self._epochs = epochs
         self._update_seconds = update_seconds
         self._target = target
         self._run_log = run_log
@@ -59,7 +59,7 @@ class EpochLog:
         self._used_at = used_at
         self._process = os.getpid()
         self._is_ending = False
-        n = sampler.num_samples
+        n = epochs.num_samples
         self._was_kept = torch.ones(n, dtype=torch.bool)
         self._returns = torch.zeros(n, dtype=torch.int32)
         self._checkpoint: int | None = None
@@ -72,15 +72,15 @@ class EpochLog:
             if all(len(found.get(name, ())) == n for name in ("selected", "returns")):
                 self._was_kept = torch.from_numpy(found["selected"].astype(bool))
                 self._returns = torch.from_numpy(found["returns"].astype(np.int32))
-        self._began: tuple[Run, float] | None = None
+        self._began: tuple[EpochProgress, float] | None = None
         # What a training cost that is gone on with is in the lines before, or nowhere.
-        is_new = sampler.run.plan.epoch == 0 and sampler.run.start == 0
-        self._before = (0.0, 0.0) if is_new else (sampler.select_seconds, update_seconds())
+        is_new = epochs.current.plan.epoch == 0 and epochs.current.start == 0
+        self._before = (0.0, 0.0) if is_new else (epochs.select_seconds, update_seconds())
 
-    def begin(self, run: Run) -> None:
-        """An iterator over ``run`` begins."""
-        if self._began is None or self._began[0] is not run:
-            self._began = run, time.perf_counter()
+    def begin(self, epoch: EpochProgress) -> None:
+        """Start the clock of ``epoch``, unless it runs already."""
+        if self._began is None or self._began[0] is not epoch:
+            self._began = epoch, time.perf_counter()
 
     def close(self) -> None:
         """No next epoch will be asked for: the loader is deleted, or Python ends.
@@ -90,38 +90,38 @@ class EpochLog:
         if os.getpid() != self._process:
             return
         try:
-            run = self._sampler.run
-            is_over = run.is_over(self._sampler.num_updates, self._sampler.table.num_in_update)
-            if is_over and (self._run_log is None or self._run_log.is_untouched()):
+            is_untouched = self._run_log is None or self._run_log.is_untouched()
+            if self._epochs.is_over() and is_untouched:
                 # The rows stay fit for a checkpoint within an epoch that was broken off.
-                self.end(run, with_samples=run.is_complete)
+                epoch = self._epochs.current
+                self.end(epoch, with_samples=epoch.is_complete)
         except Exception as error:
             with contextlib.suppress(Warning):
                 warnings.warn(f"the last epoch is missing in the log: {error}", stacklevel=2)
 
-    def end(self, run: Run, *, with_samples: bool = True) -> None:
-        """``run`` is over; the host waits for the GPU.
+    def end(self, epoch: EpochProgress, *, with_samples: bool = True) -> None:
+        """Hand on the figures of ``epoch``, which is over; the host waits for the GPU.
 
-        Where that fails, nothing was counted, and it may be tried again.
+        If it fails, nothing was counted, and it may be tried again.
 
         Args:
-            run: of the sampler.
+            epoch: of the sampler.
             with_samples: write the rows of the samples, too.
         """
-        if self._began is None or self._began[0] is not run or self._is_ending:
+        if self._began is None or self._began[0] is not epoch or self._is_ending:
             return
         self._is_ending = True  # a target may ask for the next epoch
         try:
-            self._hand_on(run, self._began[1], with_samples)
+            self._hand_on(epoch, self._began[1], with_samples)
         finally:
             self._is_ending = False
 
-    def _hand_on(self, run: Run, began: float, with_samples: bool) -> None:
+    def _hand_on(self, epoch: EpochProgress, began: float, with_samples: bool) -> None:
         seconds = max(0.0, self._used_at() - began)
-        sampler, table, plan = self._sampler, self._sampler.table, run.plan
+        epochs, table, plan = self._epochs, self._epochs.table, epoch.plan
         churn, was_kept, returns = 0.0, self._was_kept, self._returns
         checkpoint = self._checkpoint
-        is_kept = torch.ones(sampler.num_samples, dtype=torch.bool)
+        is_kept = torch.ones(epochs.num_samples, dtype=torch.bool)
         if plan.kept is not None:
             is_kept.zero_()
             is_kept[plan.kept.indices] = True
@@ -131,14 +131,14 @@ class EpochLog:
                 churn = float(returned.sum()) / len(plan)
                 returns, was_kept = returns + returned, is_kept
         retention = table.retention()
-        totals = (sampler.select_seconds, self._update_seconds())
+        totals = (epochs.select_seconds, self._update_seconds())
         figures: dict[str, Any] = {
             "epoch": plan.epoch,
             "num_selected": len(plan),
-            "kept_fraction": len(plan) / sampler.num_samples,
+            "kept_fraction": len(plan) / epochs.num_samples,
             "churn": churn,
             # Of an epoch resumed in its midst, what was trained before, too.
-            "samples": self._num_trained + run.position,
+            "samples": self._num_trained + epoch.position,
             "seconds": self._seconds + seconds,
             "epoch_seconds": seconds,
             "select_seconds": totals[0] - self._before[0],

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from dynloader._checks import check_integer
 from dynloader.sampling._plan import CHUNK, Plan
-from dynloader.sampling._progress import Run
+from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._sampler import PruningSampler
 from dynloader.sampling._share import LastBatch, Share, share_of
 
@@ -62,26 +62,27 @@ class PruningBatchSampler(BatchSampler):
     @property
     def share(self) -> Share:
         """What of each step is this process's."""
-        return self._share(self.sampler.world)
+        return self._share(self.sampler.epochs.world.now())
 
     def _share(self, world: tuple[int, int]) -> Share:
-        sizes = None if world[0] == 1 and self.sampler.given_replicas is None else self.batch_sizes
+        is_alone = world[0] == 1 and self.sampler.epochs.world.given[0] is None
+        sizes = None if is_alone else self.batch_sizes
         return share_of(self.batch_size, world, sizes, self.last_batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         if not self.is_pruning:
             return super().__iter__()
-        run = self.sampler.begin()
-        share = self._share(self.sampler.outer_world())
-        num_batches = self.num_left(run, share)
-        blocks = self._blocks(run.plan, run.start, share)
+        current = self.sampler.epochs.begin()
+        share = self._share(self.sampler.epochs.world.for_stock_loader())
+        num_batches = self.num_left(current, share)
+        blocks = self._blocks(current.plan, current.start, share)
         batches = chain.from_iterable(block.tolist() for block in blocks)
-        return self.sampler.use_up(run, batches, num_batches)
+        return current.hand_out(batches, num_batches)
 
     def __len__(self) -> int:
         if not self.is_pruning:
             return super().__len__()
-        return self.length(self._share(self.sampler.outer_world()))
+        return self.length(self._share(self.sampler.epochs.world.for_stock_loader()))
 
     def length(self, share: Share | None = None) -> int:
         """The number of batches of the current epoch."""
@@ -105,9 +106,10 @@ class PruningBatchSampler(BatchSampler):
         partial = 0 if self.drop_last else step - 1
         return (num_samples + partial) // step
 
-    def num_left(self, run: Run, share: Share | None = None) -> int:
-        """How many batches are left of ``run``."""
-        return self.num_batches(self.stop_of(run.plan, share, run.start) - run.start, share)
+    def num_left(self, epoch: EpochProgress, share: Share | None = None) -> int:
+        """Return how many batches of ``epoch`` the next iterator yields."""
+        stop = self.stop_of(epoch.plan, share, epoch.start)
+        return self.num_batches(stop - epoch.start, share)
 
     def check_some_batch(self) -> None:
         """Raise ValueError if the first pruned epoch is less than a batch, and that is dropped."""
@@ -127,12 +129,14 @@ class PruningBatchSampler(BatchSampler):
         They share no element, but memory: one that is kept, or pickled, takes its neighbours along,
         unless it is cloned.
         """
-        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, self.share, chunk)
+        current = self.sampler.epochs.current
+        blocks = self._blocks(current.plan, current.start, self.share, chunk)
         return chain.from_iterable(block.unbind() for block in blocks)
 
     def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
         """As :meth:`replay`, each batch beside itself as a list."""
-        blocks = self._blocks(self.sampler.run.plan, self.sampler.run.start, self.share)
+        current = self.sampler.epochs.current
+        blocks = self._blocks(current.plan, current.start, self.share)
         pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
         return chain.from_iterable(pairs)
 

@@ -1,93 +1,135 @@
-"""How far an epoch has been used."""
+"""Where an epoch stands."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 from dynloader.sampling._plan import Plan
 
+_T = TypeVar("_T")
 
-class Run:
-    """An epoch under way: its plan, and how far it has been used.
+
+class EpochProgress:
+    """Knows how far an epoch has been used. Nothing else writes it.
+
+    An iterator attaches itself, then reports each batch, and the end. Positions count the samples
+    of all processes, in the order of the plan.
+
+    Args:
+        plan: what the epoch feeds.
+        start: position at which the next iterator begins.
+        is_exhausted: its last batch was delivered.
 
     Attributes:
-        plan: what it feeds.
-        start: position in the plan where its next iterator begins.
+        plan: what the epoch feeds.
+        start: position at which the next iterator begins.
         position: position after the last batch that was delivered.
-        stop: position after the last batch; None until an iterator begins.
-        num_delivered: batches that the loader delivered since its iterator last began.
-        num_in_batch: samples in the last of them.
-        is_recorded: ``loader.update`` recorded losses of one of them.
-        is_started: something of it was handed out since then, by the loader or a bare sampler.
-        updates_before: ``PruningSampler.num_updates`` when that iterator began, or when the loader
-            delivered its last batch.
-        is_exhausted: its last batch was handed out.
-        user: its last iterator.
+        stop: position after the last batch of the epoch; None before an iterator begins.
+        is_exhausted: its last batch was delivered.
     """
 
-    def __init__(self, plan: Plan, start: int = 0) -> None:
+    def __init__(self, plan: Plan, *, start: int = 0, is_exhausted: bool = False) -> None:
         self.plan = plan
         self.start = start
         self.position = start
         self.stop: int | None = None
-        self.num_delivered = 0
-        self.num_in_batch = 0
-        self.is_recorded = False
-        self.is_started = False
-        self.updates_before = 0
-        self.is_exhausted = False
-        self.user: weakref.ref[Any] | None = None
+        self.is_exhausted = is_exhausted
+        self._reset(num_updates=0)
+        self._user: weakref.ref[Any] | None = None
 
-    def is_over(self, num_updates: int, num_in_update: int) -> bool:
-        """Whether the next iterator begins the next epoch. A look at the first batch leaves it.
+    def _reset(self, num_updates: int) -> None:
+        self._num_delivered = 0
+        self._last_batch_size = 0
+        self._is_recorded = False
+        self._is_handed_out = False  # something of it, to the training or to torch's loader
+        self._num_updates_before = num_updates
 
-        Losses that the table was given count only if they can be those of the batch delivered:
-        initial scores do not use up an epoch that was looked at.
+    def is_over(self, num_updates: int, last_update_size: int) -> bool:
+        """Return whether the next iterator begins the next epoch.
+
+        Looking at the first batch does not use up an epoch. A table update counts only if it can
+        hold the losses of the batch delivered: initial scores do not end an epoch either.
 
         Args:
-            num_updates: ``PruningSampler.num_updates`` now.
-            num_in_update: ``ScoreTable.num_in_update`` now.
+            num_updates: updates that the table has received.
+            last_update_size: number of losses in the last of them.
         """
-        if self.is_exhausted or self.is_recorded or self.num_delivered > 1:
+        if self.is_exhausted or self._is_recorded or self._num_delivered > 1:
             return True
-        num_recorded = num_updates - self.updates_before
-        if self.num_delivered == 1:
-            return num_recorded == 1 and num_in_update == self.num_in_batch
-        # A loader that is not ours draws from the sampler; what it delivered is not known.
-        return self.is_started and num_recorded != 0
+        num_new = num_updates - self._num_updates_before
+        if self._num_delivered == 1:
+            return num_new == 1 and last_update_size == self._last_batch_size
+        # A stock loader draws from the sampler: which batches it delivered is not known.
+        return self._is_handed_out and num_new != 0
 
     @property
     def is_complete(self) -> bool:
-        """Whether its last batch was delivered."""
+        """Whether the last batch was delivered, even if the iterator was not asked for another."""
         return self.is_exhausted or (self.stop is not None and self.position >= self.stop)
 
     @property
     def is_in_use(self) -> bool:
-        """Whether its last iterator is still alive."""
-        return self.user is not None and self.user() is not None
+        """Whether the last iterator is still alive."""
+        return self._user is not None and self._user() is not None
 
     def begin(self, num_updates: int) -> None:
-        """Count from here: an iterator begins."""
+        """Start counting: an iterator begins at ``start``."""
         self.position = self.start
-        self.num_delivered = 0
-        self.is_recorded = False
-        self.is_started = False
-        self.updates_before = num_updates
+        self._reset(num_updates)
+
+    def attach(self, user: Any, stop: int | None = None) -> None:
+        """Make ``user`` the iterator in use; it will reach ``stop``."""
+        self._user = weakref.ref(user)
+        if stop is not None:
+            self.stop = stop
+
+    def advance(self, position: int) -> None:
+        """Move to ``position``, the end of a batch, even if that batch failed."""
+        self.position = position
+
+    def deliver(self, num_samples: int, num_updates: int) -> None:
+        """Count a batch of ``num_samples`` that reached the training after ``num_updates``."""
+        self._num_delivered += 1
+        self._last_batch_size, self._num_updates_before = num_samples, num_updates
+        self._is_handed_out = True
+
+    def record(self) -> None:
+        """Count losses of this epoch: if any batch was delivered, they use it up."""
+        self._is_recorded = self._is_recorded or self._num_delivered > 0
+
+    def exhaust(self) -> None:
+        """Mark the epoch as exhausted; its iterator is done."""
+        self.is_exhausted = True
+        self._user = None
+
+    def skip(self, num_samples: int, stop: int) -> None:
+        """Leave out the next samples, at most those before ``stop``."""
+        self.start = min(self.start + num_samples, stop)
+        self.position = self.start
 
     def restart(self) -> None:
         """Let the next iterator begin the epoch again."""
         self.start = 0
-        self.num_delivered = 0
-        self.is_recorded = False
-        self.is_started = False
         self.is_exhausted = False
+        self._reset(self._num_updates_before)
 
-    def deliver(self, num_samples: int, num_updates: int) -> None:
-        """Note a batch of so many samples, after so many updates."""
-        self.num_delivered += 1
-        self.num_in_batch, self.updates_before = num_samples, num_updates
-        self.is_started = True
+    def hand_out(self, items: Iterator[_T], num_items: int) -> Iterator[_T]:
+        """Yield ``items`` to a stock loader; the last of them exhausts the epoch."""
+        user = self._handing_out(items, num_items)
+        self.attach(user)
+        return user
+
+    def _handing_out(self, items: Iterator[_T], num_items: int) -> Iterator[_T]:
+        for item in islice(items, max(0, num_items - 1)):
+            self._is_handed_out = True
+            yield item
+        for item in items:
+            self._is_handed_out = self.is_exhausted = True
+            yield item
+        self.is_exhausted = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"user": None}
+        return self.__dict__ | {"_user": None}

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dynloader._checks import check_integer
+
 LastBatch = Literal["split", "pad"]
 
 
 def replicas() -> tuple[int, int]:
-    """The number of processes of ``torch.distributed``, and this one's; (1, 0) without it."""
+    """Return the number of processes of ``torch.distributed`` and the rank; (1, 0) without it."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()
@@ -22,10 +24,60 @@ def replicas() -> tuple[int, int]:
 
 
 def is_sharded_elsewhere() -> bool:
-    """Whether accelerate divides what batch samplers yield among the processes."""
+    """Return whether accelerate divides the batches of batch samplers among the processes."""
     state = sys.modules.get("accelerate.state")
     shared: Any = None if state is None else state.PartialState._shared_state
     return bool(shared) and shared.get("num_processes", 1) > 1
+
+
+class World:
+    """The processes that share an epoch.
+
+    Args:
+        num_replicas: their number. None: those of ``torch.distributed``, once it is initialized.
+        rank: of this process. None: its rank in ``torch.distributed``.
+
+    Attributes:
+        given: both arguments.
+
+    Raises:
+        TypeError, ValueError: no positive number, or no rank below it.
+    """
+
+    def __init__(self, num_replicas: int | None, rank: int | None) -> None:
+        if num_replicas is not None:
+            check_integer("num_replicas", num_replicas, 1)
+        if rank is not None:
+            if num_replicas is None:
+                raise ValueError(f"rank needs num_replicas, got {rank!r} alone")
+            check_integer("rank", rank, 0, num_replicas)
+        self.given = num_replicas, rank
+
+    def now(self) -> tuple[int, int]:
+        """Return the number of processes and the rank of this one, as they are now."""
+        num_replicas, rank = self.given
+        if num_replicas is None:
+            return replicas()
+        if num_replicas == 1:
+            return 1, 0
+        rank = replicas()[1] if rank is None else rank
+        if rank >= num_replicas:
+            raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
+        return num_replicas, rank
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        return self.now()[0]
+
+    @property
+    def rank(self) -> int:
+        """The rank of this process."""
+        return self.now()[1]
+
+    def for_stock_loader(self) -> tuple[int, int]:
+        """Return :meth:`now` for torch's own loader: accelerate divides its batches itself."""
+        return (1, 0) if self.given[0] is None and is_sharded_elsewhere() else self.now()
 
 
 @dataclass(frozen=True)

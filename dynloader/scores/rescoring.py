@@ -26,7 +26,7 @@ _OPTIONS = (
     "worker_init_fn",
     "multiprocessing_context",
     "prefetch_factor",
-    "array_path",
+    "native_gather",
     "transforms",
     "device",
     "seed",
@@ -89,7 +89,7 @@ def rescore(
     left_out = sampler.left_out()
     places = [torch.empty(0, dtype=torch.int64)]
     found = [torch.empty(0, dtype=torch.float32, device=device)]
-    if len(left_out) and sampler.run.start == 0:
+    if len(left_out) and sampler.epochs.current.start == 0:
         with evaluating(model):
             for batch in _batches(loader, left_out):
                 inputs, labels, place = parts_of(batch, loader, 0)

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
-from dynloader._C import build_info
 from dynloader._checks import (
-    as_device,
     as_index,
-    check_device,
     check_integer,
     check_losses,
     check_range,
@@ -21,6 +18,7 @@ from dynloader._checks import (
     check_state_tensor,
     refusing_states,
 )
+from dynloader.table._device import is_captured, resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
 from dynloader.table._scoring import Scoring
@@ -79,7 +77,7 @@ class ScoreTable:
     ) -> None:
         check_integer("n", n, 1, 2**32)
         check_integer("history", history, 0)
-        device = _resolve_device(device)
+        device = resolve_device(device)
         self.scores = ops.zeros((n,), torch.float32, device).fill_(float("inf"))
         self.records = ops.zeros((n, 4), torch.int32, device)
         self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
@@ -252,7 +250,7 @@ class ScoreTable:
                 f"correct must have the shape of losses, {list(losses.shape)}, "
                 f"got {list(correct.shape)}"
             )
-        if correct is not None and self.forgetting is None and _is_captured(self.device):
+        if correct is not None and self.forgetting is None and is_captured(self.device):
             raise RuntimeError(
                 "correct must be given to an update before a CUDA graph captures one: the graph "
                 "would clear table.forgetting whenever it is replayed"
@@ -365,7 +363,7 @@ class ScoreTable:
         self.forgetting, self.num_updates = rows.forgetting, self._shared.num_updates
 
     @property
-    def has_news(self) -> bool:
+    def has_unshared_updates(self) -> bool:
         """Whether losses were recorded that other processes have not been given."""
         shared = self._num_loaded if self._shared is None else self._shared.num_updates
         return not is_alone() and self.num_updates != shared
@@ -453,25 +451,3 @@ class ScoreTable:
         with refusing_states():
             for name in ("num_selections", "num_updates"):
                 check_integer(f"{name} of the state", state[name], 0, 2**63)
-
-
-def _is_captured(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.compiler.is_dynamo_compiling():
-        return False
-    return torch.cuda.is_current_stream_capturing()
-
-
-def _resolve_device(device: torch.device | str | None) -> torch.device:
-    built_with_cuda = build_info()["cuda"] is not None
-    if device is None:
-        device = "cuda" if built_with_cuda and torch.cuda.is_available() else "cpu"
-    device = as_device("device", device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be on the CPU or a CUDA GPU, got {device}")
-    if device.type == "cuda" and not built_with_cuda:
-        raise RuntimeError(
-            f"dynloader was built without CUDA: device={str(device)!r} needs a build where torch "
-            "has CUDA and nvcc is found "
-            "(pip install --no-build-isolation --no-deps --force-reinstall .)"
-        )
-    return check_device("device", device)

@@ -1,0 +1,347 @@
+"""What a loader knows of its epochs: one interface, with a policy and without."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import torch.utils.data
+
+from dynloader._checks import check_integer, refusing_states
+from dynloader.loading._arguments import sized
+from dynloader.policies._policy import Policy
+from dynloader.sampling._batch_sampler import PruningBatchSampler
+from dynloader.sampling._progress import EpochProgress
+from dynloader.sampling._sampler import PruningSampler
+
+_PRUNED_KEYS = frozenset(
+    {
+        "position",
+        "is_exhausted",
+        "step",
+        "checkpoint",
+        "indices",
+        "weights",
+        "select_seconds",
+    }
+)
+
+
+class LoaderEpochs(abc.ABC):
+    """The epochs of a loader.
+
+    Attributes:
+        sampler: selects the samples; None without a policy.
+        state_keys: what :meth:`state` adds to the state of a loader.
+    """
+
+    sampler: PruningSampler | None
+    state_keys: frozenset[str]
+
+    @property
+    @abc.abstractmethod
+    def number(self) -> int:
+        """The number of the current epoch."""
+
+    @property
+    @abc.abstractmethod
+    def current(self) -> EpochProgress | None:
+        """Where the epoch stands that the last iterator feeds; None if nothing keeps track."""
+
+    @property
+    @abc.abstractmethod
+    def number_begun(self) -> int:
+        """The number of the epoch that the last iterator feeds."""
+
+    @property
+    @abc.abstractmethod
+    def samples_per_step(self) -> int:
+        """Samples that all processes take in one step."""
+
+    @property
+    @abc.abstractmethod
+    def stop(self) -> int:
+        """Position after the last batch of the epoch that the last iterator feeds."""
+
+    @property
+    def select_seconds(self) -> float:
+        """What selecting has cost the host so far."""
+        return 0.0
+
+    @property
+    def has_open_length(self) -> bool:
+        """Whether the losses decide how many batches an epoch has."""
+        return False
+
+    @property
+    def has_unshared_updates(self) -> bool:
+        """Whether losses were recorded that the other processes do not have."""
+        return False
+
+    @abc.abstractmethod
+    def set(self, epoch: int, loader: Any) -> None:
+        """Make ``epoch`` the current one."""
+
+    @abc.abstractmethod
+    def length(self, loader: Any) -> int:
+        """Return the number of batches of the current epoch, in this process."""
+
+    @abc.abstractmethod
+    def num_selected(self, loader: Any) -> int:
+        """Return how many samples all processes together are fed in the current epoch."""
+
+    @abc.abstractmethod
+    def num_left(self, loader: Any) -> int:
+        """Return the number of batches of the iterator that began last."""
+
+    @abc.abstractmethod
+    def batches_at_most(self, epoch: int, loader: Any) -> int:
+        """Return the number of batches of ``epoch``, or the most that it may have."""
+
+    @abc.abstractmethod
+    def skip(self, num_batches: int) -> None:
+        """Leave out the next batches of the current epoch."""
+
+    @abc.abstractmethod
+    def progress(self, epochs: int | None) -> float:
+        """Return the share that is done of a training of ``epochs``."""
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two loaders to feed alike."""
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Where the current epoch stands."""
+
+    @abc.abstractmethod
+    def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
+        """Raise ValueError unless :meth:`restore` can go on from ``state``."""
+
+    @abc.abstractmethod
+    def restore(self, state: Mapping[str, Any], loader: Any) -> None:
+        """Go on from ``state``."""
+
+
+class PlainEpochs(LoaderEpochs):
+    """The epochs of a loader without a policy: torch's, and a number.
+
+    Args:
+        batch_size: of the loader.
+    """
+
+    sampler = None
+    current = None
+    state_keys = frozenset[str]()
+    stop = 0
+
+    def __init__(self, batch_size: int | None) -> None:
+        self._number = 0
+        self._batch_size = batch_size
+
+    @property
+    def number(self) -> int:
+        return self._number
+
+    @property
+    def number_begun(self) -> int:
+        return self._number
+
+    @property
+    def samples_per_step(self) -> int:
+        return self._batch_size or 1
+
+    def set(self, epoch: int, loader: Any) -> None:
+        check_integer("epoch", epoch, 0)
+        self._number = int(epoch)
+        for sampler in (loader.sampler, loader.batch_sampler):
+            if callable(pass_on := getattr(sampler, "set_epoch", None)):
+                pass_on(epoch)
+
+    def length(self, loader: Any) -> int:
+        return torch.utils.data.DataLoader.__len__(loader)
+
+    def num_selected(self, loader: Any) -> int:
+        return len(sized(loader.dataset))
+
+    def num_left(self, loader: Any) -> int:
+        return len(loader)
+
+    def batches_at_most(self, epoch: int, loader: Any) -> int:
+        return len(loader)
+
+    def skip(self, num_batches: int) -> None:
+        raise RuntimeError("skip needs a DataLoader with policy=, got None")
+
+    def progress(self, epochs: int | None) -> float:
+        raise RuntimeError(
+            "progress needs a DataLoader with policy= (dynloader.Full() keeps all), got None"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self._number, "position": 0}
+
+    def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
+        with refusing_states():
+            check_integer("epoch of the state", state["epoch"], 0, 2**63)
+            # An epoch resumes from its beginning.
+            _check_position(state, num_fed=0, drop_last=False, steps_per_epoch=None)
+
+    def restore(self, state: Mapping[str, Any], loader: Any) -> None:
+        self.set(int(state["epoch"]), loader)
+
+
+class PrunedEpochs(LoaderEpochs):
+    """The epochs of a loader with a policy.
+
+    Args:
+        sampler: selects the samples.
+        batches: makes batches of them; None: there are single samples.
+    """
+
+    sampler: PruningSampler
+    state_keys = _PRUNED_KEYS
+
+    def __init__(self, sampler: PruningSampler, batches: PruningBatchSampler | None) -> None:
+        self.sampler = sampler
+        self.batches = batches
+        self._epochs = sampler.epochs
+
+    @property
+    def policy(self) -> Policy:
+        """The rule that selects."""
+        return self._epochs.policy
+
+    @property
+    def number(self) -> int:
+        return self._epochs.number
+
+    @property
+    def current(self) -> EpochProgress:
+        return self._epochs.current
+
+    @property
+    def number_begun(self) -> int:
+        return self._epochs.current.plan.epoch
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.sampler.num_replicas if self.batches is None else self.batches.share.step
+
+    @property
+    def stop(self) -> int:
+        current = self._epochs.current
+        if self.batches is None:
+            return len(current.plan)
+        return self.batches.stop_of(current.plan, start=current.start)
+
+    @property
+    def select_seconds(self) -> float:
+        return self._epochs.select_seconds
+
+    @property
+    def has_open_length(self) -> bool:
+        if self.batches is not None and self.batches.steps_per_epoch is not None:
+            return False
+        return self.policy.keeps_more or self.policy.keep is None
+
+    @property
+    def has_unshared_updates(self) -> bool:
+        return self._epochs.has_unshared_updates
+
+    def set(self, epoch: int, loader: Any) -> None:
+        self._epochs.set(epoch)
+
+    def length(self, loader: Any) -> int:
+        if self.batches is None:
+            return -(-self._epochs.num_selected // self.sampler.num_replicas)
+        return self.batches.length(self.batches.share)
+
+    def num_selected(self, loader: Any) -> int:
+        return self._epochs.num_selected
+
+    def num_left(self, loader: Any) -> int:
+        current = self._epochs.current
+        if self.batches is not None:
+            return self.batches.num_left(current)
+        return -(-(len(current.plan) - current.start) // self.samples_per_step)
+
+    def batches_at_most(self, epoch: int, loader: Any) -> int:
+        num_kept = self.policy.num_kept_at_most(self.sampler.num_samples, epoch)
+        if self.batches is None:
+            return -(-num_kept // self.sampler.num_replicas)
+        if self.batches.steps_per_epoch is not None:
+            return self.batches.steps_per_epoch
+        return self.batches.num_batches(num_kept)
+
+    def skip(self, num_batches: int) -> None:
+        current = self._epochs.begin()
+        current.skip(num_batches * self.samples_per_step, self.stop)
+
+    def progress(self, epochs: int | None) -> float:
+        if epochs is None:
+            raise RuntimeError(
+                "progress needs the number of epochs, got None: give epochs= to the DataLoader or "
+                "to its policy"
+            )
+        current, step = self._epochs.current, self.samples_per_step
+        done = 1.0
+        if not current.is_exhausted:
+            done = -(-self._epochs.position // step) / -(-self.stop // step)
+        return min(1.0, (current.plan.epoch + done) / epochs)
+
+    def identity(self) -> dict[str, Any]:
+        return self._epochs.identity()
+
+    def state(self) -> dict[str, Any]:
+        return self._epochs.state() | {"step": self.samples_per_step}
+
+    def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
+        num_fed = self._epochs.check_state(state)
+        with refusing_states():
+            step, size = state["step"], loader.batch_size or 1
+            check_integer("step of the state", step, 1)
+            if step < size or (step % size and not loader.batch_sizes):
+                raise ValueError(
+                    f"step of the state must be a multiple of batch_size={size}, got {step}"
+                )
+            _check_position(
+                state,
+                num_fed=num_fed,
+                drop_last=loader.drop_last,
+                steps_per_epoch=loader.steps_per_epoch,
+            )
+
+    def restore(self, state: Mapping[str, Any], loader: Any) -> None:
+        self._epochs.restore(state)
+
+
+def _check_position(
+    state: Mapping[str, Any], *, num_fed: int, drop_last: bool, steps_per_epoch: int | None
+) -> None:
+    """Raise ValueError unless ``state`` is between two batches of an epoch of ``num_fed``."""
+    # Older states have no start.
+    step, start, position = state.get("step", 1), state.get("start", 0), state.get("position", 0)
+    check_integer("step of the state", step, 1)
+    if steps_per_epoch is None:
+        check_integer("start of the state", start, 0, num_fed + 1)
+        stop = num_fed - ((num_fed - start) % step if drop_last else 0)
+    else:
+        # Fewer processes than before may begin beyond the end of their shorter epoch.
+        check_integer("start of the state", start, 0)
+        stop = max(start, steps_per_epoch * step)
+    check_integer("position of the state", position, 0)
+    if not start <= position <= stop or ((position - start) % step and position != stop):
+        first = f"{start} and " if start else ""
+        raise ValueError(
+            f"position of the state must be {first}a multiple of {step} up to {stop}, "
+            f"got {position}"
+        )
+    batch = state.get("batch", -(-position // step))
+    check_integer("batch of the state", batch, 0)
+    if batch != -(-position // step):
+        raise ValueError(f"batch of the state must be {-(-position // step)}, got {batch}")

@@ -1,0 +1,116 @@
+"""Decides whether batches are gathered from arrays, and gathers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dynloader.arrays._columns import Columns, columns_of, why_not, why_not_torch
+from dynloader.arrays._feeds import ArrayFetcher, DeviceFeed, Feeders, HostFeed, num_threads
+from dynloader.loading._array_iterator import ArrayIterator
+from dynloader.loading._epochs import PrunedEpochs
+from dynloader.loading._pairing import Pairing
+from dynloader.loading._prefetch import ToDevice
+from dynloader.sampling._plan import SMALL_CHUNK
+
+
+class Gathering:
+    """The arrays that a loader's batches are gathered from, if any.
+
+    Attributes:
+        columns: those arrays, with the transforms; None: torch's iterators ask for single samples.
+    """
+
+    def __init__(self) -> None:
+        self._found: Columns | None = None
+        self.columns: Columns | None = None
+        self._feeders: Feeders | None = None
+
+    def find(self, loader: Any) -> Columns | str:
+        """Return the arrays of ``loader`` as they are now, or why there are none."""
+        reason = why_not(loader) if loader.native_gather else "native_gather is False"
+        if reason is None and loader.policy is None:
+            reason = why_not_torch(loader)
+        return reason or columns_of(loader.dataset, self._found)
+
+    def refresh(self, loader: Any) -> None:
+        """Look for arrays again: the user may have replaced them.
+
+        Raises:
+            KeyError, TypeError, ValueError: an argument needs arrays, or other ones.
+        """
+        found = self.find(loader)
+        if not isinstance(found, str) and found is self._found:
+            return
+        for name in ("transforms", "batch_transform", "device"):
+            if getattr(loader, name) is None:
+                continue
+            if isinstance(found, str):
+                raise ValueError(f"{name} needs batches gathered from arrays, but {found}")
+            if loader.policy is None:
+                raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
+        columns = None
+        if isinstance(found, Columns):
+            if loader.blocks is not None and found.device.type == "cuda":
+                raise ValueError(
+                    "blocks must be None for arrays on a GPU: they are not read in blocks"
+                )
+            transforms = loader.transforms
+            columns = found if transforms is None else found.with_transforms(transforms)
+        if loader.pruning_sampler is not None:
+            is_resident = columns is not None and columns.device.type == "cuda"
+            loader.pruning_sampler.epochs.is_resident = is_resident
+        self._found = found if isinstance(found, Columns) else None
+        self.columns, self._feeders = columns, None
+
+    def in_place_of_samples(self, loader: Any, torchs: Any) -> Any:
+        """Let one of torch's iterators gather its batches, if there are arrays."""
+        if self.columns is not None:
+            # Replaces only the part that calls the dataset for every sample.
+            torchs._dataset_fetcher = ArrayFetcher(loader.dataset, torchs._dataset_fetcher)
+        return torchs
+
+    def iterate(self, loader: Any, epochs: PrunedEpochs, pairing: Pairing) -> ArrayIterator:
+        """Return an iterator over the current epoch of ``epochs``."""
+        columns, batches = self.columns, epochs.batches
+        assert columns is not None
+        assert batches is not None
+        # As torch's iterators do, so that its generator ends in the same state.
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        current, share = epochs.current, batches.share
+        plan = current.plan
+        stop = batches.stop_of(plan, share, current.start)
+        feed: Iterator[Any]
+        if columns.device.type == "cpu":
+            feed = HostFeed(
+                columns,
+                self._feeders_of(columns, loader),
+                batches.replay(SMALL_CHUNK),
+                seed=plan.seed,
+                epoch=plan.epoch,
+                threads=num_threads(loader.num_workers),
+            )
+        else:
+            feed = DeviceFeed(columns, plan, current.start, stop, share)
+        if loader.device is not None and loader.device.type != columns.device.type:
+            # The index moves with its batch: from then on all is on that device.
+            feed = ToDevice(feed, loader.device, ahead=True)
+        return ArrayIterator(
+            feed,
+            pairing,
+            epochs.sampler.epochs,
+            num_batches=batches.num_left(current, share),
+            step=share.step,
+            stop=stop,
+            add_index=loader.return_index,
+            batch_transform=loader.batch_transform,
+        )
+
+    def _feeders_of(self, columns: Columns, loader: Any) -> Feeders:
+        if self._feeders is None:
+            goes_to_gpu = loader.device is not None and loader.device.type == "cuda"
+            is_pinned = (loader.pin_memory or goes_to_gpu) and torch.cuda.is_available()
+            self._feeders = Feeders(columns, is_pinned)
+        return self._feeders

@@ -1,0 +1,127 @@
+"""Opens and closes the logs of a loader."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from dynloader._checks import as_labels
+from dynloader.logs._epoch_log import EpochLog, target_of
+from dynloader.logs._run_log import RunLog
+from dynloader.sampling._epochs import Epochs
+
+_OPEN: weakref.WeakSet[LoaderLogs] = weakref.WeakSet()
+
+
+class LoaderLogs:
+    """The logs of a loader. A copy of the loader has none."""
+
+    def __init__(self) -> None:
+        self._logs: list[EpochLog] = []
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def add(self, log: EpochLog) -> None:
+        """Keep ``log``, and close it at the latest when Python ends."""
+        self._logs.append(log)
+        _OPEN.add(self)
+
+    def begin(self, epochs: Epochs) -> None:
+        """Start the clock of the current epoch."""
+        for log in self._logs:
+            log.begin(epochs.current)
+
+    def close(self) -> None:
+        """Hand on the last epoch: no next one will be asked for."""
+        for log in self._logs:
+            log.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for logs in list(_OPEN):
+        logs.close()
+
+
+def open_log(
+    loader: Any,
+    target: Any,
+    *,
+    name: str | None,
+    labels: Tensor | Sequence[int] | None,
+    class_names: Sequence[str] | None,
+    resume: bool,
+) -> RunLog | None:
+    """Let ``target`` have the figures of each epoch of ``loader``; see ``DataLoader.log_to``."""
+    if loader.pruning_sampler is None:
+        raise RuntimeError("log_to needs a DataLoader with policy=, got None")
+    epochs: Epochs = loader.pruning_sampler.epochs
+    run_log = None
+    function: Callable[[dict[str, Any], int], Any]
+    if labels is None:
+        labels = epochs.policy.labels
+    if labels is not None:
+        labels = _checked_labels(labels, epochs.num_samples)
+    if isinstance(target, str | os.PathLike):
+        run_log = RunLog(
+            target if epochs.world.rank == 0 else None,
+            name=name,
+            seed=epochs.seed,
+            labels=labels,
+            class_names=class_names,
+            about={"policy": epochs.policy.describe(), "n": epochs.num_samples},
+            first_epoch=loader.epoch if resume else None,
+        )
+        run_log.settle = partial(_settle, weakref.ref(loader))
+        function = _ignore
+    else:
+        function = target_of(target)
+    # Not the loader itself, so that it is deleted with the user's last reference.
+    state, pairing = vars(loader), loader._pairing
+    log = EpochLog(
+        epochs,
+        lambda: float(state["_update_seconds"]),
+        function,
+        run_log,
+        labels,
+        lambda: pairing.used_at,
+    )
+    if epochs.world.rank == 0:
+        if epochs.current.is_in_use:
+            log.begin(epochs.current)
+        loader._logs.add(log)
+        epochs.when_over.append(log.end)
+    return run_log
+
+
+def _settle(loader: weakref.ref[Any]) -> None:
+    """Hand on the figures of an epoch that is over, before the user adds metrics to it."""
+    if (found := loader()) is None or (sampler := found.pruning_sampler) is None:
+        return
+    epochs: Epochs = sampler.epochs
+    _ = epochs.number
+    # An iterator may never be asked for a batch after the last.
+    are_recorded = found._pairing.num_unclaimed == 0 or not epochs.policy.needs_scores
+    if epochs.current.is_complete and are_recorded and epochs.world.size == 1:
+        epochs.hand_on()
+
+
+def _checked_labels(labels: Any, num_samples: int) -> Tensor:
+    """As int64 [n] on the host."""
+    found = as_labels(labels, takes_bools=False)
+    if found.shape != (num_samples,):
+        raise ValueError(f"labels must have shape [{num_samples}], got {list(found.shape)}")
+    if num_samples and int(found.min()) < 0:
+        raise ValueError(f"labels must be at least 0, got {int(found.min())}")
+    return found
+
+
+def _ignore(figures: dict[str, Any], epoch: int) -> None:
+    pass

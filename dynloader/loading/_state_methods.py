@@ -1,0 +1,90 @@
+"""How a loader is saved and resumed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from dynloader._checks import check_number, check_state, refusing_states
+from dynloader.loading._epochs import LoaderEpochs
+from dynloader.loading._pairing import Pairing
+from dynloader.table._table import ScoreTable
+
+_VERSION = 1
+_KEYS = {"epoch", "update_seconds", "table"}
+
+
+class StateMethods:
+    """A part of :class:`dynloader.DataLoader`."""
+
+    batch_size: int | None
+    drop_last: bool
+    steps_per_epoch: int | None
+    seed_each_sample: bool
+    table: ScoreTable | None
+    transforms: Any
+    _epochs: LoaderEpochs
+    _pairing: Pairing
+    _update_seconds: float
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to feed the same batches from here on.
+
+        ``batch`` counts the batches of this epoch that were yielded; after a ``break`` too, unless
+        the next epoch was asked for. With ``in_order=False`` some that came early come again.
+        Without a policy, the epoch resumes from its beginning.
+
+        Of several processes, each has what it recorded itself and what all had recorded when the
+        epoch was settled. To save the state of one for all within an epoch, let all call
+        ``loader.table.synchronize()`` before. The state may be loaded by any number of processes.
+        """
+        if self._epochs.has_unshared_updates:
+            warnings.warn(
+                "this state has no losses that the other processes recorded in this epoch: call "
+                "loader.table.synchronize() in every process before state_dict()",
+                stacklevel=2,
+            )
+        state = self._epochs.state()
+        return self._identity() | {
+            **state,
+            "batch": -(-state["position"] // self._epochs.samples_per_step),
+            "update_seconds": self._update_seconds,
+            "table": None if self.table is None else self.table.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken: the next ``iter()`` begins after its last batch.
+
+        Raises:
+            ValueError: the state is of another version, or of a loader with other samples, policy,
+                seed, order or batches, or it is damaged; nothing is changed. To begin anew with the
+                old scores, load ``state["table"]`` into ``loader.table``.
+        """
+        check_state(state, self._identity(), _KEYS | self._epochs.state_keys)
+        if self.table is not None:
+            self.table.check_state_dict(state["table"])
+        elif state["table"] is not None:
+            kind = type(state["table"]).__name__
+            raise ValueError(f"table of the state must be None without a table, got {kind}")
+        self._epochs.check_state(state, self)
+        with refusing_states():
+            check_number("update_seconds of the state", state["update_seconds"], "[0, inf)")
+        if self.table is not None:
+            self.table.load_state_dict(state["table"])
+        self._epochs.restore(state, self)
+        self._update_seconds = float(state["update_seconds"])
+        self._pairing.forget()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "policy": None,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "steps_per_epoch": self.steps_per_epoch,
+            "seed_each_sample": self.seed_each_sample,
+            "has_table": self.table is not None,
+            **({} if self.transforms is None else {"transforms": repr(self.transforms)}),
+            **self._epochs.identity(),
+        }

@@ -1,0 +1,356 @@
+"""The epochs of a training: selects for each, and decides when one is over."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynloader._checks import (
+    check_flag,
+    check_integer,
+    check_number,
+    check_range,
+    check_state_tensor,
+    refusing_states,
+)
+from dynloader.ops import Selection, num_used_of
+from dynloader.policies._policy import Policy, as_selection, is_built_in
+from dynloader.sampling._blocks import Blocks
+from dynloader.sampling._constraints import choose
+from dynloader.sampling._plan import Kept, Plan
+from dynloader.sampling._progress import EpochProgress
+from dynloader.sampling._share import World
+from dynloader.table._table import ScoreTable
+
+NUM_EPOCHS = 2**32
+
+
+class Epochs:
+    """Settles one epoch after the other: its selection, and when the next one begins.
+
+    Args:
+        policy: which samples to keep.
+        table: their scores.
+        world: the processes that share an epoch.
+        seed: of all random choices, in [0, 2**64).
+        shuffle: feed in random order; False: in ascending order.
+        blocks: how samples are stored, if the order follows that.
+
+    Attributes:
+        current: the epoch settled last, and where it stands.
+        select_seconds: what selecting has cost the host so far.
+        is_resident: the indices are needed on the GPU, where the samples are.
+        when_over: called with an epoch that is over, before the next is settled.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        table: ScoreTable,
+        world: World,
+        *,
+        seed: int,
+        shuffle: bool,
+        blocks: Blocks | None,
+    ) -> None:
+        self.policy = policy
+        self.table = table
+        self.world = world
+        self.num_samples = len(table)
+        self.seed = seed
+        self.shuffle = shuffle
+        self._blocks = blocks
+        self.select_seconds = 0.0
+        self.is_resident = False
+        self.when_over: list[Callable[[EpochProgress], None]] = []
+        self._num_updates_beside = 0
+        self._followed: Any = None
+        self._followed_epoch = 0
+        self._kept: Kept | None = None
+        self.current = self._settle(0)
+
+    # Where the training stands
+
+    def is_over(self) -> bool:
+        """Return whether the next iterator begins another epoch than :attr:`current`."""
+        return self.current.is_over(self.num_updates, self.table.num_in_update)
+
+    @property
+    def _is_left(self) -> bool:
+        return self.is_over() and not self.current.is_in_use
+
+    @property
+    def _awaits_others(self) -> bool:
+        """Whether all processes must meet before the next epoch can be settled."""
+        return self._is_left and self.world.size > 1
+
+    @property
+    def number(self) -> int:
+        """The number of the epoch that the next iterator feeds."""
+        return self.plan.epoch + self._awaits_others
+
+    @property
+    def num_selected(self) -> int:
+        """Samples that all processes together are fed in epoch :attr:`number`.
+
+        Before several processes have settled it: the most that the policy may keep.
+        """
+        epoch = self.number
+        if self._awaits_others:
+            return self.policy.num_kept_at_most(self.num_samples, epoch)
+        return len(self.current.plan)
+
+    @property
+    def plan(self) -> Plan:
+        """What the next iterator feeds. Settles the next epoch if one process can do it alone."""
+        if self._is_left and self.world.size == 1:
+            self.finish(self.current)
+        return self.current.plan
+
+    @property
+    def position(self) -> int:
+        """Position after the last batch of :attr:`current`; looking at its first does not count."""
+        current = self.current
+        return current.position if self.is_over() or current.is_in_use else current.start
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the table, apart from those by :meth:`record_beside`."""
+        return self.table.num_updates_known - self._num_updates_beside
+
+    @property
+    def has_unshared_updates(self) -> bool:
+        """Whether losses were recorded that the other processes do not have."""
+        return self.world.size > 1 and self.table.has_unshared_updates
+
+    # What moves it
+
+    def begin(self) -> EpochProgress:
+        """Return the epoch that a new iterator feeds: the next one if the last is over."""
+        if self.is_over():
+            self.finish(self.current)
+        self._follow()
+        if self.current.plan.kept is not None:
+            self.current.plan.kept.wait()
+        self.table.finish_check(wait=False)
+        self.current.begin(self.num_updates)
+        return self.current
+
+    def set(self, epoch: int) -> None:
+        """Settle ``epoch``, unless it is the current one; if that was broken off, restart it."""
+        check_integer("epoch", epoch, 0, NUM_EPOCHS)
+        if epoch != self.current.plan.epoch:
+            self._move_to(int(epoch))
+        elif self.is_over():
+            self.current.restart()
+
+    def follow(self, sampler: Any) -> None:
+        """Do what ``sampler.set_epoch`` asks for, from now on."""
+        self._followed, self._followed_epoch = sampler, sampler.epoch
+
+    def _follow(self) -> None:
+        if self._followed is None or self._followed.epoch == self._followed_epoch:
+            return
+        self._followed_epoch = self._followed.epoch
+        self.set(self._followed_epoch)
+
+    def finish(self, epoch: EpochProgress) -> None:
+        """End ``epoch`` and settle the next one, if ``epoch`` is current."""
+        if epoch is self.current:
+            self._move_to(epoch.plan.epoch + 1)
+
+    def finish_at_end(self, epoch: EpochProgress) -> None:
+        """Like :meth:`finish`, for an exhausted epoch that may be the last of the training.
+
+        A schedule may end with the training. If the next epoch cannot be settled, the error is
+        raised when somebody asks for it. Errors of :attr:`when_over` are raised now.
+        """
+        if epoch is not self.current:
+            return
+        number = epoch.plan.epoch + 1
+        try:
+            self._synchronize(number)
+        except Exception:
+            return
+        self._call_when_over()
+        with contextlib.suppress(Exception):
+            self.current = self._settle(number)
+
+    def hand_on(self) -> None:
+        """Call :attr:`when_over` if the current epoch is over, without settling the next.
+
+        All processes must call it: they exchange their scores.
+        """
+        if self.world.size > 1:
+            number = self.current.plan.epoch
+            self.table.synchronize(of=f"{self.identity()}, at the end of {number}")
+        self._call_when_over()
+
+    def record_beside(self, index: Tensor | Sequence[int], losses: Tensor) -> None:
+        """Update the table with losses that do not count as training on the current epoch."""
+        before, num_in_update = self.table.num_updates_known, self.table.num_in_update
+        self.table.update(index, losses)
+        self.table.num_in_update = num_in_update
+        self._num_updates_beside += self.table.num_updates_known - before
+
+    def left_out(self) -> Tensor:
+        """Return the samples that the current epoch does not feed; it settles the epoch."""
+        if self._is_left:
+            self.finish(self.current)
+        self._follow()
+        kept = self.current.plan.kept
+        if kept is None:
+            return torch.empty(0, dtype=torch.int64)
+        is_left_out = torch.ones(self.num_samples, dtype=torch.bool)
+        is_left_out[kept.indices] = False
+        return is_left_out.nonzero().view(-1)
+
+    def _move_to(self, epoch: int) -> None:
+        self._synchronize(epoch)
+        self._call_when_over()
+        self.current = self._settle(epoch)
+
+    def _synchronize(self, epoch: int) -> None:
+        """Give all processes the same table, before they go on to ``epoch``."""
+        # Started here, read by begin(), which waits for the indices anyway.
+        self.table.start_check()
+        if self.world.size > 1:
+            self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
+
+    def _call_when_over(self) -> None:
+        if self.is_over():
+            for call in self.when_over:
+                call(self.current)
+
+    def _settle(self, epoch: int, *, start: int = 0, is_exhausted: bool = False) -> EpochProgress:
+        checkpoint = self.policy.checkpoint(epoch)
+        kept = None
+        if checkpoint is not None:
+            if self._kept is None or self._kept.checkpoint != checkpoint:
+                self._kept = self._select(checkpoint)
+            kept = self._kept
+        plan = Plan(epoch, self.seed, self.num_samples, self.shuffle, kept, self._blocks)
+        return EpochProgress(plan, start=start, is_exhausted=is_exhausted)
+
+    def _select(self, checkpoint: int) -> Kept:
+        if self.policy.needs_scores and self.table.num_updates_known == 0:
+            warnings.warn(
+                f"{type(self.policy).__name__} selects by scores, but none were recorded before "
+                f"epoch {checkpoint}: call loader.update(losses) or table.update(index, losses)",
+                stacklevel=2,
+            )
+        begin = time.perf_counter()
+        num_kept = self.policy.num_kept(self.num_samples, checkpoint)
+        chosen = choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
+        selection = as_selection(chosen, self.policy, self.num_samples, num_kept)
+        kept = Kept(
+            selection,
+            checkpoint,
+            self.num_samples,
+            is_trusted=is_built_in(self.policy),
+            is_resident=self.is_resident,
+        )
+        self.table.count_selection(selection.indices, num_used_of(selection))
+        self.select_seconds += time.perf_counter() - begin
+        return kept
+
+    # Saving and resuming
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two trainings to feed the same samples, given equal scores."""
+        return {
+            "num_samples": self.num_samples,
+            "policy": self.policy.describe(),
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "blocks": None if self._blocks is None else self._blocks.describe(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Where the current epoch stands, and the selection in force."""
+        if self.current.is_exhausted and self.world.size == 1:
+            self.finish(self.current)
+        current, kept = self.current, self._kept
+        indices, weights = (None, None) if kept is None else kept.selection()
+        return {
+            "epoch": current.plan.epoch,
+            # If batches were skipped while an iterator was in use, that iterator is behind start.
+            "start": min(current.start, self.position),
+            "position": self.position,
+            "is_exhausted": current.is_exhausted,
+            "checkpoint": None if kept is None else kept.checkpoint,
+            "indices": None if indices is None else indices.clone(),
+            "weights": weights,
+            "select_seconds": self.select_seconds,
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> int:
+        """Return how many samples the epoch of ``state`` feeds.
+
+        Raises:
+            ValueError: :meth:`restore` cannot go on from ``state``.
+        """
+        with refusing_states():
+            epoch, checkpoint = state["epoch"], state["checkpoint"]
+            check_integer("epoch of the state", epoch, 0, NUM_EPOCHS)
+            if checkpoint is not None:
+                check_integer("checkpoint of the state", checkpoint, 0, NUM_EPOCHS)
+            needed = self.policy.checkpoint(epoch)
+            if needed is not None and needed != checkpoint:
+                raise ValueError(f"checkpoint of the state must be {needed}, got {checkpoint!r}")
+            check_flag("is_exhausted of the state", state["is_exhausted"])
+            check_number("select_seconds of the state", state["select_seconds"], "[0, inf)")
+        if checkpoint is None:
+            for name in ("indices", "weights"):
+                if state[name] is not None:
+                    kind = type(state[name]).__name__
+                    raise ValueError(
+                        f"{name} of the state must be None without checkpoint, got {kind}"
+                    )
+            return self.num_samples
+        self._check_kept(state["indices"], state["weights"])
+        return self.num_samples if needed is None else len(state["indices"])
+
+    def _check_kept(self, indices: Any, weights: Any) -> None:
+        check_state_tensor("indices", indices, torch.int64, [None])
+        if len(indices) == 0:
+            raise ValueError("indices of the state must hold at least one sample, got none")
+        with refusing_states():
+            check_range("indices of the state", indices, self.num_samples)
+        is_kept = torch.zeros(self.num_samples, dtype=torch.bool, device=indices.device)
+        is_kept[indices] = True
+        if (num_distinct := int(is_kept.sum())) != len(indices):
+            raise ValueError(
+                f"indices of the state must be distinct, got {num_distinct} samples at "
+                f"{len(indices)} places"
+            )
+        if weights is not None:
+            check_state_tensor("weights", weights, torch.float32, [len(indices)])
+            if num_other := int((~weights.isfinite()).sum()):
+                raise ValueError(
+                    f"weights of the state must be finite, got {num_other} that are not"
+                )
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, which :meth:`check_state` has accepted. The table is separate."""
+        kept = None
+        if state["checkpoint"] is not None:
+            # A copy: the state belongs to the caller.
+            indices, weights = state["indices"].to("cpu", copy=True), state["weights"]
+            if weights is not None:
+                weights = weights.detach().to(self.table.device)
+            kept = Kept(Selection(indices, weights), int(state["checkpoint"]), self.num_samples)
+        self._kept = kept
+        self.current = self._settle(
+            int(state["epoch"]), start=int(state["position"]), is_exhausted=state["is_exhausted"]
+        )
+        self.select_seconds = float(state["select_seconds"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"when_over": []}

@@ -1,0 +1,32 @@
+"""Where a table may be."""
+
+from __future__ import annotations
+
+import torch
+
+from dynloader._C import build_info
+from dynloader._checks import as_device, check_device
+
+
+def is_captured(device: torch.device) -> bool:
+    """Return whether a CUDA graph is being captured on ``device``."""
+    if device.type != "cuda" or torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """Return the device of a table: by default the current GPU, or the CPU if there is none."""
+    built_with_cuda = build_info()["cuda"] is not None
+    if device is None:
+        device = "cuda" if built_with_cuda and torch.cuda.is_available() else "cpu"
+    device = as_device("device", device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be on the CPU or a CUDA GPU, got {device}")
+    if device.type == "cuda" and not built_with_cuda:
+        raise RuntimeError(
+            f"dynloader was built without CUDA: device={str(device)!r} needs a build where torch "
+            "has CUDA and nvcc is found "
+            "(pip install --no-build-isolation --no-deps --force-reinstall .)"
+        )
+    return check_device("device", device)
