@@ -12,7 +12,7 @@ from cases import SCORES, same, tensor, values
 from ledger import Numbers
 
 from dynloader import DataLoader, Policy, Prioritized, ScoreTable, Weighted, ops
-from dynloader.policies._weighting import sampling_weights
+from dynloader.policies.weighted import sampling_weights
 
 SETTINGS = [
     *((0.3, 0.05), (0.6, 1e-6), (1.0, 0.05), (0.0, 0.05), (2.0, 0.05), (3.0, 1e-3)),

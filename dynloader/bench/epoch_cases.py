@@ -24,9 +24,8 @@ from dynloader.bench.select_cases import (
     on_host,
     prune_as_info_batch,
 )
-from dynloader.policies import UCB, RandomDynamic
+from dynloader.policies import UCB, InfoBatch, RandomDynamic
 from dynloader.policies._policy import Policy
-from dynloader.policies._weighting import InfoBatch
 from dynloader.sampling._batch_sampler import PruningBatchSampler
 from dynloader.sampling._sampler import PruningSampler
 from dynloader.table._table import ScoreTable

@@ -1,17 +1,19 @@
 """The rules that choose which samples to keep, one module for each method or family."""
 
 from dynloader.policies._policy import Policy
-from dynloader.policies._ranges import IES, Kakurenbo, OrderDP, SeTa
-from dynloader.policies._rules import (
-    UCB,
-    EpsilonGreedy,
-    Full,
-    RandomDynamic,
-    Static,
-    StaticRandom,
-)
-from dynloader.policies._weighting import InfoBatch, Prioritized, Weighted
+from dynloader.policies.epsilon_greedy import EpsilonGreedy
+from dynloader.policies.full import Full
+from dynloader.policies.ies import IES
+from dynloader.policies.infobatch import InfoBatch
+from dynloader.policies.kakurenbo import Kakurenbo
+from dynloader.policies.order_dp import OrderDP
+from dynloader.policies.prioritized import Prioritized
+from dynloader.policies.random_dynamic import RandomDynamic
 from dynloader.policies.replay import Replay
+from dynloader.policies.seta import SeTa
+from dynloader.policies.static import Static, StaticRandom
+from dynloader.policies.ucb import UCB
+from dynloader.policies.weighted import Weighted
 
 __all__ = [
     "IES",

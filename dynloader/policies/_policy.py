@@ -306,3 +306,11 @@ def check_room_for_classes(policy: Policy, k: int) -> None:
             f"min_per_class must leave {needed} samples to be kept, got "
             f"min_per_class={policy.min_per_class} where {k} are kept"
         )
+
+
+def refuse_rescale(
+    policy: Policy, reason: str = "no weight makes up for a sample that is never chosen"
+) -> None:
+    """Raise ValueError if ``policy`` has rescale=True."""
+    if policy.rescale:
+        raise ValueError(f"rescale must be False for {type(policy).__name__}, got True: {reason}")

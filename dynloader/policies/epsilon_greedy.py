@@ -1,0 +1,67 @@
+"""Epsilon-greedy selection by the mean loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader._checks import check_number, exact
+from dynloader.ops import ScoreRule, Selection
+from dynloader.policies._policy import Policy
+from dynloader.table._scoring import Scoring
+from dynloader.table._table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsilonGreedy(Policy):
+    """The highest mean losses, and some of the rest (Raju et al. 2021, arXiv 2111.12621).
+
+    Args:
+        epsilon: fraction of the kept samples, rounded down to whole ones, that is drawn uniformly
+            from those outside the top; in [0, 1].
+        alpha: weight of the new loss in the moving average, in (0, 1].
+        rescale: the samples drawn stand for all that are outside the top; the weights of a
+            selection have mean 1.
+    """
+
+    epsilon: float = 0.1
+    alpha: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("epsilon", self.epsilon, "[0, 1]")
+        check_number("alpha", self.alpha, "(0, 1]")
+
+    @property
+    @override
+    def scoring(self) -> Scoring:
+        return Scoring(ScoreRule.MEAN, alpha=self.alpha)
+
+    @override
+    def check(self, num_samples: int) -> None:
+        super().check(num_samples)
+        self._num_random(self.num_kept(num_samples, self.first_checkpoint))
+
+    def _num_random(self, k: int) -> int:
+        num_random = math.floor(exact(self.epsilon) * k)
+        if self.rescale and num_random == 0:
+            raise ValueError(
+                f"rescale needs epsilon * k of at least 1, got epsilon={self.epsilon!r}, k={k}"
+            )
+        return num_random
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        n, num_random = len(table), self._num_random(k)
+        indices = ops.epsilon_greedy(table.scores, k, num_random, seed=seed, epoch=epoch)
+        if not self.rescale:
+            return Selection(indices, None)
+        num_greedy = k - num_random
+        stands_for = (n - num_greedy) / num_random * k / n
+        weights = torch.full((n,), stands_for, dtype=torch.float32, device=indices.device)
+        weights[ops.top_k(table.scores, num_greedy, seed=seed, epoch=epoch)] = k / n
+        return Selection(indices, weights[indices])

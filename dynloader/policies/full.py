@@ -1,0 +1,34 @@
+"""All samples: the baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader.policies._policy import Keep, Policy
+from dynloader.table._table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Policy):
+    """All samples, always: the baseline. The loader still keeps scores."""
+
+    keep: Keep | None = 1.0
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep != 1:
+            raise ValueError(f"keep must be 1 for Full, got {self.keep!r}")
+
+    @override
+    def checkpoint(self, epoch: int) -> int | None:
+        return None
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return torch.arange(len(table))

@@ -1,0 +1,48 @@
+"""A fresh random subset at every checkpoint, and RS2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader._checks import check_flag
+from dynloader.policies._policy import Policy
+from dynloader.table._table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDynamic(Policy):
+    """A fresh uniformly random subset at every checkpoint (Raju et al. 2021, arXiv 2111.12621).
+
+    Args:
+        chunks: consecutive chunks of one permutation (RS2: Okanovic et al. 2024). A round is
+            ``n // k`` checkpoints long, and no sample comes twice in it; the ``n % k`` samples left
+            over are as likely as all others to come in the next, which permutes anew.
+    """
+
+    chunks: bool = False
+
+    needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("chunks", self.chunks)
+        if self.chunks and callable(self.keep):
+            raise ValueError(f"keep must be a number where chunks=True, got {self.keep!r}")
+        if self.chunks and self.explore:
+            raise ValueError(
+                f"explore must be 0 where chunks=True, which has turns of its own, "
+                f"got {self.explore}"
+            )
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        if not self.chunks:
+            return ops.subset(len(table), 0, k, seed=seed, epoch=epoch)
+        turn = (epoch - self.first_checkpoint) // self.every
+        permutation, chunk = divmod(turn, len(table) // k)
+        return ops.subset(len(table), chunk * k, (chunk + 1) * k, seed=seed, epoch=permutation)

@@ -1,0 +1,65 @@
+"""SeTa: a window that slides over the ranked losses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader._checks import check_integer, check_number, exact
+from dynloader.policies._policy import Policy, refuse_rescale
+from dynloader.table._table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeTa(Policy):
+    """A window that slides from easy to hard over samples drawn at random (Zhou et al. 2025).
+
+    arXiv 2503.13385. Of ``keep / window`` of the samples, drawn uniformly, those in a window of the
+    order of their last losses are kept. It begins with the lowest losses, moves with each
+    checkpoint, ends with the highest after ``cycle`` checkpoints, and begins again.
+
+    Published are clusters of losses for a window of clusters; here it is counted in samples, so
+    that just ``keep`` are kept.
+
+    Args:
+        window: its width, in times of the samples drawn; in [keep, 1].
+        cycle: checkpoints of a cycle, at least 2.
+    """
+
+    window: float = 0.7
+    cycle: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("window", self.window, "(0, 1]")
+        check_integer("cycle", self.cycle, 2)
+        refuse_rescale(self, "the rule has no weights")
+        if not callable(self.keep):
+            self._check_window(self.keep)
+
+    def _check_window(self, keep: float | None) -> None:
+        if keep is None or self.window < keep:
+            raise ValueError(f"window must be at least keep={keep!r}, got {self.window!r}")
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        n = len(table)
+        self._check_window(k / n if callable(self.keep) else self.keep)
+        num_drawn = min(n, max(k, math.floor(k / exact(self.window))))
+        drawn = ops.subset(n, 0, num_drawn, seed=seed, epoch=epoch)
+        drawn = drawn.sort().values.to(table.device)
+        step = (epoch - self.first_checkpoint) // self.every % self.cycle
+        num_below = step * (num_drawn - k) // (self.cycle - 1)
+        scores = table.scores[drawn]
+        # Those within and above the window, without those above it: equal keys, one order.
+        is_kept = torch.zeros(num_drawn, dtype=torch.bool, device=table.device)
+        is_kept[ops.top_k(scores, num_drawn - num_below, seed=seed, epoch=epoch)] = True
+        if num_above := num_drawn - num_below - k:
+            is_kept[ops.top_k(scores, num_above, seed=seed, epoch=epoch)] = False
+        places = ops.top_k(is_kept.float(), k, seed=seed, epoch=epoch)
+        return drawn[places]

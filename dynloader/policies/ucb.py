@@ -1,0 +1,57 @@
+"""Upper confidence bounds of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader._checks import check_number
+from dynloader.ops import ScoreRule
+from dynloader.policies._policy import Policy, refuse_rescale
+from dynloader.table._scoring import Scoring
+from dynloader.table._table import ScoreTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class UCB(Policy):
+    """The highest upper confidence bounds of the loss (Raju et al. 2021, arXiv 2111.12621).
+
+    Args:
+        alpha: weight of the new loss in the moving mean and variance, in (0, 1].
+        c: weight of the bonus, at least 0.
+        bonus: "variance": the score is mean + c * variance; a pruned sample's stays as it was.
+            "visits": mean + c * sqrt(ln(epoch) / visits), so that a pruned sample may return.
+    """
+
+    alpha: float = 0.8
+    c: float = 1.0
+    bonus: Literal["variance", "visits"] = "variance"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alpha", self.alpha, "(0, 1]")
+        check_number("c", self.c, "[0, inf)")
+        if self.bonus not in ("variance", "visits"):
+            raise ValueError(f"bonus must be 'variance' or 'visits', got {self.bonus!r}")
+        refuse_rescale(self)
+
+    @property
+    @override
+    def scoring(self) -> Scoring:
+        if self.bonus == "visits":
+            return Scoring(ScoreRule.MEAN, alpha=self.alpha)
+        return Scoring(ScoreRule.MEAN_PLUS_VARIANCE, alpha=self.alpha, c=self.c)
+
+    @override
+    def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
+        if self.bonus == "visits":
+            return ops.ucb_visits(table.records, self.c, max(1, epoch))
+        return table.scores
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
+        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)

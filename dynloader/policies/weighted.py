@@ -1,0 +1,85 @@
+"""Weighted sampling without replacement, in favor of high losses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from dynloader import ops
+from dynloader._checks import check_number
+from dynloader.ops import Selection
+from dynloader.policies._policy import Policy
+from dynloader.table._table import ScoreTable
+
+_FLOAT32 = torch.finfo(torch.float32)
+# Where weights are scaled, the highest loss weighs 2**100: less than a sample never seen.
+_HIGHEST = 100
+
+
+def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
+    """As :func:`dynloader.ops.power_weights`, but no weight is 0. The host does not wait.
+
+    If float32 cannot hold the weight of a sample with a finite score, all are scaled by that of the
+    highest finite score; what is still below the smallest normal float32 gets that.
+
+    Args:
+        scores: float32 [n].
+        exponent: finite, >= 0.
+        offset: above 0.
+
+    Returns:
+        float32 [n] on the device of ``scores``.
+    """
+    weights = ops.power_weights(scores, exponent, offset)
+    lowest, highest = (exponent * math.log2(base) for base in (offset, offset + _FLOAT32.max))
+    if math.log2(_FLOAT32.tiny) <= lowest and highest <= math.log2(_FLOAT32.max):
+        return weights  # whatever the scores
+    is_finite = scores.isfinite()
+    is_outside = ((weights < _FLOAT32.tiny) | ((weights == _FLOAT32.max) & is_finite)).any()
+    if scores.is_cpu and not is_outside:
+        return weights
+    # A sum, a quotient and a product with a power of two: the same bits on all devices.
+    bases = scores.clamp(min=0.0).double() + offset
+    ratios = bases / bases.where(is_finite, offset).amax()
+    ratios = ratios * 2.0 ** int(min(_HIGHEST, _HIGHEST / exponent))
+    scaled = ops.power_weights(ratios.clamp(min=_FLOAT32.tiny).float(), exponent, 0.0)
+    return scaled.clamp(min=_FLOAT32.tiny).where(is_outside, weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(Policy):
+    """Samples drawn without replacement, in favour of high losses.
+
+    The weight of a sample is ``(max(loss, 0) + offset) ** exponent``, or in proportion to that
+    where float32 cannot hold it.
+
+    Args:
+        exponent: at least 0; 0 draws uniformly.
+        offset: above 0, so that no sample is out of reach.
+        rescale: draw by priority sampling (Duffield, Lund, Thorup 2007), whose loss weights make
+            the mean loss of a selection an unbiased estimate of the mean over all samples. False:
+            draw one after another, as ``torch.multinomial`` does, and weigh all losses alike.
+    """
+
+    rescale: bool = True
+    exponent: float = 0.3
+    offset: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("exponent", self.exponent, "[0, inf)")
+        check_number("offset", self.offset, "(0, inf)")
+
+    @override
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+        weights = sampling_weights(table.scores, self.exponent, self.offset)
+        if not self.rescale:
+            indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
+            return Selection(indices, None)
+        indices, threshold = ops.priority_sample(weights, k, seed=seed, epoch=epoch, validate=False)
+        num_represented = (threshold / weights[indices].double()).clamp(min=1)
+        return Selection(indices, (num_represented * (k / len(table))).float())
