@@ -60,9 +60,11 @@ def build() -> Step:
 def tests(name: str, seconds: float, marked: str) -> Step:
     """By several processes where pytest-xdist is installed, each with a few threads."""
     # Those need no GPU, and two of them packages that may not be there.
-    elsewhere = ("cuda_emulated", "kernels", "fuzz_ops", "fuzz_loader", "build", "statistics")
+    elsewhere = ["loading/test_fuzz_loader.py", "project/test_build.py"]
+    elsewhere += [f"ops/test_{name}.py" for name in ("cuda_emulated", "kernels", "fuzz_ops")]
+    elsewhere += ["ops/test_statistics.py"]
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked]
-    words += [f"--ignore=tests/test_{name}.py" for name in elsewhere]
+    words += [f"--ignore=tests/{name}" for name in elsewhere]
     variables = {"DYNLOADER_REQUIRE_CUDA": "1"}
     if importlib.util.find_spec("xdist") is not None:
         words += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 # Of the rest, some measure memory, which a sanitizer multiplies, and some test torch's compiler or torchvision.
-tests=$(ls tests/test_ops_*.py tests/test_table.py tests/test_array_path.py | grep -v -e ops_memory -e with_torch)
+tests=$(ls tests/ops/test_ops_*.py tests/table/test_table.py tests/arrays/test_native_gather.py | grep -v -e ops_memory -e with_torch)
 
 # Instrumented libraries need the runtime to be there before Python, and it needs to find where C++ throws.
 runtime() {

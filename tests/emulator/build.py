@@ -77,7 +77,8 @@ def library_of_gcc(name: str) -> str:
 
 def environment(kind: str) -> dict[str, str]:
     """What a process needs to load such a library."""
-    added = {"PYTHONPATH": str(ROOT / "tests")}
+    tests = ROOT / "tests"
+    added = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests / "support")])}
     if kind == "sanitized":
         # The runtime, and before it looks where C++ throws, the library that does.
         added["LD_PRELOAD"] = " ".join(map(library_of_gcc, ("libasan.so", "libstdc++.so.6")))

@@ -59,8 +59,8 @@ TESTS_OF = {
 }
 # Where no test calls the function that is changed but in processes that it starts.
 _WITH_PROCESSES = (
-    "tests/test_distributed.py::test_each_feeds_its_share_and_all_select_alike[2]",
-    "tests/test_distributed.py::test_frameworks_with_two_processes[accelerated]",
+    "tests/loading/test_distributed.py::test_each_feeds_its_share_and_all_select_alike[2]",
+    "tests/loading/test_distributed.py::test_frameworks_with_two_processes[accelerated]",
 )
 # Compiles the headers of csrc/core for itself, in a moment.
 _BY_ITSELF = "test_core"

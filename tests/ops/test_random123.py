@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-TESTS = Path(__file__).resolve().parent
+from paths import TESTS
 
 # An address is a counter: the index, the epoch and the purpose, under the seed as key.
 PROGRAM = """

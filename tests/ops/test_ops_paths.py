@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from cases import SCORES, WEIGHTS, address, bits, counts_of, same, tensor, values
+from paths import TESTS
 from torch import Tensor
 
 import dynloader
 from dynloader import ops
 
-HERE = Path(__file__).resolve().parent
 PATHS = ("scalar", "avx2", "avx512")
 
 
@@ -105,7 +105,7 @@ def test_cuda_gives_the_same(cuda: torch.device) -> None:
 
 @pytest.fixture(scope="module")
 def freeze() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("freeze", HERE / "vectors" / "freeze.py")
+    spec = importlib.util.spec_from_file_location("freeze", TESTS / "vectors" / "freeze.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ledger import Numbers
+from paths import TESTS, python_path
 from processes import resumable
 
 import dynloader
@@ -29,8 +30,8 @@ from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share, is_sharded_elsewhere, replicas, share_of
 from dynloader.table import _exchange as exchange
 
-TESTS = Path(__file__).resolve().parent
-PATHS = os.pathsep.join([str(Path(dynloader.__file__).parent.parent), str(TESTS)])
+PATHS = python_path(Path(dynloader.__file__).parent.parent)
+PROCESSES = str(TESTS / "support" / "processes.py")
 
 
 def start(name: str, folder: Path, world: int, rank: int, store: str) -> subprocess.Popen[bytes]:
@@ -47,7 +48,7 @@ def start(name: str, folder: Path, world: int, rank: int, store: str) -> subproc
     # In a group with its workers, so that all of them can be asked where they stand.
     with open(folder / f"printed.{rank}", "wb") as printed:
         return subprocess.Popen(
-            [sys.executable, str(TESTS / "processes.py"), name, str(folder)],
+            [sys.executable, PROCESSES, name, str(folder)],
             env=here,
             stdout=printed,
             stderr=subprocess.STDOUT,
@@ -135,7 +136,13 @@ def test_frameworks_with_two_processes(name: str, tmp_path: Path) -> None:
 
 def test_torchrun_starts_them(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(TESTS / "processes.py"), "samplers", str(tmp_path)]
+    command += [
+        "--nproc-per-node",
+        "2",
+        PROCESSES,
+        "samplers",
+        str(tmp_path),
+    ]
     result = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True, timeout=200
     )

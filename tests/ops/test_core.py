@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import reference
 from inputs import Array, values
+from paths import ROOT
 
-SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+SOURCES = ROOT / "csrc"
 
 # Each as a loop over n elements.
 PROGRAM = """

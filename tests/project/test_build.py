@@ -18,11 +18,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from paths import ROOT
 
 import dynloader
 from dynloader.ops._native import check_torch
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def load(name: str) -> ModuleType:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from kernels import ARCHITECTURES, compiled, inexact, kernels, known_architectures
-
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT
 
 PLANTED = """
 __global__ void fused(float* x) { x[0] = __fmaf_rn(x[1], x[2], x[3]); }

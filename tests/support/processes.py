@@ -1,6 +1,6 @@
 """What each of several processes does in the tests of torch.distributed; started by torchrun.
 
-torchrun --nproc-per-node 2 tests/processes.py NAME FOLDER
+torchrun --nproc-per-node 2 tests/support/processes.py NAME FOLDER
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
 import dynloader
 
@@ -224,7 +225,6 @@ def test_the_error_for_webdataset(tmp_path: Path) -> None:
         dynloader.DataLoader(iterable, policy=dynloader.UCB(keep=0.5))
 
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "data-in-files.md").read_text()
 SECTIONS = {
     section.partition("\n")[0]: re.findall(

@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 import torch
 from ledger import Numbers, loss_of, train
+from paths import python_path
 from torch.utils.data import TensorDataset
 
 from dynloader import UCB, DataLoader, RandomDynamic, RunLog
-
-TESTS = Path(__file__).parent
 
 
 def made(**options: Any) -> DataLoader[Any]:
@@ -52,7 +51,7 @@ def run(script: str, *arguments: str | Path, status: int = 0) -> str:
     """What a script prints to both streams."""
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+        env=os.environ | {"PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
         timeout=300,

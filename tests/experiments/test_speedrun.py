@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "experiments"))
 
-import gpt  # noqa: E402
-import grid  # noqa: E402
-import speedrun  # noqa: E402
-import speedrun_report as report  # noqa: E402
-from speedrun_model import SpeedrunNet, whitening_filters  # noqa: E402
-from speedrun_training import Images, Recipe, Training, triangle  # noqa: E402
+import gpt
+import grid
+import speedrun
+import speedrun_report as report
+from speedrun_model import SpeedrunNet, whitening_filters
+from speedrun_training import Images, Recipe, Training, triangle
 
-import dynloader  # noqa: E402
+import dynloader
 
 
 def some_images(n: int) -> torch.Tensor:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from dynloader.__main__ import main
 from dynloader.bench import cases, chart, machine, report
 from dynloader.bench.results import Result, Row
 
-ROOT = Path(__file__).resolve().parent.parent
 N = 2000
 
 

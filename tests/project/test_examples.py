@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 import dynloader
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.vision

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 for name in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(name)
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = (
     "full,same-steps,ucb,ucb-full-schedule,ucb-explore,infobatch,kakurenbo,kakurenbo-rescored,ies,seta,order-dp,"
     "prioritized,rs2,el2n,grand,margin,forgetting,dyn-unc,dual,tdds"

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from emulator.build import KINDS, Change, changed_sources, compile_library, environment
 from emulator.faults import FAULTS
+from paths import TESTS
 
-CHECK = Path(__file__).parent / "emulator" / "check.py"
+CHECK = TESTS / "emulator" / "check.py"
 SUITES = (
     "top_k",
     "epsilon_greedy",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from decimal import Decimal, localcontext
 from itertools import combinations, permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reference as ref
 from chance import chi_square, chi_square_bound
+from paths import TESTS
 from reference import Array
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = TESTS / "vectors"
 
 
 def test_philox_gives_the_published_answers() -> None:

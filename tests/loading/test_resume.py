@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as checkpoint
 from ledger import Numbers, batches_of, loss_of, train
+from paths import FOLDERS, ROOT
 
 from dynloader import (
     IES,
@@ -33,7 +34,6 @@ from dynloader import (
     Weighted,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 N = 60
 
 POLICIES = [
@@ -438,7 +438,7 @@ def test_killed_while_it_saves_the_former_checkpoint_is_there(tmp_path: Path) ->
     pytest.importorskip("sklearn")
     code = f"""
 import sys
-sys.path[:0] = {[str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]!r}
+sys.path[:0] = {[str(ROOT), str(ROOT / "examples"), *FOLDERS]!r}
 import torch
 from ddp import save
 from test_resume import begun

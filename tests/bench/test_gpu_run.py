@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
-import digests  # noqa: E402
-import gpu  # noqa: E402
+import digests
+import gpu
 
 
 def test_the_steps_are_there(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 300
 
 # Which rooms a room may include, and which of the headers in angle brackets it may not.

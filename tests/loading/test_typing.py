@@ -7,15 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 import dynloader
 
-ROOT = Path(__file__).resolve().parent.parent
-CASES = ROOT / "tests" / "typing_cases.py"
+CASES = ROOT / "tests" / "support" / "typing_cases.py"
 
 
 def test_all_arguments_of_torch_are_spelled_out() -> None:

@@ -6,10 +6,11 @@ import ast
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import dynloader
 
-PACKAGE = Path(__file__).resolve().parent.parent / "dynloader"
+PACKAGE = ROOT / "dynloader"
 MAX_LINES = 300
 
 # From the bottom up. A module may import from its own row and from those above it in this list.

@@ -39,7 +39,7 @@ from dynloader import (
     ScoreTable,
     StaticRandom,
 )
-from dynloader.sampling._progress import Run
+from dynloader.sampling._progress import EpochProgress
 
 Select = Callable[["Model", int, int], Array]
 
@@ -463,7 +463,7 @@ def test_a_lost_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "is_over", lambda self, *updates: self.is_exhausted)
+    monkeypatch.setattr(EpochProgress, "is_over", lambda self, *updates: self.is_exhausted)
     with pytest.raises(FOUND):
         run(once)
 
@@ -497,11 +497,11 @@ def test_a_history_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_resumed_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin(self: Run, num_updates: int) -> None:
+    def begin(self: EpochProgress, num_updates: int) -> None:
         self.start = self.position = 0
-        self.num_delivered, self.is_started, self.updates_before = 0, False, num_updates
+        self._reset(num_updates)
 
-    monkeypatch.setattr(Run, "begin", begin)
+    monkeypatch.setattr(EpochProgress, "begin", begin)
     use = AnyUse()
     use.make(
         "full", 20, 1.0, 1, 0, batch_size=4, drop_last=False, shuffle=True, seed=0, has_arrays=False

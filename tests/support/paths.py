@@ -1,0 +1,14 @@
+"""Where the tests find things."""
+
+import os
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+ROOT = TESTS.parent
+# For a process that imports the tests, and the helpers that they share.
+FOLDERS = [str(TESTS), *(str(path) for path in sorted(TESTS.iterdir()) if path.is_dir())]
+
+
+def python_path(package: Path = ROOT) -> str:
+    """``PYTHONPATH`` for such a process; ``package`` is where the folder "dynloader" is."""
+    return os.pathsep.join([str(package), *FOLDERS])
