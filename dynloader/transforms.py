@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dynloader import _C
+from dynloader._address import Address
 from dynloader._checks import check_integer, check_number
 
 
@@ -172,13 +173,11 @@ class Pipeline:
         rest = {name: value for name, value in self.options.items() if name != "crop"}
         return _C.PictureOptions(crop_height=crop_height, crop_width=crop_width, **rest)
 
-    def gather(
-        self, pictures: Tensor, index: Tensor, faults: Tensor, *, seed: int, epoch: int
-    ) -> Tensor:
+    def gather(self, pictures: Tensor, index: Tensor, faults: Tensor, address: Address) -> Tensor:
         """The pictures of a batch, on the device of both."""
-        signed = seed - 2**64 if seed >= 2**63 else seed
+        seed, epoch = address.signed
         batch: Tensor = torch.ops.dynloader.gather_pictures(
-            pictures, index, faults, **self.options, seed=signed, epoch=epoch, epoch_at=None
+            pictures, index, faults, **self.options, seed=seed, epoch=epoch, epoch_at=None
         )
         return self.finish(batch)
 
@@ -236,7 +235,7 @@ def pipeline(transforms: Sequence[Transform], pictures: Tensor) -> Pipeline:
     # What does not suit the pictures is refused now.
     no_index = torch.empty(0, dtype=torch.int64, device=pictures.device)
     faults = torch.zeros(2, dtype=torch.int64, device=pictures.device)
-    made.gather(pictures, no_index, faults, seed=0, epoch=0)
+    made.gather(pictures, no_index, faults, Address(0, 0))
     return made
 
 

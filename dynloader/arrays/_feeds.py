@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from dynloader import _C, ops
+from dynloader._address import Address
 from dynloader.arrays._columns import Columns, as_integers, whole_columns
 from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share
@@ -46,20 +47,21 @@ class Feeders:
         self._pin_memory = pin_memory
         self._spare: list[tuple[int, Any]] = []
 
-    def take(self, num_threads: int, seed: int, epoch: int) -> tuple[int, Any]:
+    def take(self, num_threads: int, address: Address) -> tuple[int, Any]:
         """One with so many threads, and their number."""
         while self._spare:
             spare = self._spare.pop()
             if spare[0] == num_threads and spare[1].is_here:
-                spare[1].begin(seed, epoch)
+                spare[1].begin(*address)
                 return spare
         pipelines = self._columns.pipelines
         native = [
             (tensor, pipelines[j].native() if j in pipelines else None)
             for j, tensor in enumerate(self._columns.tensors)
         ]
-        address = {"seed": seed, "epoch": epoch}
-        made = _C.Feeder(native, **address, num_threads=num_threads, pin_memory=self._pin_memory)
+        made = _C.Feeder(
+            native, **address._asdict(), num_threads=num_threads, pin_memory=self._pin_memory
+        )
         return num_threads, made
 
     def give_back(self, feeder: tuple[int, Any]) -> None:
@@ -78,8 +80,7 @@ class HostFeed:
         columns: the arrays.
         feeders: of the loader.
         batches: of indices, int64 [b] on the host.
-        seed: of the transforms, in [0, 2**64).
-        epoch: likewise, in [0, 2**32).
+        address: of what the transforms draw.
         threads: that gather ahead.
     """
 
@@ -89,14 +90,13 @@ class HostFeed:
         feeders: Feeders,
         batches: Iterator[Tensor],
         *,
-        seed: int,
-        epoch: int,
+        address: Address,
         threads: int,
     ) -> None:
         self._columns, self._feeders = columns, feeders
         self._batches = batches
         self._ahead: deque[Tensor] = deque()
-        self._taken = feeders.take(threads, seed, epoch)
+        self._taken = feeders.take(threads, address)
         self._feeder = self._taken[1]
         # One that the consumer has, one for each thread, and two that wait for it.
         for _ in range(threads + 2):
@@ -160,9 +160,7 @@ class DeviceFeed:
             if made is None:
                 parts.append(torch.ops.dynloader.gather_rows(tensor, rows, self._faults))
             else:
-                parts.append(
-                    made.gather(tensor, rows, self._faults, seed=plan.seed, epoch=plan.epoch)
-                )
+                parts.append(made.gather(tensor, rows, self._faults, plan.address))
         return index, columns.structured(parts)
 
     def _next_chunk(self) -> None:
@@ -179,7 +177,7 @@ class DeviceFeed:
 
     def _samples_at(self, start: int, stop: int) -> Tensor:
         plan, samples = self._plan, self._samples
-        address = {"seed": plan.seed, "epoch": plan.epoch}
+        address = plan.address._asdict()
         laps = [
             ops.order(samples, begin, end, **address) if plan.shuffle else samples[begin:end]
             for begin, end in plan.laps(start, stop)

@@ -88,8 +88,7 @@ class Gathering:
                 columns,
                 self._feeders_of(columns, loader),
                 batches.replay(SMALL_CHUNK),
-                seed=plan.seed,
-                epoch=plan.epoch,
+                address=plan.address,
                 threads=num_threads(loader.num_workers),
             )
         else:

@@ -10,6 +10,7 @@ import numbers
 import torch
 from torch import Tensor
 
+from dynloader._address import signed
 from dynloader._C import build_info
 from dynloader._checks import as_device, check_device
 
@@ -96,9 +97,7 @@ def address_arguments(op: str, seed: int, epoch: int | Tensor) -> tuple[int, int
     if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
         if not 0 <= seed < 2**64:
             raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
-        # The schema's integers are signed; the bits are what counts.
-        seed = int(seed)
-        seed = seed - 2**64 if seed >= 2**63 else seed
+        seed = signed(int(seed))
     seed = integer_argument(op, "seed", seed)
     if isinstance(epoch, Tensor):
         return seed, 0, epoch

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
+from dynloader._address import Address
 from dynloader._checks import check_integer
-
-_SEEDS = 2**64 - 1
 
 
 class Blocks:
@@ -65,16 +64,15 @@ class BlockOrder:
     Args:
         blocks: of the dataset.
         ascending: the kept samples, int64 [k] on the host; None: all.
-        seed: in [0, 2**64).
-        epoch: its number.
+        address: the seed of the order, and the number of the epoch.
     """
 
-    def __init__(self, blocks: Blocks, ascending: Tensor | None, seed: int, epoch: int) -> None:
-        self._ascending, self._seed, self._epoch = ascending, seed, epoch
+    def __init__(self, blocks: Blocks, ascending: Tensor | None, address: Address) -> None:
+        self._ascending, self._address = ascending, address
         bounds = blocks.bounds
         starts = bounds if ascending is None else torch.searchsorted(ascending, bounds)
         present = (starts.diff() > 0).nonzero().view(-1)
-        shuffled = ops.order(present, 0, len(present), seed=derived(seed, 0), epoch=epoch)
+        shuffled = ops.order(present, 0, len(present), **address.derived(0)._asdict())
         self._window = blocks.window
         self._starts, self._stops = starts[shuffled], starts[shuffled + 1]
         ends = (self._stops - self._starts).cumsum(0)
@@ -91,11 +89,9 @@ class BlockOrder:
             number = int(torch.searchsorted(self._ends, start, right=True))
             begin = 0 if number == 0 else int(self._ends[number - 1])
             end = min(stop, int(self._ends[number]))
-            seed = derived(self._seed, 1 + number)
+            address = self._address.derived(1 + number)
             samples = self._samples_of(number)
-            parts.append(
-                ops.order(samples, start - begin, end - begin, seed=seed, epoch=self._epoch)
-            )
+            parts.append(ops.order(samples, start - begin, end - begin, **address._asdict()))
             start = end
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")
 
@@ -112,11 +108,3 @@ class BlockOrder:
             samples = places if self._ascending is None else self._ascending[places]
             held = self._held = number, samples
         return held[1]
-
-
-def derived(seed: int, number: int) -> int:
-    """Seed ``number`` of those that belong to ``seed``: SplitMix64 (Steele et al. 2014)."""
-    x = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _SEEDS
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _SEEDS
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & _SEEDS
-    return x ^ x >> 31

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynloader._address import Address
 from dynloader._checks import (
     check_flag,
     check_integer,
@@ -235,7 +236,7 @@ class Epochs:
             if self._kept is None or self._kept.checkpoint != checkpoint:
                 self._kept = self._select(checkpoint)
             kept = self._kept
-        plan = Plan(epoch, self.seed, self.num_samples, self.shuffle, kept, self._blocks)
+        plan = Plan(Address(self.seed, epoch), self.num_samples, self.shuffle, kept, self._blocks)
         return EpochProgress(plan, start=start, is_exhausted=is_exhausted)
 
     def _select(self, checkpoint: int) -> Kept:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
+from dynloader._address import Address
 from dynloader._checks import check_range
 from dynloader.ops import Selection, UncutSelection, num_used_of
 from dynloader.sampling._blocks import BlockOrder, Blocks
@@ -112,16 +113,14 @@ class Plan:
     """One epoch: the samples it feeds, and their order. Never changes.
 
     Attributes:
-        epoch: its number.
-        seed: of the order, in [0, 2**64).
+        address: the seed of the order, and the number of the epoch.
         num_samples: of the data set.
         shuffle: feed in the random order of (seed, epoch); False: in ascending order.
         kept: the samples fed; None: all.
         stored: the blocks the samples are stored in, if the order goes by them.
     """
 
-    epoch: int
-    seed: int
+    address: Address
     num_samples: int
     shuffle: bool
     kept: Kept | None
@@ -129,6 +128,11 @@ class Plan:
 
     def __len__(self) -> int:
         return self.num_samples if self.kept is None else len(self.kept)
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch."""
+        return self.address.epoch
 
     def samples_on(self, device: torch.device) -> Tensor:
         """The samples it feeds, int64 on ``device``: ascending, unless it shuffles them."""
@@ -157,7 +161,7 @@ class Plan:
             return self._block_order.slice(start, stop)
         if self.shuffle:
             samples = self.num_samples if self.kept is None else self.kept.indices
-            return ops.order(samples, start, stop, seed=self.seed, epoch=self.epoch)
+            return ops.order(samples, start, stop, **self.address._asdict())
         if self.kept is None:
             return torch.arange(start, stop, device="cpu")
         return self.kept.ascending[start:stop].clone()
@@ -167,7 +171,7 @@ class Plan:
         if self.stored is None:
             return None
         ascending = None if self.kept is None else self.kept.ascending
-        return BlockOrder(self.stored, ascending, self.seed, self.epoch)
+        return BlockOrder(self.stored, ascending, self.address)
 
     def blocks(
         self, start: int, stop: int, batch_size: int, chunk: int = CHUNK

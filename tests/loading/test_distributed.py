@@ -26,6 +26,7 @@ from processes import resumable
 
 import dynloader
 from dynloader import DataLoader, Full, RandomDynamic, ScoreTable
+from dynloader._address import Address
 from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share, is_sharded_elsewhere, replicas, share_of
 from dynloader.table import _exchange as exchange
@@ -388,7 +389,7 @@ def test_whether_accelerate_shares_out(
 
 
 def plan_of(n: int) -> Plan:
-    return Plan(epoch=0, seed=0, num_samples=n, shuffle=False, kept=None)
+    return Plan(Address(0, 0), num_samples=n, shuffle=False, kept=None)
 
 
 def test_shares_of_a_step() -> None:
@@ -428,7 +429,7 @@ def test_a_process_without_a_sample_takes_one_from_the_beginning() -> None:
 
 def test_positions_past_the_end_begin_again() -> None:
     assert plan_of(3).batch(2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
-    shuffled = Plan(epoch=0, seed=0, num_samples=5, shuffle=True, kept=None)
+    shuffled = Plan(Address(0, 0), num_samples=5, shuffle=True, kept=None)
     order = shuffled.batch(0, 5).tolist()
     assert shuffled.batch(3, 12).tolist() == (order * 3)[3:12]
     # By one sample alone, too.

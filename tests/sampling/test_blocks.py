@@ -13,7 +13,8 @@ from cases import same
 from ledger import Numbers, feed, train
 
 import dynloader
-from dynloader.sampling._blocks import BlockOrder, Blocks, derived
+from dynloader._address import Address
+from dynloader.sampling._blocks import BlockOrder, Blocks
 
 # Sizes of blocks, and a number of samples.
 STORED: list[tuple[int | list[int], int]] = [
@@ -35,6 +36,10 @@ def sizes_of(blocks: int | list[int], n: int) -> list[int]:
 
 def test_seeds_are_those_of_splitmix64() -> None:
     """Two outputs of the authors' code, from the state 1234567; and the first from 0."""
+
+    def derived(seed: int, number: int) -> int:
+        return Address(seed, 5).derived(number).seed
+
     for number_of in (derived, reference.split_mix):
         assert number_of(0, 0) == 0xE220A8397B1DCDAF
         assert number_of(1234567, 0) == 6457827717110365317
@@ -54,7 +59,7 @@ def test_the_order_is_that_of_the_reference(
         wanted = reference.order_in_blocks(kept, sizes_of(blocks, n), window, **key)
         assert sorted(wanted) == kept.tolist()
         ascending = None if fraction == 1 else torch.from_numpy(kept)
-        order = BlockOrder(Blocks(blocks, window, n), ascending, **key)
+        order = BlockOrder(Blocks(blocks, window, n), ascending, Address(**key))
         same(order.slice(0, len(kept)), wanted, n)
         # Any slice by itself, whichever was asked for before.
         for _ in range(5):
@@ -167,7 +172,7 @@ def test_every_block_is_as_often_the_first() -> None:
     counts = torch.zeros(5)
     blocks = Blocks(4, 1, 20)
     for epoch in range(5000):
-        counts[int(BlockOrder(blocks, None, 1, epoch).slice(0, 1)) // 4] += 1
+        counts[int(BlockOrder(blocks, None, Address(1, epoch)).slice(0, 1)) // 4] += 1
     # 18.5 is exceeded once in a thousand times.
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 18.5
 

@@ -13,6 +13,7 @@ from ledger import Lowest, Numbers, loss_of, lowest, train
 
 import dynloader
 from dynloader import Full, Kakurenbo, PruningBatchSampler, PruningSampler, RandomDynamic, ops
+from dynloader._address import Address
 from dynloader.sampling._plan import CHUNK, Kept, Plan
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._share import Share
@@ -173,7 +174,7 @@ def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> Non
     assert (len(kept), kept.checkpoint, kept.weights) == (len(indices), 3, None)
     assert kept.indices.tolist() == kept.on(torch.device("cpu")).tolist() == indices
     assert kept.ascending.tolist() == ascending
-    plan = Plan(epoch=0, seed=0, num_samples=10, shuffle=False, kept=kept)
+    plan = Plan(Address(0, 0), num_samples=10, shuffle=False, kept=kept)
     assert plan.samples_on(torch.device("cpu")).tolist() == ascending
     assert [block.tolist() for block in plan.blocks(0, len(plan), 2, 2)] == [
         [ascending[start : start + 2]] for start in range(0, len(plan), 2)
@@ -185,7 +186,7 @@ def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> Non
 
 
 def test_a_plan_is_equal_only_to_itself() -> None:
-    first, second = (Plan(0, 0, 10, shuffle=True, kept=None) for _ in range(2))
+    first, second = (Plan(Address(0, 0), 10, shuffle=True, kept=None) for _ in range(2))
     assert first == first
     assert first != second
     assert len({first, second}) == 2
