@@ -66,8 +66,7 @@ lint: build
 sanitize: build
 	tests/sanitize.sh $(BIN)/python
 
-MUTATED := $(foreach name,policies policy plan ranges weighting floors sampler batch_sampler share table exchange run,\
-  $(shell find dynloader -name $(name).py)) csrc/core csrc/algorithms
+MUTATED := dynloader/policies dynloader/sampling dynloader/table csrc/core csrc/algorithms
 
 mutants: build
 	DYNLOADER_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib build/mutants/lib

@@ -2,8 +2,9 @@
 
     python bench/update_readme.py [README.md ...]
 
-Whatever stands between a line <!-- bench/results/NAME/table.md --> and the next line <!-- end -->
-is replaced by the text of that file. Paths are relative to the repository.
+Replaces whatever stands between a line <!-- bench/results/NAME/table.md --> (or one of
+experiments/results) and the next line <!-- end --> by the text of that file. Paths are relative
+to the repository.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = re.compile(
-    r"^(<!-- (bench/results/\S+) -->\n).*?^(<!-- end -->)$", re.MULTILINE | re.DOTALL
+    r"^(<!-- ((?:bench|experiments)/results/\S+) -->\n).*?^(<!-- end -->)$",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -28,7 +30,7 @@ def updated(text: str, root: Path = ROOT) -> str:
         except OSError as error:
             raise SystemExit(f"{path}: {error.strerror}") from None
 
-    starts = re.findall(r"^<!-- bench/results/\S+ -->$", text, re.MULTILINE)
+    starts = re.findall(r"^<!-- (?:bench|experiments)/results/\S+ -->$", text, re.MULTILINE)
     result, count = SHOWN.subn(table, text)
     if count != len(starts):
         raise SystemExit(f"each of {starts} must be followed by <!-- end --> before the next")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ def load(folder: Path, cache: Path | None) -> Images:
     """Decode ``folder``/train and ``folder``/test, of one folder a class."""
     if cache is not None and cache.exists():
         return Images(*torch.load(cache, weights_only=True))
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
     import train_data
 
     data = train_data.load(str(folder))

@@ -1,13 +1,13 @@
 """The experiment of the seed paper: accuracy by method and by how much is kept.
 
-    python bench/paper.py --data DIR --out bench/results/paper [--seeds 3] [--keeps 0.7,0.5,0.3,0.1]
+    python experiments/paper.py --data DIR --out OUT [--seeds 3] [--keeps 0.7,0.5,0.3,0.1]
 
 A cell is one training: a method, a fraction to keep, a seed. Each writes a file of its own under
 OUT/cells when it is done, so a run that was stopped goes on where it was, and several processes may
 work on one grid. All methods have equal epochs; "full data, same steps" has as many steps as UCB. A
 static method pays for its scoring, in samples and seconds.
 
-    python bench/paper.py --out bench/results/paper --report     # the tables of what is there
+    python experiments/paper.py --out OUT --report     # the tables of what is there
 """
 
 from __future__ import annotations
@@ -321,7 +321,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
-    add("--data", help="digits, one of torchvision's, or a folder of images, as of bench/train.py")
+    add(
+        "--data",
+        help="digits, one of torchvision's, or a folder of images, as of experiments/train.py",
+    )
     add("--name", help="what the report calls the data")
     add("--root", help="where torchvision's data sets are")
     add("--out", type=Path, default=Path("runs/paper"))

@@ -1,4 +1,4 @@
-"""Image data for bench/train.py: decoded once, and kept in memory as bytes."""
+"""Image data for experiments/train.py: decoded once, and kept in memory as bytes."""
 
 from __future__ import annotations
 

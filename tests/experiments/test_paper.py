@@ -21,7 +21,7 @@ METHODS = (
 
 
 def run(out: Path, *arguments: str, program: str = "paper.py") -> str:
-    command = [sys.executable, str(ROOT / "bench" / program), "--out", str(out), *arguments]
+    command = [sys.executable, str(ROOT / "experiments" / program), "--out", str(out), *arguments]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr[-2000:]
@@ -82,7 +82,13 @@ def test_the_grid(tmp_path: Path) -> None:
 
 
 def refused(out: Path, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "bench" / "paper.py"), "--out", str(out), *arguments]
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / "paper.py"),
+        "--out",
+        str(out),
+        *arguments,
+    ]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     found = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
     assert found.returncode != 0
@@ -126,7 +132,7 @@ def test_wrong_labels(tmp_path: Path) -> None:
 
 
 def test_the_time_saved(tmp_path: Path) -> None:
-    text = run(tmp_path, "--data", "digits", "--epochs", "4", program="bench_saved.py")
+    text = run(tmp_path, "--data", "digits", "--epochs", "4", program="saved.py")
     assert text == (tmp_path / "table.md").read_text() + "\n"
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(found["of_full_data"]) == {"full", "random", "epsilon-greedy", "ucb", "weighted"}

@@ -1,4 +1,4 @@
-"""The networks of bench/train.py."""
+"""The networks of experiments/train.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Whether the time saved is that of the samples saved: epochs of all data and pruned, in turn.
 
-    python bench/bench_saved.py --data DIR --out bench/results/saved
+    python experiments/saved.py --data DIR --out experiments/results/saved
 
 The same network trains side by side by several methods; an epoch of each, then the next one of
 each. Medians of the epochs that are pruned, in times of the full epoch of the same turn.
