@@ -43,7 +43,7 @@ def decode(jpeg: bytes) -> Tensor:
 
 
 def from_columns(row: dict[str, Any]) -> tuple[Tensor, int]:
-    """A picture and its label."""
+    """An image and its label."""
     return decode(row["image"]), int(row["label"])
 
 

@@ -2,7 +2,7 @@
 
     python bench/bench_loader.py --out bench/results/loader [--data shared-or-other.npz] [--quick]
 
-Pictures like CIFAR-10's, uint8 [50000, 3, 32, 32], and labels. All rows of a table take turns;
+Images like CIFAR-10's, uint8 [50000, 3, 32, 32], and labels. All rows of a table take turns;
 medians. Where a row takes long it is measured on fewer samples, and told per sample.
 """
 
@@ -65,8 +65,8 @@ def epoch_of(loader: Iterable[Any]) -> Callable[[], int]:
     return lambda: walk(loader)
 
 
-def pictures(path: str | None, n: int) -> tuple[Tensor, Tensor]:
-    """Pictures and labels: from an .npz with "images" and "labels", or random ones."""
+def load_images(path: str | None, n: int) -> tuple[Tensor, Tensor]:
+    """Images and labels: from an .npz with "images" and "labels", or random ones."""
     if path is not None:
         with np.load(path) as found:
             return torch.from_numpy(found["images"][:n]), torch.from_numpy(found["labels"][:n])
@@ -250,7 +250,7 @@ def table_of(found: dict[str, Any]) -> str:
     """The headlines, as Markdown."""
     sizes = list(next(iter(found["epochs"].values())))
     lines = [
-        f"An epoch of {found['n']:,} pictures of 32 x 32 from memory, on "
+        f"An epoch of {found['n']:,} images of 32 x 32 from memory, on "
         f"{found['machine']['cpu']}, {found['machine']['threads']} threads; times the time of "
         "dynloader's full epoch",
         "",
@@ -280,11 +280,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/loader"))
     parser.add_argument("--data", help="an .npz with images and labels; by default random ones")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     args = parser.parse_args()
     n = 5_000 if args.quick else 50_000
     rounds = 3 if args.quick else 15
-    images, labels = pictures(args.data, n)
+    images, labels = load_images(args.data, n)
     found: dict[str, Any] = machine.describe() | {"n": n, "rounds": rounds, "epochs": {}}
     found["epochs"]["as they are"] = {b: plain(images, labels, b, rounds) for b in (128, 512)}
     found["epochs"]["crop, flip, normalise"] = {

@@ -59,16 +59,16 @@ def answers(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
     yield "order", digest(ops.order(selected, 0, k, **address))
     batch = min(k, 4096)
     yield "gather", digest(ops.gather(scores, selected, 0, batch, **address))
-    pictures = torch.arange(7 * 3 * 12 * 10, device=device).reshape(7, 3, 12, 10).to(torch.uint8)
+    images = torch.arange(7 * 3 * 12 * 10, device=device).reshape(7, 3, 12, 10).to(torch.uint8)
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     values = torch.linspace(-2, 2, 768).view(3, 256).to(device)
     signed = {"seed": seed - 2**64 if seed >= 2**63 else seed, "epoch": n % 1000, "epoch_at": None}
-    batch_of = torch.ops.dynloader.gather_pictures(
-        pictures, selected[:batch] % 7, faults, crop=[12, 10], padding=3, is_reflected=True,
+    batch_of = torch.ops.dynloader.gather_images(
+        images, selected[:batch] % 7, faults, crop=[12, 10], padding=3, is_reflected=True,
         flip_probability=0.5, flip_alternates=n % 2 == 1, cutout=4, fill=0.0, values=values,
         from_channels_last=False, to_channels_last=True, **signed,
     )  # fmt: skip
-    yield "gather_pictures", digest(batch_of.contiguous())
+    yield "gather_images", digest(batch_of.contiguous())
     records = torch.zeros(n, 4, dtype=torch.int32, device=device)
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     table = torch.full((n,), torch.inf, device=device)

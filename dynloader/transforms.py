@@ -1,10 +1,10 @@
-"""What may be done to pictures while they are gathered into a batch.
+"""What may be done to images while they are gathered into a batch.
 
 ``DataLoader(dataset, transforms=[RandomCrop(32, padding=4), RandomHorizontalFlip(), ...])`` applies
 them to the first array of the data set, uint8 or another dtype, [n, channels, height, width]. The
 order is that of the classes below, each at most once.
 
-What is random is drawn for each sample by (seed, epoch, row of the array): the same picture
+What is random is drawn for each sample by (seed, epoch, row of the array): the same image
 whatever else is in its batch, on every device, and in a run that was resumed.
 """
 
@@ -28,7 +28,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class FromChannelsLast(Transform):
-    """The pictures are [n, height, width, channels]; those of a batch have the channels first."""
+    """The images are [n, height, width, channels]; those of a batch have the channels first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RandomCrop(Transform):
         size: side of the window in pixels, or (height, width).
         padding: pixels added on every side before.
         padding_mode: "constant", or "reflect": mirrored, without repeating the edge.
-        fill: of the padding, as a pixel of the picture, before any normalisation.
+        fill: of the padding, as a pixel of the image, before any normalisation.
     """
 
     size: int | tuple[int, int]
@@ -88,7 +88,7 @@ class Cutout(Transform):
 
     Args:
         size: its side in pixels.
-        fill: as a pixel of the picture, before any normalisation; equal to that of the crop.
+        fill: as a pixel of the image, before any normalisation; equal to that of the crop.
     """
 
     size: int
@@ -157,11 +157,11 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Transforms, checked, for the pictures of one array.
+    """Transforms, checked, for the images of one array.
 
     Attributes:
         options: what the native gather does.
-        later: what is left to do to a batch: (mean, std, dtype), of pictures that are not bytes.
+        later: what is left to do to a batch: (mean, std, dtype), of images that are not bytes.
     """
 
     options: dict[str, Any]
@@ -171,13 +171,13 @@ class Pipeline:
         """The options as the feeder takes them."""
         crop_height, crop_width = self.options["crop"]
         rest = {name: value for name, value in self.options.items() if name != "crop"}
-        return _C.PictureOptions(crop_height=crop_height, crop_width=crop_width, **rest)
+        return _C.ImageOptions(crop_height=crop_height, crop_width=crop_width, **rest)
 
-    def gather(self, pictures: Tensor, index: Tensor, faults: Tensor, address: Address) -> Tensor:
-        """The pictures of a batch, on the device of both."""
+    def gather(self, images: Tensor, index: Tensor, faults: Tensor, address: Address) -> Tensor:
+        """The images of a batch, on the device of both."""
         seed, epoch = address.signed
-        batch: Tensor = torch.ops.dynloader.gather_pictures(
-            pictures, index, faults, **self.options, seed=seed, epoch=epoch, epoch_at=None
+        batch: Tensor = torch.ops.dynloader.gather_images(
+            images, index, faults, **self.options, seed=seed, epoch=epoch, epoch_at=None
         )
         return self.finish(batch)
 
@@ -189,28 +189,28 @@ class Pipeline:
         return batch if dtype is None else batch.to(dtype)
 
 
-def pipeline(transforms: Sequence[Transform], pictures: Tensor) -> Pipeline:
-    """Check ``transforms`` for these pictures.
+def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
+    """Check ``transforms`` for these images.
 
     Raises:
         TypeError, ValueError: something in ``transforms`` is none, comes twice, in another order,
-            or does not suit the pictures.
+            or does not suit the images.
     """
     found = _by_class(transforms)
-    if pictures.ndim != 4:
+    if images.ndim != 4:
         raise ValueError(
-            "transforms need pictures of shape [n, channels, height, width], got "
-            f"{list(pictures.shape)}"
+            "transforms need images of shape [n, channels, height, width], got "
+            f"{list(images.shape)}"
         )
     from_last = FromChannelsLast in found
-    height, width = pictures.shape[1:3] if from_last else pictures.shape[2:4]
-    channels = pictures.shape[3 if from_last else 1]
+    height, width = images.shape[1:3] if from_last else images.shape[2:4]
+    channels = images.shape[3 if from_last else 1]
     crop: RandomCrop = found.get(RandomCrop, RandomCrop((height, width)))
     cutout: Cutout | None = found.get(Cutout)
     if cutout is not None and RandomCrop in found and crop.padding and cutout.fill != crop.fill:
         raise ValueError(f"fill must be the crop's, {crop.fill!r}, got {cutout.fill!r}")
     fill = crop.fill if cutout is None else cutout.fill
-    check_fill(fill, pictures.dtype)
+    check_fill(fill, images.dtype)
     flip: RandomHorizontalFlip | None = found.get(RandomHorizontalFlip)
     alternates = AlternatingFlip in found
     if flip is not None and alternates:
@@ -218,7 +218,7 @@ def pipeline(transforms: Sequence[Transform], pictures: Tensor) -> Pipeline:
             "transforms must hold one of RandomHorizontalFlip and AlternatingFlip, got both"
         )
     probability = 0.5 if alternates else 0.0 if flip is None else float(flip.p)
-    values, later = _values(found.get(Normalize), found.get(Cast), pictures, channels)
+    values, later = _values(found.get(Normalize), found.get(Cast), images, channels)
     options = {
         "crop": crop.sides,
         "padding": crop.padding,
@@ -232,10 +232,10 @@ def pipeline(transforms: Sequence[Transform], pictures: Tensor) -> Pipeline:
         "to_channels_last": ToChannelsLast in found,
     }
     made = Pipeline(options, later)
-    # What does not suit the pictures is refused now.
-    no_index = torch.empty(0, dtype=torch.int64, device=pictures.device)
-    faults = torch.zeros(2, dtype=torch.int64, device=pictures.device)
-    made.gather(pictures, no_index, faults, Address(0, 0))
+    # What does not suit the images is refused now.
+    no_index = torch.empty(0, dtype=torch.int64, device=images.device)
+    faults = torch.zeros(2, dtype=torch.int64, device=images.device)
+    made.gather(images, no_index, faults, Address(0, 0))
     return made
 
 
@@ -271,7 +271,7 @@ def _by_class(transforms: Sequence[Transform]) -> dict[type, Any]:
 
 
 def _values(
-    normalize: Normalize | None, cast: Cast | None, pictures: Tensor, channels: int
+    normalize: Normalize | None, cast: Cast | None, images: Tensor, channels: int
 ) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None, torch.dtype | None]]:
     """What each byte becomes, [channels, 256]; and what must be done later instead."""
     mean = std = None
@@ -279,9 +279,9 @@ def _values(
         mean = _by_channel("mean", normalize.mean, channels)
         std = _by_channel("std", normalize.std, channels)
     dtype = None if cast is None else cast.dtype
-    if pictures.dtype != torch.uint8:
+    if images.dtype != torch.uint8:
         if mean is not None and std is not None:
-            mean, std = mean.to(pictures.device), std.to(pictures.device)
+            mean, std = mean.to(images.device), std.to(images.device)
         return None, (mean, std, dtype)
     if mean is None and dtype is None:
         return None, (None, None, None)
@@ -291,7 +291,7 @@ def _values(
     if mean is not None and std is not None:
         values = values.sub(mean).div_(std)
     values = values.reshape(channels, 256).to(dtype or torch.float32).contiguous()
-    return values.to(pictures.device), (None, None, None)
+    return values.to(images.device), (None, None, None)
 
 
 def _by_channel(name: str, value: float | Sequence[float], channels: int) -> Tensor:

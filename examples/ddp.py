@@ -55,10 +55,8 @@ def main() -> None:
         loader.load_state_dict(state["loader"])
     for epoch in range(loader.epoch, args.epochs):
         samples, total = 0, 0.0
-        for pictures, labels in loader:
-            losses = F.cross_entropy(
-                model(pictures.to(device)), labels.to(device), reduction="none"
-            )
+        for images, labels in loader:
+            losses = F.cross_entropy(model(images.to(device)), labels.to(device), reduction="none")
             loss = loader.update(losses)
             optimizer.zero_grad()
             loss.backward()

@@ -1,4 +1,4 @@
-"""Handwritten digits for the examples: 1,797 pictures of 8 x 8, from scikit-learn."""
+"""Handwritten digits for the examples: 1,797 images of 8 x 8, from scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 
 def dataset() -> TensorDataset:
-    """Pictures as float32 [n, 64] in [0, 1], and their labels as int64 [n]."""
+    """Images as float32 [n, 64] in [0, 1], and their labels as int64 [n]."""
     data, target = load_digits(return_X_y=True)
     return TensorDataset(torch.tensor(data, dtype=torch.float32) / 16, torch.tensor(target))
 

@@ -29,9 +29,9 @@ def main() -> None:
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     for epoch in range(4):
         samples, total = 0, torch.zeros((), device=accelerator.device)
-        for pictures, labels in batches:
+        for images, labels in batches:
             with accelerator.accumulate(model):
-                losses = F.cross_entropy(model(pictures), labels, reduction="none")
+                losses = F.cross_entropy(model(images), labels, reduction="none")
                 accelerator.backward(loader.update(losses))
                 optimizer.step()
                 schedule.step()

@@ -27,8 +27,8 @@ def main() -> None:
     )
 
     def step(engine: Engine, batch: list[torch.Tensor]) -> float:
-        pictures, labels = batch
-        loss = loader.update(F.cross_entropy(model(pictures), labels, reduction="none"))
+        images, labels = batch
+        loss = loader.update(F.cross_entropy(model(images), labels, reduction="none"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

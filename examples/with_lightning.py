@@ -27,9 +27,9 @@ class Digits(LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Record the losses of the batch, and return their mean."""
-        pictures, labels = batch
+        images, labels = batch
         self.samples += len(labels)
-        return self.loader.update(F.cross_entropy(self.network(pictures), labels, reduction="none"))
+        return self.loader.update(F.cross_entropy(self.network(images), labels, reduction="none"))
 
     def on_train_epoch_end(self) -> None:
         """Say how many samples the epoch had."""

@@ -17,18 +17,18 @@ from torch.utils.data import Dataset
 import dynloader
 
 
-class Pictures(Dataset[Any]):
-    """Pictures as bytes; a target is the label and the index."""
+class Images(Dataset[Any]):
+    """Images as bytes; a target is the label and the index."""
 
     def __init__(self) -> None:
-        pictures, self.labels = dataset().tensors
-        self.pictures = (pictures.view(-1, 1, 8, 8) * 255).to(torch.uint8).numpy()
+        images, self.labels = dataset().tensors
+        self.images = (images.view(-1, 1, 8, 8) * 255).to(torch.uint8).numpy()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, torch.Tensor]:
-        return self.pictures[index], torch.tensor([int(self.labels[index]), index])
+        return self.images[index], torch.tensor([int(self.labels[index]), index])
 
 
 def main() -> None:
@@ -37,14 +37,14 @@ def main() -> None:
     model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
-        Pictures(), 32, collate_fn=fast_collate, policy=dynloader.UCB(keep=0.5)
+        Images(), 32, collate_fn=fast_collate, policy=dynloader.UCB(keep=0.5)
     )
     batches = PrefetchLoader(loader, mean=(0.3,), std=(0.4,), channels=1, device=device)
     for epoch in range(4):
         samples, total = 0, 0.0
-        for pictures, targets in batches:
+        for images, targets in batches:
             labels, index = targets.unbind(1)
-            losses = F.cross_entropy(model(pictures.flatten(1)), labels, reduction="none")
+            losses = F.cross_entropy(model(images.flatten(1)), labels, reduction="none")
             loss = loader.update(losses, index)
             optimizer.zero_grad()
             loss.backward()

@@ -20,8 +20,8 @@ def main() -> None:
     """Train, and say what each epoch took."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    pictures, labels = dataset().tensors
-    indexed = TensorDataset(pictures, labels, torch.arange(len(labels)))
+    images, labels = dataset().tensors
+    indexed = TensorDataset(images, labels, torch.arange(len(labels)))
     sampler = dynloader.PruningSampler(indexed, dynloader.UCB(keep=0.5))
     loader = StatefulDataLoader(
         indexed, batch_sampler=dynloader.PruningBatchSampler(sampler, batch_size=32)

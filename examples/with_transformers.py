@@ -22,13 +22,13 @@ class Rows(Dataset[dict[str, Tensor]]):
     """The digits as columns."""
 
     def __init__(self) -> None:
-        self.pictures, self.labels = dataset().tensors
+        self.images, self.labels = dataset().tensors
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        return {"pictures": self.pictures[number], "labels": self.labels[number]}
+        return {"images": self.images[number], "labels": self.labels[number]}
 
 
 class Model(nn.Module):
@@ -38,9 +38,9 @@ class Model(nn.Module):
         super().__init__()
         self.network = network()
 
-    def forward(self, pictures: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """Logits; and the loss that is used where nothing is recorded."""
-        logits = self.network(pictures)
+        logits = self.network(images)
         if labels is None:
             return {"logits": logits}
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}

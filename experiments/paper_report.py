@@ -1,4 +1,4 @@
-"""The tables and the picture of experiments/paper.py: what it writes into its folder."""
+"""The tables and the image of experiments/paper.py: what it writes into its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables, the picture and the claim of experiments/speedrun.py."""
+"""The tables, the image and the claim of experiments/speedrun.py."""
 
 from __future__ import annotations
 

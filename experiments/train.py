@@ -146,7 +146,7 @@ class Trainer:
             if self.after_epoch is not None:
                 self.after_epoch(epoch)
         if self.log is not None and self.policy is not None:
-            self.log.write_pictures(self.data.train.dataset)
+            self.log.write_images(self.data.train.dataset)
         stats = self.loader.stats() if self.policy is not None else {}
         return {
             "method": self.method.name,

@@ -1,4 +1,4 @@
-"""What experiments/train.py leaves behind: a table, a picture and a JSON file."""
+"""What experiments/train.py leaves behind: a table, an image and a JSON file."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../core/picture.h"
+#include "../core/image.h"
 #include "../core/random.h"
 #include "../core/score.h"
 
@@ -88,20 +88,20 @@ struct PixelStrides {
   int64_t channel, row, column;
 };
 
-// Pictures of a batch, cropped, flipped, cut out and looked up.
-struct GatherPictures {
+// Images of a batch, cropped, flipped, cut out and looked up.
+struct GatherImages {
   const int64_t* index;
   int64_t batch_size;
-  PictureRule rule;
+  ImageRule rule;
   Address address;
-  const void* pictures;
-  int64_t num_pictures;
+  const void* images;
+  int64_t num_images;
   PixelStrides from, to;
-  int pixel_bytes;     // of the pictures: 1, 2, 4 or 8
+  int pixel_bytes;     // of the images: 1, 2, 4 or 8
   uint64_t fill;       // the bits of a pixel: what padding and the cutout are filled with
   const void* values;  // [channels, 256]: what each byte becomes; null: itself
   int value_bytes;     // 2 or 4
-  void* batch;         // filled where a sample has no picture
+  void* batch;         // filled where a sample has no image
   int64_t* faults;     // [2], as for Gather
 };
 
@@ -187,7 +187,7 @@ void run(Backend& backend, const Gather& call);
 template <class Backend>
 void run(Backend& backend, const GatherRows& call);
 template <class Backend>
-void run(Backend& backend, const GatherPictures& call);
+void run(Backend& backend, const GatherImages& call);
 template <class Backend>
 void run(Backend& backend, const ScoreMean& call);
 template <class Backend>

@@ -3,9 +3,9 @@
 
 #include "calls.h"
 #include "gather.h"
+#include "images.h"
 #include "mean.h"
 #include "order.h"
-#include "pictures.h"
 #include "rescore.h"
 #include "sample.h"
 #include "select.h"
@@ -20,7 +20,7 @@
   template void run(Backend&, const Order&);            \
   template void run(Backend&, const Gather&);           \
   template void run(Backend&, const GatherRows&);       \
-  template void run(Backend&, const GatherPictures&);   \
+  template void run(Backend&, const GatherImages&);     \
   template void run(Backend&, const ScoreMean&);        \
   template void run(Backend&, const PowerWeights&);     \
   template void run(Backend&, const VisitBonus&);       \

@@ -18,7 +18,7 @@ enum class Purpose : uint32_t {
   kExplore = 5,   // epsilon-greedy's random part
   kDrop = 6,      // InfoBatch's dropping
   kSubset = 7,    // uniform random subsets
-  kView = 8,      // where a picture is cropped, and whether it is flipped
+  kView = 8,      // where an image is cropped, and whether it is flipped
   kCutout = 9,    // where a square is cut out of it
 };
 

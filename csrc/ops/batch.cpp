@@ -14,7 +14,7 @@
 namespace dynloader {
 namespace {
 
-// So that all places in a picture, and their differences, fit 32 bits.
+// So that all places in an image, and their differences, fit 32 bits.
 constexpr int64_t kMostPixels = int64_t{1} << 24;
 
 void check_data(const char* op, const char* name, const at::Tensor& data) {
@@ -60,15 +60,14 @@ GatherRows row_batch(const at::Tensor& data, const at::Tensor& index) {
   return call;
 }
 
-PictureBatch picture_batch(const char* op, const at::Tensor& pictures,
-                           const PictureOptions& options, const Address& address,
-                           int64_t batch_size) {
-  check_data(op, "pictures", pictures);
-  TORCH_CHECK_VALUE(pictures.dim() == 4, op,
-                    ": pictures must have shape [n, channels, height, width], or with the channels "
+ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOptions& options,
+                       const Address& address, int64_t batch_size) {
+  check_data(op, "images", images);
+  TORCH_CHECK_VALUE(images.dim() == 4, op,
+                    ": images must have shape [n, channels, height, width], or with the channels "
                     "last, got ",
-                    pictures.sizes());
-  const int64_t sides[3] = {pictures.size(1), pictures.size(2), pictures.size(3)};
+                    images.sizes());
+  const int64_t sides[3] = {images.size(1), images.size(2), images.size(3)};
   const bool last = options.from_channels_last;
   const int64_t channels = sides[last ? 2 : 0];
   const int64_t height = sides[last ? 0 : 1];
@@ -77,29 +76,29 @@ PictureBatch picture_batch(const char* op, const at::Tensor& pictures,
   TORCH_CHECK_VALUE(0 <= padding && padding <= kMostPixels, op, ": padding must be in [0, ",
                     kMostPixels, "], got ", padding);
   TORCH_CHECK_VALUE(!options.is_reflected || padding == 0 || padding < std::min(height, width), op,
-                    ": padding must be less than a picture's sides, ", height, " and ", width,
+                    ": padding must be less than an image's sides, ", height, " and ", width,
                     ", where it is reflected, got ", padding);
   const int64_t crop_height = options.crop_height;
   const int64_t crop_width = options.crop_width;
   TORCH_CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
                         crop_width <= width + 2 * padding,
-                    op, ": the crop must be at most the padded picture, ", height + 2 * padding,
+                    op, ": the crop must be at most the padded image, ", height + 2 * padding,
                     " x ", width + 2 * padding, ", got ", crop_height, " x ", crop_width);
   TORCH_CHECK_VALUE(channels * (height + 2 * padding) * (width + 2 * padding) <= kMostPixels, op,
-                    ": padded pictures must have at most ", kMostPixels, " pixels, got ", channels,
+                    ": padded images must have at most ", kMostPixels, " pixels, got ", channels,
                     " x ", height + 2 * padding, " x ", width + 2 * padding);
   TORCH_CHECK_VALUE(0 <= options.flip_probability && options.flip_probability <= 1, op,
                     ": flip_probability must be in [0, 1], got ", options.flip_probability);
   TORCH_CHECK_VALUE(0 <= options.cutout && options.cutout <= kMostPixels, op,
                     ": cutout must be in [0, ", kMostPixels, "], got ", options.cutout);
 
-  PictureBatch batch = {};
-  batch.dtype = pictures.scalar_type();
-  GatherPictures& call = batch.call;
+  ImageBatch batch = {};
+  batch.dtype = images.scalar_type();
+  GatherImages& call = batch.call;
   if (options.values.has_value()) {
     const at::Tensor& values = *options.values;
-    check_dtype(op, "pictures", pictures, at::kByte);
-    check_same_device(op, "values", values, "pictures", pictures);
+    check_dtype(op, "images", images, at::kByte);
+    check_same_device(op, "values", values, "images", images);
     TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == channels && values.size(1) == 256 &&
                           values.is_contiguous(),
                       op, ": values must have shape [", channels, ", 256] and be contiguous, got ",
@@ -110,9 +109,9 @@ PictureBatch picture_batch(const char* op, const at::Tensor& pictures,
     call.values = values.const_data_ptr();
     call.value_bytes = static_cast<int>(values.element_size());
   }
-  const auto pixel_bytes = static_cast<int>(pictures.element_size());
-  TORCH_CHECK_TYPE(pixel_bytes <= 8, op, ": pictures must have pixels of at most 8 bytes, got ",
-                   name_of(pictures.scalar_type()));
+  const auto pixel_bytes = static_cast<int>(images.element_size());
+  TORCH_CHECK_TYPE(pixel_bytes <= 8, op, ": images must have pixels of at most 8 bytes, got ",
+                   name_of(images.scalar_type()));
   call.batch_size = batch_size;
   const auto small = [](int64_t x) { return static_cast<int32_t>(x); };
   call.rule = {small(channels),
@@ -126,15 +125,15 @@ PictureBatch picture_batch(const char* op, const at::Tensor& pictures,
                options.is_reflected,
                options.flip_alternates};
   call.address = address;
-  call.pictures = pictures.const_data_ptr();
-  call.num_pictures = pictures.size(0);
+  call.images = images.const_data_ptr();
+  call.num_images = images.size(0);
   const auto strides = [channels](int64_t h, int64_t w, bool channels_last) {
     return channels_last ? PixelStrides{1, w * channels, channels} : PixelStrides{h * w, w, 1};
   };
   call.from = strides(height, width, last);
   call.to = strides(crop_height, crop_width, options.to_channels_last);
   call.pixel_bytes = pixel_bytes;
-  call.fill = bits_of(options.fill, pictures.scalar_type());
+  call.fill = bits_of(options.fill, images.scalar_type());
   const int64_t sizes[4] = {batch_size, channels, crop_height, crop_width};
   const int64_t apart[4] = {channels * crop_height * crop_width, call.to.channel, call.to.row,
                             call.to.column};
@@ -157,26 +156,26 @@ at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tens
   return batch;
 }
 
-at::Tensor gather_pictures(const at::Tensor& pictures, const at::Tensor& index, at::Tensor& faults,
-                           at::IntArrayRef crop, int64_t padding, bool is_reflected,
-                           double flip_probability, bool flip_alternates, int64_t cutout,
-                           double fill, const std::optional<at::Tensor>& values,
-                           bool from_channels_last, bool to_channels_last, int64_t seed,
-                           int64_t epoch, const EpochAt& epoch_at) {
-  const char* op = "gather_pictures";
+at::Tensor gather_images(const at::Tensor& images, const at::Tensor& index, at::Tensor& faults,
+                         at::IntArrayRef crop, int64_t padding, bool is_reflected,
+                         double flip_probability, bool flip_alternates, int64_t cutout, double fill,
+                         const std::optional<at::Tensor>& values, bool from_channels_last,
+                         bool to_channels_last, int64_t seed, int64_t epoch,
+                         const EpochAt& epoch_at) {
+  const char* op = "gather_images";
   TORCH_CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ", crop);
-  const Address address = check_address(op, seed, epoch, epoch_at, pictures.device());
-  const PictureOptions options = {
-      crop[0], crop[1], padding, is_reflected,       flip_probability, flip_alternates,
-      cutout,  fill,    values,  from_channels_last, to_channels_last};
-  PictureBatch made = picture_batch(op, pictures, options, address, index.numel());
-  const at::Tensor where = checked_index(op, index, pictures);
+  const Address address = check_address(op, seed, epoch, epoch_at, images.device());
+  const ImageOptions options = {crop[0],         crop[1], padding, is_reflected, flip_probability,
+                                flip_alternates, cutout,  fill,    values,       from_channels_last,
+                                to_channels_last};
+  ImageBatch made = image_batch(op, images, options, address, index.numel());
+  const at::Tensor where = checked_index(op, index, images);
   made.call.index = where.const_data_ptr<int64_t>();
-  made.call.faults = checked_faults(op, faults, pictures);
+  made.call.faults = checked_faults(op, faults, images);
   at::Tensor batch =
-      at::empty_strided(made.sizes, made.strides, pictures.options().dtype(made.dtype));
+      at::empty_strided(made.sizes, made.strides, images.options().dtype(made.dtype));
   made.call.batch = batch.mutable_data_ptr();
-  run_on(pictures.device(), made.call);
+  run_on(images.device(), made.call);
   mark_written(faults);
   return batch;
 }

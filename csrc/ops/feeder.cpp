@@ -33,7 +33,7 @@ Feeder::Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int n
     TORCH_CHECK_VALUE(column.data.size(0) == columns_[0].data.size(0),
                       "Feeder: arrays must be of one length, got ", columns_[0].data.size(0),
                       " and ", column.data.size(0));
-    if (column.options) picture_batch("Feeder", column.data, *column.options, address_, 0);
+    if (column.options) image_batch("Feeder", column.data, *column.options, address_, 0);
   }
   threads_.reserve(static_cast<size_t>(num_threads));
   for (int j = 0; j < num_threads; ++j) threads_.emplace_back([this] { work(); });
@@ -137,8 +137,8 @@ std::vector<at::Tensor> Feeder::gather(const at::Tensor& index) const {
   batch.reserve(columns_.size());
   for (const Column& column : columns_) {
     if (column.options) {
-      PictureBatch made =
-          picture_batch("DataLoader", column.data, *column.options, address_, index.numel());
+      ImageBatch made =
+          image_batch("DataLoader", column.data, *column.options, address_, index.numel());
       batch.push_back(empty_batch(made.sizes, made.strides, made.dtype, pin_memory_));
       made.call.index = index.const_data_ptr<int64_t>();
       made.call.batch = batch.back().mutable_data_ptr();

@@ -17,10 +17,10 @@
 
 namespace dynloader {
 
-// One array [n, ...] on the CPU, and what is done to its rows if they are pictures.
+// One array [n, ...] on the CPU, and what is done to its rows if they are images.
 struct Column {
   at::Tensor data;
-  std::optional<PictureOptions> options;
+  std::optional<ImageOptions> options;
 };
 
 // Takes batches of indices, and gives batches of rows back in the same order. Some threads of its

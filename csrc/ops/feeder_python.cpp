@@ -10,19 +10,19 @@ void bind_feeder(pybind11::module_& m);
 void bind_feeder(pybind11::module_& m) {
   namespace py = pybind11;
   using py::arg;
-  py::class_<PictureOptions>(m, "PictureOptions", "What is done to the pictures of a column.")
-      .def(py::init([](int64_t crop_height, int64_t crop_width, int64_t padding, bool is_reflected,
-                       double flip_probability, bool flip_alternates, int64_t cutout, double fill,
-                       const std::optional<at::Tensor>& values, bool from_channels_last,
-                       bool to_channels_last) {
-             return PictureOptions{
-                 crop_height,      crop_width,         padding,         is_reflected,
-                 flip_probability, flip_alternates,    cutout,          fill,
-                 values,           from_channels_last, to_channels_last};
-           }),
-           py::kw_only(), arg("crop_height"), arg("crop_width"), arg("padding"),
-           arg("is_reflected"), arg("flip_probability"), arg("flip_alternates"), arg("cutout"),
-           arg("fill"), arg("values"), arg("from_channels_last"), arg("to_channels_last"));
+  py::class_<ImageOptions>(m, "ImageOptions", "What is done to the images of a column.")
+      .def(
+          py::init([](int64_t crop_height, int64_t crop_width, int64_t padding, bool is_reflected,
+                      double flip_probability, bool flip_alternates, int64_t cutout, double fill,
+                      const std::optional<at::Tensor>& values, bool from_channels_last,
+                      bool to_channels_last) {
+            return ImageOptions{crop_height,      crop_width,         padding,         is_reflected,
+                                flip_probability, flip_alternates,    cutout,          fill,
+                                values,           from_channels_last, to_channels_last};
+          }),
+          py::kw_only(), arg("crop_height"), arg("crop_width"), arg("padding"), arg("is_reflected"),
+          arg("flip_probability"), arg("flip_alternates"), arg("cutout"), arg("fill"),
+          arg("values"), arg("from_channels_last"), arg("to_channels_last"));
   // Without the interpreter's lock: threads that work ahead never need it, and who waits for them
   // must not hold it.
   struct Close {
@@ -36,7 +36,7 @@ void bind_feeder(pybind11::module_& m) {
   py::class_<Feeder, std::unique_ptr<Feeder, Close>>(
       m, "Feeder", "Gathers batches of arrays in host memory ahead of their use.")
       .def(py::init(
-               [](const std::vector<std::pair<at::Tensor, std::optional<PictureOptions>>>& columns,
+               [](const std::vector<std::pair<at::Tensor, std::optional<ImageOptions>>>& columns,
                   uint64_t seed, uint32_t epoch, int num_threads, bool pin_memory) {
                  std::vector<Column> made;
                  for (const auto& [data, options] : columns) made.push_back({data, options});

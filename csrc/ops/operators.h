@@ -42,12 +42,12 @@ at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selec
                   int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
                   at::Tensor& faults);
 at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tensor& faults);
-at::Tensor gather_pictures(const at::Tensor& pictures, const at::Tensor& index, at::Tensor& faults,
-                           at::IntArrayRef crop, int64_t padding, bool is_reflected,
-                           double flip_probability, bool flip_alternates, int64_t cutout,
-                           double fill, const std::optional<at::Tensor>& values,
-                           bool from_channels_last, bool to_channels_last, int64_t seed,
-                           int64_t epoch, const EpochAt& epoch_at);
+at::Tensor gather_images(const at::Tensor& images, const at::Tensor& index, at::Tensor& faults,
+                         at::IntArrayRef crop, int64_t padding, bool is_reflected,
+                         double flip_probability, bool flip_alternates, int64_t cutout, double fill,
+                         const std::optional<at::Tensor>& values, bool from_channels_last,
+                         bool to_channels_last, int64_t seed, int64_t epoch,
+                         const EpochAt& epoch_at);
 // For tables: memory.cpp tells what is different about it.
 at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device);
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores);

@@ -55,7 +55,7 @@ TORCH_LIBRARY(dynloader, m) {
       "SymInt epoch, Tensor? epoch_at, Tensor(a!) faults) -> Tensor");
   m.def("gather_rows(Tensor data, Tensor index, Tensor(a!) faults) -> Tensor");
   m.def(
-      "gather_pictures(Tensor pictures, Tensor index, Tensor(a!) faults, SymInt[] crop, int "
+      "gather_images(Tensor images, Tensor index, Tensor(a!) faults, SymInt[] crop, int "
       "padding, bool is_reflected, float flip_probability, bool flip_alternates, int cutout, float "
       "fill, "
       "Tensor? values, bool from_channels_last, bool to_channels_last, SymInt seed, SymInt epoch, "
@@ -96,7 +96,7 @@ void implement(torch::Library& m) {
   m.impl("order", order);
   m.impl("gather", gather);
   m.impl("gather_rows", gather_rows);
-  m.impl("gather_pictures", gather_pictures);
+  m.impl("gather_images", gather_images);
   m.impl("score_mean", score_mean);
   m.impl("power_weights", power_weights);
   m.impl("ucb_visits", ucb_visits);

@@ -37,7 +37,7 @@ class Columns:
         names: for batches that are mappings.
         is_single: batches are one tensor, not a list of one.
         rows: int64 [m] beside the tensors: the rows that the samples are; None: sample i is row i.
-        pipelines: what is done to the pictures, by the number of the array.
+        pipelines: what is done to the images, by the number of the array.
         layout: where the tensors lay and of which shape they were when they were found.
         indices: copies of the indices of the Subsets that ``rows`` was made from, outermost first.
     """

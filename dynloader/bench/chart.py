@@ -1,4 +1,4 @@
-"""Results as a picture."""
+"""Results as an image."""
 
 from __future__ import annotations
 

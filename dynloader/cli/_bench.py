@@ -30,7 +30,7 @@ Prints a table, and writes to --out:
 
   results.json  all figures, with machine, versions and commit
   table.md      the headlines, as Markdown
-  chart.png     a picture of them (needs matplotlib: pip install 'dynloader[bench]')
+  chart.png     an image of them (needs matplotlib: pip install 'dynloader[bench]')
 """
 EPILOG = """\
 examples:

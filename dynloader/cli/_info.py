@@ -21,7 +21,7 @@ _PARTS = {
     "mnist1d": "the data of the demo",
     "tqdm": "progress bars (demo, progress_bar=True)",
     "matplotlib": "figures (bench, report)",
-    "PIL": "pictures of samples (report)",
+    "PIL": "images of samples (report)",
     "safetensors": "scores as .safetensors",
     "accelerate": "dynloader.integrations.accelerate",
     "lightning": "dynloader.integrations.lightning",

@@ -19,7 +19,7 @@ RUN is a folder that a training wrote:
     for epoch in range(epochs):
         ...                                # the training
         log.add(accuracy=accuracy)         # after each epoch
-    log.write_pictures(train_set)          # at the end, where the samples are pictures
+    log.write_images(train_set)          # at the end, where the samples are images
 
 Runs of one name are seeds of one method. A folder of such folders is read as all of them.
 A damaged run is left out, with a line that tells why.

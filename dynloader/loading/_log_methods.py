@@ -79,7 +79,7 @@ class LogMethods:
                 ``samples.npz``, if it is damaged, is written anew; there is a warning.
 
         Returns:
-            The :class:`dynloader.RunLog` of a folder, to add metrics and pictures to.
+            The :class:`dynloader.RunLog` of a folder, to add metrics and images to.
 
         Raises:
             RuntimeError: the loader has no policy.

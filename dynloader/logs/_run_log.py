@@ -18,7 +18,7 @@ from torch import Tensor
 from dynloader._checks import as_labels
 from dynloader.logs._files import FIGURES, SCORES, VERSION, new_file, read_lines, read_samples
 
-_NUM_PICTURES = 24
+_NUM_IMAGES = 24
 
 
 class RunLog:
@@ -28,7 +28,7 @@ class RunLog:
     run.json     what it is: name, seed, policy, number of samples, names of the classes
     epochs.jsonl the figures of each epoch, one JSON object a line
     samples.npz  arrays of one entry a sample, as they were after the last epoch
-    pictures/    of the samples that the report shows
+    images/    of the samples that the report shows
     ========== =========================================================================
 
     Each file is written as a whole, under another name until it is complete: a process that is
@@ -126,11 +126,11 @@ class RunLog:
         with new_file(self.folder / "samples.npz") as file:
             np.savez(file, **self.samples)  # type: ignore[arg-type]
 
-    def write_pictures(self, dataset: Any) -> None:
-        """Save the pictures of the samples that the report shows.
+    def write_images(self, dataset: Any) -> None:
+        """Save the images of the samples that the report shows.
 
         Args:
-            dataset: map-style; a sample is a picture, or a tuple or mapping that begins with one:
+            dataset: map-style; a sample is an image, or a tuple or mapping that begins with one:
                 PIL, or a tensor or array [height, width], [channels, height, width] or [height,
                 width, channels], bytes or in [0, 1]. Others are passed over.
         """
@@ -138,13 +138,13 @@ class RunLog:
         if self.folder is None:
             return
         chosen = notable(self.samples)
-        folder = self.folder / "pictures"
+        folder = self.folder / "images"
         for index in dict.fromkeys(index for group in chosen.values() for index in group):
-            picture = _as_picture(dataset[index])
-            if picture is not None:
+            image = _as_image(dataset[index])
+            if image is not None:
                 folder.mkdir(exist_ok=True)
                 with new_file(folder / f"{index}.png") as file:
-                    picture.save(file, "png")
+                    image.save(file, "png")
 
     def _go_on(self, folder: Path, first_epoch: int) -> None:
         try:
@@ -194,7 +194,7 @@ class RunLog:
         return self.folder.is_dir() and _content(self.folder / "epochs.jsonl") == self._on_disk
 
 
-def notable(samples: Mapping[str, Any], count: int = _NUM_PICTURES) -> dict[str, list[int]]:
+def notable(samples: Mapping[str, Any], count: int = _NUM_IMAGES) -> dict[str, list[int]]:
     """The samples that are worth a look, by index: hardest, never kept, most often returning.
 
     Args:
@@ -232,7 +232,7 @@ def _line_of(line: Mapping[str, Any]) -> str:
     return json.dumps(plain, allow_nan=False)
 
 
-def _as_picture(sample: Any) -> Any:
+def _as_image(sample: Any) -> Any:
     """A PIL image of at most 96 pixels, or None."""
     from PIL import Image
 
@@ -241,7 +241,7 @@ def _as_picture(sample: Any) -> Any:
     if isinstance(sample, (tuple, list)):
         sample = sample[0]
     if isinstance(sample, Image.Image):
-        picture = sample.convert("RGB")
+        image = sample.convert("RGB")
     else:
         if not isinstance(sample, (Tensor, np.ndarray)) or sample.ndim not in (2, 3):
             return None
@@ -256,6 +256,6 @@ def _as_picture(sample: Any) -> Any:
             if low < 0 or high > 1:
                 pixels = (pixels - low) / max(high - low, 1e-12)
             pixels = (pixels * 255).round()
-        picture = Image.fromarray(pixels.to(torch.uint8).numpy().squeeze()).convert("RGB")
-    picture.thumbnail((96, 96))
-    return picture
+        image = Image.fromarray(pixels.to(torch.uint8).numpy().squeeze()).convert("RGB")
+    image.thumbnail((96, 96))
+    return image

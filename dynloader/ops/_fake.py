@@ -121,9 +121,9 @@ def _(data: Tensor, index: Tensor, faults: Tensor) -> Tensor:
     return data.new_empty((index.shape[0], *data.shape[1:]))
 
 
-@_fake("gather_pictures")
+@_fake("gather_images")
 def _(
-    pictures: Tensor,
+    images: Tensor,
     index: Tensor,
     faults: Tensor,
     crop: list[int],
@@ -140,9 +140,9 @@ def _(
     epoch: int,
     epoch_at: Tensor | None,
 ) -> Tensor:
-    channels = pictures.shape[3 if from_channels_last else 1]
-    batch = pictures.new_empty(
-        (index.shape[0], channels, *crop), dtype=pictures.dtype if values is None else values.dtype
+    channels = images.shape[3 if from_channels_last else 1]
+    batch = images.new_empty(
+        (index.shape[0], channels, *crop), dtype=images.dtype if values is None else values.dtype
     )
     return batch.contiguous(memory_format=torch.channels_last) if to_channels_last else batch
 

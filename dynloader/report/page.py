@@ -148,10 +148,10 @@ def _figure(chart: Chart) -> str:
     )
     return (
         f'<section><h2 id="{chart.key}">{_text(chart.title)}</h2><figure>'
-        f'<div class="wide" tabindex="0" role="group" aria-label="{_text(chart.title)}"><picture>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="{_text(chart.title)}"><image>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{_text(chart.title)}. The table below has its numbers.">'
-        "</picture></div>"
+        "</image></div>"
         f"<figcaption>{_text(chart.note)}</figcaption></figure>"
         f"<details><summary>Numbers</summary>{_table(chart.header, chart.rows)}</details></section>"
     )
@@ -183,21 +183,21 @@ def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
             f"<details open><summary>{_text(_TITLES[kind])}</summary>"
             f'<p><a href="data:text/csv;base64,{data}" download="{kind.replace(" ", "-")}.csv">'
             "These as CSV</a></p>"
-            f'<ul class="pictures">{items}</ul></details>'
+            f'<ul class="images">{items}</ul></details>'
         )
     return "".join(parts)
 
 
 def _item(run: RecordedRun, index: int) -> str:
     label = _label(run, index)
-    picture = run.picture(index)
-    image = ""
-    if picture is not None:
-        data = base64.b64encode(picture).decode()
-        image = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
+    image = run.image(index)
+    shows = ""
+    if image is not None:
+        data = base64.b64encode(image).decode()
+        shows = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
     score = run.samples.get("score")
     told = "" if score is None else f"<br>score {float(score[index]):.3g}"
-    return f"<li>{image}{index}{'' if label is None else '<br>' + _text(shown(label))}{told}</li>"
+    return f"<li>{shows}{index}{'' if label is None else '<br>' + _text(shown(label))}{told}</li>"
 
 
 def _label(run: RecordedRun, index: int) -> str | None:

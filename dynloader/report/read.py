@@ -60,17 +60,17 @@ class RecordedRun:
         """A figure of the last epoch, or NaN."""
         return self.column(name)[-1]
 
-    def picture(self, index: int) -> bytes | None:
-        """The picture of a sample, as PNG, if it was saved. Links are not followed."""
-        folder = self.folder / "pictures"
+    def image(self, index: int) -> bytes | None:
+        """The image of a sample, as PNG, if it was saved. Links are not followed."""
+        folder = self.folder / "images"
         path = folder / f"{index}.png"
         try:
             if folder.is_symlink() or path.is_symlink() or not path.is_file():
                 return None
-            picture = path.read_bytes()
+            image = path.read_bytes()
         except OSError:
             return None
-        return picture if picture.startswith(b"\x89PNG") else None
+        return image if image.startswith(b"\x89PNG") else None
 
 
 def read_run(folder: str | Path) -> RecordedRun:

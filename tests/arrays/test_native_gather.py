@@ -39,7 +39,7 @@ from dynloader.sampling._share import Share
 N = 100
 
 
-def images() -> Tensor:
+def made_images() -> Tensor:
     return torch.arange(N * 3 * 8 * 8).reshape(N, 3, 8, 8).to(torch.uint8)
 
 
@@ -51,14 +51,14 @@ def in_a_file(folder: Path) -> np.memmap[Any, Any]:
 
 
 DATASETS: dict[str, Callable[[Path], Dataset[Any]]] = {
-    "tensors": lambda _: TensorDataset(images(), torch.arange(N)),
+    "tensors": lambda _: TensorDataset(made_images(), torch.arange(N)),
     "one tensor": lambda _: TensorDataset(torch.arange(N)),
     "array": lambda _: ArrayDataset(torch.arange(N)),
     "arrays": lambda _: ArrayDataset(np.arange(N * 2.0).reshape(N, 2), torch.arange(N)),
-    "list": lambda _: ArrayDataset([torch.arange(N), images()]),
-    "mapping": lambda _: ArrayDataset({"x": images(), "y": torch.arange(N)}),
+    "list": lambda _: ArrayDataset([torch.arange(N), made_images()]),
+    "mapping": lambda _: ArrayDataset({"x": made_images(), "y": torch.arange(N)}),
     "memmap": lambda folder: ArrayDataset(in_a_file(folder)),
-    "subset": lambda _: Subset(TensorDataset(images(), torch.arange(N)), range(90, 3, -1)),
+    "subset": lambda _: Subset(TensorDataset(made_images(), torch.arange(N)), range(90, 3, -1)),
     "subset of a subset": lambda _: Subset(
         Subset(ArrayDataset(torch.arange(N)), [*range(50), -1, -2]), range(1, 52)
     ),
@@ -186,30 +186,30 @@ LISTED = [T.RandomCrop(8, padding=2), T.RandomHorizontalFlip(), T.Normalize((0.5
 
 
 def augmented(**options: Any) -> DataLoader[Any]:
-    dataset = TensorDataset(images(), torch.arange(N))
+    dataset = TensorDataset(made_images(), torch.arange(N))
     given = {"policy": RandomDynamic(keep=0.5, every=1), "batch_size": 8, "transforms": LISTED}
     return DataLoader(dataset, **(given | options))
 
 
 def by_sample(loader: DataLoader[Any]) -> dict[int, Tensor]:
-    """The picture of each sample of an epoch."""
+    """The image of each sample of an epoch."""
     return {
-        sample: picture
-        for pictures, samples in loader
-        for sample, picture in zip(samples.tolist(), pictures, strict=True)
+        sample: image
+        for images, samples in loader
+        for sample, image in zip(samples.tolist(), images, strict=True)
     }
 
 
-def test_pruning_and_reordering_do_not_change_a_picture() -> None:
+def test_pruning_and_reordering_do_not_change_a_image() -> None:
     pruned = by_sample(augmented())
     every = by_sample(augmented(policy=Full(), batch_size=33, shuffle=False, num_workers=2))
     assert len(pruned) == 50
-    assert all(torch.equal(picture, every[sample]) for sample, picture in pruned.items())
+    assert all(torch.equal(image, every[sample]) for sample, image in pruned.items())
     others = by_sample(augmented(seed=1))
-    assert any(not torch.equal(picture, every[sample]) for sample, picture in others.items())
+    assert any(not torch.equal(image, every[sample]) for sample, image in others.items())
 
 
-def test_a_resumed_run_repeats_the_pictures() -> None:
+def test_a_resumed_run_repeats_the_images() -> None:
     loader, resumed = augmented(), augmented()
     list(loader)
     iterator = iter(loader)
@@ -225,9 +225,9 @@ def test_a_resumed_run_repeats_the_pictures() -> None:
 @pytest.mark.vision
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_pictures_are_torchvisions(mode: str, dtype: torch.dtype) -> None:
+def test_the_images_are_torchvisions(mode: str, dtype: torch.dtype) -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2.functional")
-    from reference_pictures import cut, drawn
+    from reference_images import cut, drawn
 
     mean, std = [0.49, 0.48, 0.44], [0.24, 0.25, 0.26]
     listed = [
@@ -238,9 +238,9 @@ def test_the_pictures_are_torchvisions(mode: str, dtype: torch.dtype) -> None:
         T.Cast(dtype),
     ]
     found = by_sample(augmented(transforms=listed, policy=Full(), seed=9))
-    for sample, picture in found.items():
+    for sample, image in found.items():
         at = {"seed": 9, "epoch": 0, "sample": sample}
-        wanted = images()[sample]
+        wanted = made_images()[sample]
         top, left, flip = drawn(wanted.numpy(), crop=(6, 7), padding=3, **at)
         wanted = v2.pad(wanted, [3, 3, 3, 3], padding_mode=mode)
         wanted = v2.crop(wanted, top, left, 6, 7)
@@ -250,13 +250,13 @@ def test_the_pictures_are_torchvisions(mode: str, dtype: torch.dtype) -> None:
         height, width = min(3, 6 - above, above + 3), min(3, 7 - before, before + 3)
         wanted = v2.erase(wanted, max(0, above), max(0, before), height, width, torch.tensor(0))
         wanted = v2.normalize(v2.to_dtype(wanted, torch.float32, scale=True), mean, std)
-        assert torch.equal(picture, wanted.to(dtype)), sample
+        assert torch.equal(image, wanted.to(dtype)), sample
 
 
 def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
     loader = augmented(transforms=[T.AlternatingFlip()], policy=Full(), seed=9)
     epochs = [by_sample(loader) for _ in range(3)]
-    for sample, image in enumerate(images()):
+    for sample, image in enumerate(made_images()):
         sides = [torch.equal(found[sample], image) for found in epochs]
         assert sides[0] != sides[1]
         assert sides[0] == sides[2]
@@ -267,8 +267,8 @@ def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
 
 
 def test_what_is_not_bytes_is_normalised_too() -> None:
-    pictures = images().float()
-    dataset = ArrayDataset({"image": pictures, "index": torch.arange(N)})
+    images = made_images().float()
+    dataset = ArrayDataset({"image": images, "index": torch.arange(N)})
     loader = DataLoader(
         dataset,
         batch_size=8,
@@ -277,7 +277,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
         batch_transform=lambda batch: (batch["image"], batch["index"]),
     )
     for batch, samples in loader:
-        assert torch.equal(batch, ((pictures[samples] - 3) / 2).half())
+        assert torch.equal(batch, ((images[samples] - 3) / 2).half())
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
         ({"transforms": [T.Cast(torch.float32), T.RandomCrop(3)]}, ValueError, "in the order"),
         ({"transforms": [torch.relu]}, TypeError, "must be of dynloader.transforms, got builtin"),
         ({"transforms": {3: LISTED}}, KeyError, "must be for arrays of"),
-        ({"transforms": {1: LISTED}}, ValueError, "need pictures of shape"),
+        ({"transforms": {1: LISTED}}, ValueError, "need images of shape"),
         ({"transforms": T.RandomCrop(3)}, TypeError, "must be a list"),
         ({"transforms": [T.RandomCrop(9)]}, ValueError, "the crop must be at most"),
         ({"transforms": [T.RandomCrop(3, fill=300)]}, ValueError, "fill must be an integer"),
@@ -473,10 +473,10 @@ def test_two_iterators_and_copies() -> None:
 def test_batches_are_the_consumers_own() -> None:
     loader = augmented(policy=Full(), transforms=None, num_workers=2)
     kept = list(loader)
-    for pictures, samples in kept:
-        assert torch.equal(pictures, images()[samples])
-        pictures.zero_()
-    assert images().any()
+    for images, samples in kept:
+        assert torch.equal(images, made_images()[samples])
+        images.zero_()
+    assert made_images().any()
 
 
 def test_what_gathering_raises_is_raised_where_the_batch_is_taken() -> None:
@@ -503,8 +503,8 @@ def test_prefetch_to_device(device: torch.device) -> None:
 def test_arrays_on_the_gpu_stay_there(device: torch.device) -> None:
     for options in OPTIONS[:4]:
         given = {"batch_size": 8} | options
-        here = DataLoader(ArrayDataset(images(), torch.arange(N)), **given)
-        dataset = ArrayDataset(images(), torch.arange(N), device=device)
+        here = DataLoader(ArrayDataset(made_images(), torch.arange(N)), **given)
+        dataset = ArrayDataset(made_images(), torch.arange(N), device=device)
         there = DataLoader(dataset, **given)
         assert there.gather_mode == ("host arrays" if device.type == "cpu" else "device arrays")
         for _ in range(2):
@@ -517,7 +517,7 @@ def test_arrays_on_the_gpu_stay_there(device: torch.device) -> None:
 
 def test_batches_of_a_gpu_are_computed_as_here() -> None:
     """The feed of arrays on a GPU, of arrays that are here."""
-    subset = Subset(ArrayDataset([images(), torch.arange(N)]), range(90, 3, -1))
+    subset = Subset(ArrayDataset([made_images(), torch.arange(N)]), range(90, 3, -1))
     for options in ({}, {"shuffle": False}, {"policy": Full()}, {"batch_size": 9, "seed": 2**63}):
         loader = augmented(**options)
         if not options:
@@ -537,9 +537,9 @@ def test_batches_of_a_gpu_are_computed_as_here() -> None:
 @pytest.mark.cuda
 def test_torch_sees_no_waiting_in_an_epoch_of_arrays_on_the_gpu(cuda: torch.device) -> None:
     for dataset in (
-        ArrayDataset([images(), torch.arange(N)], device=cuda),
-        Subset(ArrayDataset([images(), torch.arange(N)], device=cuda), range(80)),
-        TensorDataset(images(), torch.arange(N)),
+        ArrayDataset([made_images(), torch.arange(N)], device=cuda),
+        Subset(ArrayDataset([made_images(), torch.arange(N)], device=cuda), range(80)),
+        TensorDataset(made_images(), torch.arange(N)),
     ):
         loader = DataLoader(dataset, 8, policy=UCB(every=1), transforms=LISTED, device=cuda)
         for _ in range(3):

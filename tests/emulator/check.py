@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import reference
-import reference_pictures
+import reference_images
 import reference_table
 from inputs import SCORES, WEIGHTS, address, counts_of, values
 
@@ -22,7 +22,7 @@ from emulator.gpu import (
     Array,
     DeviceArray,
     Gpu,
-    PictureRule,
+    ImageRule,
     PixelStrides,
     Scoring,
     filled,
@@ -198,7 +198,7 @@ def check_order(gpu: Gpu) -> None:
 
 
 def check_batch(gpu: Gpu) -> None:
-    """Rows and pictures by index; the last index names none."""
+    """Rows and images by index; the last index names none."""
     rng = np.random.default_rng(3)
     for n, b in ((1, 1), (33, 40), (300, 257)):
         index = np.append(rng.integers(0, n, b), n)
@@ -229,7 +229,7 @@ def check_batch(gpu: Gpu) -> None:
         )
     ):
         for channels, dtype in ((1, np.uint8), (3, np.uint8), (2, np.int16), (3, np.float64)):
-            check_pictures(gpu, i, channels, dtype, crop, padding, is_reflected, flip, cutout)
+            check_images(gpu, i, channels, dtype, crop, padding, is_reflected, flip, cutout)
 
 
 def strides_of(channels: int, height: int, width: int, last: bool) -> PixelStrides:
@@ -238,7 +238,7 @@ def strides_of(channels: int, height: int, width: int, last: bool) -> PixelStrid
     return PixelStrides(height * width, width, 1)
 
 
-def check_pictures(
+def check_images(
     gpu: Gpu,
     i: int,
     channels: int,
@@ -251,13 +251,13 @@ def check_pictures(
 ) -> None:
     rng = np.random.default_rng([i, channels])
     n, b, height, width, fill = 20, 30, 8, 7, 5
-    pictures = rng.integers(0, 100, (n, channels, height, width)).astype(dtype)
+    images = rng.integers(0, 100, (n, channels, height, width)).astype(dtype)
     index = np.append(rng.integers(0, n, b), n)
     where, options = at(i, gpu if i % 2 else None)
     alternates = i % 2 == 0
     made = [
-        reference_pictures.picture_of(
-            pictures[j],
+        reference_images.image_of(
+            images[j],
             crop=crop,
             padding=padding,
             is_reflected=is_reflected,
@@ -277,21 +277,21 @@ def check_pictures(
     if is_looked_up:
         wanted = table[np.arange(channels)[:, None, None], wanted]
     for from_last, to_last in ((False, False), (True, True)):
-        stored = pictures.transpose(0, 2, 3, 1) if from_last else pictures
+        stored = images.transpose(0, 2, 3, 1) if from_last else images
         shape = (b + 1, *crop, channels) if to_last else (b + 1, channels, *crop)
         batch = gpu.empty(*shape, dtype=wanted.dtype)
         faults = gpu.put([0, 0], np.int64)
         gpu.run(
-            "GatherPictures",
+            "GatherImages",
             index=gpu.put(index),
             batch_size=b + 1,
-            rule=PictureRule(
+            rule=ImageRule(
                 *(channels, height, width, *crop, padding, cutout),
                 *(round(flip * 2**32), is_reflected, alternates),
             ),
             address=where,
-            pictures=gpu.put(stored),
-            num_pictures=n,
+            images=gpu.put(stored),
+            num_images=n,
             **{"from": strides_of(channels, height, width, from_last)},
             to=strides_of(channels, *crop, to_last),
             pixel_bytes=np.dtype(dtype).itemsize,

@@ -31,7 +31,7 @@ class Scoring(ctypes.Structure):
     _fields_ = [("rule", c_int32), ("alpha", c_float), ("c", c_float)]
 
 
-class PictureRule(ctypes.Structure):
+class ImageRule(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("channels", "height", "width")),
         *((name, c_int32) for name in ("crop_height", "crop_width", "padding", "cutout")),
@@ -113,13 +113,13 @@ CALLS = {
             *pointers("batch", "faults"),
         ),
         call(
-            "GatherPictures",
+            "GatherImages",
             *pointers("index"),
             *integers("batch_size"),
-            ("rule", PictureRule),
+            ("rule", ImageRule),
             AT,
-            *pointers("pictures"),
-            *integers("num_pictures"),
+            *pointers("images"),
+            *integers("num_images"),
             ("from", PixelStrides),
             ("to", PixelStrides),
             ("pixel_bytes", c_int32),

@@ -266,9 +266,9 @@ def test_a_snippet_of_the_page_runs(
     for kept in (130, 65):
         count = 0
         for batch in loader:
-            pictures, labels = batch.values() if isinstance(batch, dict) else batch
-            assert pictures.shape[1:] == (3, 8, 8)
-            loader.update(pictures.float().mean(dim=(1, 2, 3)))
+            images, labels = batch.values() if isinstance(batch, dict) else batch
+            assert images.shape[1:] == (3, 8, 8)
+            loader.update(images.float().mean(dim=(1, 2, 3)))
             count += len(labels)
         assert count == kept
 

@@ -49,8 +49,8 @@ def test_in_torchdatas_stateful_loader(num_workers: int) -> None:
         assert found == wanted
 
 
-class Pictures(Dataset[Any]):
-    """Pictures for timm, each with its label and its index as the target."""
+class Images(Dataset[Any]):
+    """Images for timm, each with its label and its index as the target."""
 
     def __len__(self) -> int:
         return 60
@@ -63,7 +63,7 @@ class Pictures(Dataset[Any]):
 def test_in_timms_prefetch_loader(num_workers: int) -> None:
     data = pytest.importorskip("timm.data.loader")
     loader = DataLoader(
-        Pictures(),
+        Images(),
         8,
         policy=UCB(keep=0.5, every=1),
         collate_fn=data.fast_collate,
@@ -74,9 +74,9 @@ def test_in_timms_prefetch_loader(num_workers: int) -> None:
     for epoch in range(3):
         assert len(prefetching) == len(wanted[epoch])
         found = []
-        for pictures, targets in prefetching:
+        for images, targets in prefetching:
             index = targets[:, 1]
-            assert torch.equal((pictures[:, 0, 0, 0] * 255).round().long(), index)
+            assert torch.equal((images[:, 0, 0, 0] * 255).round().long(), index)
             loader.update(loss_of(index), index)
             found.append(index.tolist())
         assert found == wanted[epoch]
@@ -84,7 +84,7 @@ def test_in_timms_prefetch_loader(num_workers: int) -> None:
 
 def test_what_looks_ahead_is_found_out() -> None:
     data = pytest.importorskip("timm.data.loader")
-    loader = DataLoader(Pictures(), 8, policy=UCB(keep=0.5, every=1), collate_fn=data.fast_collate)
+    loader = DataLoader(Images(), 8, policy=UCB(keep=0.5, every=1), collate_fn=data.fast_collate)
     prefetching = data.PrefetchLoader(loader, mean=(0,), std=(1,), device=torch.device("cpu"))
     for _, targets in prefetching:
         with pytest.raises(RuntimeError, match="return_index=True"):

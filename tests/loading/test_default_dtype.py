@@ -223,7 +223,7 @@ def test_choosing_within_a_batch(other: torch.dtype) -> None:
 
 
 def test_transforms(other: torch.dtype) -> None:
-    pictures = torch.arange(6 * 3 * 4 * 4, dtype=torch.uint8).view(6, 3, 4, 4)
+    images = torch.arange(6 * 3 * 4 * 4, dtype=torch.uint8).view(6, 3, 4, 4)
     listed = [
         transforms.RandomCrop(3, padding=1, fill=7),
         transforms.RandomHorizontalFlip(0.3),
@@ -233,7 +233,7 @@ def test_transforms(other: torch.dtype) -> None:
 
     def made() -> Any:
         found: list[Any] = []
-        for data in (pictures, pictures.to(torch.float32), pictures.to(torch.float64)):
+        for data in (images, images.to(torch.float32), images.to(torch.float64)):
             loader = DataLoader(ArrayDataset(data), 4, policy=Full(), transforms=listed)
             found += list(loader)
         return plain(found)

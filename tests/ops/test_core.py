@@ -23,7 +23,7 @@ PROGRAM = """
 #include "core/bits.h"
 #include "core/loss.h"
 #include "core/permutation.h"
-#include "core/picture.h"
+#include "core/image.h"
 #include "core/random.h"
 #include "core/score.h"
 using namespace dynloader;
@@ -220,7 +220,7 @@ def test_counters_end_where_they_are_full(core: Core) -> None:
         assert (core("forgetting_wrong", state, np.uint32) == counted).all()
 
 
-def test_places_in_a_picture(core: Core) -> None:
+def test_places_in_a_image(core: Core) -> None:
     places = np.arange(-4, 9, dtype=np.int32)
     mirrored = core("mirrored_in_5", places, np.int32).tolist()
     assert mirrored == [4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0]

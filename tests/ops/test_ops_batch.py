@@ -1,4 +1,4 @@
-"""Batches gathered by index: rows, and pictures that are changed on the way."""
+"""Batches gathered by index: rows, and images that are changed on the way."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from cases import address, same
-from reference_pictures import picture_of
+from reference_images import image_of
 from torch import Tensor
 
 rows_of = torch.ops.dynloader.gather_rows
-pictures_of = torch.ops.dynloader.gather_pictures
+images_of = torch.ops.dynloader.gather_images
 
 ROWS: list[tuple[tuple[int, ...], torch.dtype]] = [
     ((), torch.float32),
@@ -77,7 +77,7 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
-def gathered(pictures: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) -> Tensor:
+def gathered(images: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) -> Tensor:
     options = {
         "padding": 0,
         "is_reflected": False,
@@ -89,33 +89,33 @@ def gathered(pictures: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any
         "from_channels_last": False,
         "to_channels_last": False,
     }
-    faults = no_faults(pictures.device)
+    faults = no_faults(images.device)
     signed = seed - 2**64 if seed >= 2**63 else seed
-    made = pictures_of(
-        pictures, index, faults, **(options | rule), seed=signed, epoch=epoch, epoch_at=None
+    made = images_of(
+        images, index, faults, **(options | rule), seed=signed, epoch=epoch, epoch_at=None
     )
     assert not faults.any()
     return made
 
 
-def expected(pictures: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) -> np.ndarray:
-    known = pictures.cpu().numpy()
+def expected(images: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) -> np.ndarray:
+    known = images.cpu().numpy()
     at = {"seed": seed, "epoch": epoch}
-    return np.stack([picture_of(known[i], sample=i, **at, **rule) for i in index.tolist()])
+    return np.stack([image_of(known[i], sample=i, **at, **rule) for i in index.tolist()])
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures(rule: dict[str, Any], channels: int, place: torch.device) -> None:
-    pictures = some(50, (channels, 32, 32), torch.uint8, place)
+def test_images(rule: dict[str, Any], channels: int, place: torch.device) -> None:
+    images = some(50, (channels, 32, 32), torch.uint8, place)
     index = torch.randint(0, 50, (70,), generator=torch.Generator().manual_seed(1)).to(place)
     for i in range(3):
         at = address(i)
-        wanted = expected(pictures, index, **at, **rule)
-        same(gathered(pictures, index, **at, **rule), wanted)
-        last = pictures.permute(0, 2, 3, 1).contiguous()
+        wanted = expected(images, index, **at, **rule)
+        same(gathered(images, index, **at, **rule), wanted)
+        last = images.permute(0, 2, 3, 1).contiguous()
         same(gathered(last, index, **at, **rule, from_channels_last=True), wanted)
-        found = gathered(pictures, index, **at, **rule, to_channels_last=True)
+        found = gathered(images, index, **at, **rule, to_channels_last=True)
         assert found.is_contiguous(memory_format=torch.channels_last)
         same(found.contiguous(), wanted)
 
@@ -124,56 +124,56 @@ def test_pictures(rule: dict[str, Any], channels: int, place: torch.device) -> N
     "dtype", [torch.bool, torch.int8, torch.int16, torch.float16, torch.float32, torch.float64]
 )
 def test_pixels_of_any_kind(dtype: torch.dtype, place: torch.device) -> None:
-    pictures = some(20, (3, 9, 7), dtype, place)
+    images = some(20, (3, 9, 7), dtype, place)
     rule = {"crop": (9, 7), "padding": 3, "flip_probability": 0.5, "fill": 1}
     index = torch.arange(20, device=place)
-    same(gathered(pictures, index, 5, 6, **rule), expected(pictures, index, 5, 6, **rule))
+    same(gathered(images, index, 5, 6, **rule), expected(images, index, 5, 6, **rule))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_bytes_that_are_looked_up(dtype: torch.dtype, place: torch.device) -> None:
-    pictures = some(20, (3, 32, 32), torch.uint8, place)
+    images = some(20, (3, 32, 32), torch.uint8, place)
     index = torch.arange(19, -1, -1, device=place)
     generator = torch.Generator().manual_seed(3)
     values = torch.randn(3, 256, generator=generator).to(place, dtype)
     rule = {"crop": (32, 32), "padding": 4, "flip_probability": 0.5, "fill": 9}
-    places = torch.from_numpy(expected(pictures, index, 1, 2, **rule)).to(place).long()
+    places = torch.from_numpy(expected(images, index, 1, 2, **rule)).to(place).long()
     channel = torch.arange(3, device=place).view(1, 3, 1, 1)
-    found = gathered(pictures, index, 1, 2, **rule, values=values)
+    found = gathered(images, index, 1, 2, **rule, values=values)
     assert found.dtype == dtype
     assert torch.equal(found, values[channel, places])
 
 
 def test_an_alternating_flip_shows_both_sides_in_two_epochs(place: torch.device) -> None:
-    pictures = some(64, (3, 8, 8), torch.uint8, place)
+    images = some(64, (3, 8, 8), torch.uint8, place)
     rule = {"crop": (8, 8), "flip_probability": 0.5, "flip_alternates": True}
     index = torch.arange(64, device=place)
-    epochs = [gathered(pictures, index, 3, epoch, **rule) for epoch in (0, 1, 2, 2**32 - 1)]
-    is_mirrored = (epochs[0] == pictures.flip(3)).flatten(1).all(1)
+    epochs = [gathered(images, index, 3, epoch, **rule) for epoch in (0, 1, 2, 2**32 - 1)]
+    is_mirrored = (epochs[0] == images.flip(3)).flatten(1).all(1)
     assert 16 < int(is_mirrored.sum()) < 48
     assert torch.equal(epochs[1], epochs[0].flip(3))
     assert torch.equal(epochs[2], epochs[0])
     assert torch.equal(epochs[3], epochs[1])
-    other = gathered(pictures, index, 4, 0, **rule)
+    other = gathered(images, index, 4, 0, **rule)
     assert not torch.equal(other, epochs[0])
 
 
-def test_a_picture_depends_on_nothing_but_its_address(place: torch.device) -> None:
-    pictures = some(40, (3, 32, 32), torch.uint8, place)
+def test_a_image_depends_on_nothing_but_its_address(place: torch.device) -> None:
+    images = some(40, (3, 32, 32), torch.uint8, place)
     rule = {"crop": (32, 32), "padding": 4, "flip_probability": 0.5, "cutout": 8}
-    every = gathered(pictures, torch.arange(40, device=place), 3, 4, **rule)
+    every = gathered(images, torch.arange(40, device=place), 3, 4, **rule)
     index = torch.tensor([7, 39, 7, 0], device=place)
-    assert torch.equal(gathered(pictures, index, 3, 4, **rule), every[index])
-    assert not torch.equal(gathered(pictures, index, 3, 5, **rule), every[index])
+    assert torch.equal(gathered(images, index, 3, 4, **rule), every[index])
+    assert not torch.equal(gathered(images, index, 3, 5, **rule), every[index])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop": (41, 40)}, "the crop must be at most the padded picture, 40 x 40, got 41 x 40"),
+        ({"crop": (41, 40)}, "the crop must be at most the padded image, 40 x 40, got 41 x 40"),
         ({"crop": (0, 4)}, "the crop must be"),
         ({"padding": -1}, "padding must be in"),
-        ({"padding": 32, "is_reflected": True}, "padding must be less than a picture's sides"),
+        ({"padding": 32, "is_reflected": True}, "padding must be less than an image's sides"),
         ({"flip_probability": 1.5}, r"flip_probability must be in \[0, 1\], got 1.5"),
         ({"cutout": -1}, "cutout must be in"),
         ({"values": torch.zeros(2, 256)}, r"values must have shape \[3, 256\]"),
@@ -181,21 +181,21 @@ def test_a_picture_depends_on_nothing_but_its_address(place: torch.device) -> No
     ],
     ids=str,
 )
-def test_pictures_refuse(change: dict[str, Any], message: str, device: torch.device) -> None:
-    pictures = some(4, (3, 32, 32), torch.uint8, device)
+def test_images_refuse(change: dict[str, Any], message: str, device: torch.device) -> None:
+    images = some(4, (3, 32, 32), torch.uint8, device)
     rule = {"crop": (32, 32), "padding": 4} | change
     if "values" in rule:
         rule["values"] = rule["values"].to(device)
-    with pytest.raises((ValueError, TypeError), match=f"gather_pictures: {message}"):
-        gathered(pictures, torch.arange(4, device=device), 0, 0, **rule)
+    with pytest.raises((ValueError, TypeError), match=f"gather_images: {message}"):
+        gathered(images, torch.arange(4, device=device), 0, 0, **rule)
 
 
 def test_the_operators_are_sound(device: torch.device) -> None:
-    pictures = some(6, (3, 8, 8), torch.uint8, device)
+    images = some(6, (3, 8, 8), torch.uint8, device)
     index = torch.tensor([5, 0], device=device)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(rows_of.default, (pictures, index, no_faults(device)), test_utils=tests)
-    arguments = (pictures, index, no_faults(device), [4, 5], 1, False, 0.5, True, 2, 0.0, None)
+    torch.library.opcheck(rows_of.default, (images, index, no_faults(device)), test_utils=tests)
+    arguments = (images, index, no_faults(device), [4, 5], 1, False, 0.5, True, 2, 0.0, None)
     torch.library.opcheck(
-        pictures_of.default, (*arguments, False, True, 1, 2, None), test_utils=tests
+        images_of.default, (*arguments, False, True, 1, 2, None), test_utils=tests
     )

@@ -151,7 +151,7 @@ def test_frozen_answers_are_those_of_the_operations(
             same(found, freeze.decode(answer), number, op)
 
 
-def test_frozen_views_of_pictures_are_those_of_the_reference(freeze: ModuleType) -> None:
+def test_frozen_views_of_images_are_those_of_the_reference(freeze: ModuleType) -> None:
     assert freeze.views() == json.loads(freeze.VIEWS.read_text())
 
 

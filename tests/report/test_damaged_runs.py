@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from ledger import Numbers, loss_of
-from test_report import Pictures, trained
+from test_report import Images, trained
 
 from dynloader import UCB, DataLoader, RandomDynamic
 from dynloader.__main__ import main
@@ -209,11 +209,11 @@ def damages() -> Iterator[tuple[str, Damage]]:
             yield f"{key} is {value.dtype} {value.shape} {value.flat[0]!r:.20}", array(key, value)
     for name in ("=cmd", LONG, "\n", "a/b"):
         yield f"an array is called {name[:20]!r}", array(name, np.zeros(60))
-    for data in (b"", b"no picture", b"\x89PNG"):
+    for data in (b"", b"no image", b"\x89PNG"):
         yield (
-            f"a picture is {data!r}",
+            f"an image is {data!r}",
             lambda folder, data=data: [
-                path.write_bytes(data) for path in (folder / "pictures").iterdir()
+                path.write_bytes(data) for path in (folder / "images").iterdir()
             ],
         )
 
@@ -225,7 +225,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("PIL")
     folder = tmp_path_factory.mktemp("run") / "whole"
     names = {"labels": torch.arange(60) % 3, "class_names": ["a", "b", "c"]}
-    trained(folder, UCB(keep=0.5, every=1), "whole", epochs=3, **names).write_pictures(Pictures())
+    trained(folder, UCB(keep=0.5, every=1), "whole", epochs=3, **names).write_images(Images())
     return folder
 
 
@@ -239,7 +239,7 @@ def test_no_damage_makes_an_end_of_the_report(
     refused, read = [], []
     for number, (what, damage) in enumerate(damages()):
         folder = runs / f"damaged-{number:04}"
-        aside = None if "picture" in what else shutil.ignore_patterns("pictures")
+        aside = None if "image" in what else shutil.ignore_patterns("images")
         shutil.copytree(run, folder, ignore=aside)
         damage(folder)
         message = None
@@ -340,24 +340,24 @@ def test_a_cut_line_is_left_out_of_the_report(
 def test_links_are_not_followed(run: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     shutil.copytree(run, tmp_path / "runs" / "a")
-    picture = next((tmp_path / "runs" / "a" / "pictures").iterdir())
-    secret.write_bytes(picture.read_bytes() + b"secret")
-    picture.unlink()
-    picture.symlink_to(secret)
+    image = next((tmp_path / "runs" / "a" / "images").iterdir())
+    secret.write_bytes(image.read_bytes() + b"secret")
+    image.unlink()
+    image.symlink_to(secret)
     shutil.copytree(run, tmp_path / "runs" / "b")
-    shutil.rmtree(tmp_path / "runs" / "b" / "pictures")
+    shutil.rmtree(tmp_path / "runs" / "b" / "images")
     (tmp_path / "aside").mkdir()
     for index in range(60):
         shutil.copy(secret, tmp_path / "aside" / f"{index}.png")
-    (tmp_path / "runs" / "b" / "pictures").symlink_to(tmp_path / "aside")
+    (tmp_path / "runs" / "b" / "images").symlink_to(tmp_path / "aside")
     main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     import base64
 
     page = (tmp_path / "out" / "report.html").read_text()
     embedded = base64.b64encode(secret.read_bytes()).decode()
     assert embedded not in page
-    others = list((run / "pictures").iterdir())
-    assert page.count("data:image/png") == sum(each.name != picture.name for each in others)
+    others = list((run / "images").iterdir())
+    assert page.count("data:image/png") == sum(each.name != image.name for each in others)
 
 
 def test_cells_are_no_formulas(tmp_path: Path) -> None:
@@ -512,7 +512,7 @@ class Killed(BaseException):
     """As if the process had ended here."""
 
 
-@pytest.mark.parametrize("name", ["run.json", "epochs.jsonl", "samples.npz", "pictures"])
+@pytest.mark.parametrize("name", ["run.json", "epochs.jsonl", "samples.npz", "images"])
 def test_a_file_that_is_not_written_to_its_end_stays_as_it_was(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,7 +523,7 @@ def test_a_file_that_is_not_written_to_its_end_stays_as_it_was(
     for _ in range(2):
         for numbers in loader:
             loader.update(loss_of(numbers))
-    log.write_pictures(Pictures())
+    log.write_images(Images())
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
 
@@ -533,7 +533,7 @@ def test_a_file_that_is_not_written_to_its_end_stays_as_it_was(
         return Path(shutil.move(self, target))
 
     def write() -> None:
-        log.write_pictures(Pictures())
+        log.write_images(Images())
         log._save_about()
         for numbers in loader:
             loader.update(loss_of(numbers))

@@ -392,7 +392,7 @@ def test_progress(arrays: bool, capsys: pytest.CaptureFixture[str]) -> None:
 # --- the page ------------------------------------------------------------------------------------
 
 
-class Pictures(Dataset[Any]):
+class Images(Dataset[Any]):
     """Each a shade of grey."""
 
     def __len__(self) -> int:
@@ -430,7 +430,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"labels": labels, "class_names": ["cat", "dog", "<b>bird & co</b>"]}
     for seed in (0, 1):
         rule = RandomDynamic(keep=0.5, every=1)
-        trained(folder / f"runs/r{seed}", rule, "random", seed, **names).write_pictures(Pictures())
+        trained(folder / f"runs/r{seed}", rule, "random", seed, **names).write_images(Images())
     trained(folder / "runs/u", UCB(keep=0.2, every=1), "UCB, <i>0.2</i>", **names)
     full = RunLog(folder / "runs/full", name="full data")
     for epoch in range(3):
@@ -466,23 +466,23 @@ def test_the_page_holds_all_it_shows(report: Path) -> None:
     # Each figure for a light and a dark page, and as a file.
     assert sum(source.startswith("data:image/svg+xml") for source in page.sources) == 16
     for name in CHARTS:
-        picture = (report / "figures" / f"{name}.png").read_bytes()
-        assert picture.startswith(b"\x89PNG")
+        image = (report / "figures" / f"{name}.png").read_bytes()
+        assert image.startswith(b"\x89PNG")
     assert "http" not in re.sub(r"data:[^\"]*", "", text)
     for written in ("A &lt; B", "UCB, &lt;i&gt;0.2&lt;/i&gt;", "&lt;b&gt;bird &amp; co&lt;/b&gt;"):
         assert written in text
     assert "<i>0.2" not in text
 
 
-def test_pictures_and_lists(report: Path) -> None:
+def test_images_and_lists(report: Path) -> None:
     text = (report / "report.html").read_text()
     from PIL import Image
 
-    found = {int(path.stem) for path in (report / "runs/r0/pictures").glob("*.png")}
+    found = {int(path.stem) for path in (report / "runs/r0/images").glob("*.png")}
     with np.load(report / "runs/r0/samples.npz") as samples:
         assert found == {i for group in notable(dict(samples)).values() for i in group}
     for index in found:
-        path = report / f"runs/r0/pictures/{index}.png"
+        path = report / f"runs/r0/images/{index}.png"
         assert Image.open(path).getpixel((3, 3)) == (4 * index,) * 3
         assert base64.b64encode(path.read_bytes()).decode() in text
     with (report / "samples/random-1.csv").open(newline="") as file:

@@ -187,7 +187,7 @@ def test_every_sample_has_a_loss_of_every_epoch() -> None:
 @pytest.mark.parametrize("adds_index", [True, False])
 def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
-    pictures = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8)
+    images = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8)
     labels = torch.randint(3, (N,))
     sizes = []
 
@@ -199,7 +199,7 @@ def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
         return [batch[0] / 2, *batch[1:]]
 
     loader: DataLoader[Any] = DataLoader(
-        ArrayDataset(pictures, labels),
+        ArrayDataset(images, labels),
         8,
         policy=RandomDynamic(keep=0.4, every=1),
         seed=5,
@@ -213,9 +213,9 @@ def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
     found = scores.rescore(model, loader)
     assert set(sizes) == {3 if adds_index else 2}
     assert indices == (found.indices.tolist() if adds_index else [])
-    # The same pictures as an epoch of all samples has them.
+    # The same images as an epoch of all samples has them.
     whole: DataLoader[Any] = DataLoader(
-        ArrayDataset(pictures, labels),
+        ArrayDataset(images, labels),
         N,
         policy=Full(),
         seed=5,

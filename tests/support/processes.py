@@ -609,7 +609,7 @@ def logged(folder: Path) -> None:
                     loader.update(loss_of(samples))
             log.add(accuracy=number / 10)
         if importlib.util.find_spec("PIL"):
-            log.write_pictures(Numbers(60))
+            log.write_images(Numbers(60))
         dist.barrier()
         assert len(log.lines) == (3 if dist.get_rank() == 0 else 0)
         lines = (folder / f"log-{name}" / "epochs.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Writes what the reference gives: every operation for a few inputs, and what pictures draw.
+"""Writes what the reference gives: every operation for a few inputs, and what images draw.
 
 python tests/vectors/freeze.py
 
@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reference
-import reference_pictures
+import reference_images
 import reference_table
 from reference import Array
 
@@ -115,14 +115,14 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
 
 
 def views() -> list[dict[str, Any]]:
-    """The window, the flip and the square of pictures of 30 x 40, cropped to 32 x 24."""
-    picture, crop = np.zeros((1, 30, 40), np.uint8), (32, 24)
+    """The window, the flip and the square of images of 30 x 40, cropped to 32 x 24."""
+    image, crop = np.zeros((1, 30, 40), np.uint8), (32, 24)
     found = []
     for seed, epoch in ADDRESSES:
         for sample in (0, 1, 49_999, 2**32 + 3):
             at = {"seed": seed, "epoch": epoch, "sample": sample}
-            view = reference_pictures.drawn(picture, crop=crop, padding=4, **at)
-            found.append(at | {"view": view, "cut": reference_pictures.cut(crop, 8, **at)})
+            view = reference_images.drawn(image, crop=crop, padding=4, **at)
+            found.append(at | {"view": view, "cut": reference_images.cut(crop, 8, **at)})
     return json.loads(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a picture while it is gathered: plain NumPy, one picture at a time.
+"""What becomes of an image while it is gathered: plain NumPy, one image at a time.
 
 The third part of the specification, beside reference.py.
 """
@@ -19,10 +19,10 @@ def below(word: Any, count: int) -> int:
 
 
 def drawn(
-    picture: Array, *, crop: tuple[int, int], padding: int, seed: int, epoch: int, sample: int
+    image: Array, *, crop: tuple[int, int], padding: int, seed: int, epoch: int, sample: int
 ) -> tuple[int, int, int]:
-    """The place of the window in the padded picture, and 32 bits that decide whether it flips."""
-    _, height, width = picture.shape
+    """The place of the window in the padded image, and 32 bits that decide whether it flips."""
+    _, height, width = image.shape
     w0, w1, w2, _ = philox(seed, epoch, VIEW, sample)
     top = below(w0, height + 2 * padding - crop[0] + 1)
     left = below(w1, width + 2 * padding - crop[1] + 1)
@@ -35,8 +35,8 @@ def cut(crop: tuple[int, int], size: int, *, seed: int, epoch: int, sample: int)
     return below(c0, crop[0]) - size // 2, below(c1, crop[1]) - size // 2
 
 
-def picture_of(
-    picture: Array,
+def image_of(
+    image: Array,
     *,
     crop: tuple[int, int],
     padding: int = 0,
@@ -49,17 +49,17 @@ def picture_of(
     epoch: int,
     sample: int,
 ) -> Array:
-    """One picture [channels, height, width], padded, cropped, flipped and cut out."""
+    """One image [channels, height, width], padded, cropped, flipped and cut out."""
     address = {"seed": seed, "epoch": epoch, "sample": sample}
-    top, left, flip = drawn(picture, crop=crop, padding=padding, **address)
+    top, left, flip = drawn(image, crop=crop, padding=padding, **address)
     around = ((0, 0), (padding, padding), (padding, padding))
     if is_reflected:
-        padded = np.pad(picture, around, mode="reflect")
+        padded = np.pad(image, around, mode="reflect")
     else:
-        padded = np.pad(picture, around, constant_values=fill)
+        padded = np.pad(image, around, constant_values=fill)
     result = padded[:, top : top + crop[0], left : left + crop[1]].copy()
     if flip_alternates:
-        flip = drawn(picture, crop=crop, padding=padding, **(address | {"epoch": 0}))[2]
+        flip = drawn(image, crop=crop, padding=padding, **(address | {"epoch": 0}))[2]
     if (flip < round(flip_probability * 2**32)) != (flip_alternates and epoch % 2 == 1):
         result = result[:, :, ::-1].copy()
     if cutout > 0:

@@ -1,4 +1,4 @@
-// The pictures of a batch: what is drawn for each is evaluated where its pixels are copied.
+// The images of a batch: what is drawn for each is evaluated where its pixels are copied.
 #pragma once
 
 #include <cstdint>
@@ -27,23 +27,23 @@ struct LookUp {
 };
 
 template <class Convert>
-struct CopyPicture {
+struct CopyImage {
   using From = typename Convert::From;
   using To = typename Convert::To;
 
-  GatherPictures call;
+  GatherImages call;
   Convert convert;
 
   DYNLOADER_FN void fetch() { call.address.fetch(); }
 
-  // This part of the work on picture j, of so many parts.
+  // This part of the work on image j, of so many parts.
   DYNLOADER_FN void operator()(int64_t j, uint64_t /*place*/, int64_t part, int64_t parts) const {
-    const PictureRule& rule = call.rule;
+    const ImageRule& rule = call.rule;
     const int64_t sample = call.index[j];
-    const bool exists = static_cast<uint64_t>(sample) < static_cast<uint64_t>(call.num_pictures);
-    if (!exists && part == 0) is_within<Shared>(sample, call.num_pictures, call.faults);
+    const bool exists = static_cast<uint64_t>(sample) < static_cast<uint64_t>(call.num_images);
+    if (!exists && part == 0) is_within<Shared>(sample, call.num_images, call.faults);
     const int64_t pixels = int64_t{rule.height} * rule.width * rule.channels;
-    const From* picture = static_cast<const From*>(call.pictures) + (exists ? sample : 0) * pixels;
+    const From* image = static_cast<const From*>(call.images) + (exists ? sample : 0) * pixels;
     const int64_t rows = int64_t{rule.channels} * rule.crop_height;
     To* result = static_cast<To*>(call.batch) + j * rows * rule.crop_width;
     View view = View::draw(rule, call.address, sample);
@@ -51,12 +51,12 @@ struct CopyPicture {
     if (parts == 1) {
       for (int32_t channel = 0; channel < rule.channels; ++channel) {
         for (int32_t y = 0; y < rule.crop_height; ++y) {
-          copy_row(view, channel, y, picture, result);
+          copy_row(view, channel, y, image, result);
         }
       }
     } else {
       for (int64_t pixel = part; pixel < rows * rule.crop_width; pixel += parts) {
-        copy_pixel(view, pixel, picture, result);
+        copy_pixel(view, pixel, image, result);
       }
     }
   }
@@ -67,9 +67,9 @@ struct CopyPicture {
   }
 
   // By one of the threads of a GPU: neighbours take pixels that are neighbours in memory.
-  DYNLOADER_FN void copy_pixel(const View& view, int64_t pixel, const From* picture,
+  DYNLOADER_FN void copy_pixel(const View& view, int64_t pixel, const From* image,
                                To* result) const {
-    const PictureRule& rule = call.rule;
+    const ImageRule& rule = call.rule;
     int32_t channel, y, x;
     if (call.to.channel == 1) {
       channel = static_cast<int32_t>(pixel % rule.channels);
@@ -80,12 +80,12 @@ struct CopyPicture {
       y = static_cast<int32_t>(pixel / rule.crop_width % rule.crop_height);
       channel = static_cast<int32_t>(pixel / rule.crop_width / rule.crop_height);
     }
-    result[pixel] = pixel_at(view, channel, y, x, picture);
+    result[pixel] = pixel_at(view, channel, y, x, image);
   }
 
   DYNLOADER_FN To pixel_at(const View& view, int32_t channel, int32_t y, int32_t x,
-                           const From* picture) const {
-    const PictureRule& rule = call.rule;
+                           const From* image) const {
+    const ImageRule& rule = call.rule;
     int32_t row = y + view.top;
     int32_t column = view.x_step * x + view.left;
     const bool is_outside = !is_inside(row, rule.height) || !is_inside(column, rule.width);
@@ -96,32 +96,32 @@ struct CopyPicture {
     }
     return convert(
         channel,
-        picture[channel * call.from.channel + row * call.from.row + column * call.from.column]);
+        image[channel * call.from.channel + row * call.from.row + column * call.from.column]);
   }
 
   // By a core, which would take longer to ask of each pixel where it comes from than to copy it.
-  DYNLOADER_FN void copy_row(const View& view, int32_t channel, int32_t y, const From* picture,
+  DYNLOADER_FN void copy_row(const View& view, int32_t channel, int32_t y, const From* image,
                              To* result) const {
-    const PictureRule& rule = call.rule;
+    const ImageRule& rule = call.rule;
     To* target = result + channel * call.to.channel + y * call.to.row;
     const int32_t width = rule.crop_width;
     const bool has_source = is_inside(y + view.top, rule.height);
-    // The pixels [begin, end) have their source inside of the picture.
+    // The pixels [begin, end) have their source inside of the image.
     const bool is_flipped = view.x_step < 0;
     int32_t begin = clamp(is_flipped ? view.left - rule.width + 1 : -view.left, width);
     int32_t end = clamp(is_flipped ? view.left + 1 : rule.width - view.left, width);
     if (!has_source) begin = end = width;
     for (int32_t x = 0; x < begin; ++x) {
-      target[x * call.to.column] = pixel_at(view, channel, y, x, picture);
+      target[x * call.to.column] = pixel_at(view, channel, y, x, image);
     }
     if (begin < end) {
-      const From* source = picture + channel * call.from.channel + (y + view.top) * call.from.row +
+      const From* source = image + channel * call.from.channel + (y + view.top) * call.from.row +
                            (view.x_step * begin + view.left) * call.from.column;
       copy_span(channel, source, view.x_step * call.from.column, target + begin * call.to.column,
                 end - begin);
     }
     for (int32_t x = end; x < width; ++x) {
-      target[x * call.to.column] = pixel_at(view, channel, y, x, picture);
+      target[x * call.to.column] = pixel_at(view, channel, y, x, image);
     }
     if (!view.is_cut_row(y)) return;
     const To fill = filled(channel);
@@ -155,29 +155,28 @@ struct CopyPicture {
 };
 
 template <class Backend, class Convert>
-void copy_pictures(Backend& backend, const GatherPictures& call, const Convert& convert) {
-  backend.walk_shared(call.batch_size, InPlace{}, CopyPicture<Convert>{call, convert});
+void copy_images(Backend& backend, const GatherImages& call, const Convert& convert) {
+  backend.walk_shared(call.batch_size, InPlace{}, CopyImage<Convert>{call, convert});
 }
 
 template <class Backend>
-void run(Backend& backend, const GatherPictures& call) {
+void run(Backend& backend, const GatherImages& call) {
   if (call.values != nullptr) {
     if (call.value_bytes == 2) {
-      return copy_pictures(backend, call,
-                           LookUp<uint16_t>{static_cast<const uint16_t*>(call.values)});
+      return copy_images(backend, call,
+                         LookUp<uint16_t>{static_cast<const uint16_t*>(call.values)});
     }
-    return copy_pictures(backend, call,
-                         LookUp<uint32_t>{static_cast<const uint32_t*>(call.values)});
+    return copy_images(backend, call, LookUp<uint32_t>{static_cast<const uint32_t*>(call.values)});
   }
   switch (call.pixel_bytes) {
     case 1:
-      return copy_pictures(backend, call, AsItIs<uint8_t>{});
+      return copy_images(backend, call, AsItIs<uint8_t>{});
     case 2:
-      return copy_pictures(backend, call, AsItIs<uint16_t>{});
+      return copy_images(backend, call, AsItIs<uint16_t>{});
     case 4:
-      return copy_pictures(backend, call, AsItIs<uint32_t>{});
+      return copy_images(backend, call, AsItIs<uint32_t>{});
     default:
-      return copy_pictures(backend, call, AsItIs<uint64_t>{});
+      return copy_images(backend, call, AsItIs<uint64_t>{});
   }
 }
 

@@ -1,4 +1,4 @@
-// What becomes of one picture: which of its pixels is where, all in whole numbers.
+// What becomes of one image: which of its pixels is where, all in whole numbers.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,14 @@
 
 namespace dynloader {
 
-// What is drawn for each picture, and from what.
-struct PictureRule {
-  int32_t channels, height, width;  // of a picture
+// What is drawn for each image, and from what.
+struct ImageRule {
+  int32_t channels, height, width;  // of an image
   int32_t crop_height, crop_width;  // of the result
   int32_t padding;                  // on every side, before the crop
   int32_t cutout;                   // side of the square that is filled in the result; 0: none
   uint64_t flip_below;              // flipped where 32 random bits are below
-  bool is_reflected;                // the padding mirrors the picture; or else it is filled
+  bool is_reflected;                // the padding mirrors the image; or else it is filled
   bool alternates;                  // flipped every other epoch; flip_below decides of epoch 0
 };
 
@@ -23,13 +23,13 @@ DYNLOADER_FN int32_t random_below(uint32_t word, int32_t count) {
   return static_cast<int32_t>((static_cast<uint64_t>(word) * static_cast<uint32_t>(count)) >> 32);
 }
 
-// What was drawn for one picture: pixel (y, x) of the result is pixel (y + top, x_step * x + left)
-// of the picture, if that is inside of it.
+// What was drawn for one image: pixel (y, x) of the result is pixel (y + top, x_step * x + left)
+// of the image, if that is inside of it.
 struct View {
   int32_t top, left, x_step;
   int32_t cut_top, cut_bottom, cut_left, cut_right;  // [top, bottom) x [left, right)
 
-  static DYNLOADER_FN View draw(const PictureRule& rule, Address address, int64_t sample) {
+  static DYNLOADER_FN View draw(const ImageRule& rule, Address address, int64_t sample) {
     const Words words = random_words(address, Purpose::kView, static_cast<uint64_t>(sample));
     const int32_t spare_height = rule.height + 2 * rule.padding - rule.crop_height;
     const int32_t spare_width = rule.width + 2 * rule.padding - rule.crop_width;
@@ -50,7 +50,7 @@ struct View {
   }
 
   // `word`: random bits of this epoch.
-  static DYNLOADER_FN bool is_mirrored(const PictureRule& rule, Address address, int64_t sample,
+  static DYNLOADER_FN bool is_mirrored(const ImageRule& rule, Address address, int64_t sample,
                                        uint32_t word) {
     if (!rule.alternates) return word < rule.flip_below;
     const Words first =
@@ -58,7 +58,7 @@ struct View {
     return (first.word[2] < rule.flip_below) != ((address.epoch & 1) != 0);
   }
 
-  DYNLOADER_FN void cut_all(const PictureRule& rule) {
+  DYNLOADER_FN void cut_all(const ImageRule& rule) {
     cut_top = cut_left = 0;
     cut_bottom = rule.crop_height;
     cut_right = rule.crop_width;
