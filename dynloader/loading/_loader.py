@@ -227,15 +227,10 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             )
             self.__dict__["batch_sampler"] = batches
             batches.check_some_batch()
-        self.policy = policy
-        self.table = table
-        self.seed = seed
-        self.return_index = return_index
-        self.seed_each_sample = seed_each_sample
-        self.native_gather = native_gather
-        self.transforms = transforms
-        self.batch_transform = batch_transform
-        self.device = device
+        self.policy, self.table, self.seed = policy, table, seed
+        self.return_index, self.seed_each_sample = return_index, seed_each_sample
+        self.native_gather, self.device = native_gather, device
+        self.transforms, self.batch_transform = transforms, batch_transform
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
         self.steps_per_epoch = steps_per_epoch

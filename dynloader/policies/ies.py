@@ -44,7 +44,7 @@ class IES(Policy):
         super().__post_init__()
         check_number("threshold", self.threshold, "(0, inf)")
         check_integer("window", self.window, 1)
-        refuse_rescale(self)
+        refuse_rescale(self, "the rule has no weights")
 
     @property
     @override

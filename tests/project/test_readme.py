@@ -76,7 +76,7 @@ def test_the_learning_rate_ends_with_the_training() -> None:
 
 @pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
 def test_a_table_is_that_of_its_file(page: str) -> None:
-    paths = re.findall(r"<!-- (bench/results/\S+) -->", page)
+    paths = re.findall(r"<!-- ((?:bench|experiments)/results/\S+) -->", page)
     assert paths
     for path in paths:
         shown = page.split(f"<!-- {path} -->\n")[1].split("<!-- end -->")[0]
