@@ -148,10 +148,10 @@ def _figure(chart: Chart) -> str:
     )
     return (
         f'<section><h2 id="{chart.key}">{_text(chart.title)}</h2><figure>'
-        f'<div class="wide" tabindex="0" role="group" aria-label="{_text(chart.title)}"><image>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="{_text(chart.title)}"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{_text(chart.title)}. The table below has its numbers.">'
-        "</image></div>"
+        "</picture></div>"
         f"<figcaption>{_text(chart.note)}</figcaption></figure>"
         f"<details><summary>Numbers</summary>{_table(chart.header, chart.rows)}</details></section>"
     )
