@@ -133,8 +133,12 @@ def test_whatever_else_is_fed_and_in_whichever_process(
         assert found == {index: wanted[number][index] for index in found}
 
 
+def seed_worker(worker_id: int) -> None:
+    torch.manual_seed(worker_id)
+
+
 def test_in_processes_that_are_spawned(wanted: Any) -> None:
-    loader = made(num_workers=1, multiprocessing_context="spawn", worker_init_fn=torch.manual_seed)
+    loader = made(num_workers=1, multiprocessing_context="spawn", worker_init_fn=seed_worker)
     assert epoch(loader) == wanted[0]
 
 
