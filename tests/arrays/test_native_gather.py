@@ -19,6 +19,7 @@ import pytest
 import torch
 from cases import named
 from ledger import Numbers, loss_of
+from reference_pictures import picture_of
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -220,6 +221,24 @@ def test_a_resumed_run_repeats_the_images() -> None:
     equal(list(resumed), list(loader))
     with pytest.raises(ValueError, match="transforms"):
         augmented(transforms=LISTED[1:]).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize("size", [3, 4, 20])
+def test_reflection_and_cutout_in_one_picture(size: int) -> None:
+    listed = [
+        T.RandomCrop((6, 9), padding=3, padding_mode="reflect", fill=77),
+        T.RandomHorizontalFlip(0.4),
+        T.Cutout(size, fill=77),
+    ]
+    loader = augmented(transforms=listed, policy=Full(), seed=9)
+    rule = {"crop": (6, 9), "padding": 3, "is_reflected": True, "flip_probability": 0.4}
+    for epoch in range(2):
+        found = by_sample(loader)
+        assert sorted(found) == list(range(N))
+        for sample, picture in found.items():
+            at = {"seed": 9, "epoch": epoch, "sample": sample}
+            wanted = picture_of(images()[sample].numpy(), cutout=size, fill=77, **rule, **at)
+            assert picture.tolist() == wanted.tolist(), (epoch, sample)
 
 
 @pytest.mark.vision
