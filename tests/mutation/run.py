@@ -56,6 +56,17 @@ TESTS_OF = {
     "table": ["test_table", "test_ops_errors", "test_resume", "test_distributed"],
     "exchange": ["test_distributed"],
     "run": [*_LOADER, "test_resume"],
+    "replay": ["test_replay", "test_default_dtype", "test_policy_options"],
+    "blocks": ["test_blocks", "test_refused_states", "test_samplers"],
+    "iterator": [
+        *_LOADER,
+        "test_loader_pairing",
+        "test_loader_torch",
+        "test_loader_errors",
+        "test_resume",
+        "test_torch_parity",
+        "test_log_ends",
+    ],
 }
 # Where no test calls the function that is changed but in processes that it starts.
 _WITH_PROCESSES = (

@@ -22,6 +22,7 @@ from dynloader import (
     Policy,
     Prioritized,
     RandomDynamic,
+    Replay,
     ScoreTable,
     SeTa,
     Static,
@@ -75,6 +76,7 @@ RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
     IES: (True, False, True, 1, {}),
     SeTa: (True, False, False, 1, {}),
     OrderDP: (True, False, False, 1, {}),
+    Replay: (False, False, False, 1, {"scores": SCORES[None]}),
 }
 
 
@@ -98,7 +100,7 @@ def test_what_every_rule_is(rule: type[Policy]) -> None:
     rule(**options, labels=[0] * N).check(N)
     # The labels are data, and no part of what a rule is.
     assert "labels=None" not in repr(policy)
-    if rule is not Static:
+    if rule not in (Static, Replay):
         assert rule(**options, labels=[0, 1]) == policy
 
 
