@@ -273,6 +273,19 @@ def test_what_is_done_between_epochs_takes_no_time_of_theirs(
     assert all(0 < line["epoch_seconds"] < 1 for line in log.lines)
 
 
+def test_the_last_batch_takes_time_of_its_epoch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    lines: list[dict[str, Any]] = []
+    loader = DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1))
+    loader.log_to(lambda figures, epoch: lines.append(figures))
+    for _ in range(3):
+        for _ in loader:
+            now += 1.0
+        now += 100.0
+    assert [line["epoch_seconds"] for line in lines] == [4.0, 4.0, 4.0]
+
+
 def test_every_epoch_is_told_of_a_rule_without_scores() -> None:
     """Nobody need ask for an epoch after the last."""
     epochs: list[int] = []

@@ -296,13 +296,20 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         dynloader.ScoreTable, "synchronize", lambda self, group=None, *, of="": met.append(of)
     )
-    PruningSampler(N, Full(), num_replicas=1).set_epoch(3)
+    alone = PruningSampler(N, Full(), num_replicas=1)
+    alone.set_epoch(3)
+    alone.tell()
     assert met == []
     second = PruningSampler(N, Full(), num_replicas=2, rank=1, seed=5)
     second.set_epoch(3)
     assert len(met) == 1
     assert "'seed': 5" in met[0]
     assert met[0].endswith("going on to epoch 3")
+    # When a training ends, nobody asks for the next epoch.
+    second.tell()
+    assert len(met) == 2
+    assert "'seed': 5" in met[1]
+    assert met[1].endswith("at the end of 3")
 
 
 def test_two_samplers_that_feed_alike() -> None:
