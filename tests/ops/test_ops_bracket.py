@@ -80,6 +80,25 @@ def test_a_wrong_bracket_changes_nothing(kind: str, place: torch.device) -> None
         same(weights, wanted[1], kind, n)
 
 
+def test_keys_that_differ_in_their_last_bits_only(place: torch.device) -> None:
+    """Of equal scores, the last one kept and the first one left out have nearly the same key."""
+    n = 2**17 - 1
+    scores = scores_against("all but those looked at are equal", n)
+    on_device = tensor(scores, place)
+    for i in range(2):
+        ties = reference.shuffled(n, reference.TIE, **address(i))
+        keys = reference.joined(reference.ordered_bits(scores), ties)
+        best_last = np.argsort(keys)
+        keys = keys[best_last]
+        differences = keys[1:] ^ keys[:-1]
+        closest = np.argsort(differences)[:8]
+        assert int(differences[closest].max()) < 2**11
+        for left_out in closest.tolist():
+            k = n - 1 - left_out
+            found = ops.top_k(on_device, k, **address(i))
+            same(found, np.sort(best_last[n - k :]), i, k)
+
+
 @pytest.mark.parametrize("kind", ["nothing", "all looked at are high"])
 def test_where_looks_become_few(kind: str, place: torch.device) -> None:
     """And where a GPU begins to look."""
