@@ -86,10 +86,9 @@ TESTS_OF = {
         *_LOADER,
         "test_loader_pairing",
         "test_loader_torch",
+        "test_report",
         "test_loader_errors",
         "test_resume",
-        "test_torch_parity",
-        "test_log_ends",
     ],
 }
 # Where no test calls the function that is changed but in processes that it starts.
