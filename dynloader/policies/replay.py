@@ -79,7 +79,8 @@ class Replay(Policy):
 def _recorded(scores: Any) -> Tensor:
     """``scores`` as float32 [m, n] on the CPU, checked."""
     try:
-        if isinstance(scores, Sequence) and scores and isinstance(scores[0], Tensor):
+        is_listed = isinstance(scores, Sequence) and len(scores) > 0
+        if is_listed and all(isinstance(row, Tensor) for row in scores):
             scores = torch.stack([row.detach().cpu() for row in scores])
         found = torch.as_tensor(scores).detach()
         if found.is_floating_point() and not isinstance(scores, Tensor | np.ndarray):

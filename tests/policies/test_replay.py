@@ -26,6 +26,8 @@ def test_each_epoch_reads_its_row_and_then_the_last(make: Any) -> None:
     tensors = Replay(scores=[torch.tensor(row) for row in ROWS], keep=0.5, every=1)
     assert kept(tensors, 2) == [[0, 2], [1, 3]]
     assert tensors.describe() == policy.describe()
+    mixed = [ROWS[0], torch.tensor(ROWS[1])]
+    assert Replay(scores=mixed, keep=0.5).scores.tolist() == ROWS
 
 
 def test_rows_are_spread_over_the_epochs() -> None:
@@ -72,6 +74,9 @@ def test_the_floor_of_a_class_goes_by_the_recorded_scores() -> None:
         ([[1j]], TypeError, "scores must be real numbers, got torch.complex"),
         ("abc", TypeError, r"scores must be numbers \[m, n\], got str"),
         ([torch.ones(2), torch.ones(3)], TypeError, r"scores must be numbers \[m, n\]"),
+        ([], ValueError, r"scores must have shape \[m, n\], m at least 1, got \[0\]"),
+        ([torch.ones(2), [1.0, 2.0]], TypeError, r"scores must be numbers \[m, n\], got list"),
+        ([torch.ones(2), None], TypeError, r"scores must be numbers \[m, n\], got list"),
     ],
 )
 def test_bad_scores(scores: Any, error: type[Exception], message: str) -> None:
