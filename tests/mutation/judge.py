@@ -138,7 +138,7 @@ def _pytest(package: Path, files: Iterable[str], plugin: Any, *options: str) -> 
 
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(package)
-    sys.path[:0] = [str(package), str(TESTS)]
+    sys.path[:0] = [str(package), str(TESTS), str(TESTS / "support")]
     given = ["-p", "no:cacheprovider", f"--rootdir={ROOT}", *options, *files]
     return pytest.main(given, plugins=[plugin])
 

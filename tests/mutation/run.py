@@ -41,15 +41,23 @@ from mutation.mutant import Mutant
 KINDS = ("equivalent", "needs a GPU", "not compiled")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 _LOADER = ["test_samplers", "test_loader_semantics", "test_loader_update"]
-_RULES = ["test_policy_options", "test_policy_errors", "test_policies", "test_ranges"]
-# By the last part of a module's name, wherever it is in the package.
+_RULES = ["test_policy_options", "test_policy_errors", "test_policies", "test_rank_rules"]
+_EPOCHS = [
+    *_LOADER,
+    "test_loader_errors",
+    "test_refused_states",
+    "test_blocks",
+    "test_resume",
+    "test_policies",
+    "test_rescore",
+]
+# By room, or by room and module.
 TESTS_OF = {
-    "policies": [*_RULES, "test_floors"],
-    "policy": [*_RULES, "test_floors", "test_loader_semantics", "test_resume"],
-    "ranges": ["test_ranges", "test_policy_options", "test_policy_errors", "test_floors"],
-    "weighting": [*_RULES, "test_resume", "test_sampling_weights"],
-    "floors": ["test_floors", "test_ranges", "test_policy_errors"],
-    "plan": [
+    "policies": [*_RULES, "test_constraints", "test_sampling_weights", "test_resume"],
+    "policies/_policy": [*_RULES, "test_constraints", "test_loader_semantics", "test_resume"],
+    "policies/replay": ["test_replay", "test_default_dtype", "test_policy_options"],
+    "sampling/_constraints": ["test_constraints", "test_rank_rules", "test_policy_errors"],
+    "sampling/_plan": [
         *_LOADER,
         "test_blocks",
         "test_policies",
@@ -57,17 +65,12 @@ TESTS_OF = {
         "test_resume",
         "test_distributed",
     ],
-    "sampler": [
-        *_LOADER,
-        "test_loader_errors",
-        "test_refused_states",
-        "test_blocks",
-        "test_resume",
-        "test_policies",
-        "test_rescore",
-    ],
-    "batch_sampler": [*_LOADER, "test_loader_errors", "test_resume", "test_distributed"],
-    "share": ["test_distributed", "test_samplers"],
+    "sampling/_epochs": [*_EPOCHS, "test_distributed"],
+    "sampling/_sampler": _EPOCHS,
+    "sampling/_batch_sampler": [*_LOADER, "test_loader_errors", "test_resume", "test_distributed"],
+    "sampling/_share": ["test_distributed", "test_samplers"],
+    "sampling/_progress": [*_LOADER, "test_resume"],
+    "sampling/_blocks": ["test_blocks", "test_refused_states", "test_samplers"],
     "table": [
         "test_table",
         "test_shared_table",
@@ -78,11 +81,8 @@ TESTS_OF = {
         "test_resume",
         "test_distributed",
     ],
-    "exchange": ["test_distributed"],
-    "run": [*_LOADER, "test_resume"],
-    "replay": ["test_replay", "test_default_dtype", "test_policy_options"],
-    "blocks": ["test_blocks", "test_refused_states", "test_samplers"],
-    "iterator": [
+    "table/_exchange": ["test_distributed"],
+    "loading": [
         *_LOADER,
         "test_loader_pairing",
         "test_loader_torch",
@@ -107,7 +107,7 @@ TESTS_OF_NATIVE = [
     "test_ops_gather",
     "test_ops_batch",
     "test_ops_bracket",
-    "test_array_path",
+    "test_native_gather",
     "test_ops_paths",
 ]
 _FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fopenmp", "-ffp-contract=off", "-w"]
@@ -160,10 +160,17 @@ def mutants_of(file: str) -> list[Mutant]:
 
 def tests_of(file: str) -> list[str]:
     """The test files of a module."""
-    stem = Path(file).stem
-    if stem not in TESTS_OF:
-        raise SystemExit(f"TESTS_OF must name the tests of {stem}; or use --tests")
-    return [f"tests/{name}.py" for name in TESTS_OF[stem]]
+    room, stem = Path(file).parent.name, Path(file).stem
+    names = TESTS_OF.get(f"{room}/{stem}", TESTS_OF.get(room))
+    if names is None:
+        raise SystemExit(f"TESTS_OF must name the tests of {room}; or use --tests")
+    return [path_of(name) for name in names]
+
+
+def path_of(test: str) -> str:
+    """The file of a test, relative to the root."""
+    (path,) = (ROOT / "tests").rglob(f"{test}.py")
+    return str(path.relative_to(ROOT))
 
 
 def judge_python(
@@ -257,7 +264,7 @@ def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Itera
     _check("" if _build_scalar(ROOT / "csrc", unchanged) else "the compiler")
     # The functions of the scalar path are looked up when they are called first.
     sys.setdlopenflags(os.RTLD_LAZY)
-    names = [f"tests/{name}.py" for name in TESTS_OF_NATIVE]
+    names = [path_of(name) for name in TESTS_OF_NATIVE]
     sources = [path for path in ROOT.glob("csrc/**/*") if path.is_file()]
     key = judge.digest(*judge.helpers(), *sources, text="native")
 
