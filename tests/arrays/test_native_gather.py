@@ -19,7 +19,7 @@ import pytest
 import torch
 from cases import named
 from ledger import Numbers, loss_of
-from reference_pictures import picture_of
+from reference_pictures import image_of
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -235,10 +235,10 @@ def test_reflection_and_cutout_in_one_picture(size: int) -> None:
     for epoch in range(2):
         found = by_sample(loader)
         assert sorted(found) == list(range(N))
-        for sample, picture in found.items():
+        for sample, image in found.items():
             at = {"seed": 9, "epoch": epoch, "sample": sample}
-            wanted = picture_of(images()[sample].numpy(), cutout=size, fill=77, **rule, **at)
-            assert picture.tolist() == wanted.tolist(), (epoch, sample)
+            wanted = image_of(made_images()[sample].numpy(), cutout=size, fill=77, **rule, **at)
+            assert image.tolist() == wanted.tolist(), (epoch, sample)
 
 
 @pytest.mark.vision
