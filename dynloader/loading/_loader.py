@@ -40,7 +40,7 @@ from dynloader.loading._seeded_samples import SeededLoader
 from dynloader.loading._state_methods import StateMethods
 from dynloader.policies._policy import Policy
 from dynloader.sampling._batch_sampler import PruningBatchSampler
-from dynloader.sampling._sampler import PruningSampler, check_table
+from dynloader.sampling._sampler import check_table
 from dynloader.sampling._share import LastBatch
 from dynloader.table._table import ScoreTable
 
@@ -171,9 +171,10 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         )
         epochs = epochs_of(epochs, policy)
         device = None if device is None else check_device("device", device)
-        pruning: PruningSampler | None = None
+        pruning, claims = None, None
         is_unpruned = policy is not None and is_replaced(sampler, batch_sampler)
         if policy is not None and not is_unpruned:
+            before = None if table is None else table.claims
             pruning = sampler_for(
                 dataset,
                 policy,
@@ -189,6 +190,9 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             )
             table, shuffle, sampler = pruning.table, None, pruning
             num_replicas, rank = pruning.epochs.world.given
+            if before is not None:
+                # If anything below fails, the table is free for another policy.
+                claims, table.claims = table.claims, before
         elif is_unpruned and table is None:
             table = ScoreTable(len(sized(dataset)))
         elif table is not None:
@@ -248,6 +252,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         self._iterating: weakref.ref[EpochIterator] | None = None
         if policy is not None or table is not None or return_index:
             self._recorded = RecordedSampler(super()._index_sampler)
+        if table is not None and claims is not None:
+            table.claims = claims
 
     @property
     def gather_mode(self) -> str:

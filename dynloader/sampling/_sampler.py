@@ -92,6 +92,7 @@ class PruningSampler(DistributedSampler[int]):
         if table is None:
             table = ScoreTable(data_source)
         check_table(table, data_source)
+        claims = table.claims
         # A rule that reads no scores leaves them to those that do.
         if policy.needs_scores or policy.scoring != Scoring():
             table.agree_on(policy.scoring, of=type(policy).__name__)
@@ -101,9 +102,13 @@ class PruningSampler(DistributedSampler[int]):
         self.table = table
         self.shuffle = shuffle
         self.seed = None if seed is None else int(seed)  # type: ignore[assignment]
-        self.epochs = Epochs(
-            policy, table, world, seed=self.seed or 0, shuffle=shuffle, blocks=stored
-        )
+        try:
+            self.epochs = Epochs(
+                policy, table, world, seed=self.seed or 0, shuffle=shuffle, blocks=stored
+            )
+        except BaseException:
+            table.claims = claims
+            raise
 
     @property
     def num_replicas(self) -> int:  # type: ignore[override]

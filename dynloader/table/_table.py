@@ -144,6 +144,15 @@ class ScoreTable:
             )
         self.scoring = scoring
 
+    @property
+    def claims(self) -> tuple[Scoring, bool, Tensor | None]:
+        """What policies asked of the table; set back where a loader cannot be made."""
+        return self._scoring, self._is_scoring_set, self._history
+
+    @claims.setter
+    def claims(self, claims: tuple[Scoring, bool, Tensor | None]) -> None:
+        self._scoring, self._is_scoring_set, self._history = claims
+
     def _depends_on_scoring(self) -> bool:
         # After one visit, the last loss, the mean, and the mean with no variance are the same; how
         # scores that were loaded came about is not known.

@@ -204,3 +204,45 @@ def test_a_loader_that_could_not_be_made_leaves_the_table_alone() -> None:
         with pytest.raises(ValueError, match=r"keep must leave|rescale needs"):
             make(policy, table)
     make(InfoBatch(anneal=None), table)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_workers": -1},
+        {"batch_size": 0},
+        {"drop_last": True, "batch_size": N + 1},
+        {"steps_per_epoch": 0},
+        {"transforms": []},
+        {"misspelled": 1},
+    ],
+    ids=str,
+)
+def test_a_loader_that_fails_late_leaves_the_table_to_others(options: dict[str, Any]) -> None:
+    table = ScoreTable(N, "cpu")
+    given: dict[str, Any] = {"batch_size": 8} | options
+    for policy in (UCB(), IES()):
+        with pytest.raises((TypeError, ValueError)):
+            DataLoader(Numbers(N), policy=policy, table=table, **given)
+        assert table.history is None
+    train(make(EpsilonGreedy(), table))
+    assert_refused(UCB(), table)
+
+
+def test_a_first_selection_that_fails_leaves_the_table_to_others() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Fails(Lowest):
+        needs_scores = False
+
+        @property
+        def scoring(self) -> Scoring:
+            return OF_UCB
+
+        def select(self, table: ScoreTable, k: int, **_: Any) -> Tensor:
+            raise KeyError
+
+    table = ScoreTable(N, "cpu")
+    for kind in (make, lambda policy, table: PruningSampler(N, policy, table=table)):
+        with pytest.raises(KeyError):
+            kind(Fails(), table)
+    make(EpsilonGreedy(), table)
