@@ -11,7 +11,7 @@ from dynloader import ops
 from dynloader._checks import check_number, plain_number
 from dynloader.ops import Selection
 from dynloader.policies._policy import Policy
-from dynloader.policies.weighted import sampling_weights
+from dynloader.policies.weighted import check_offset, sampling_weights
 from dynloader.table._table import ScoreTable
 
 
@@ -25,7 +25,7 @@ class Prioritized(Policy):
 
     Args:
         exponent: at least 0; 0 draws uniformly.
-        offset: above 0, so that no sample is out of reach.
+        offset: above 0, so that no sample is out of reach; a normal number.
         beta: with ``rescale``, a loss weighs ``(n p) ** -beta``, divided by the highest weight of
             the selection; in [0, 1], or a function from the epoch to that: published rises to 1.
             It counters the choice in part; ``Weighted`` does so exactly.
@@ -39,7 +39,7 @@ class Prioritized(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("exponent", self.exponent, "[0, inf)")
-        check_number("offset", self.offset, "(0, inf)")
+        check_offset(self.offset)
         if not callable(self.beta):
             check_number("beta", self.beta, "[0, 1]")
 

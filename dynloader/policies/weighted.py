@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,13 @@ from dynloader.table._table import ScoreTable
 _FLOAT32 = torch.finfo(torch.float32)
 # Where weights are scaled, the highest loss weighs 2**100: less than a sample never seen.
 _HIGHEST = 100
+
+
+def check_offset(offset: float) -> None:
+    """Raise unless ``offset`` is a positive normal float64."""
+    check_number("offset", offset, "(0, inf)")
+    if offset < sys.float_info.min:
+        raise ValueError(f"offset must be at least {sys.float_info.min}, got {offset!r}")
 
 
 def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
@@ -59,7 +67,7 @@ class Weighted(Policy):
 
     Args:
         exponent: at least 0; 0 draws uniformly.
-        offset: above 0, so that no sample is out of reach.
+        offset: above 0, so that no sample is out of reach; a normal number.
         rescale: draw by priority sampling (Duffield, Lund, Thorup 2007), whose loss weights make
             the mean loss of a selection an unbiased estimate of the mean over all samples. False:
             draw one after another, as ``torch.multinomial`` does, and weigh all losses alike.
@@ -72,7 +80,7 @@ class Weighted(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("exponent", self.exponent, "[0, inf)")
-        check_number("offset", self.offset, "(0, inf)")
+        check_offset(self.offset)
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from cases import named
 from ledger import Numbers, loss_of
-from reference_pictures import image_of
+from reference_images import image_of
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -144,3 +146,16 @@ def test_equal_losses_are_drawn_alike() -> None:
         assert counts[20:].tolist() == [400] * 20
         # 400 draws of 1/2: a deviation of 10.
         assert float((counts[:20] - 200).abs().max()) < 49
+
+
+@pytest.mark.parametrize("rule", [Prioritized, Weighted])
+@pytest.mark.parametrize("offset", [1e-310, 5e-324])
+def test_an_offset_that_is_no_normal_number_is_refused_at_once(
+    rule: type[Prioritized] | type[Weighted], offset: float
+) -> None:
+    message = f"offset must be at least 2.2250738585072014e-308, got {offset}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rule(offset=offset)
+    smallest = sys.float_info.min
+    policy = rule(offset=smallest)
+    assert policy.select(ScoreTable(8, "cpu"), 4, seed=0, epoch=1).indices.shape == (4,)
