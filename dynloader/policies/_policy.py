@@ -288,6 +288,10 @@ def as_selection(
                 f"{source}: weights must have the shape of indices, {list(indices.shape)}, "
                 f"got {list(weights.shape)}"
             )
+        if not is_built_in(policy) and (num_other := int((~weights.isfinite()).sum())):
+            raise ValueError(
+                f"{source}: weights must be finite, got {num_other} of {len(weights)} that are not"
+            )
     return Selection(indices, weights)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from dynloader import (
     StaticRandom,
     Weighted,
 )
+from dynloader.ops import UncutSelection
 from dynloader.policies._policy import is_built_in
 
 NAN, INF = float("nan"), float("inf")
@@ -234,6 +236,16 @@ class Returns(Lowest):
             Selection(torch.arange(3), torch.ones(3).double()),
             TypeError,
             "weights must be a tensor of torch.float32, got torch.float64",
+        ),
+        (
+            Selection(torch.arange(3), torch.tensor([1.0, math.inf, math.nan])),
+            ValueError,
+            "Returns.select: weights must be finite, got 2 of 3 that are not",
+        ),
+        (
+            UncutSelection(torch.arange(9), torch.full((9,), -math.inf), torch.tensor([4])),
+            ValueError,
+            "Returns.select: weights must be finite, got 4 of 4 that are not",
         ),
     ],
 )
