@@ -152,11 +152,13 @@ class EpochIterator:
             self._take(tasks)
             raise
         indices = self._take(tasks)
+        if self._add_index:
+            batch = self._with_index(batch, indices)
         epoch = self._epoch
         self._pairing.deliver(indices, epoch)
         if epoch is not None and self._epochs is not None:
             epoch.deliver(as_index(indices).numel(), self._epochs.num_updates)
-        return self._with_index(batch, indices) if self._add_index else batch
+        return batch
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
@@ -203,7 +205,9 @@ def with_index(batch: Any, index: Tensor) -> Any:
         extended = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         extended["index"] = index
         return extended
-    if isinstance(batch, tuple) and not hasattr(batch, "_fields"):
+    # torch's own, as torch.max returns them, have n_fields.
+    is_named = hasattr(batch, "_fields") or hasattr(batch, "n_fields")
+    if isinstance(batch, tuple) and not is_named:
         return (*batch, index)
     if isinstance(batch, list) and not all(isinstance(part, str | bytes) for part in batch):
         return [*batch, index]

@@ -103,6 +103,43 @@ def test_return_index_keeps_a_packed_sequence_whole() -> None:
     assert_scores_are_losses(loader.table, list(range(10)))
 
 
+def test_return_index_keeps_what_torch_returns_whole() -> None:
+    def highest(samples: list[int]) -> Any:
+        return torch.tensor([samples, samples]).max(0)
+
+    loader = DataLoader(Numbers(10), 4, collate_fn=highest, policy=Full(), return_index=True)
+    for batch, index in loader:
+        assert isinstance(batch, torch.return_types.max)
+        assert torch.equal(batch.values, index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_that_takes_no_index_is_lost_and_the_next_one_pairs(num_workers: int) -> None:
+    def collated(samples: list[int]) -> dict[str, Tensor]:
+        return {"index" if 4 in samples else "x": torch.tensor(samples)}
+
+    loader = DataLoader(
+        Numbers(12),
+        4,
+        shuffle=False,
+        collate_fn=collated,
+        policy=Full(),
+        return_index=True,
+        num_workers=num_workers,
+    )
+    iterator, fed = iter(loader), []
+    for number in range(3):
+        if number == 1:
+            with pytest.raises(ValueError, match="without the key"):
+                next(iterator)
+            continue
+        index = next(iterator)["index"]
+        loader.update(loss_of(index))
+        fed += index.tolist()
+    assert next(iterator, None) is None
+    assert_scores_are_losses(loader.table, fed)
+
+
 def test_return_index_of_single_samples() -> None:
     loader = DataLoader(Samples("tuple"), batch_size=None, policy=Full(), return_index=True)
     for _, label, index in loader:
