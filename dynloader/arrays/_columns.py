@@ -19,6 +19,7 @@ from torch.utils.data import (
     TensorDataset,
     default_collate,
 )
+from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
 from dynloader import _C
 from dynloader.arrays._dataset import ArrayDataset
@@ -26,6 +27,8 @@ from dynloader.transforms import Pipeline, Transform, pipeline
 
 # Their indices are in range.
 _TORCH = (SequentialSampler, RandomSampler, DistributedSampler)
+# The types of samples that are rows of arrays.
+_SAMPLES = (Tensor, tuple, dict)
 
 
 @dataclass(frozen=True)
@@ -207,9 +210,19 @@ def why_not(loader: Any) -> str | None:
         return "batch_size is None"
     if loader.collate_fn is not default_collate:
         return "collate_fn is given"
+    if _is_collate_extended():
+        return "default_collate was given other functions"
     if loader.worker_init_fn is not None:
         return "worker_init_fn is given"
     return None
+
+
+def _is_collate_extended() -> bool:
+    """Return whether ``default_collate`` calls a user's function for samples of arrays."""
+    return any(
+        function is not collate_tensor_fn and any(issubclass(kind, key) for kind in _SAMPLES)
+        for key, function in default_collate_fn_map.items()
+    )
 
 
 def why_not_torch(loader: Any) -> str | None:

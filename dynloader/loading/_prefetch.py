@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from dynloader._checks import check_device
 
@@ -100,6 +101,10 @@ def _each_tensor(batch: Any, f: Callable[[Tensor], Any]) -> Any:
         return f(batch)
     if isinstance(batch, Mapping):
         return {name: _each_tensor(part, f) for name, part in batch.items()}
+    if isinstance(batch, PackedSequence):  # it wants its sizes on the CPU
+        indices = (batch.sorted_indices, batch.unsorted_indices)
+        moved = (None if part is None else f(part) for part in indices)
+        return PackedSequence(f(batch.data), batch.batch_sizes, *moved)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_each_tensor(part, f) for part in batch))
     if isinstance(batch, list | tuple):

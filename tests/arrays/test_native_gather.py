@@ -21,7 +21,9 @@ from cases import named
 from ledger import Numbers, loss_of
 from reference_images import image_of
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from dynloader import _C as native
 from dynloader import (
@@ -168,6 +170,23 @@ def test_what_is_no_array_is_asked_for_samples(
     assert loader.stats()["dynloader/native_gather"] == 0
     assert loader.gather_mode in repr(loader)
     assert len(list(loader)) == 9
+
+
+@pytest.mark.parametrize("policy", [None, Full()], ids=["without", "with"])
+@pytest.mark.parametrize("kind", [Tensor, tuple])
+def test_a_collate_function_that_was_registered_is_called(
+    kind: type, policy: Full | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = TensorDataset(torch.arange(9))
+    arrays = dataset if kind is tuple else ArrayDataset(torch.arange(9))
+    loader = DataLoader(arrays, 3, policy=policy)
+    assert isinstance(next(iter(loader)), Tensor | list)
+    monkeypatch.setitem(default_collate_fn_map, kind, lambda batch, collate_fn_map: len(batch))
+    assert list(loader) == list(torch.utils.data.DataLoader(arrays, 3)) == [3, 3, 3]
+    assert "default_collate" in loader.path
+    monkeypatch.undo()
+    monkeypatch.setitem(default_collate_fn_map, Path, lambda batch, collate_fn_map: batch)
+    assert loader.path == "host arrays"
 
 
 def test_a_subset_out_of_range_is_left_to_torch() -> None:
@@ -517,6 +536,19 @@ def test_prefetch_to_device(device: torch.device) -> None:
     assert [batch["x"].tolist() for batch in found] == [batch["x"].tolist() for batch in loader]
     assert all(batch["x"].device.type == device.type for batch in found)
     assert [*prefetch_to_device([1, ("a", None)], device)] == [1, ("a", None)]
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_the_sizes_of_a_packed_sequence_stay_on_the_cpu(is_sorted: bool) -> None:
+    packed = pack_sequence([torch.rand(2), torch.rand(1)], enforce_sorted=is_sorted)
+    (found,) = prefetch_to_device([packed], "meta")
+    assert isinstance(found, PackedSequence)
+    assert found.data.is_meta
+    assert found.batch_sizes is packed.batch_sizes
+    assert is_sorted or (found.sorted_indices.is_meta and found.unsorted_indices.is_meta)
+    (here,) = prefetch_to_device([packed], "cpu")
+    for part, wanted in zip(here, packed, strict=True):
+        assert part is wanted is None or torch.equal(part, wanted)
 
 
 def test_arrays_on_the_gpu_stay_there(device: torch.device) -> None:
