@@ -280,7 +280,7 @@ class PrunedEpochs(LoaderEpochs):
 
     def skip(self, num_batches: int) -> None:
         current = self._epochs.begin()
-        current.skip(num_batches * self.samples_per_step, self.stop)
+        current.skip(int(num_batches) * self.samples_per_step, self.stop)
 
     def progress(self, epochs: int | None) -> float:
         if epochs is None:
@@ -291,7 +291,7 @@ class PrunedEpochs(LoaderEpochs):
         current, step = self._epochs.current, self.samples_per_step
         done = 1.0
         if not current.is_exhausted:
-            done = -(-self._epochs.position // step) / -(-self.stop // step)
+            done = min(1.0, -(-self._epochs.position // step) / -(-self.stop // step))
         return min(1.0, (current.plan.epoch + done) / epochs)
 
     def identity(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dynloader._checks import (
     as_index,
     check_device,
     check_losses,
+    plain_number,
 )
 from dynloader.loading._arguments import (
     check_arguments,
@@ -237,7 +238,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         self.transforms, self.batch_transform = transforms, batch_transform
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = plain_number(steps_per_epoch)
         self.progress_bar = progress_bar
         self.epochs = epochs
         self.blocks, self.window = blocks, window

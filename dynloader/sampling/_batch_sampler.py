@@ -53,6 +53,7 @@ class PruningBatchSampler(BatchSampler):
             raise ValueError(f"last_batch must be 'split' or 'pad', got {last_batch!r}")
         if steps_per_epoch is not None:
             check_integer("steps_per_epoch", steps_per_epoch, 1)
+            steps_per_epoch = int(steps_per_epoch)
         for size in batch_sizes or ():
             check_integer("batch_sizes", size, 1)
         self.batch_sizes = None if batch_sizes is None else tuple(batch_sizes)
@@ -108,8 +109,9 @@ class PruningBatchSampler(BatchSampler):
 
     def num_left(self, epoch: EpochProgress, share: Share | None = None) -> int:
         """Return how many batches of ``epoch`` the next iterator yields."""
-        stop = self.stop_of(epoch.plan, share, epoch.start)
-        return self.num_batches(stop - epoch.start, share)
+        # Fewer processes than before may begin beyond the end of their shorter epoch.
+        num_samples = max(0, self.stop_of(epoch.plan, share, epoch.start) - epoch.start)
+        return self.num_batches(num_samples, share)
 
     def check_some_batch(self) -> None:
         """Raise ValueError if the first pruned epoch is less than a batch, and that is dropped."""

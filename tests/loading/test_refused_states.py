@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import plain
 from ledger import Numbers, loss_of
+from torch.utils.data import TensorDataset
 
 from dynloader import (
     IES,
@@ -308,6 +309,33 @@ def test_a_run_is_resumed_on_other_numbers_of_processes_again_and_again() -> Non
             assert state["position"] == state["start"] == position
             loader = made(num_replicas, **options)
             loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_fewer_processes_resume_beyond_the_end_of_their_epoch(arrays: bool) -> None:
+    def made(num_replicas: int) -> DataLoader[Any]:
+        dataset = TensorDataset(torch.arange(400)) if arrays else Numbers(400)
+        return DataLoader(
+            dataset,
+            4,
+            policy=Full(),
+            num_replicas=num_replicas,
+            rank=0,
+            steps_per_epoch=5,
+            epochs=2,
+        )
+
+    loader, fewer = made(3), made(1)
+    iterator = iter(loader)
+    for _ in range(4):
+        next(iterator)
+    fewer.load_state_dict(state_of(loader))
+    assert fewer.num_left == 0
+    assert fewer.progress == 0.5
+    iterator = iter(fewer)
+    assert len(iterator) == (0 if arrays else 5)
+    assert list(iterator) == []
+    assert (fewer.epoch, fewer.num_left, len(list(fewer))) == (1, 5, 5)
 
 
 def test_batches_skipped_while_an_iterator_is_in_use() -> None:

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as checkpoint
 from ledger import Numbers, batches_of, loss_of, train
 from paths import FOLDERS, ROOT
+from torch.utils.data import TensorDataset
 
 from dynloader import (
     IES,
@@ -466,3 +468,18 @@ while True:
         loader.load_state_dict(state)
         assert [samples.tolist() for samples in loader] == rest
     assert num_left > 0  # one at least was killed in the middle
+
+
+@pytest.mark.parametrize("arrays", [False, True])
+def test_numbers_of_numpy_do_not_reach_a_state(arrays: bool) -> None:
+    dataset: Any = TensorDataset(torch.arange(40)) if arrays else Numbers(40)
+    loader = DataLoader(dataset, 4, policy=Full(), steps_per_epoch=np.int64(6))
+    loader.skip(np.int64(2))
+    iterator = iter(loader)
+    for _ in range(4):
+        next(iterator)
+        file = io.BytesIO()
+        torch.save(loader.state_dict(), file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=True)
+        DataLoader(dataset, 4, policy=Full(), steps_per_epoch=6).load_state_dict(loaded)
