@@ -195,8 +195,9 @@ def check_state_tensor(
 ) -> None:
     """Raise ValueError unless ``value`` is a tensor of this dtype and shape; None is any length."""
     wanted = f"{dtype} [{', '.join('k' if size is None else str(size) for size in shape)}]"
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} of the state must be {wanted}, got {type(value).__name__}")
+    if not isinstance(value, Tensor) or value.is_nested:
+        kind = "a nested tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} of the state must be {wanted}, got {kind}")
     is_shape = len(value.shape) == len(shape) and all(
         size in (None, found) for size, found in zip(shape, value.shape, strict=True)
     )

@@ -452,7 +452,8 @@ class ScoreTable:
             check_state_tensor("forgetting", state["forgetting"], torch.int32, [n])
             counts["forgetting"] = state["forgetting"]
         if history is not None:
-            length = history.shape[-1] if isinstance(history, Tensor) and history.ndim else 1
+            has_shape = isinstance(history, Tensor) and not history.is_nested and history.ndim
+            length = history.shape[-1] if has_shape else 1
             check_state_tensor("history", history, torch.float32, [n, max(1, length)])
         for name, values in counts.items():
             if (lowest := int(values.min())) < 0:

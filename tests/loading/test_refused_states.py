@@ -89,6 +89,7 @@ NO_TENSORS += [
     lambda tensor: tensor[:0],
     lambda tensor: tensor.to("meta"),
     lambda tensor: tensor.to_sparse(),
+    lambda tensor: torch.nested.nested_tensor([tensor[:2], tensor[2:]]),
 ]
 OF_N = [longer, lambda tensor: tensor[:-1], to(None)]
 NO_BOOL = [to(x) for x in (0, 1, None, 0.0)] + TENSORS + ANYTHING
