@@ -18,6 +18,7 @@ from dynloader.loading._map_style import remedy_for
 from dynloader.loading._seeded_samples import check_has_samples
 from dynloader.policies._policy import Policy
 from dynloader.sampling._sampler import PruningSampler
+from dynloader.table._table import ScoreTable
 
 
 def check_arguments(
@@ -99,10 +100,11 @@ def sampler_for(
     batch_sampler: Any,
     shuffle: bool | None,
     *,
+    table: ScoreTable | None,
     num_replicas: Any,
     rank: Any,
     **options: Any,
-) -> PruningSampler:
+) -> tuple[PruningSampler, Any]:
     """Return the sampler of a loader with a policy, which stands in for the one of torch.
 
     Args:
@@ -111,9 +113,14 @@ def sampler_for(
         sampler: of torch, or None.
         batch_sampler: must be None.
         shuffle: None: True, or what ``sampler`` does.
+        table: of the loader, or None.
         num_replicas: None: as ``sampler`` has it, if that is a ``DistributedSampler``.
         rank: None: the same.
         options: other arguments of :class:`PruningSampler`.
+
+    Returns:
+        The sampler, and the ``claims`` of ``table`` that the loader sets once it is complete: if it
+        cannot be made, the table stays free for another policy.
 
     Raises:
         TypeError, ValueError: they cannot be followed.
@@ -126,12 +133,22 @@ def sampler_for(
     order, followed = _order_of(sampler, shuffle, len(sized(dataset)))
     if followed is not None and num_replicas is None:
         num_replicas, rank = followed.num_replicas, followed.rank
+    before = None if table is None else table.claims
     found = PruningSampler(
-        sized(dataset), policy, shuffle=order, num_replicas=num_replicas, rank=rank, **options
+        sized(dataset),
+        policy,
+        table=table,
+        shuffle=order,
+        num_replicas=num_replicas,
+        rank=rank,
+        **options,
     )
     if followed is not None:
         found.epochs.follow(followed)
-    return found
+    if table is None or before is None:
+        return found, None
+    claims, table.claims = table.claims, before
+    return found, claims
 
 
 def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:

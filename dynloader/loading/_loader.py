@@ -175,8 +175,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         pruning, claims = None, None
         is_unpruned = policy is not None and is_replaced(sampler, batch_sampler)
         if policy is not None and not is_unpruned:
-            before = None if table is None else table.claims
-            pruning = sampler_for(
+            pruning, claims = sampler_for(
                 dataset,
                 policy,
                 sampler,
@@ -191,9 +190,6 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             )
             table, shuffle, sampler = pruning.table, None, pruning
             num_replicas, rank = pruning.epochs.world.given
-            if before is not None:
-                # If anything below fails, the table is free for another policy.
-                claims, table.claims = table.claims, before
         elif is_unpruned and table is None:
             table = ScoreTable(len(sized(dataset)))
         elif table is not None:
@@ -239,17 +235,15 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         self.num_replicas, self.rank = num_replicas, rank
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
         self.steps_per_epoch = plain_number(steps_per_epoch)
-        self.progress_bar = progress_bar
-        self.epochs = epochs
+        self.progress_bar, self.epochs = progress_bar, epochs
         self.blocks, self.window = blocks, window
         self._epochs: LoaderEpochs = (
             PlainEpochs(self.batch_size) if pruning is None else PrunedEpochs(pruning, batches)
         )
         self._gathering = Gathering()
         self._gathering.refresh(self)
+        self._pairing, self._logs = Pairing(), LoaderLogs()
         self._update_seconds = 0.0
-        self._logs = LoaderLogs()
-        self._pairing = Pairing()
         self._iterating: weakref.ref[EpochIterator] | None = None
         if policy is not None or table is not None or return_index:
             self._recorded = RecordedSampler(super()._index_sampler)
@@ -406,13 +400,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts with no iterator of its own: worker processes cannot be copied. Nor does it
         # write to the logs.
-        alone: dict[str, Any] = {
-            "_iterator": None,
-            "_iterating": None,
-            "_pairing": Pairing(),
-            "_logs": LoaderLogs(),
-        }
-        return self.__dict__ | alone
+        alone = {"_iterator": None, "_iterating": None}
+        return self.__dict__ | alone | {"_pairing": Pairing(), "_logs": LoaderLogs()}
 
 
 _OURS = (

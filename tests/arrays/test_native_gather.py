@@ -183,10 +183,10 @@ def test_a_collate_function_that_was_registered_is_called(
     assert isinstance(next(iter(loader)), Tensor | list)
     monkeypatch.setitem(default_collate_fn_map, kind, lambda batch, collate_fn_map: len(batch))
     assert list(loader) == list(torch.utils.data.DataLoader(arrays, 3)) == [3, 3, 3]
-    assert "default_collate" in loader.path
+    assert "default_collate" in loader.gather_mode
     monkeypatch.undo()
     monkeypatch.setitem(default_collate_fn_map, Path, lambda batch, collate_fn_map: batch)
-    assert loader.path == "host arrays"
+    assert loader.gather_mode == "host arrays"
 
 
 def test_a_subset_out_of_range_is_left_to_torch() -> None:

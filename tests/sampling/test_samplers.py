@@ -298,7 +298,7 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     )
     alone = PruningSampler(N, Full(), num_replicas=1)
     alone.set_epoch(3)
-    alone.tell()
+    alone.epochs.hand_on()
     assert met == []
     second = PruningSampler(N, Full(), num_replicas=2, rank=1, seed=5)
     second.set_epoch(3)
@@ -306,7 +306,7 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     assert "'seed': 5" in met[0]
     assert met[0].endswith("going on to epoch 3")
     # When a training ends, nobody asks for the next epoch.
-    second.tell()
+    second.epochs.hand_on()
     assert len(met) == 2
     assert "'seed': 5" in met[1]
     assert met[1].endswith("at the end of 3")
