@@ -178,7 +178,7 @@ def test_what_has_no_progress() -> None:
         DataLoader(Numbers(N), policy=Full(), epochs=0)
     with pytest.raises(TypeError, match=r"epochs must be an integer, got 1\.5"):
         DataLoader(Numbers(N), policy=Full(), epochs=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="epochs must be those of the policy, 4, got 5"):
+    with pytest.raises(ValueError, match="epochs must match the policy's, 4, got 5"):
         DataLoader(Numbers(N), policy=Full(epochs=4), epochs=5)
     assert DataLoader(Numbers(N), policy=Full(epochs=4), epochs=4).epochs == 4
 

@@ -1,4 +1,4 @@
-"""The loader: its arguments, the life of an epoch, and the pairing of losses with batches."""
+"""The data loader: argument checks, epoch handling, and matching losses to batches."""
 
 from dynloader.loading._loader import DataLoader
 from dynloader.loading._prefetch import prefetch_to_device

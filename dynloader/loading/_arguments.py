@@ -1,4 +1,4 @@
-"""Checks the arguments of a loader, and reads what torch's samplers ask for."""
+"""Validates the loader's arguments and translates torch's samplers into a pruning sampler."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ def check_arguments(
     blocks: Any,
     batch_transform: Any,
 ) -> None:
-    """Raise unless the arguments of a loader can be used together.
+    """Raise an error if the loader's arguments are invalid or cannot be combined.
 
     Args:
-        dataset: of the loader, as are the others.
-        policy: None: there is none.
-        flags: must be bools.
-        table: needs a map-style dataset, like ``policy`` and ``return_index``.
+        dataset: must be map-style if ``policy``, ``table`` or ``return_index`` is set.
+        policy: a policy, or None.
+        flags: the boolean arguments by name; each value must be a bool.
+        table: a score table, or None.
         seed: in [0, 2**64), or None.
-        blocks: needs a policy.
-        batch_transform: a function, or None.
+        blocks: block sizes, which need a policy; or None.
+        batch_transform: a function of a batch, or None.
 
     Raises:
-        TypeError, ValueError: they cannot.
+        TypeError: an argument has the wrong type, or needs another kind of dataset.
+        ValueError: the seed is out of range, or an argument needs a policy.
     """
     for name, flag in flags.items():
         check_flag(name, flag)
     needs_policy = {name: flags[name] for name in ("progress_bar", "seed_each_sample")}
     for name, is_set in (needs_policy | {"blocks": blocks is not None}).items():
         if is_set and policy is None:
-            raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
+            raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all samples")
     if batch_transform is not None and not callable(batch_transform):
         raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
     if seed is not None:
@@ -69,27 +70,28 @@ def check_arguments(
 
 
 def epochs_of(epochs: int | None, policy: Any) -> int | None:
-    """Return the length of the training, of the argument or the policy.
+    """Return the number of training epochs, from ``epochs`` or from the policy.
 
     Raises:
-        TypeError, ValueError: it is not positive, or they disagree.
+        TypeError: ``epochs`` is not an integer.
+        ValueError: ``epochs`` is below 1 or differs from the policy's.
     """
     if epochs is not None:
         check_integer("epochs", epochs, 1)
     if isinstance(policy, Policy) and policy.epochs is not None:
         if epochs not in (None, policy.epochs):
-            raise ValueError(f"epochs must be those of the policy, {policy.epochs}, got {epochs}")
+            raise ValueError(f"epochs must match the policy's, {policy.epochs}, got {epochs}")
         return policy.epochs
     return None if epochs is None else int(epochs)
 
 
 def check_length(dataset: Any, num_samples: int) -> None:
-    """Raise if there are more or fewer samples than the policy chooses from."""
+    """Raise RuntimeError if the dataset no longer has ``num_samples`` samples."""
     if (found := len(sized(dataset))) != num_samples:
         raise RuntimeError(
-            f"dataset must have {num_samples} samples, as when the loader was made, "
-            f"got {found}: make a new loader; its table can take over old scores by "
-            "table.update(index, losses)"
+            f"dataset must have {num_samples} samples, as when the loader was created, "
+            f"got {found}: create a new loader; to keep the old scores, pass them to "
+            "its table.update(index, losses)"
         )
 
 
@@ -105,17 +107,19 @@ def sampler_for(
     rank: Any,
     **options: Any,
 ) -> tuple[PruningSampler, Any]:
-    """Return the sampler of a loader with a policy, which stands in for the one of torch.
+    """Return the pruning sampler that replaces torch's sampler in a loader with a policy.
 
     Args:
-        dataset: of the loader, as are the others.
-        policy: which samples to keep.
-        sampler: of torch, or None.
+        dataset: the loader's dataset.
+        policy: selects the samples.
+        sampler: one of torch's samplers, or None.
         batch_sampler: must be None.
-        shuffle: None: True, or what ``sampler`` does.
-        table: of the loader, or None.
-        num_replicas: None: as ``sampler`` has it, if that is a ``DistributedSampler``.
-        rank: None: the same.
+        shuffle: whether to shuffle. None: as ``sampler`` does; True if that is None too.
+        table: the loader's table, or None.
+        num_replicas: number of processes. None: that of ``sampler`` if it is a
+            ``DistributedSampler``.
+        rank: rank of this process. If ``num_replicas`` is taken from a ``DistributedSampler``,
+            the rank is too.
         options: other arguments of :class:`PruningSampler`.
 
     Returns:
@@ -123,12 +127,13 @@ def sampler_for(
         cannot be made, the table stays free for another policy.
 
     Raises:
-        TypeError, ValueError: they cannot be followed.
+        TypeError, ValueError: a policy cannot be combined with ``sampler`` or ``batch_sampler``,
+            or :class:`PruningSampler` rejects an argument.
     """
     if batch_sampler is not None:
         raise ValueError(
             f"batch_sampler must be None with a policy, got {batch_sampler!r}: "
-            "a loader without one looks at all samples"
+            "to iterate over all samples, use a loader without a policy"
         )
     order, followed = _order_of(sampler, shuffle, len(sized(dataset)))
     if followed is not None and num_replicas is None:
@@ -152,10 +157,10 @@ def sampler_for(
 
 
 def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:
-    """Return whether ``sampler`` would shuffle, and the sampler whose epochs are to be followed.
+    """Return whether to shuffle, and ``sampler`` if its ``set_epoch`` must be followed, else None.
 
     Raises:
-        ValueError: it does something else than ordering all samples.
+        ValueError: ``sampler`` does more than order all ``n`` samples.
     """
     if sampler is None:
         return (True if shuffle is None else bool(shuffle)), None
@@ -168,26 +173,28 @@ def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:
         if type(sampler) is DistributedSampler:
             return sampler.shuffle, sampler
     raise ValueError(
-        "sampler must be None with a policy, or one of torch's own that feeds each sample once "
-        f"(without shuffle=True), got {sampler!r}"
+        "sampler must be None with a policy, or one of torch's samplers that yield each sample "
+        f"once (without shuffle=True), got {sampler!r}"
     )
 
 
 def is_replaced(sampler: Any, batch_sampler: Any) -> bool:
-    """Return whether a framework made the loader again, to iterate over all samples in order."""
-    # A batch sampler of ours, or a wrapper that has taken over its attributes.
+    """Return True, with a warning, if a framework rebuilt the loader to read all samples in order.
+
+    The batch sampler may be our own or a wrapper that copied its attributes.
+    """
     if sampler is not None or getattr(batch_sampler, "is_pruning", True):
         return False
     warnings.warn(
-        "all samples in their order replace those of the policy: nothing is pruned; use a loader "
-        "without a policy where that is wanted",
+        "the loader was rebuilt to iterate over all samples in order: nothing is pruned; if that "
+        "is what you want, use a loader without a policy",
         stacklevel=4,
     )
     return True
 
 
 def sized(dataset: Any) -> Sized:
-    """Return ``dataset``, which must have a length."""
+    """Return ``dataset``, or raise TypeError if it has no length."""
     if not isinstance(dataset, Sized):
         raise TypeError(
             f"dataset must have a length, got {type(dataset).__name__}{remedy_for(dataset)}"

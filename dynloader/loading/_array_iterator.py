@@ -1,4 +1,4 @@
-"""Iterates over batches of arrays, and keeps account of them."""
+"""Iterates over batches gathered from arrays and records the progress of the epoch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dynloader.sampling._epochs import Epochs
 
 
 class ArrayIterator:
-    """One pass over an epoch. Threads may share it: each batch goes to one of them.
+    """A single pass over an epoch. Threads may share it: each batch goes to one of them.
 
     Args:
-        feed: pairs of indices and batches.
-        pairing: to be told of each batch.
-        epochs: keep track of the current one.
-        num_batches: of this pass.
-        step: samples of all processes in one step.
+        feed: yields pairs of indices and batches.
+        pairing: notified of each batch.
+        epochs: tracks the current epoch.
+        num_batches: number of batches in this pass.
+        step: number of samples in one step, over all processes.
         stop: position after the last step.
-        add_index: put the indices into each batch.
-        batch_transform: applied to each batch at last.
+        add_index: whether to add the indices to each batch.
+        batch_transform: function applied last to each batch, or None.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class ArrayIterator:
             except StopIteration:
                 end_epoch(self._epochs, epoch, self._pairing)
                 raise
-            # A batch whose transform fails is over too.
+            # Advance even if the transform fails below.
             self._position = min(self._position + self._step, self._stop)
             epoch.advance(self._position)
         if self._add_index:
-            # A copy: what the caller does to it must not reach the pairing, nor the plan.
+            # A copy: writes by the caller must not reach the pairing or the plan.
             batch = with_index(batch, index.clone())
         if self._batch_transform is not None:
             batch = self._batch_transform(batch)

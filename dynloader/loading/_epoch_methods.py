@@ -1,4 +1,4 @@
-"""What a loader says of its epochs, and how it is moved between them."""
+"""The loader's methods and properties about epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynloader.table._table import ScoreTable
 
 
 class EpochMethods:
-    """A part of :class:`dynloader.DataLoader`."""
+    """Mixin of :class:`dynloader.DataLoader`: epochs, lengths, progress and statistics."""
 
     dataset: Any
     epochs: int | None
@@ -26,35 +26,41 @@ class EpochMethods:
 
     @property
     def pruning_sampler(self) -> PruningSampler | None:
-        """The sampler that feeds the selection; None without a policy."""
+        """The sampler that yields the selected samples; None without a policy."""
         return self._epochs.sampler
 
     def __len__(self) -> int:
-        """The number of batches of the current epoch, in this process."""
+        """Return the number of batches of the current epoch in this process."""
         return self._epochs.length(self)
 
     @property
     def samples_per_step(self) -> int:
-        """Samples that all processes take in one step."""
+        """The number of samples in one step, over all processes."""
         return self._epochs.samples_per_step
 
     @property
     def num_selected(self) -> int:
-        """How many samples all processes together are fed in the current epoch.
+        """The number of samples selected for the current epoch, over all processes.
 
-        Before several processes have settled it: the most that the policy may keep.
+        With several processes, before they have settled the epoch, this is the most that the
+        policy may keep.
         """
         return self._epochs.num_selected(self)
 
     @property
     def num_left(self) -> int:
-        """The number of batches of the iterator that began last: fewer in a resumed epoch."""
+        """The number of batches of the most recent iterator; a resumed epoch has fewer."""
         return self._epochs.num_left(self)
 
     def skip(self, num_batches: int) -> None:
-        """Leave out the next batches of the current epoch, or all that it has.
+        """Skip the next ``num_batches`` batches of the current epoch, at most those that remain.
+
+        Args:
+            num_batches: at least 0.
 
         Raises:
+            TypeError: ``num_batches`` is not an integer.
+            ValueError: ``num_batches`` is negative.
             RuntimeError: the loader has no policy.
         """
         check_integer("num_batches", num_batches, 0)
@@ -62,13 +68,14 @@ class EpochMethods:
 
     @property
     def epoch(self) -> int:
-        """The number of the current epoch. Without a policy, what :meth:`set_epoch` set."""
+        """The current epoch, counted from 0. Without a policy, the one set by :meth:`set_epoch`."""
         return self._epochs.number
 
     def set_epoch(self, epoch: int) -> None:
-        """Settle ``epoch``, as :meth:`PruningSampler.set_epoch`; the current one stays as it is.
+        """Make ``epoch`` the current one and select its samples.
 
-        Without a policy, it is passed on to a sampler that has such a method.
+        See :meth:`PruningSampler.set_epoch`. If ``epoch`` is current already, its selection does
+        not change. Without a policy, this calls ``set_epoch`` of the sampler, if it has one.
         """
         current = self._epochs.current
         if current is not None and epoch != current.plan.epoch:
@@ -77,29 +84,33 @@ class EpochMethods:
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done, in [0, 1]: exact after every batch.
+        """The fraction of training completed, in [0, 1]; exact after every batch.
 
-        All epochs count alike, however many samples they keep, and so do the batches of one. It is
-        1 once the last batch of the last epoch was delivered. The processes agree without
-        communication, and a resumed run continues where it was. Batches fetched ahead of the
-        training count too. For :class:`dynloader.ProgressLR`, or any schedule.
+        Every epoch has the same weight, however many samples it keeps, and so has every batch
+        within an epoch. The value is 1 once the last batch of the last epoch was delivered. All
+        processes agree without communication, and a resumed run continues from the same value.
+        Prefetched batches count. Use it with :class:`dynloader.ProgressLR` or your own schedule.
 
         Raises:
-            RuntimeError: the loader has no policy, or the number of epochs is not known.
+            RuntimeError: the loader has no policy, or the number of epochs is unknown.
         """
         return self._epochs.progress(self.epochs)
 
     def total_steps(self, epochs: int, *, accumulate: int = 1) -> int:
-        """The number of optimizer steps of the first ``epochs`` epochs, one for each batch.
+        """Return the number of optimizer steps in the first ``epochs`` epochs.
 
-        An upper bound if the losses decide how many samples are kept (``InfoBatch`` without
-        ``keep``, ``Kakurenbo``, ``IES``), or if a policy of your own returns fewer than it is
-        asked for; :class:`dynloader.ProgressLR` needs no such number.
+        This is an upper bound if the losses decide how many samples are kept (``InfoBatch``
+        without ``keep``, ``Kakurenbo``, ``IES``), or if a custom policy returns fewer samples than
+        requested. :class:`dynloader.ProgressLR` works without it.
 
         Args:
             epochs: at least 0.
-            accumulate: batches whose gradients are accumulated for a step; the last step of an
-                epoch may have fewer.
+            accumulate: number of batches whose gradients are accumulated for one step, at least 1;
+                the last step of an epoch may have fewer.
+
+        Raises:
+            TypeError: an argument is not an integer.
+            ValueError: an argument is too small.
         """
         check_integer("epochs", epochs, 0)
         check_integer("accumulate", accumulate, 1)
@@ -107,17 +118,17 @@ class EpochMethods:
 
     @property
     def has_open_length(self) -> bool:
-        """Whether the losses decide how many samples, and so batches, an epoch has."""
+        """Whether the number of batches in an epoch depends on the losses."""
         return self._epochs.has_open_length
 
     def batches_at_most(self, epoch: int) -> int:
-        """The number of batches of ``epoch``, or the most that it may have."""
+        """Return the number of batches in ``epoch``, or an upper bound if it is not yet known."""
         return self._epochs.batches_at_most(epoch, self)
 
     def stats(self) -> dict[str, float]:
-        """Figures for a logger, of the current epoch and the table; see :meth:`ScoreTable.stats`.
+        """Return statistics of the current epoch and of the table, for a logger.
 
-        The host waits for the GPU.
+        See :meth:`ScoreTable.stats` for those of the table. The host waits for the GPU.
         """
         stats = {"dynloader/epoch": float(self.epoch)}
         if isinstance(self.dataset, Sized):

@@ -1,4 +1,4 @@
-"""What a loader knows of its epochs: one interface, with a policy and without."""
+"""The loader's view of its epochs: one interface for loaders with and without a policy."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _PRUNED_KEYS = frozenset(
 
 
 class LoaderEpochs(abc.ABC):
-    """The epochs of a loader.
+    """Interface to the epochs of a loader.
 
     Attributes:
         sampler: selects the samples; None without a policy.
-        state_keys: what :meth:`state` adds to the state of a loader.
+        state_keys: keys that a state must have in addition to the loader's own.
     """
 
     sampler: PruningSampler | None
@@ -47,36 +47,36 @@ class LoaderEpochs(abc.ABC):
     @property
     @abc.abstractmethod
     def current(self) -> EpochProgress | None:
-        """Where the epoch stands that the last iterator feeds; None if nothing keeps track."""
+        """Progress of the most recent iterator's epoch; None if it is not tracked."""
 
     @property
     @abc.abstractmethod
     def number_begun(self) -> int:
-        """The number of the epoch that the last iterator feeds."""
+        """The number of the most recent iterator's epoch."""
 
     @property
     @abc.abstractmethod
     def samples_per_step(self) -> int:
-        """Samples that all processes take in one step."""
+        """The number of samples in one step, over all processes."""
 
     @property
     @abc.abstractmethod
     def stop(self) -> int:
-        """Position after the last batch of the epoch that the last iterator feeds."""
+        """Position after the last batch of the most recent iterator's epoch."""
 
     @property
     def select_seconds(self) -> float:
-        """What selecting has cost the host so far."""
+        """Host time spent on selection so far, in seconds."""
         return 0.0
 
     @property
     def has_open_length(self) -> bool:
-        """Whether the losses decide how many batches an epoch has."""
+        """Whether the number of batches in an epoch depends on the losses."""
         return False
 
     @property
     def has_unshared_updates(self) -> bool:
-        """Whether losses were recorded that the other processes do not have."""
+        """Whether this process recorded losses that the other processes do not have."""
         return False
 
     @abc.abstractmethod
@@ -85,50 +85,50 @@ class LoaderEpochs(abc.ABC):
 
     @abc.abstractmethod
     def length(self, loader: Any) -> int:
-        """Return the number of batches of the current epoch, in this process."""
+        """Return the number of batches of the current epoch in this process."""
 
     @abc.abstractmethod
     def num_selected(self, loader: Any) -> int:
-        """Return how many samples all processes together are fed in the current epoch."""
+        """Return the number of samples selected for the current epoch, over all processes."""
 
     @abc.abstractmethod
     def num_left(self, loader: Any) -> int:
-        """Return the number of batches of the iterator that began last."""
+        """Return the number of batches of the most recent iterator."""
 
     @abc.abstractmethod
     def batches_at_most(self, epoch: int, loader: Any) -> int:
-        """Return the number of batches of ``epoch``, or the most that it may have."""
+        """Return the number of batches in ``epoch``, or an upper bound if it is not yet known."""
 
     @abc.abstractmethod
     def skip(self, num_batches: int) -> None:
-        """Leave out the next batches of the current epoch."""
+        """Skip the next ``num_batches`` batches of the current epoch."""
 
     @abc.abstractmethod
     def progress(self, epochs: int | None) -> float:
-        """Return the share that is done of a training of ``epochs``."""
+        """Return the fraction completed of a training of ``epochs`` epochs, in [0, 1]."""
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What must be equal for two loaders to feed alike."""
+        """Return the options that a saved state must share with the loader that loads it."""
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
-        """Where the current epoch stands."""
+        """Return the state of the current epoch."""
 
     @abc.abstractmethod
     def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
-        """Raise ValueError unless :meth:`restore` can go on from ``state``."""
+        """Raise ValueError unless :meth:`restore` can resume from ``state``."""
 
     @abc.abstractmethod
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
-        """Go on from ``state``."""
+        """Resume from ``state``."""
 
 
 class PlainEpochs(LoaderEpochs):
-    """The epochs of a loader without a policy: torch's, and a number.
+    """The epochs of a loader without a policy: torch's behavior plus an epoch number.
 
     Args:
-        batch_size: of the loader.
+        batch_size: the loader's batch size; None if batching is off.
     """
 
     sampler = None
@@ -176,7 +176,8 @@ class PlainEpochs(LoaderEpochs):
 
     def progress(self, epochs: int | None) -> float:
         raise RuntimeError(
-            "progress needs a DataLoader with policy= (dynloader.Full() keeps all), got None"
+            "progress needs a DataLoader with policy= (dynloader.Full() keeps all samples), "
+            "got None"
         )
 
     def identity(self) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class PlainEpochs(LoaderEpochs):
     def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
         with refusing_states():
             check_integer("epoch of the state", state["epoch"], 0, 2**63)
-            # An epoch resumes from its beginning.
+            # Without a policy, an epoch resumes from its beginning.
             _check_position(state, num_fed=0, drop_last=False, steps_per_epoch=None)
 
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
@@ -200,7 +201,7 @@ class PrunedEpochs(LoaderEpochs):
 
     Args:
         sampler: selects the samples.
-        batches: makes batches of them; None: there are single samples.
+        batches: groups the samples into batches; None if batching is off.
     """
 
     sampler: PruningSampler
@@ -213,7 +214,7 @@ class PrunedEpochs(LoaderEpochs):
 
     @property
     def policy(self) -> Policy:
-        """The rule that selects."""
+        """The policy that selects the samples."""
         return self._epochs.policy
 
     @property
@@ -285,7 +286,7 @@ class PrunedEpochs(LoaderEpochs):
     def progress(self, epochs: int | None) -> float:
         if epochs is None:
             raise RuntimeError(
-                "progress needs the number of epochs, got None: give epochs= to the DataLoader or "
+                "progress needs the number of epochs, got None: pass epochs= to the DataLoader or "
                 "to its policy"
             )
         current, step = self._epochs.current, self.samples_per_step
@@ -323,15 +324,22 @@ class PrunedEpochs(LoaderEpochs):
 def _check_position(
     state: Mapping[str, Any], *, num_fed: int, drop_last: bool, steps_per_epoch: int | None
 ) -> None:
-    """Raise ValueError unless ``state`` is between two batches of an epoch of ``num_fed``."""
-    # Older states have no start.
+    """Raise ValueError unless the position is between batches of an epoch of ``num_fed`` samples.
+
+    Args:
+        state: the state to check.
+        num_fed: number of samples in the epoch.
+        drop_last: whether the epoch drops an incomplete last step.
+        steps_per_epoch: number of steps in every epoch; None if the samples determine it.
+    """
+    # States from older versions lack "start".
     step, start, position = state.get("step", 1), state.get("start", 0), state.get("position", 0)
     check_integer("step of the state", step, 1)
     if steps_per_epoch is None:
         check_integer("start of the state", start, 0, num_fed + 1)
         stop = num_fed - ((num_fed - start) % step if drop_last else 0)
     else:
-        # Fewer processes than before may begin beyond the end of their shorter epoch.
+        # With fewer processes than before, an epoch is shorter and may end before ``start``.
         check_integer("start of the state", start, 0)
         stop = max(start, steps_per_epoch * step)
     check_integer("position of the state", position, 0)

@@ -1,4 +1,4 @@
-"""What trainers of other libraries expect of a loader, where they tell nobody but themselves."""
+"""Detects assumptions of other libraries about epoch lengths, and warns if they are wrong."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LENGTHS = ("total_steps", "total_iters", "T_max")
 
 
 class FixedLength(NamedTuple):
-    """What a trainer took for the length of every epoch.
+    """The length that a trainer assumes for every epoch.
 
     Attributes:
-        trainer: its library.
-        num_batches: of an epoch.
-        remedy: what to do where that is wrong.
+        trainer: name of the trainer's library.
+        num_batches: number of batches that it expects in an epoch.
+        remedy: consequence of a wrong length and how to fix it.
     """
 
     trainer: str
@@ -31,16 +31,19 @@ class FixedLength(NamedTuple):
 
 
 def fixed_length(length: int) -> FixedLength | None:
-    """What the trainer that asks for an epoch of so many batches expects, if that differs.
+    """Return what the calling trainer assumes, if it differs from ``length``; otherwise None.
 
-    Found by looking at the callers: a loader is told nothing of who iterates over it.
+    This inspects the call stack, since a loader cannot know otherwise what iterates over it.
+
+    Args:
+        length: number of batches in this epoch.
     """
     if not any(name in sys.modules for name in (*_LIGHTNING, _IGNITE)):
         return None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        # Where Lightning sets up, it asks for the length only after it has begun.
+        # During setup, Lightning creates the iterator before it asks for the length.
         is_epoch = module.endswith(".loops.training_epoch_loop")
         if module == _IGNITE or (is_epoch and module.startswith(_LIGHTNING)):
             caller = frame.f_locals.get("self")
@@ -51,11 +54,11 @@ def fixed_length(length: int) -> FixedLength | None:
 
 
 def warn_of_fixed_length(length: int) -> bool:
-    """Warn if a trainer expects another length of this epoch; return whether it did."""
+    """Warn if a trainer expects other than ``length`` batches; return whether it warned."""
     if (found := fixed_length(length)) is None:
         return False
     warnings.warn(
-        f"{found.trainer} expects {found.num_batches} batches of every epoch, and this one has "
+        f"{found.trainer} expects {found.num_batches} batches in every epoch, but this one has "
         f"{length}: {found.remedy}",
         stacklevel=3,
     )
@@ -68,7 +71,7 @@ def _ignites(engine: Any) -> FixedLength | None:
     return FixedLength(
         "ignite",
         engine.state.epoch_length,
-        "its epochs are not those of the loader; give that steps_per_epoch=",
+        "its epochs will not match the loader's; pass steps_per_epoch= to the loader",
     )
 
 
@@ -79,15 +82,17 @@ def _lightnings(loop: Any, length: int) -> FixedLength | None:
     return FixedLength(
         "Lightning",
         trainer.fit_loop.max_batches,
-        "validation is left out after a shorter epoch, and the rest of a longer one; give the "
-        "Trainer dynloader.integrations.lightning.FollowEpochs(), or the loader steps_per_epoch=",
+        "it skips validation after a shorter epoch and ends a longer one early; add the callback "
+        "dynloader.integrations.lightning.FollowEpochs() to the Trainer, or pass "
+        "steps_per_epoch= to the loader",
     )
 
 
 def lengths_of(scheduler: Any) -> set[int]:
-    """The numbers of steps that a learning-rate scheduler may have been made for.
+    """Return the numbers of steps that a learning-rate scheduler may have been created for.
 
-    Of torch's, what they keep; of functions, as transformers makes them, the numbers they hold.
+    These are attributes of torch's schedulers. For schedules given as functions, as in
+    transformers, they are all integers bound to the function.
     """
     found = [getattr(scheduler, name, None) for name in _LENGTHS]
     parts = getattr(scheduler, "_schedulers", ())
@@ -105,22 +110,22 @@ def lengths_of(scheduler: Any) -> set[int]:
 def warn_of_estimate(
     schedulers: Iterable[Any], estimates: set[int], source: str, steps: int, *, is_bound: bool
 ) -> None:
-    """Warn, once, where a scheduler was made for an estimate of the number of steps.
+    """Warn about the first scheduler that was created for a wrong number of steps.
 
     Args:
-        schedulers: of learning rates.
-        estimates: numbers of steps that are wrong.
-        source: where they come from.
-        steps: how many there will be.
-        is_bound: or fewer.
+        schedulers: learning-rate schedulers.
+        estimates: wrong numbers of steps.
+        source: clause for the message that says where they come from.
+        steps: actual number of steps.
+        is_bound: whether ``steps`` is only an upper bound.
     """
     for scheduler in schedulers:
         for length in lengths_of(scheduler) & estimates:
-            makes = f"at most {steps}" if is_bound else f"{steps}"
+            takes = f"at most {steps}" if is_bound else f"{steps}"
             other = "" if is_bound else ", or loader.total_steps(epochs, accumulate=...)"
             warnings.warn(
-                f"the learning-rate schedule has {length} steps, {source}, and the training makes "
-                f"{makes}: use dynloader.ProgressLR{other}",
+                f"the learning-rate schedule has {length} steps, {source}, but the training takes "
+                f"{takes}: use dynloader.ProgressLR{other}",
                 stacklevel=2,
             )
             return

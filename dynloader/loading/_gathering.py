@@ -1,4 +1,4 @@
-"""Decides whether batches are gathered from arrays, and gathers them."""
+"""Decides whether a loader gathers its batches natively from arrays, and creates the iterators."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dynloader.sampling._plan import SMALL_CHUNK
 
 
 class Gathering:
-    """The arrays that a loader's batches are gathered from, if any.
+    """The arrays from which a loader gathers its batches, if any.
 
     Attributes:
-        columns: those arrays, with the transforms; None: torch's iterators ask for single samples.
+        columns: those arrays, with their transforms; None if torch's iterators fetch each sample.
     """
 
     def __init__(self) -> None:
@@ -29,17 +29,19 @@ class Gathering:
         self._feeders: Feeders | None = None
 
     def find(self, loader: Any) -> Columns | str:
-        """Return the arrays of ``loader`` as they are now, or why there are none."""
+        """Return the current arrays of ``loader``, or the reason why it cannot gather natively."""
         reason = why_not(loader) if loader.native_gather else "native_gather is False"
         if reason is None and loader.policy is None:
             reason = why_not_torch(loader)
         return reason or columns_of(loader.dataset, self._found)
 
     def refresh(self, loader: Any) -> None:
-        """Look for arrays again: the user may have replaced them.
+        """Find the arrays again, since the user may have replaced them.
 
         Raises:
-            KeyError, TypeError, ValueError: an argument needs arrays, or other ones.
+            KeyError: ``transforms`` names an array that does not exist.
+            TypeError: ``transforms`` holds something other than lists of transforms.
+            ValueError: an argument needs native gathering or a policy, or does not fit the arrays.
         """
         found = self.find(loader)
         if not isinstance(found, str) and found is self._found:
@@ -50,12 +52,14 @@ class Gathering:
             if isinstance(found, str):
                 raise ValueError(f"{name} needs batches gathered from arrays, but {found}")
             if loader.policy is None:
-                raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all")
+                raise ValueError(
+                    f"{name} needs a policy: policy=dynloader.Full() keeps all samples"
+                )
         columns = None
         if isinstance(found, Columns):
             if loader.blocks is not None and found.device.type == "cuda":
                 raise ValueError(
-                    "blocks must be None for arrays on a GPU: they are not read in blocks"
+                    "blocks must be None for arrays on a GPU, which are not read in blocks"
                 )
             transforms = loader.transforms
             columns = found if transforms is None else found.with_transforms(transforms)
@@ -66,9 +70,9 @@ class Gathering:
         self.columns, self._feeders = columns, None
 
     def in_place_of_samples(self, loader: Any, torchs: Any) -> Any:
-        """Let one of torch's iterators gather its batches, if there are arrays."""
+        """Make torch's iterator ``torchs`` gather its batches natively if there are arrays."""
         if self.columns is not None:
-            # Replaces only the part that calls the dataset for every sample.
+            # Replaces only the part that calls the dataset for each sample.
             torchs._dataset_fetcher = ArrayFetcher(loader.dataset, torchs._dataset_fetcher)
         return torchs
 
@@ -77,7 +81,7 @@ class Gathering:
         columns, batches = self.columns, epochs.batches
         assert columns is not None
         assert batches is not None
-        # As torch's iterators do, so that its generator ends in the same state.
+        # torch's iterators draw one number too: the generator ends in the same state.
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         current, share = epochs.current, batches.share
         plan = current.plan
@@ -94,7 +98,7 @@ class Gathering:
         else:
             feed = DeviceFeed(columns, plan, current.start, stop, share)
         if loader.device is not None and loader.device.type != columns.device.type:
-            # The index moves with its batch: from then on all is on that device.
+            # Moves the index too, so that everything is on one device.
             feed = ToDevice(feed, loader.device, ahead=True)
         return ArrayIterator(
             feed,

@@ -1,4 +1,4 @@
-"""Tells which samples each batch of torch's loader was made of."""
+"""Tracks which samples are in each batch that torch's iterators return."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ from dynloader.sampling._sampler import PruningSampler
 
 
 class Record:
-    """The batches of indices that one pass over a sampler handed out, numbered from 0."""
+    """The batches of indices drawn in one pass over a sampler, numbered from 0.
+
+    Attributes:
+        outstanding: indices of the batches that have not come back, by number.
+        num_handed_out: number of batches drawn so far.
+    """
 
     def __init__(self) -> None:
         self.outstanding: dict[int, Any] = {}
         self.num_handed_out = 0
 
     def note(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
-        """Note the first of each pair, the indices of a batch, and pass on the second."""
+        """Record the first element of each pair, the indices of a batch; yield the second."""
         for indices, passed_on in batches:
             self.outstanding[self.num_handed_out] = indices
             self.num_handed_out += 1
             yield passed_on
 
     def take_all(self) -> Any:
-        """The indices of the batch noted last, if any is outstanding; now none is."""
+        """Return the indices of the last outstanding batch, or None; clear all outstanding."""
         if not self.outstanding:
             return None
         _, indices = self.outstanding.popitem()
@@ -40,16 +45,20 @@ class Record:
 
     @property
     def first_outstanding(self) -> int:
-        """The number of the first batch that did not come back yet."""
+        """The number of the first outstanding batch."""
         return min(self.outstanding, default=self.num_handed_out)
 
 
 class RecordedSampler:
-    """What torch's iterators draw indices from; ``record`` is that of the pass begun last.
+    """Index sampler for torch's iterators that records the batches they draw.
 
     Args:
-        sampler: torch's index sampler. One of ours is replayed, for a batch that torch draws may
-            never reach the training: when its epoch is over, the iterator below knows.
+        sampler: the loader's index sampler. A pruning sampler is replayed without using up its
+            epoch, since a batch that torch draws may never reach the training:
+            :class:`EpochIterator` decides when the epoch is over.
+
+    Attributes:
+        record: the record of the most recent pass.
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -73,29 +82,30 @@ class RecordedSampler:
         return len(sampler)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has no pass of its own. Batches are views, and would take all their memory along.
+        # The record belongs to this object's pass. Its batches are views of larger tensors, which
+        # would be pickled whole.
         return self.__dict__ | {"record": Record()}
 
 
 def end_epoch(epochs: Epochs, epoch: EpochProgress, pairing: Pairing) -> None:
-    """Note that the last batch of ``epoch`` was yielded, and settle the next one if possible."""
+    """Mark ``epoch`` as exhausted, and settle the next epoch if possible."""
     epoch.exhaust()
     pairing.exhaust()
     pairing.show(None)
     if pairing.num_unclaimed > 0 and epochs.policy.needs_scores:
-        return  # losses may still come: whoever asks for the next epoch settles it
+        return  # losses may still come: the next epoch is settled when it is asked for
     epochs.finish_at_end(epoch)
 
 
 class EpochIterator:
-    """One of torch's iterators, which keeps account of the batches it yields.
+    """Wraps one of torch's iterators and records each batch that it yields.
 
     Args:
         inner: torch's iterator.
-        pairing: to be told of each batch.
-        add_index: put the indices into each batch.
-        epochs: keep track of the current one; None: there is no policy.
-        step: samples of all processes in one step.
+        pairing: notified of each batch.
+        add_index: whether to add the indices to each batch.
+        epochs: tracks the current epoch; None without a policy.
+        step: number of samples in one step, over all processes.
     """
 
     def __init__(
@@ -115,11 +125,13 @@ class EpochIterator:
         self._has_workers = hasattr(inner, "_task_info")
 
     def begin(self, record: Record, stop: int) -> None:
-        """Follow the epoch that ``inner`` has just begun, whose indices go to ``record``.
+        """Start tracking the pass that ``inner`` has just begun.
 
-        Its last position is before ``stop``.
+        With persistent workers, torch reuses one iterator, so this may be called again.
 
-        Torch begins anew with the same iterator where workers are persistent.
+        Args:
+            record: records the indices that ``inner`` draws.
+            stop: position after the last batch of the epoch.
         """
         self._record, self._stop = record, stop
         self._epoch: EpochProgress | None = None
@@ -136,8 +148,8 @@ class EpochIterator:
         return len(self.inner) if self._epoch is None else self._length
 
     def __next__(self) -> Any:
-        # The numbers of the batches that workers are at. Torch numbers as Record does: in the order
-        # in which the indices are drawn.
+        # The batches in progress. torch numbers batches in the order in which it draws their
+        # indices, as Record does.
         tasks = set(self.inner._task_info) if self._has_workers else None
         try:
             batch = next(self.inner)
@@ -148,7 +160,7 @@ class EpochIterator:
                 self._pairing.exhaust()
             raise
         except BaseException:
-            # The batch that failed is over too; a timeout takes none.
+            # A batch that failed counts as done; a timeout does not use up any.
             self._take(tasks)
             raise
         indices = self._take(tasks)
@@ -166,14 +178,19 @@ class EpochIterator:
         return getattr(self.inner, name)
 
     def _take(self, tasks: set[int] | None) -> Any:
-        """The indices of the batch that just came back, from what torch no longer waits for."""
+        """Return the indices of the batch that just came back, and advance the epoch.
+
+        Args:
+            tasks: numbers of the batches that workers had before this one came back; None without
+                workers. Batches that torch no longer waits for have come back.
+        """
         record = self._record
         if tasks is None:
             indices = record.take_all()
             num_done = record.num_handed_out
         else:
             indices = None
-            # More than one only if a worker died: the batches it had are lost, and come first.
+            # More than one only if a worker died: its lost batches have the lower numbers.
             for number in sorted(tasks - self.inner._task_info.keys()):
                 indices = record.outstanding.pop(number)
             num_done = record.first_outstanding
@@ -184,16 +201,20 @@ class EpochIterator:
 
     def _with_index(self, batch: Any, indices: Any) -> Any:
         index = as_index(indices)
-        # A copy: what the caller does to it must not reach the pairing, nor the plan.
+        # A copy: writes by the caller must not reach the pairing or the plan.
         is_pinned = getattr(self.inner, "_pin_memory", False)
         return with_index(batch, index.pin_memory() if is_pinned else index.clone())
 
 
 def with_index(batch: Any, index: Tensor) -> Any:
-    """``batch`` with ``index`` as the last element, as the key "index", or beside it.
+    """Return ``batch`` with ``index`` added, as ``DataLoader(return_index=True)`` describes.
 
-    A list of strings is one column, as a tensor is, not a list of columns. A named tuple, of which
-    ``PackedSequence`` is one, has the fields that it has: the index goes beside it.
+    The index becomes the key "index" of a mapping or the last element of a tuple or list. Any
+    other batch becomes ``(batch, index)``, including named tuples (such as ``PackedSequence``),
+    whose fields are fixed, and lists of strings, which are one column rather than several.
+
+    Raises:
+        ValueError: ``batch`` is a mapping that already has the key "index".
     """
     if isinstance(batch, Mapping):
         if "index" in batch:
@@ -201,7 +222,7 @@ def with_index(batch: Any, index: Tensor) -> Any:
                 'return_index=True needs batches without the key "index", '
                 f"got the keys {list(batch)}"
             )
-        # A copy keeps the type: a mapping may have methods of its own.
+        # copy.copy keeps the type: a custom mapping may have further methods.
         extended = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         extended["index"] = index
         return extended

@@ -1,4 +1,4 @@
-"""The loader: torch's, fed with the samples that a policy keeps."""
+"""The data loader: torch's ``DataLoader`` restricted to the samples that a policy keeps."""
 
 from __future__ import annotations
 
@@ -49,67 +49,74 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLoader[_T_co]):
-    """``torch.utils.data.DataLoader`` that feeds only the samples a policy keeps.
+    """A ``torch.utils.data.DataLoader`` that yields only the samples a policy keeps.
 
-    All of torch's arguments are there, in the same order and with the same meaning, but that
-    ``shuffle`` is True by default where there is a policy. ``policy=None`` is torch's loader.
+    It takes all of torch's arguments, in the same order and with the same meaning, except that
+    ``shuffle`` defaults to True if there is a policy. With ``policy=None`` it is torch's loader.
 
-    Call :meth:`update` with the losses of every batch: they are the scores the policy selects by.
+    Call :meth:`update` with the losses of every batch. They are the scores from which the policy
+    selects.
 
-    An epoch is over when it is exhausted, or when it was broken off after more than one batch or
-    after any :meth:`update`; the next ``iter()`` then begins the next one. The selection of the
-    next epoch is made when an epoch is exhausted, or by :meth:`set_epoch`: ``iter()`` only feeds
-    it, as often as it is called.
+    An epoch is over once it is exhausted, or once it was interrupted after more than one batch or
+    after any :meth:`update`. The next ``iter()`` then starts the next epoch. The samples of the
+    next epoch are selected when an epoch is exhausted or by :meth:`set_epoch`. Calling ``iter()``
+    repeatedly does not change the selection.
 
     Args:
-        dataset: map-style where there is a policy.
-        policy: which samples to keep. The loader then draws the order itself. Of torch's samplers
-            it takes whether to shuffle; of a ``DistributedSampler`` also the processes, and what
-            its ``set_epoch`` is told. Other samplers and ``batch_sampler`` are refused.
-        table: the scores; by default a new table, on the current GPU where there is one. Without
-            a policy, a table makes :meth:`update` record losses. Policies that share a table must
-            have the same ``scoring``, if they read scores.
-        seed: of the selection and the order, in [0, 2**64). None is 0: every process must have
-            the same. ``generator`` has no part in either.
-        return_index: put the indices of the samples into each batch: the last element of a tuple
-            or list, the key "index" of a mapping, else ``(batch, index)``: a named tuple, and so a
-            ``PackedSequence``, stays whole.
-        seed_each_sample: before each ``dataset[index]``, seed the global generators of torch (of
-            the CPU), NumPy and Python by (seed, epoch, index), in the process that runs it; they
-            are then put back. What ``__getitem__`` draws from them, for augmentation, is then the
-            same for any number of workers, in a resumed run, and whatever else is pruned. It needs
-            a policy. ``__getitems__`` of the data set is not used, as it draws for a whole batch.
-            Generators of the data set's own are not seeded, and what ``collate_fn`` draws is as
-            without it.
-        native_gather: gather batches natively where the data set is arrays (``TensorDataset``,
-            :class:`dynloader.ArrayDataset`, a ``Subset`` of either): the same batches as torch's
-            way, which False asks for. With a policy, threads gather ahead, ``num_workers`` of them
-            if that is given, and there are no worker processes. See
-            :attr:`gather_mode`.
-        transforms: a list of :mod:`dynloader.transforms` for the first array, or a mapping of the
-            names (or numbers) of arrays to such lists. They need the array path and a policy.
-        batch_transform: a function of each batch, applied at last. It needs the same.
-        device: where batches go. From arrays on the host to a GPU they are copied on a stream of
-            their own while the ones before are used. It needs the same; elsewhere
-            :func:`dynloader.prefetch_to_device` does it.
-        num_replicas: number of processes that share an epoch; they need a policy. None: those of
-            ``torch.distributed``, once it is initialised; 1: this process feeds all.
-        rank: the number of this process; None: as ``torch.distributed`` has it.
-        batch_sizes: of each process, where they differ. All make the same number of steps.
-        last_batch: as :class:`PruningBatchSampler` has it. None is "split", or "pad" if accelerate
-            runs several processes (:func:`dynloader.integrations.accelerate.prepare`).
-        steps_per_epoch: every epoch has so many batches, whatever the policy keeps: for frameworks
-            that ask for the length once. A longer epoch ends there, a shorter one begins again.
-        progress_bar: show a bar of tqdm for each epoch, in the first process. It needs a policy,
-            and tqdm.
-        epochs: length of the training, for :attr:`progress`; by default that of the policy.
-        blocks: the number of samples in every block of storage (row groups, chunks, shards), or of
-            each block. The order then shuffles the blocks, and the samples of ``window`` blocks
-            together; blocks without kept samples are skipped.
-        window: how many blocks are shuffled together.
+        dataset: the dataset; it must be map-style if there is a policy.
+        policy: selects the samples. With a policy, the loader draws the order itself. It takes
+            only the shuffling from torch's samplers; from a ``DistributedSampler``, it also takes
+            the number of processes, the rank and the epochs given to ``set_epoch``. Other samplers
+            and ``batch_sampler`` raise an error.
+        table: the score table; by default a new one, on the current GPU if there is one. Without a
+            policy, passing a table lets :meth:`update` record losses. Policies that share a table
+            and read scores must have the same ``scoring``.
+        seed: seed of the selection and the order, in [0, 2**64). None means 0. It must be the same
+            in every process. ``generator`` affects neither.
+        return_index: add the indices of the samples to each batch: as the last element of a tuple
+            or list, or as the key "index" of a mapping. Any other batch becomes
+            ``(batch, index)``, including named tuples such as ``PackedSequence``.
+        seed_each_sample: seed the global generators of torch (CPU), NumPy and Python from
+            (seed, epoch, index) before each ``dataset[index]``, in the process that runs it, and
+            restore them afterwards. Random augmentation in ``__getitem__`` that draws from them is
+            then the same for any number of workers, in a resumed run, and whichever other samples
+            are pruned. Needs a policy. The dataset's ``__getitems__`` is not used, since it draws
+            for a whole batch. The dataset's own generators are not seeded, and random numbers drawn
+            in ``collate_fn`` are unaffected.
+        native_gather: gather batches in native code if the dataset holds arrays (a
+            ``TensorDataset``, a :class:`dynloader.ArrayDataset`, or a ``Subset`` of either). The
+            batches equal torch's; False always uses torch's code. With a policy, threads gather
+            batches ahead and there are no worker processes; ``num_workers``, if above 0, sets the
+            number of threads. See :attr:`gather_mode`.
+        transforms: a list of :mod:`dynloader.transforms` for the first array, or a mapping from
+            array names (or numbers) to such lists. Needs native gathering and a policy.
+        batch_transform: a function applied last to each batch. Needs native gathering and a
+            policy.
+        device: the device to put batches on. Batches from arrays on the host are copied to a GPU
+            on a separate stream while earlier batches are in use. Needs native gathering and a
+            policy; otherwise use :func:`dynloader.prefetch_to_device`.
+        num_replicas: number of processes that share an epoch; needs a policy. None: those of
+            ``torch.distributed``, once it is initialized. 1: this process feeds all samples.
+        rank: rank of this process. None: its rank in ``torch.distributed``.
+        batch_sizes: batch size of each process, if they differ. All processes take the same number
+            of steps.
+        last_batch: how several processes share an incomplete last step: "split" or "pad", as in
+            :class:`PruningBatchSampler`. None: "pad" if accelerate runs several processes
+            (:func:`dynloader.integrations.accelerate.prepare`), else "split".
+        steps_per_epoch: fixed number of batches in every epoch, whatever the policy keeps, for
+            frameworks that ask for the length only once. A longer epoch is cut off, and a shorter
+            one starts over.
+        progress_bar: show a tqdm bar for each epoch in the process of rank 0. Needs a policy and
+            tqdm.
+        epochs: number of training epochs, for :attr:`progress`. None: that of the policy.
+        blocks: number of samples in every storage block (row group, chunk, shard), or a sequence
+            with the size of each block. The order then shuffles the blocks, and shuffles samples
+            within each window of ``window`` blocks. Blocks without kept samples are skipped.
+        window: number of blocks whose samples are shuffled together.
 
     Raises:
-        TypeError, ValueError: as torch's, and where a policy cannot be followed.
+        TypeError, ValueError: an argument is invalid for torch or for a policy, or arguments
+            cannot be combined.
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
 
@@ -154,7 +161,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         epochs: int | None = None,
         blocks: int | Sequence[int] | None = None,
         window: int = 8,
-        **newer: Never,  # of a later torch than this; no type checker lets a misspelled one pass
+        **newer: Never,  # arguments of later torch versions; type checkers reject misspelled names
     ) -> None:
         check_arguments(
             dataset,
@@ -216,8 +223,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         )
         batches = None
         if pruning is not None and self.batch_size is not None:
-            # Past torch's __setattr__, which forbids it: torch's own batch sampler loops over
-            # single samples, and can only be replaced by giving up batch_size and drop_last.
+            # Bypasses torch's __setattr__, which forbids this: torch's batch sampler loops over
+            # single samples, and passing another one would rule out batch_size and drop_last.
             batches = PruningBatchSampler(
                 pruning,
                 self.batch_size,
@@ -252,7 +259,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
 
     @property
     def gather_mode(self) -> str:
-        """How the next batches are made: "host arrays", "device arrays", or "samples" and why."""
+        """How batches are made: "host arrays", "device arrays", or "samples" with the reason."""
         found = self._gathering.find(self)
         if isinstance(found, str):
             return f"samples ({found})"
@@ -309,28 +316,32 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         scores: Tensor | None = None,
         correct: Tensor | None = None,
     ) -> Tensor:
-        """Record the losses of a batch, and return their mean, the loss to minimise.
+        """Record the losses of a batch and return their mean, the loss to minimize.
 
         The host does not wait for the GPU.
 
         Args:
-            losses: floating point [b], one loss a sample, with or without gradient.
-            scores: floating point [b], recorded in place of ``losses``; for example the plain
-                cross-entropy, if the losses to minimise are smoothed.
-            index: the samples, integers [b], as ``return_index=True`` yields them. None: those of
-                the batch last yielded, which must be the only one since the last update. A new
-                iterator drops batches of an earlier one that was broken off. Where that one was
-                exhausted, losses as many as its last batch has could belong to either: they raise.
-            correct: bool [b], whether each sample was predicted rightly, from the first epoch on:
-                for :func:`dynloader.scores.forgetting_events`.
+            losses: floating point [b], one loss per sample, with or without gradient.
+            index: integers [b], the indices of the samples, as yielded with
+                ``return_index=True``. None: those of the batch last yielded, which must be the
+                only one since the last update. If an earlier iterator was interrupted, a new one
+                drops its pending batches. If it was exhausted and its last batch still lacks its
+                losses, then losses of that size could belong to either batch, which raises
+                RuntimeError.
+            scores: floating point [b], recorded instead of ``losses``; for example, the plain
+                cross-entropy if the loss to minimize uses label smoothing.
+            correct: bool [b], whether each sample was classified correctly; needed from the first
+                epoch on for :func:`dynloader.scores.forgetting_events`.
 
         Returns:
-            The mean of ``losses``, weighted where the policy says so; differentiable.
+            The mean of ``losses``, weighted if the policy assigns weights; differentiable.
 
         Raises:
-            RuntimeError: there is no table; or which batch the losses belong to is not certain.
-            TypeError, ValueError: wrong dtype or shape.
-            IndexError: as :meth:`ScoreTable.update`. Nothing was recorded, in all these cases.
+            RuntimeError: there is no table, or it is ambiguous which batch the losses belong to.
+                Nothing is recorded.
+            TypeError, ValueError: wrong dtype or shape. Nothing is recorded.
+            IndexError: an index is out of range, as in :meth:`ScoreTable.update`. Nothing is
+                recorded.
         """
         if self.table is None:
             raise RuntimeError("update needs a DataLoader with policy= or table=, got neither")
@@ -364,7 +375,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         if epoch is not None:
             epoch.record()
             weights = epoch.plan.weights_of(index)
-        # Past __setattr__, which takes 0.4 us a batch to find that this is none of its names.
+        # Bypasses __setattr__, which would take 0.4 us per batch.
         self.__dict__["_update_seconds"] += time.perf_counter() - begin
         if weights is None:
             return losses.mean()
@@ -390,16 +401,15 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         return f"DataLoader({', '.join(f'{k}={v}' for k, v in described.items())})"
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # When Python ends, the logs are closed already, and torch and our modules may be gone.
+        # At interpreter exit, the logs are closed already, and modules may be gone.
         if _is_finalizing():
             return
-        # A wrapper of a framework may inherit this, and find our attributes in the loader itself.
+        # A framework's wrapper class may inherit this method without having our attributes.
         if (logs := vars(self).get("_logs")) is not None:
             logs.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy starts with no iterator of its own: worker processes cannot be copied. Nor does it
-        # write to the logs.
+        # A copy has no iterator, since worker processes cannot be copied, and no logs.
         alone = {"_iterator": None, "_iterating": None}
         return self.__dict__ | alone | {"_pairing": Pairing(), "_logs": LoaderLogs()}
 

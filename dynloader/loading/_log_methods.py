@@ -1,4 +1,4 @@
-"""How a loader hands the figures of its epochs to a log."""
+"""The loader's methods for logging."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynloader.logs._run_log import RunLog
 
 
 class LogMethods:
-    """A part of :class:`dynloader.DataLoader`."""
+    """Mixin of :class:`dynloader.DataLoader`: logs of its epochs."""
 
     _epochs: LoaderEpochs
 
@@ -50,51 +50,54 @@ class LogMethods:
         class_names: Sequence[str] | None = None,
         resume: bool = False,
     ) -> RunLog | None:
-        """Hand on the figures of every epoch when it is over; the host then waits for the GPU.
+        """Write the statistics of every finished epoch to ``target``.
 
-        Of several processes, the first does. The figures of an epoch are handed on when the first
-        of these comes:
+        The host then waits for the GPU. With several processes, only rank 0 writes. The statistics
+        of an epoch are written at the first of these events:
 
-        - The loop asks for a batch after the last one, and all losses are recorded.
-        - The next epoch is asked for, by ``iter()`` or ``loader.epoch``, or metrics are added. An
-          epoch that was broken off is over then.
-        - :meth:`settle_logs` is called, as ``FollowEpochs`` and ``PruningTrainer`` do when an epoch
-          of theirs ends.
-        - The loader is deleted, or Python ends. An epoch that was broken off then adds its figures,
-          but the rows of the samples stay as they were after the epoch before, so that a checkpoint
-          within the epoch can be gone on from. Of several processes, scores are those that the
-          first one has. What fails is a warning. A process that is killed hands on nothing.
+        - The loop asks for another batch after the last one, and all losses are recorded.
+        - The next epoch is requested by ``iter()`` or ``loader.epoch``, or metrics are added to the
+          log. An interrupted epoch is over then.
+        - :meth:`settle_logs` is called. ``FollowEpochs`` and ``PruningTrainer`` do this at the end
+          of each of their epochs.
+        - The loader is deleted or Python exits. This also writes the statistics of an interrupted
+          epoch, but leaves the arrays per sample as they were after the epoch before, so that a
+          run can resume from a checkpoint within the epoch. With several processes, the scores are
+          those of rank 0. Errors become warnings. A process that is killed writes nothing.
 
-        An epoch that is under way, as in Lightning's ``on_train_start``, is the first of the log.
-        What fails, but in the last of these cases, ends the loop.
+        If an epoch is already in progress, as in Lightning's ``on_train_start``, the log starts
+        with it. Except at the last of these events, errors are raised in the training loop.
 
         Args:
             target: a folder, for ``python -m dynloader report``; a TensorBoard ``SummaryWriter``;
-                or a function of a dict of figures and the number of the epoch.
-            name: of the method, for a folder: runs of one name are seeds of it.
-            labels: the class of each sample, integers [n]; by default those of the policy.
-            class_names: of the classes.
-            resume: go on with the run in the folder, if there is one, from the current epoch on;
-                call this after :meth:`load_state_dict`. A last line that was cut is dropped, and
-                ``samples.npz``, if it is damaged, is written anew; there is a warning.
+                or a function of a dict of statistics and the epoch.
+            name: for a folder, the name of the method; runs with the same name are treated as
+                different seeds of it.
+            labels: the class of each sample, integers [n]. None: the policy's labels, if any.
+            class_names: names of the classes.
+            resume: continue the run in the folder, if there is one, from the current epoch on. Call
+                this after :meth:`load_state_dict`. A truncated last line is dropped and a damaged
+                ``samples.npz`` is rewritten, with a warning.
 
         Returns:
-            The :class:`dynloader.RunLog` of a folder, to add metrics and images to.
+            The :class:`dynloader.RunLog` if ``target`` is a folder, to add metrics and images to;
+            otherwise None.
 
         Raises:
             RuntimeError: the loader has no policy.
-            TypeError, ValueError: the folder holds a run, or one that is damaged, or ``labels`` are
-                not one class a sample.
+            TypeError: ``target`` or ``labels`` have the wrong type.
+            ValueError: the folder already holds a run, or the run to resume is damaged, or
+                ``labels`` does not hold one class per sample.
         """
         return open_log(
             self, target, name=name, labels=labels, class_names=class_names, resume=resume
         )
 
     def settle_logs(self) -> None:
-        """Hand on the figures of the current epoch to the logs if it is over.
+        """Write the statistics of the current epoch to the logs if it is over.
 
-        For the end of a training: see :meth:`log_to`. Of several processes, all must call it: they
-        exchange their scores.
+        Call this at the end of training; see :meth:`log_to`. With several processes, all must call
+        it, because they exchange their scores.
         """
         if self._epochs.sampler is not None:
             self._epochs.sampler.epochs.hand_on()

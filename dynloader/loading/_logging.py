@@ -20,7 +20,7 @@ _OPEN: weakref.WeakSet[LoaderLogs] = weakref.WeakSet()
 
 
 class LoaderLogs:
-    """The logs of a loader. A copy of the loader has none."""
+    """The logs of a loader."""
 
     def __init__(self) -> None:
         self._logs: list[EpochLog] = []
@@ -29,7 +29,7 @@ class LoaderLogs:
         return len(self._logs)
 
     def add(self, log: EpochLog) -> None:
-        """Keep ``log``, and close it at the latest when Python ends."""
+        """Add ``log``. It is closed when Python exits, if not before."""
         self._logs.append(log)
         _OPEN.add(self)
 
@@ -39,7 +39,7 @@ class LoaderLogs:
             log.begin(epochs.current)
 
     def close(self) -> None:
-        """Hand on the last epoch: no next one will be asked for."""
+        """Write the last epoch to all logs, when no further one will be requested."""
         for log in self._logs:
             log.close()
 
@@ -59,7 +59,7 @@ def open_log(
     class_names: Sequence[str] | None,
     resume: bool,
 ) -> RunLog | None:
-    """Let ``target`` have the figures of each epoch of ``loader``; see ``DataLoader.log_to``."""
+    """Write the statistics of each epoch of ``loader`` to ``target``; see ``DataLoader.log_to``."""
     if loader.pruning_sampler is None:
         raise RuntimeError("log_to needs a DataLoader with policy=, got None")
     epochs: Epochs = loader.pruning_sampler.epochs
@@ -83,7 +83,7 @@ def open_log(
         function = _ignore
     else:
         function = target_of(target)
-    # Not the loader itself, so that it is deleted with the user's last reference.
+    # No reference to the loader itself, so that it is deleted with the user's last reference.
     state, pairing = vars(loader), loader._pairing
     log = EpochLog(
         epochs,
@@ -102,19 +102,19 @@ def open_log(
 
 
 def _settle(loader: weakref.ref[Any]) -> None:
-    """Hand on the figures of an epoch that is over, before the user adds metrics to it."""
+    """Write the statistics of a finished epoch, before the user adds metrics to it."""
     if (found := loader()) is None or (sampler := found.pruning_sampler) is None:
         return
     epochs: Epochs = sampler.epochs
-    _ = epochs.number
-    # An iterator may never be asked for a batch after the last.
+    _ = epochs.number  # settles the next epoch if possible, which writes this one
+    # The loop may never ask for a batch after the last one.
     are_recorded = found._pairing.num_unclaimed == 0 or not epochs.policy.needs_scores
     if epochs.current.is_complete and are_recorded and epochs.world.size == 1:
         epochs.hand_on()
 
 
 def _checked_labels(labels: Any, num_samples: int) -> Tensor:
-    """As int64 [n] on the host."""
+    """Return ``labels`` as int64 [n] on the host, or raise TypeError or ValueError."""
     found = as_labels(labels, takes_bools=False)
     if found.shape != (num_samples,):
         raise ValueError(f"labels must have shape [{num_samples}], got {list(found.shape)}")

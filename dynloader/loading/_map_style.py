@@ -1,22 +1,22 @@
-"""Which map-style dataset to take in place of a library's iterable one."""
+"""Suggests map-style replacements for the iterable datasets of known libraries."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _WRAP = "wrap it in dynloader.integrations.{0}.MapDataset, which reads it by index"
-# Modules, not packages alone: a folder "datasets" of the user's own is common.
+# Modules rather than packages, since users often have a package "datasets" too.
 _REMEDIES = {
     "streaming.base.": _WRAP.format("streaming"),
     "litdata.streaming.": _WRAP.format("litdata"),
-    "lance.torch.": "give its uri to dynloader.integrations.lance.MapDataset, which reads by index",
+    "lance.torch.": "pass its uri to dynloader.integrations.lance.MapDataset, which reads by index",
     "datasets.iterable_dataset.": "load it with streaming=False, which reads it by index",
     "webdataset.": "select samples with a ScoreTable and WebDataset's .select before .decode",
 }
 
 
 def remedy_for(dataset: Any) -> str:
-    """How to prune an ``IterableDataset`` of a known library, as "; ..."; "" for any other."""
+    """Return how to prune a known library's ``IterableDataset``, as "; ..."; otherwise ""."""
     for base in type(dataset).__mro__:
         for module, remedy in _REMEDIES.items():
             if f"{base.__module__}.".startswith(module):

@@ -1,4 +1,4 @@
-"""Pairs losses with the batch they belong to."""
+"""Matches losses to the batch they belong to."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ _REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"
 
 
 class Pairing:
-    """The batch that the next losses belong to, if that is certain."""
+    """Tracks which batch the next losses belong to.
+
+    Attributes:
+        epoch: epoch of the batch last yielded; None without a policy.
+        used_at: time at which a batch was last yielded or its losses recorded, or at which a pass
+            ended, by ``time.perf_counter``.
+        progress: a tqdm bar, or None.
+    """
 
     def __init__(self) -> None:
         self.epoch: EpochProgress | None = None
-        self.used_at = 0.0  # when a batch was last asked for or its losses recorded
-        self.progress: Any = None  # a bar of tqdm
+        self.used_at = 0.0
+        self.progress: Any = None
         self._indices: Any = None
         self._num_unclaimed = 0
         self._num_claimed = 0
@@ -28,29 +35,29 @@ class Pairing:
         self._num_late: int | None = None
 
     def show(self, progress: Any) -> None:
-        """Show ``progress``, a bar of tqdm, in place of the one before."""
+        """Replace the current tqdm bar with ``progress``, or remove it if that is None."""
         if self.progress is not None:
             self.progress.close()
         self.progress = progress
 
     @property
     def num_unclaimed(self) -> int:
-        """How many batches were yielded whose losses have not come."""
+        """The number of yielded batches that are still waiting for their losses."""
         return self._num_unclaimed
 
     def forget(self) -> None:
-        """Count no batch yielded so far."""
+        """Forget all batches yielded so far."""
         self._num_unclaimed = self._num_claimed = 0
         self._is_exhausted = False
         self._num_late = None
         self.epoch = None
 
     def begin_pass(self) -> None:
-        """Drop the batches of an earlier pass that no losses came for: an iterator begins.
+        """Start a new pass: drop the batches of the previous one that are waiting for losses.
 
-        But where that pass was exhausted, a consumer that fetches ahead may still hold its last
-        batch. If its losses can be told from those of the next batch by their number, they are; if
-        not, :meth:`indices` raises.
+        If the previous pass was exhausted, a consumer that prefetches may still hold its last
+        batch. Until the next batch is yielded, losses belong to that last batch. After that, losses
+        of its size are ambiguous, and :meth:`indices` raises.
         """
         if not self._is_exhausted or self._num_claimed == 0 or self._num_unclaimed == 0:
             self.forget()
@@ -61,12 +68,17 @@ class Pairing:
         self._num_claimed, self._is_exhausted = 0, False
 
     def exhaust(self) -> None:
-        """Note that the last batch of a pass was yielded."""
+        """Record that the pass is exhausted."""
         self._is_exhausted = True
         self.used_at = time.perf_counter()
 
     def deliver(self, indices: Any, epoch: EpochProgress | None) -> None:
-        """Note the batch just yielded."""
+        """Record the batch just yielded.
+
+        Args:
+            indices: its samples, integers [b].
+            epoch: its epoch; None without a policy.
+        """
         self._indices, self.epoch = indices, epoch
         self._num_unclaimed += 1
         self.used_at = time.perf_counter()
@@ -74,7 +86,11 @@ class Pairing:
             self.progress.update()
 
     def indices(self, num_losses: int) -> Tensor:
-        """The indices of the batch last yielded, if no other one may wait for so many losses."""
+        """Return the indices of the batch that ``num_losses`` losses belong to, int64 [b].
+
+        Raises:
+            RuntimeError: no batch is waiting for losses, or more than one may be.
+        """
         is_late = self._num_late is not None
         if self._num_unclaimed == 0 and not is_late:
             raise RuntimeError(
@@ -83,7 +99,7 @@ class Pairing:
             )
         num_waiting = self._num_unclaimed
         if num_waiting == 1 and self._num_late == num_losses:
-            num_waiting += 1  # the last one of the earlier pass may be meant
+            num_waiting += 1  # they may belong to the last batch of the previous pass
         if num_waiting > 1:
             raise RuntimeError(
                 "update needs exactly one batch yielded since the last update, got "
@@ -93,7 +109,7 @@ class Pairing:
         return index if index.ndim == 1 else index.reshape(-1)
 
     def claim(self) -> None:
-        """Note that the losses of a batch were recorded."""
+        """Record that the losses of a batch arrived."""
         self._num_unclaimed = max(0, self._num_unclaimed - 1)
         self._num_claimed += 1
         self._num_late = None
@@ -101,7 +117,7 @@ class Pairing:
 
 
 def bar_of(plan: Plan, num_batches: int, num_left: int) -> Any:
-    """Return a bar of tqdm for an epoch of ``num_batches``, of which ``num_left`` are to come."""
+    """Return a tqdm bar for an epoch of ``num_batches`` batches, ``num_left`` of which remain."""
     from tqdm.auto import tqdm
 
     kept = f"epoch {plan.epoch}, {len(plan) / plan.num_samples:.0%} of the samples"

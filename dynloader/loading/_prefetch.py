@@ -1,4 +1,4 @@
-"""Copies to a GPU that run ahead of the training."""
+"""Prefetches batches to a device."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ _T = TypeVar("_T")
 
 
 def prefetch_to_device(batches: Iterable[_T], device: torch.device | str) -> Iterator[_T]:
-    """The batches of any loader, on ``device``, each copied while the one before is used.
+    """Return an iterator that moves the batches of any loader to ``device``, one batch ahead.
 
-    To a GPU, copies run on a stream of their own, and the host waits for none of them; they overlap
-    with the training only from pinned memory (``pin_memory=True``). One batch is fetched ahead: an
-    update must be given the index of its batch (``return_index=True``).
+    Copies to a GPU run on a separate stream, and the host does not wait for them. They overlap with
+    training only if the batches are in pinned memory (``pin_memory=True``). One batch is fetched
+    ahead, so pass the index of the batch to ``update`` (``return_index=True``).
 
     Args:
-        batches: tensors, or tuples, lists and mappings of them; anything else is passed on.
-        device: a GPU; on the CPU, batches are only moved there.
+        batches: tensors, or tuples, lists and mappings of tensors. Other values are passed through
+            unchanged.
+        device: the device to move batches to, usually a GPU. Copies to the CPU block the host.
 
     Raises:
+        TypeError: ``device`` is not a device or a str.
+        ValueError: ``device`` does not name a device.
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
     return ToDevice(iter(batches), check_device("device", device), ahead=True)
 
 
 class ToDevice(Generic[_T]):
-    """Iterates over batches, on a device.
+    """Iterator that moves batches to a device.
 
     Args:
-        batches: an iterator.
-        device: where to.
-        ahead: fetch and begin to copy the next batch before this one is handed out.
+        batches: an iterator over batches.
+        device: the device to move them to.
+        ahead: whether to fetch the next batch and start its copy before this one is returned.
     """
 
     def __init__(self, batches: Iterator[_T], device: torch.device, *, ahead: bool) -> None:
@@ -71,7 +74,8 @@ class ToDevice(Generic[_T]):
             batch, is_copied = batch
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(is_copied)
-            # The memory is the copying stream's: not to be used anew before this one is through.
+            # The memory belongs to the copy stream, which must not reuse it before this stream is
+            # done with it.
             _each_tensor(batch, lambda tensor: _recorded(tensor, stream))
         moved: _T = batch
         return moved
@@ -81,12 +85,12 @@ class ToDevice(Generic[_T]):
         if self._stream is None:
             return _each_tensor(batch, self._moved)
         with torch.cuda.stream(self._stream):
-            # Pinned memory is not used anew before the copies from it are done: torch sees to it.
+            # torch reuses pinned memory only after the copies from it have finished.
             copy = _each_tensor(batch, self._moved)
             return copy, self._stream.record_event()
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        # A copy to the CPU that is not waited for may be read unfinished.
+        # A non-blocking copy to the CPU could be read before it has finished.
         return tensor.to(self._device, non_blocking=self._device.type == "cuda")
 
 

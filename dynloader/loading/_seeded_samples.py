@@ -1,4 +1,4 @@
-"""Seeds the global random generators for each sample, so that its augmentation can be repeated."""
+"""Seeds the global random generators for each sample, which makes augmentation reproducible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORD = 2**32 - 1
 
 
 def check_has_samples(dataset: Any) -> None:
-    """Raise TypeError unless ``dataset`` can be asked for one sample."""
+    """Raise TypeError unless ``dataset`` has a ``__getitem__`` of its own."""
     getitem = getattr(type(dataset), "__getitem__", None)
     if getitem in (None, Dataset.__getitem__):
         raise TypeError(
@@ -25,10 +25,10 @@ def check_has_samples(dataset: Any) -> None:
 
 
 def seed_generators(seed: int, epoch: int, index: int) -> None:
-    """Seed the global generators of torch (of the CPU), NumPy and Python for one sample.
+    """Seed the global generators of torch (CPU), NumPy and Python for one sample.
 
-    The seeds are eight words of ``numpy.random.SeedSequence``, of which NumPy promises that it does
-    not change, from the address as four words of 32 bits.
+    The seeds are eight 32-bit words of ``numpy.random.SeedSequence``, whose output NumPy guarantees
+    to stay the same. Its entropy is the address as four 32-bit words.
 
     Args:
         seed: in [0, 2**64).
@@ -38,15 +38,15 @@ def seed_generators(seed: int, epoch: int, index: int) -> None:
     address = np.array([seed & _WORD, seed >> 32, epoch, index], np.uint32)
     words = np.random.SeedSequence(address).generate_state(8)
     numbers = words.tolist()
-    # torch's generator takes 32 of its 64 bits.
+    # torch's CPU generator uses only the low 32 of these 64 bits.
     torch.default_generator.manual_seed(numbers[0] | numbers[1] << 32)
     random.seed(numbers[2] | numbers[3] << 32)
-    np.random.seed(words[4:])  # noqa: NPY002 (data sets draw from the global generator)
+    np.random.seed(words[4:])  # noqa: NPY002 (datasets draw from the global generator)
 
 
 @contextlib.contextmanager
 def kept_generators() -> Iterator[None]:
-    """Leave the global generators of the CPU as they are now."""
+    """Restore the global CPU generators of torch, NumPy and Python on exit."""
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
@@ -57,13 +57,13 @@ def kept_generators() -> Iterator[None]:
 
 
 class SeededDataset:
-    """What torch's fetchers ask for samples: the generators are seeded before each.
+    """Dataset for torch's fetchers that seeds the generators before each sample.
 
-    Indices come with the number of their epoch, as :class:`WithEpoch` hands them out: workers may
-    live longer than an epoch.
+    Each batch of indices comes with its epoch, from :class:`WithEpoch`, because workers may outlive
+    an epoch.
 
     Args:
-        dataset: the user's.
+        dataset: the user's dataset.
         seed: in [0, 2**64).
     """
 
@@ -76,7 +76,13 @@ class SeededDataset:
         return self.__getitems__((epoch, [index]))[0]
 
     def __getitems__(self, addresses: tuple[int, list[int]]) -> list[Any]:
-        """The samples of a batch, one by one: the data set's own way would draw for all at once."""
+        """Return the samples of a batch, fetched one by one.
+
+        The dataset's own ``__getitems__`` would draw random numbers for the whole batch.
+
+        Args:
+            addresses: the epoch and the indices.
+        """
         epoch, indices = addresses
         samples = []
         with kept_generators():
@@ -87,10 +93,11 @@ class SeededDataset:
 
 
 class WithEpoch:
-    """The indices of a loader, each batch as (epoch, indices).
+    """Index sampler that yields each batch of indices as (epoch, indices).
 
     Args:
-        loader: a :class:`dynloader.DataLoader`. Its iterators, which it may own, keep this object.
+        loader: a :class:`dynloader.DataLoader`. It is referenced weakly, since it may own the
+            iterators that hold this object.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -99,7 +106,7 @@ class WithEpoch:
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         loader = self._loader()
-        assert loader is not None  # it is what begins a pass
+        assert loader is not None  # the loader itself starts a pass
         epoch = loader._epochs.number_begun
         return ((epoch, indices) for indices in self._indices)
 
@@ -108,29 +115,30 @@ class WithEpoch:
 
 
 class OwnDataset:
-    """Shows the user's data set to ``torch.utils.data.get_worker_info()`` in a worker.
+    """Worker init function that puts the user's dataset into ``get_worker_info()`` of torch.
 
     Args:
-        worker_init_fn: the user's, called after that.
+        worker_init_fn: the user's function, called afterwards; or None.
     """
 
     def __init__(self, worker_init_fn: Callable[[int], Any] | None) -> None:
         self._worker_init_fn = worker_init_fn
 
     def __call__(self, worker_id: int) -> None:
-        """Set up this worker."""
+        """Set up worker ``worker_id``."""
         info: Any = get_worker_info()
-        # Past its own __setattr__: it is frozen.
+        # Bypasses its own __setattr__, which forbids changes.
         object.__setattr__(info, "dataset", info.dataset.dataset)
         if self._worker_init_fn is not None:
             self._worker_init_fn(worker_id)
 
 
 class SeededLoader:
-    """What torch's iterators see of a loader that seeds each sample.
+    """View of a loader for torch's iterators that makes them seed each sample.
 
     Args:
-        loader: a :class:`dynloader.DataLoader`; all but these three attributes are its own.
+        loader: a :class:`dynloader.DataLoader`, which provides all attributes except the dataset,
+            the index sampler and the worker init function.
     """
 
     def __init__(self, loader: Any) -> None:

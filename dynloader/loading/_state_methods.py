@@ -1,4 +1,4 @@
-"""How a loader is saved and resumed."""
+"""The loader's methods for saving and restoring its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEYS = {"epoch", "update_seconds", "table"}
 
 
 class StateMethods:
-    """A part of :class:`dynloader.DataLoader`."""
+    """Mixin of :class:`dynloader.DataLoader`: state dicts."""
 
     batch_size: int | None
     drop_last: bool
@@ -29,19 +29,21 @@ class StateMethods:
     _update_seconds: float
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to feed the same batches from here on.
+        """Return the state that a resumed run needs to yield the same batches from here on.
 
-        ``batch`` counts the batches of this epoch that were yielded; after a ``break`` too, unless
-        the next epoch was asked for. With ``in_order=False`` some that came early come again.
-        Without a policy, the epoch resumes from its beginning.
+        The entry "batch" counts the batches of this epoch that were yielded. This also holds after
+        a ``break``, unless the next epoch was requested since. With ``in_order=False``, batches
+        that were yielded early may come again. Without a policy, the epoch resumes from its
+        beginning.
 
-        Of several processes, each has what it recorded itself and what all had recorded when the
-        epoch was settled. To save the state of one for all within an epoch, let all call
-        ``loader.table.synchronize()`` before. The state may be loaded by any number of processes.
+        With several processes, the state contains the losses that this process recorded and those
+        that all processes had recorded when the epoch was settled. To save one state for all
+        processes within an epoch, call ``loader.table.synchronize()`` in every process first. Any
+        number of processes can load the state.
         """
         if self._epochs.has_unshared_updates:
             warnings.warn(
-                "this state has no losses that the other processes recorded in this epoch: call "
+                "this state lacks the losses that other processes recorded in this epoch: call "
                 "loader.table.synchronize() in every process before state_dict()",
                 stacklevel=2,
             )
@@ -54,12 +56,16 @@ class StateMethods:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken: the next ``iter()`` begins after its last batch.
+        """Resume from ``state``: the next ``iter()`` starts after the last batch yielded.
+
+        To start over with the old scores, load only ``state["table"]`` into ``loader.table``.
+
+        Args:
+            state: a state returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: the state is of another version, or of a loader with other samples, policy,
-                seed, order or batches, or it is damaged; nothing is changed. To begin anew with the
-                old scores, load ``state["table"]`` into ``loader.table``.
+            ValueError: the state is damaged, or was saved by another version or by a loader with a
+                different number of samples, policy, seed, order or batches. Nothing is changed.
         """
         check_state(state, self._identity(), _KEYS | self._epochs.state_keys)
         if self.table is not None:

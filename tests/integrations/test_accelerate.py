@@ -241,7 +241,7 @@ def test_a_schedule_of_as_many_steps_as_full_epochs_have(accumulate: int) -> Non
 
     loader = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5), epochs=4)
     makes = loader.total_steps(4, accumulate=accumulate)
-    message = f"schedule has .* steps, as many as 4 epochs .* the training makes {makes}: use"
+    message = f"schedule has .* steps, as many as 4 epochs .* the training takes {makes}: use"
     with pytest.warns(UserWarning, match=message) as found:
         train_with(loader, make, accumulate)
     assert sum("ProgressLR" in str(warning.message) for warning in found) == 1

@@ -140,7 +140,7 @@ def test_without_either_validation_is_left_out_after_shorter_epochs(tmp_path: Pa
     """As the README says: if this changes, the callback is not needed any more."""
     module = Recorder(made())
     with pytest.warns(
-        UserWarning, match="expects 13 batches of every epoch, and .* has 7"
+        UserWarning, match="expects 13 batches in every epoch, but .* has 7"
     ) as found:
         trainer(tmp_path).fit(module, module.loader, validation())
     assert sum("FollowEpochs" in str(warning.message) for warning in found) == 1
@@ -201,7 +201,7 @@ def test_overfit_and_predict(tmp_path: Path) -> None:
     assert runs.global_step == 6
     found = trainer(tmp_path).predict(module, DataLoader(Numbers(40), 8, return_index=True))
     assert torch.cat([numbers for numbers, _ in found]).tolist() == list(range(40))
-    with pytest.raises(ValueError, match="without one looks at all samples"):
+    with pytest.raises(ValueError, match="to iterate over all samples, use a loader without a"):
         trainer(tmp_path).predict(module, DataLoader(Numbers(40), 8, policy=Full()))
 
 
@@ -251,7 +251,7 @@ def test_a_schedule_of_as_many_steps_as_lightning_estimates(
     module = Scheduled(made(), estimated(kind))
     runs = trainer(tmp_path, callbacks=[FollowEpochs()], accumulate_grad_batches=accumulate)
     makes = module.loader.total_steps(4, accumulate=accumulate)
-    message = f"{TOO_LONG}, and the training makes {makes}: use dynloader.ProgressLR"
+    message = f"{TOO_LONG}, but the training takes {makes}: use dynloader.ProgressLR"
     with pytest.warns(UserWarning, match=message) as found:
         runs.fit(module, module.loader)
     assert sum("ProgressLR" in str(warning.message) for warning in found) == 1
@@ -262,7 +262,7 @@ def test_a_schedule_of_as_many_steps_as_lightning_estimates(
 def test_where_the_losses_say_how_many_no_number_is_right(tmp_path: Path) -> None:
     loader = DataLoader(Numbers(101), 8, policy=InfoBatch(epochs=4))
     module = Scheduled(loader, estimated("cosine"))
-    with pytest.warns(UserWarning, match=f"{TOO_LONG}, and the training makes at most 52: use"):
+    with pytest.warns(UserWarning, match=f"{TOO_LONG}, but the training takes at most 52: use"):
         trainer(tmp_path, callbacks=[FollowEpochs()]).fit(module, loader)
 
 

@@ -51,7 +51,7 @@ class Unsized:
             Numbers(N),
             {"policy": Full(), "sampler": WeightedRandomSampler([1.0] * N, N)},
             ValueError,
-            "sampler must be None with a policy, or one of .*got <.*WeightedRandomSampler",
+            "sampler must be None with a policy, or one of torch's .*got <.*WeightedRandomSampler",
         ),
         (
             Numbers(N),
