@@ -1,4 +1,4 @@
-"""Data in memory: the dataset, and the batches that native code gathers from it."""
+"""In-memory data: the dataset, and native gathering of batches from it."""
 
 from dynloader.arrays._dataset import ArrayDataset
 

@@ -1,4 +1,4 @@
-"""The arrays of a dataset, and why a loader may not gather batches from them."""
+"""The arrays of a dataset, and the reasons why a loader cannot gather batches from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dynloader import _C
 from dynloader.arrays._dataset import ArrayDataset
 from dynloader.transforms import Pipeline, Transform, pipeline
 
-# Their indices are in range.
+# torch's samplers, whose indices are always in range.
 _TORCH = (SequentialSampler, RandomSampler, DistributedSampler)
 # The types of samples that are rows of arrays.
 _SAMPLES = (Tensor, tuple, dict)
@@ -33,16 +33,16 @@ _SAMPLES = (Tensor, tuple, dict)
 
 @dataclass(frozen=True)
 class Columns:
-    """The arrays of a data set.
+    """The arrays of a dataset.
 
     Attributes:
-        tensors: [n, ...] each.
-        names: for batches that are mappings.
-        is_single: batches are one tensor, not a list of one.
-        rows: int64 [m] beside the tensors: the rows that the samples are; None: sample i is row i.
-        pipelines: what is done to the images, by the number of the array.
-        layout: where the tensors lay and of which shape they were when they were found.
-        indices: copies of the indices of the Subsets that ``rows`` was made from, outermost first.
+        tensors: the arrays, [n, ...] each.
+        names: keys of the batches, if they are mappings; otherwise None.
+        is_single: whether a batch is a single tensor rather than a list.
+        rows: int64 [m] on the tensors' device, the row of each sample; None if sample i is row i.
+        pipelines: transforms of the arrays that have any, by array number.
+        layout: address, shape and dtype of each tensor when it was found.
+        indices: copies of the indices of the Subsets that define ``rows``, outermost first.
     """
 
     tensors: tuple[Tensor, ...]
@@ -58,20 +58,26 @@ class Columns:
 
     @property
     def device(self) -> torch.device:
-        """Where all of them are."""
+        """The device of all tensors."""
         return self.tensors[0].device
 
     def structured(self, parts: list[Tensor]) -> Any:
-        """A batch as torch's loader collates it."""
+        """Return ``parts``, one per array, as a batch in the form that torch's loader collates."""
         if self.names is not None:
             return dict(zip(self.names, parts, strict=True))
         return parts[0] if self.is_single else parts
 
     def with_transforms(self, transforms: Any) -> Columns:
-        """With transforms for the first array, or for those that a mapping names.
+        """Return a copy with transforms.
+
+        Args:
+            transforms: a list for the first array, or a mapping from array names (numbers if the
+                arrays have no names) to lists.
 
         Raises:
-            KeyError, TypeError, ValueError: they do not suit the arrays.
+            KeyError: there is no array of that name or number.
+            TypeError: the transforms are not a list of :class:`Transform` objects.
+            ValueError: the transforms do not fit the array or each other.
         """
         if not isinstance(transforms, Mapping):
             transforms = {0 if self.names is None else self.names[0]: transforms}
@@ -79,21 +85,21 @@ class Columns:
         made: dict[int, Pipeline] = {}
         for name, listed in transforms.items():
             if name not in names:
-                raise KeyError(f"transforms must be for arrays of {names}, got {name!r}")
+                raise KeyError(f"transforms must be for arrays in {names}, got {name!r}")
             if isinstance(listed, Transform) or not isinstance(listed, Sequence):
-                raise TypeError(f"transforms must be a list of them, got {listed!r}")
+                raise TypeError(f"transforms must be a list of transforms, got {listed!r}")
             number = names.index(name)
             made[number] = pipeline(listed, self.tensors[number])
         return replace(self, pipelines=made)
 
 
 def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:
-    """The arrays of ``dataset``, or why batches cannot be gathered from it.
+    """Return the arrays of ``dataset``, or the reason why batches cannot be gathered from it.
 
     Args:
         dataset: any dataset.
-        before: what was found the last time. It is returned again if nothing was replaced; and the
-            indices of a Subset are converted only if they changed.
+        before: the previous result, or None. If nothing was replaced since, it is returned as is.
+            The indices of Subsets are converted again only if they changed.
     """
     indices = []
     while type(dataset) is Subset:
@@ -123,27 +129,27 @@ def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:
 
 
 def whole_columns(dataset: Any) -> Columns | str:
-    """The arrays of a dataset that is no Subset, as they are now."""
+    """Return the current arrays of a dataset that is not a Subset, or why there are none."""
     if type(dataset) is TensorDataset:
         found = Columns(tuple(dataset.tensors))
     elif type(dataset) is ArrayDataset:
         found = Columns(dataset.tensors, dataset.names, dataset.is_single)
     else:
-        return f"the data set is of the type {type(dataset).__name__}"
+        return f"the dataset is of type {type(dataset).__name__}"
     if not found.tensors:
-        return "the data set holds no tensor"
+        return "the dataset holds no tensor"
     first = found.tensors[0]
     for tensor in found.tensors:
         if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_quantized:
-            return "a tensor of the data set is not an ordinary one"
+            return "a tensor of the dataset is not a plain dense tensor"
         if tensor.requires_grad:
-            return "a tensor of the data set requires a gradient"
+            return "a tensor of the dataset requires a gradient"
         if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
-            return "a tensor of the data set is not contiguous"
+            return "a tensor of the dataset is not contiguous"
         if tensor.device != first.device or tensor.device.type not in ("cpu", "cuda"):
-            return f"the tensors of the data set are on {tensor.device} and {first.device}"
+            return f"the tensors of the dataset are on {tensor.device} and {first.device}"
         if tensor.ndim == 0 or len(tensor) != len(first):
-            return "the tensors of the data set differ in length"
+            return "the tensors of the dataset differ in length"
     if first.is_cuda and _C.build_info()["cuda"] is None:
         return "dynloader was built without CUDA"
     return found
@@ -154,7 +160,12 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _with_rows(columns: Columns, indices: Sequence[Any]) -> Columns | str:
-    """With the rows that Subsets with these indices take, outermost first."""
+    """Return ``columns`` restricted to the rows of nested Subsets, or why that is impossible.
+
+    Args:
+        columns: the arrays.
+        indices: the indices of each Subset, outermost first.
+    """
     copies = tuple(_copy(each) for each in indices)
     num_samples = len(columns)
     found: Tensor | None = None
@@ -171,12 +182,12 @@ def _with_rows(columns: Columns, indices: Sequence[Any]) -> Columns | str:
 
 
 def as_integers(indices: Any) -> Tensor | None:
-    """Integers [m]; None: they are something else."""
+    """Return ``indices`` as a tensor of integers [m], or None if they are something else."""
     try:
         rows = torch.as_tensor(indices)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
-    # A tensor of uint8 is a mask to torch.
+    # torch treats a uint8 tensor as a mask.
     masks = (torch.bool, torch.uint8) if isinstance(indices, Tensor) else (torch.bool,)
     if rows.ndim != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype in masks:
         return None
@@ -184,7 +195,7 @@ def as_integers(indices: Any) -> Tensor | None:
 
 
 def _copy(indices: Any) -> Any:
-    """What :func:`_is_unchanged` compares with later; None equals nothing."""
+    """Return a copy for :func:`_is_unchanged`; None, which equals nothing, for unknown types."""
     if isinstance(indices, Tensor):
         return indices.clone()
     if isinstance(indices, np.ndarray | list):
@@ -201,11 +212,11 @@ def _is_unchanged(indices: Any, copy: Any) -> bool:
         return indices.device == copy.device and torch.equal(indices, copy)
     if isinstance(indices, np.ndarray):
         return np.array_equal(indices, copy)
-    return bool(indices == copy)  # 1 ms for a million integers: most are the same objects
+    return bool(indices == copy)  # 1 ms per million integers, most of which are the same objects
 
 
 def why_not(loader: Any) -> str | None:
-    """What in a loader's arguments needs torch's own way of making batches, if something does."""
+    """Return why a loader's arguments require torch's code to make batches; None if they do not."""
     if loader.batch_size is None:
         return "batch_size is None"
     if loader.collate_fn is not default_collate:
@@ -226,9 +237,9 @@ def _is_collate_extended() -> bool:
 
 
 def why_not_torch(loader: Any) -> str | None:
-    """The same for a loader without a policy, whose batches come from torch's iterators."""
+    """Return why a loader without a policy cannot gather natively; None if it can."""
     if loader.num_workers > 0:
         return "num_workers is above 0, and there is no policy"
     if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in _TORCH:
-        return "the sampler is not torch's, and its indices may be anything"
+        return "the sampler is not one of torch's, so its indices may be anything"
     return None

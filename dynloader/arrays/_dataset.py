@@ -1,4 +1,4 @@
-"""Arrays in memory as a data set."""
+"""A dataset of in-memory arrays."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from dynloader._checks import check_device
 
 
 class ArrayDataset(Dataset[Any]):
-    """Samples that are rows of arrays: sample i is row i of each.
+    """A dataset whose sample i is row i of each array.
 
-    The loader gathers batches of them natively, without a call for each sample. Arrays are used as
-    they are, not copied: an ``np.memmap`` is read where it lies, and may be larger than memory.
+    The loader gathers its batches in native code, without a Python call for each sample. The arrays
+    are not copied: an ``np.memmap`` is read in place and may be larger than memory.
 
-    A sample of one array is its row; of several, a tuple of rows; of a mapping, a dict of them. The
-    rows are tensors. A pandas ``DataFrame`` is a mapping of its columns, its index is ignored.
+    A sample is a row if there is one array, a tuple of rows if there are several, and a dict of
+    rows if there is a mapping. Rows are tensors. A pandas ``DataFrame`` is treated as a mapping of
+    its columns, and its index is ignored.
 
     Args:
-        arrays: tensors, NumPy arrays or pandas ``Series`` [n, ...] of any dtype torch has, all of
-            one length n >= 1; or one list of them, one mapping of names to them, or one
-            ``DataFrame``. Columns that are not contiguous are copied.
-        device: move the arrays there. On a GPU, batches are made there too, and no index visits the
-            host.
+        arrays: tensors, NumPy arrays or pandas ``Series`` [n, ...], of any dtype that torch
+            supports and with the same length n >= 1; or a single list of them, a single mapping
+            from names to them, or a single ``DataFrame``. Pandas columns that are not contiguous
+            are copied.
+        device: the device to move the arrays to. On a GPU, batches are also gathered there, and no
+            index is copied to the host. None: leave them where they are.
 
     Raises:
-        TypeError, ValueError: an argument is no array of numbers, or the lengths differ.
+        TypeError: an argument is not an array of numbers.
+        ValueError: the lengths differ, there is no array, or an array is empty.
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
 
@@ -55,7 +58,7 @@ class ArrayDataset(Dataset[Any]):
         self.tensors = tuple(_as_tensor(name, array, device) for name, array in pairs)
         lengths = [len(tensor) for tensor in self.tensors]
         if len(set(lengths)) > 1 or lengths[0] == 0:
-            raise ValueError(f"arrays must be of one length, at least 1, got {lengths}")
+            raise ValueError(f"arrays must have the same length, at least 1, got {lengths}")
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -64,14 +67,14 @@ class ArrayDataset(Dataset[Any]):
         return self.structured([tensor[index] for tensor in self.tensors])
 
     def structured(self, parts: list[Tensor]) -> Any:
-        """``parts``, one for each array, as a sample comes."""
+        """Return ``parts``, one per array, in the form of a sample."""
         if self.names is not None:
             return dict(zip(self.names, parts, strict=True))
         return parts[0] if self.is_single else tuple(parts)
 
 
 def _is_pandas(kind: str, value: Any) -> bool:
-    """Whether it is an object of that class; what made one has imported pandas."""
+    """Return whether ``value`` is an instance of that pandas class, without importing pandas."""
     pandas: Any = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, getattr(pandas, kind))
 
@@ -86,8 +89,8 @@ def _values_of(name: str, series: Any) -> np.ndarray[Any, Any]:
     values = series.to_numpy()
     if values.dtype == object:
         raise TypeError(
-            f"{name} must hold numbers, got a Series of dtype {series.dtype}: leave it out, or "
-            "give its codes, .astype('category').cat.codes"
+            f"{name} must hold numbers, got a Series of dtype {series.dtype}: drop it, or "
+            "pass its category codes, .astype('category').cat.codes"
         )
     return np.ascontiguousarray(values)
 
@@ -97,17 +100,17 @@ def _as_tensor(name: str, array: Any, device: torch.device | str | None) -> Tens
         array = _values_of(name, array)
     if isinstance(array, np.ndarray):
         with warnings.catch_warnings():
-            # Nobody here writes to it: a file opened for reading is welcome.
+            # A read-only array, such as a file opened for reading, is fine: it is never written.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:
                 array = torch.from_numpy(array)
             except (TypeError, ValueError) as error:
                 raise TypeError(
-                    f"{name} must have a dtype and strides that torch has, got {array.dtype} "
+                    f"{name} must have a dtype and strides that torch supports, got {array.dtype} "
                     f"{array.strides}"
                 ) from error
     if not isinstance(array, Tensor):
-        alone = ": it goes alone" if _is_pandas("DataFrame", array) else ""
+        alone = ": pass it as the only argument" if _is_pandas("DataFrame", array) else ""
         raise TypeError(
             f"{name} must be a tensor or a NumPy array, got {type(array).__name__}{alone}"
         )

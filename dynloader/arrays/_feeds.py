@@ -1,4 +1,4 @@
-"""Gathers batches from arrays, without a call for each sample."""
+"""Gathers batches from arrays, without a Python call for each sample."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from dynloader.arrays._columns import Columns, as_integers, whole_columns
 from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share
 
-# At a time on the GPU: one launch for the order of so many samples.
+# Samples whose order one launch computes on the GPU.
 _CHUNK = 32_768
 
 
 def num_threads(num_workers: int) -> int:
-    """How many threads gather ahead: as many as workers were asked for, or all of torch's but one.
+    """Return the number of threads that gather batches ahead, not counting the consumer.
 
-    The consumer helps.
+    The consumer also gathers a batch if no thread has started it.
+
+    Args:
+        num_workers: the loader's. Above 0, it is the number of threads, at most one per CPU;
+            otherwise they are one fewer than torch's threads, and at most 4.
     """
     if num_workers > 0:
         return min(num_workers, os.cpu_count() or 1)
@@ -33,13 +37,14 @@ def num_threads(num_workers: int) -> int:
 
 
 class Feeders:
-    """Native feeders of one loader: one that is through with its epoch serves the next.
+    """The native feeders of one loader, reused from epoch to epoch.
 
-    To start threads and to wait for their end takes 0.2 ms. Copies have none.
+    Starting and joining the threads of a new one takes 0.2 ms. A copy of this object starts
+    without feeders.
 
     Args:
         columns: the arrays.
-        pin_memory: batches in memory that a GPU reads by itself.
+        pin_memory: whether to put batches into pinned memory.
     """
 
     def __init__(self, columns: Columns, pin_memory: bool) -> None:
@@ -48,7 +53,7 @@ class Feeders:
         self._spare: list[tuple[int, Any]] = []
 
     def take(self, num_threads: int, address: Address) -> tuple[int, Any]:
-        """One with so many threads, and their number."""
+        """Return the number of threads and a feeder that has that many."""
         while self._spare:
             spare = self._spare.pop()
             if spare[0] == num_threads and spare[1].is_here:
@@ -65,7 +70,7 @@ class Feeders:
         return num_threads, made
 
     def give_back(self, feeder: tuple[int, Any]) -> None:
-        """One from which every batch was taken."""
+        """Return a feeder from which every batch was taken, for reuse."""
         if not self._spare:
             self._spare.append(feeder)
 
@@ -74,14 +79,14 @@ class Feeders:
 
 
 class HostFeed:
-    """Batches from arrays on the host; iterates over pairs of indices and batches.
+    """Iterator over pairs of indices and batches, gathered from arrays on the host.
 
     Args:
         columns: the arrays.
-        feeders: of the loader.
-        batches: of indices, int64 [b] on the host.
-        address: of what the transforms draw.
-        threads: that gather ahead.
+        feeders: the loader's feeders.
+        batches: the indices of each batch, int64 [b] on the host.
+        address: seed and epoch of the transforms' random choices.
+        threads: number of threads that gather ahead.
     """
 
     def __init__(
@@ -98,7 +103,7 @@ class HostFeed:
         self._ahead: deque[Tensor] = deque()
         self._taken = feeders.take(threads, address)
         self._feeder = self._taken[1]
-        # One that the consumer has, one for each thread, and two that wait for it.
+        # One batch for the consumer, one for each thread, and two that are ready.
         for _ in range(threads + 2):
             self._submit()
 
@@ -127,19 +132,21 @@ class HostFeed:
 
 
 class DeviceFeed:
-    """Batches from arrays on a GPU, where the order is computed too: no index visits the host.
+    """Iterator over pairs of indices and batches, gathered from arrays on a GPU.
+
+    The order is computed on the GPU too, so no index is copied to the host.
 
     Args:
         columns: the arrays.
-        plan: of the epoch.
-        start: position in it of the first batch.
-        stop: position after the last.
-        share: which of the samples of a step are this process's.
+        plan: the plan of the epoch.
+        start: position of the first batch in the plan.
+        stop: position after the last batch.
+        share: this process's part of each step.
     """
 
     def __init__(self, columns: Columns, plan: Plan, start: int, stop: int, share: Share) -> None:
         self._columns, self._plan = columns, plan
-        # Nothing reads them: the order names rows that exist, and a policy's indices were checked.
+        # Never read: the order yields only valid rows, and a policy's indices are already checked.
         self._faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
         self._samples = plan.samples_on(columns.device)
         self._place, self._stop, self._share = start, stop, share
@@ -186,13 +193,13 @@ class DeviceFeed:
 
 
 class ArrayFetcher:
-    """Takes the place of torch's fetcher, which calls the dataset for each sample.
+    """Replaces torch's fetcher, which calls the dataset for each sample.
 
-    It reads what the dataset holds at each batch, as torch's does.
+    Like torch's, it reads the dataset's current arrays for every batch.
 
     Args:
-        dataset: one of arrays.
-        torchs: the fetcher that makes the batches that cannot be gathered, or raises.
+        dataset: a dataset of arrays.
+        torchs: torch's fetcher, called for batches that cannot be gathered; it may raise.
     """
 
     def __init__(self, dataset: Any, torchs: Any) -> None:
@@ -200,7 +207,7 @@ class ArrayFetcher:
         self._torchs = torchs
 
     def fetch(self, index: list[int]) -> Any:
-        """The batch of these samples."""
+        """Return the batch with the samples ``index``."""
         dataset, rows = self._dataset, index
         while type(dataset) is Subset:
             rows = _taken(dataset.indices, rows)
@@ -221,7 +228,7 @@ class ArrayFetcher:
 
 
 def _taken(indices: Any, positions: Any) -> Any:
-    """``indices`` at these positions, as a Subset takes them; from an array all at once."""
+    """Return ``indices`` at ``positions``, as a Subset does; an array is indexed in one call."""
     if isinstance(indices, Tensor | np.ndarray):
         where = as_integers(positions)
         if where is not None and isinstance(indices, np.ndarray):

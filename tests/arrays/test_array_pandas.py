@@ -90,19 +90,23 @@ def twice() -> Any:
         (
             lambda: ArrayDataset(pandas.DataFrame({"when": pandas.to_datetime(["2020", "2021"])})),
             TypeError,
-            "when must have a dtype and strides that torch has, got datetime64",
+            "when must have a dtype and strides that torch supports, got datetime64",
         ),
         (
             lambda: ArrayDataset(frame(), torch.arange(6)),
             TypeError,
-            "array 0 must be a tensor or a NumPy array, got DataFrame: it goes alone",
+            "array 0 must be a tensor or a NumPy array, got DataFrame: pass it as the only arg",
         ),
         (
             lambda: ArrayDataset(twice()),
             ValueError,
             "columns must have distinct names, got ['a', 'b'",
         ),
-        (lambda: ArrayDataset(frame()[:0]), ValueError, "arrays must be of one length, at least 1"),
+        (
+            lambda: ArrayDataset(frame()[:0]),
+            ValueError,
+            "arrays must have the same length, at least 1",
+        ),
         (
             lambda: ArrayDataset(frame()[[]]),
             ValueError,

@@ -149,15 +149,15 @@ class Doubled(TensorDataset):
 @pytest.mark.parametrize(
     ("dataset", "options", "reason"),
     [
-        (Numbers(9), {}, "the data set is of the type Numbers"),
-        (Doubled(torch.arange(9)), {}, "the data set is of the type Doubled"),
-        (TensorDataset(torch.eye(9).t()[:, ::2]), {}, "a tensor of the data set is not contiguous"),
+        (Numbers(9), {}, "the dataset is of type Numbers"),
+        (Doubled(torch.arange(9)), {}, "the dataset is of type Doubled"),
+        (TensorDataset(torch.eye(9).t()[:, ::2]), {}, "a tensor of the dataset is not contiguous"),
         (TensorDataset(torch.eye(9).requires_grad_()), {}, "requires a gradient"),
         (TensorDataset(torch.eye(9)), {"collate_fn": list}, "collate_fn is given"),
         (TensorDataset(torch.eye(9)), {"batch_size": None}, "batch_size is None"),
         (TensorDataset(torch.eye(9)), {"worker_init_fn": print}, "worker_init_fn is given"),
         (TensorDataset(torch.eye(9)), {"native_gather": False}, "native_gather is False"),
-        (Subset(Numbers(10), range(9)), {}, "the data set is of the type Numbers"),
+        (Subset(Numbers(10), range(9)), {}, "the dataset is of type Numbers"),
     ],
     ids=named,
 )
@@ -325,7 +325,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
         ({"native_gather": False}, ValueError, "transforms needs batches gathered from arrays"),
         ({"transforms": [T.Cast(torch.float32), T.RandomCrop(3)]}, ValueError, "in the order"),
         ({"transforms": [torch.relu]}, TypeError, "must be of dynloader.transforms, got builtin"),
-        ({"transforms": {3: LISTED}}, KeyError, "must be for arrays of"),
+        ({"transforms": {3: LISTED}}, KeyError, "must be for arrays in"),
         ({"transforms": {1: LISTED}}, ValueError, "need images of shape"),
         ({"transforms": T.RandomCrop(3)}, TypeError, "must be a list"),
         ({"transforms": [T.RandomCrop(9)]}, ValueError, "the crop must be at most"),
@@ -345,7 +345,7 @@ def test_refused(options: dict[str, Any], error: type[Exception], message: str) 
     ("make", "message"),
     [
         (lambda: ArrayDataset(), "arrays must hold at least one array, got none"),
-        (lambda: ArrayDataset(torch.eye(3), torch.eye(2)), r"of one length, .* got \[3, 2\]"),
+        (lambda: ArrayDataset(torch.eye(3), torch.eye(2)), r"the same length, .* got \[3, 2\]"),
         (lambda: ArrayDataset(torch.empty(0)), "at least 1"),
         (lambda: ArrayDataset([1, 2]), "array 0 must be a tensor or a NumPy array, got int"),
         (lambda: ArrayDataset({"x": np.array(["a"])}), "x must have a dtype and strides"),

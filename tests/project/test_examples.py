@@ -30,7 +30,7 @@ def test_jpeg_files_in_folders(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=here)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "gather_mode=samples (the data set is of the type ImageFolder)" in lines[0]
+    assert "gather_mode=samples (the dataset is of type ImageFolder)" in lines[0]
     assert lines[1].startswith("epoch 0: 160 samples")
     assert lines[2].startswith("epoch 1: 80 samples")
 
