@@ -1,4 +1,4 @@
-"""What a training writes down of every epoch."""
+"""Logs of a training run: statistics of each epoch and of each sample."""
 
 from dynloader.logs._run_log import RunLog
 

@@ -1,4 +1,4 @@
-"""Collects the statistics of a finished epoch."""
+"""Collects the statistics of each finished epoch."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ Target = Callable[[dict[str, Any], int], Any]
 
 
 class Writer(Protocol):
-    """TensorBoard's ``SummaryWriter``, or what is like it."""
+    """TensorBoard's ``SummaryWriter``, or an object with the same method."""
 
     @property
     def add_scalar(self) -> Callable[..., Any]:
-        """Called with a name, a number and the number of the epoch."""
+        """Writes a scalar, given its name, its value and the epoch."""
 
 
 class EpochLog:
-    """Follows the epochs of a sampler, and hands on the figures of each when it ends.
+    """Follows the epochs of a sampler and reports the statistics of each when it ends.
 
     Args:
-        epochs: to follow.
-        update_seconds: what recording losses has cost the host so far.
-        target: called with the figures and the number of the epoch.
-        run_log: given the figures of each sample, too.
-        labels: the class of each sample, int64 [n], for what is kept of each.
-        used_at: when the loader was last used, as ``time.perf_counter`` has it: what a script does
-            between an epoch and the next is not of the epoch.
+        epochs: the epochs to follow.
+        update_seconds: returns the host time spent on recording losses so far, in seconds.
+        target: called with the statistics and the epoch.
+        run_log: also receives the arrays per sample; None: they are not written.
+        labels: the class of each sample, int64 [n], to report the fraction kept of each class;
+            None: it is not reported.
+        used_at: returns the time at which the loader was last used, by ``time.perf_counter``, so
+            that the time a script spends between epochs does not count.
     """
 
     def __init__(
@@ -73,50 +74,51 @@ class EpochLog:
                 self._was_kept = torch.from_numpy(found["selected"].astype(bool))
                 self._returns = torch.from_numpy(found["returns"].astype(np.int32))
         self._began: tuple[EpochProgress, float] | None = None
-        # What a training cost that is gone on with is in the lines before, or nowhere.
+        # If this run was resumed, earlier costs are in earlier lines of the log, or in no log.
         is_new = epochs.current.plan.epoch == 0 and epochs.current.start == 0
         self._before = (0.0, 0.0) if is_new else (epochs.select_seconds, update_seconds())
 
     def begin(self, epoch: EpochProgress) -> None:
-        """Start the clock of ``epoch``, unless it runs already."""
+        """Start the clock of ``epoch``, unless it is already running."""
         if self._began is None or self._began[0] is not epoch:
             self._began = epoch, time.perf_counter()
 
     def close(self) -> None:
-        """No next epoch will be asked for: the loader is deleted, or Python ends.
+        """Report the current epoch if it is over: the loader is being deleted, or Python exits.
 
-        What fails is a warning. In a fork of the process that logs, it does nothing.
+        Errors become warnings. In a fork of the logging process, this does nothing.
         """
         if os.getpid() != self._process:
             return
         try:
             is_untouched = self._run_log is None or self._run_log.is_untouched()
             if self._epochs.is_over() and is_untouched:
-                # The rows stay fit for a checkpoint within an epoch that was broken off.
+                # An interrupted epoch leaves the arrays unchanged: a run may still resume from a
+                # checkpoint within it.
                 epoch = self._epochs.current
                 self.end(epoch, with_samples=epoch.is_complete)
         except Exception as error:
             with contextlib.suppress(Warning):
-                warnings.warn(f"the last epoch is missing in the log: {error}", stacklevel=2)
+                warnings.warn(f"the last epoch is missing from the log: {error}", stacklevel=2)
 
     def end(self, epoch: EpochProgress, *, with_samples: bool = True) -> None:
-        """Hand on the figures of ``epoch``, which is over; the host waits for the GPU.
+        """Report the statistics of ``epoch``, which is over. The host waits for the GPU.
 
-        If it fails, nothing was counted, and it may be tried again.
+        If this fails, nothing is counted, and the call can be repeated.
 
         Args:
-            epoch: of the sampler.
-            with_samples: write the rows of the samples, too.
+            epoch: the finished epoch.
+            with_samples: whether to write the arrays per sample too.
         """
         if self._began is None or self._began[0] is not epoch or self._is_ending:
             return
-        self._is_ending = True  # a target may ask for the next epoch
+        self._is_ending = True  # the target may request the next epoch, which calls this again
         try:
-            self._hand_on(epoch, self._began[1], with_samples)
+            self._report(epoch, self._began[1], with_samples)
         finally:
             self._is_ending = False
 
-    def _hand_on(self, epoch: EpochProgress, began: float, with_samples: bool) -> None:
+    def _report(self, epoch: EpochProgress, began: float, with_samples: bool) -> None:
         seconds = max(0.0, self._used_at() - began)
         epochs, table, plan = self._epochs, self._epochs.table, epoch.plan
         churn, was_kept, returns = 0.0, self._was_kept, self._returns
@@ -137,7 +139,7 @@ class EpochLog:
             "num_selected": len(plan),
             "kept_fraction": len(plan) / epochs.num_samples,
             "churn": churn,
-            # Of an epoch resumed in its midst, what was trained before, too.
+            # In an epoch resumed partway, this includes the samples before that point.
             "samples": self._num_trained + epoch.position,
             "seconds": self._seconds + seconds,
             "epoch_seconds": seconds,
@@ -150,7 +152,7 @@ class EpochLog:
         }
         seen = table.scores[table.scores.isfinite()]
         if len(seen):
-            # torch.quantile ends at 2**24.
+            # torch.quantile takes at most 2**24 elements.
             ordered = seen.sort().values
             for share in QUANTILES:
                 value = ordered[round(share * (len(ordered) - 1))]
@@ -179,23 +181,30 @@ class EpochLog:
 
 
 def target_of(target: Any) -> Target:
-    """A function of figures and epoch, of a function or of a TensorBoard ``SummaryWriter``."""
+    """Return ``target`` as a function of the statistics and the epoch.
+
+    Args:
+        target: such a function, or a TensorBoard ``SummaryWriter``.
+
+    Raises:
+        TypeError: it is neither.
+    """
     if callable(add_scalar := getattr(target, "add_scalar", None)):
 
         def add(figures: dict[str, Any], epoch: int) -> None:
             for name, value in figures.items():
-                if isinstance(value, list):  # of each class
+                if isinstance(value, list):  # one value per class
                     for number, each in enumerate(value):
                         add_scalar(f"dynloader/{name}/{number}", each, epoch)
                 else:
                     add_scalar(f"dynloader/{name}", value, epoch)
             if callable(flush := getattr(target, "flush", None)):
-                flush()  # no later call need come
+                flush()  # this may be the last call
 
         return add
     if not callable(target):
         raise TypeError(
-            "target must be a folder, a SummaryWriter or a function of figures and epoch, "
+            "target must be a folder, a SummaryWriter or a function of statistics and epoch, "
             f"got {type(target).__name__}"
         )
     return target  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The files of a recorded run: their names for figures, and how they are written and read."""
+"""The files of a logged run: names of the statistics, writing and reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 VERSION = 1
-# Of every epoch; all others in a line are metrics, such as the accuracy.
+# Statistics of an epoch. All other names in a line, except SCORES, are metrics of the user.
 FIGURES = {
     "epoch",
     "num_selected",
@@ -30,11 +30,11 @@ FIGURES = {
     "num_selections",
     "kept_of_class",
 }
-# Of the scores; and their names in a line, in per cent.
+# Quantiles of the scores, and their names in a line, in percent.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SCORES = {f"score_{round(100 * share):02}" for share in QUANTILES}
 
-# The kinds of dtype, as NumPy has them, of the arrays of one entry a sample.
+# Allowed NumPy dtype kinds of the arrays per sample.
 _KINDS = {
     "score": "biuf",
     "last_loss": "biuf",
@@ -49,9 +49,9 @@ _MOST = 1e15  # more samples or seconds than any training takes
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` once it is complete.
+    """Open a file for writing that replaces ``path`` once it is complete.
 
-    If the process is killed, or writing fails, ``path`` is as it was.
+    If the process is killed or writing fails, ``path`` is unchanged.
     """
     half = path.with_name(f"{path.name}.new")
     try:
@@ -65,10 +65,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What ``run.json`` says.
+    """Return the content of ``run.json``.
 
     Raises:
-        ValueError: it is not JSON, of another version, or not what a run has there.
+        ValueError: it is not JSON, has another version, or has an entry of the wrong type.
         OSError: it cannot be read.
     """
     about = _parsed(path.read_bytes(), path.name)
@@ -93,12 +93,12 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The figures of each epoch, and whether the last line is cut.
+    """Return the statistics of each epoch, and whether the last line is truncated.
 
-    A cut line, as a crash of the machine may leave it, is dropped.
+    A truncated last line, which a machine crash may leave, is dropped.
 
     Raises:
-        ValueError: a line is not JSON, or a figure is no number. The message begins with the line.
+        ValueError: a line is not JSON, or an entry is not a number. The message names the line.
         OSError: the file cannot be read.
     """
     *whole, last = path.read_bytes().split(b"\n")
@@ -118,24 +118,24 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
 
 def read_samples(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of ``samples.npz``.
+    """Return the arrays of ``samples.npz`` by name.
 
     Raises:
-        ValueError: it cannot be read, or an array is not one entry a sample. The message begins
-            with the path.
+        ValueError: the file cannot be read, or an array has the wrong dtype or shape. The message
+            names the path.
     """
     try:
         with path.open("rb") as file:
             if file.read(2) != b"PK":
-                raise ValueError("it is no zip file")
+                raise ValueError("it is not a zip file")
             file.seek(0)
             with np.load(file, allow_pickle=False) as found:
                 samples = {name: found[name] for name in found.files}
         if strange := [name for name, each in samples.items() if not isinstance(each, np.ndarray)]:
-            raise ValueError(f"{reprlib.repr(strange[0])} is no array")
-    except Exception as error:  # damage makes zipfile, zlib and NumPy raise nearly anything
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read: {told}") from None
+            raise ValueError(f"{reprlib.repr(strange[0])} is not an array")
+    except Exception as error:  # on damaged files, zipfile, zlib and NumPy raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}") from None
     for name, kinds in _KINDS.items():
         array = samples.get(name)
         if array is not None and (array.ndim != 1 or array.dtype.kind not in kinds):
@@ -144,7 +144,7 @@ def read_samples(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             )
     lengths = {name: len(array) for name, array in samples.items() if array.ndim == 1}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"{path} must hold arrays of one length, got {lengths}")
+        raise ValueError(f"{path} must hold arrays of the same length, got {lengths}")
     return samples
 
 
@@ -154,19 +154,19 @@ def _parsed(text: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{what} is no object of JSON, {_got(found)}")
+        raise ValueError(f"{what} is not a JSON object, {_got(found)}")
     return found
 
 
 def _checked(line: dict[str, Any], what: str) -> dict[str, Any]:
-    """``line``, if it holds figures."""
+    """Return ``line``, or raise ValueError if an entry is not a valid number."""
     for name, value in line.items():
-        if value is None:  # as NaN is written
+        if value is None:  # NaN and infinity are written as null
             continue
         shown = reprlib.repr(name)[1:-1]
         if name == "kept_of_class":
             if not isinstance(value, list) or not all(_is_within(each, 1) for each in value):
-                raise ValueError(f"{shown} in {what} must be shares in [0, 1], {_got(value)}")
+                raise ValueError(f"{shown} in {what} must be numbers in [0, 1], {_got(value)}")
         elif name == "epoch":
             if not isinstance(value, int) or not _is_within(value, _MOST):
                 raise ValueError(f"{shown} in {what} must be an integer in [0, inf), {_got(value)}")

@@ -1,4 +1,4 @@
-"""One training as a folder that ``python -m dynloader report`` reads."""
+"""Logs a training run to a folder that ``python -m dynloader report`` reads."""
 
 from __future__ import annotations
 
@@ -22,32 +22,35 @@ _NUM_IMAGES = 24
 
 
 class RunLog:
-    """A folder for one training: a line for each epoch, and a row for each sample.
+    """The log of one training run: a folder with a line per epoch and arrays over the samples.
 
-    ========== =========================================================================
-    run.json     what it is: name, seed, policy, number of samples, names of the classes
-    epochs.jsonl the figures of each epoch, one JSON object a line
-    samples.npz  arrays of one entry a sample, as they were after the last epoch
-    images/    of the samples that the report shows
-    ========== =========================================================================
+    ============ =========================================================================
+    run.json     metadata: name, seed, policy, number of samples, class names
+    epochs.jsonl the statistics of each epoch, one JSON object per line
+    samples.npz  arrays with one entry per sample, as of the last epoch
+    images/      images of the samples that the report shows
+    ============ =========================================================================
 
-    Each file is written as a whole, under another name until it is complete: a process that is
-    killed damages none.
+    Each file is written under a temporary name and renamed once it is complete, so a killed process
+    leaves no damaged file.
 
     Args:
-        folder: made where it is not there; it must not hold a run, unless that is gone on with.
-            None: nothing is written.
-        name: of the method; runs of one name are seeds of it.
-        seed: which of them.
+        folder: the folder to write to; created if it does not exist. It must not hold a run unless
+            ``first_epoch`` is given. None: write nothing.
+        name: name of the method; runs with the same name are treated as different seeds of it.
+            None: the folder's name.
+        seed: the seed of this run.
         labels: the class of each sample, integers [n].
-        class_names: of the classes.
-        about: what else is to stand in ``run.json``.
-        first_epoch: go on with the run in ``folder``, if there is one: its lines from this epoch on
-            are dropped, to be written anew. A last line that is cut is dropped, and so are damaged
-            arrays, with a warning.
+        class_names: names of the classes.
+        about: additional entries for ``run.json``.
+        first_epoch: continue the run in ``folder``, if there is one, from this epoch on. Its lines
+            from this epoch on are dropped, to be rewritten. A truncated last line and damaged
+            arrays are dropped with a warning.
 
     Raises:
-        ValueError: ``folder`` holds a run, or ``first_epoch`` is given and a line of it is damaged.
+        TypeError: ``labels`` are not integers [n].
+        ValueError: ``folder`` holds a run and ``first_epoch`` is None, or a line of the run to
+            continue is damaged.
     """
 
     def __init__(
@@ -64,14 +67,14 @@ class RunLog:
         self.folder = None if folder is None else Path(folder)
         self.labels = None if labels is None else as_labels(labels)
         self.lines: list[dict[str, Any]] = []
-        # What writes the line of an epoch that is over, if that is left to be done.
+        # Writes the line of a finished epoch if that is still pending.
         self.settle: Callable[[], Any] = lambda: None
         self.samples: dict[str, np.ndarray[Any, Any]] = {}
         self._on_disk = None if self.folder is None else _content(self.folder / "epochs.jsonl")
         if self.folder is not None and self._on_disk is not None:
             if first_epoch is None:
                 raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
-            self._go_on(self.folder, first_epoch)
+            self._resume(self.folder, first_epoch)
         elif self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.about = {
@@ -87,7 +90,7 @@ class RunLog:
         self._save_about()
 
     def write(self, figures: Mapping[str, Any]) -> None:
-        """Add the figures of an epoch, among them "epoch"."""
+        """Add the statistics of an epoch, including "epoch"."""
         self.lines.append(dict(figures))
         try:
             self._save_lines()
@@ -96,28 +99,30 @@ class RunLog:
             raise
 
     def add(self, **metrics: float) -> None:
-        """Add figures, such as ``accuracy=0.93``, to the epoch that ended last.
+        """Add metrics, such as ``accuracy=0.93``, to the most recently finished epoch.
 
-        In processes other than the first, where nothing is written, it does nothing.
+        Does nothing in processes that write no log (all but rank 0).
 
         Raises:
-            RuntimeError: none has ended yet.
-            ValueError: a name is one of the figures that are there anyway.
+            RuntimeError: no epoch has finished yet.
+            ValueError: a name is already used by one of the log's own statistics.
         """
         taken = [name for name in metrics if name in FIGURES or name in SCORES]
         if taken:
-            raise ValueError(f"metrics must have names of their own, got {taken[0]!r}")
+            raise ValueError(
+                f"metrics must not have the name of a built-in statistic, got {taken[0]!r}"
+            )
         self.settle()
         if self.folder is None:
             return
         if not self.lines:
-            raise RuntimeError("add needs an epoch that has ended, got none")
+            raise RuntimeError("add needs a finished epoch, got none")
         self.lines[-1] |= {name: float(value) for name, value in metrics.items()}
         self._save_lines()
 
     def write_samples(self, **arrays: Tensor) -> None:
-        """Replace the arrays of one entry a sample."""
-        # Copies: the table goes on.
+        """Replace the given arrays, which have one entry per sample."""
+        # Copies, since the table keeps changing.
         self.samples |= {
             name: array.detach().cpu().numpy().copy() for name, array in arrays.items()
         }
@@ -130,9 +135,11 @@ class RunLog:
         """Save the images of the samples that the report shows.
 
         Args:
-            dataset: map-style; a sample is an image, or a tuple or mapping that begins with one:
-                PIL, or a tensor or array [height, width], [channels, height, width] or [height,
-                width, channels], bytes or in [0, 1]. Others are passed over.
+            dataset: a map-style dataset. Each sample must be an image, or a tuple, list or mapping
+                whose first element is one. An image is a PIL image, or a tensor or array [height,
+                width], [channels, height, width] or [height, width, channels] with 1 or 3 channels,
+                either bytes or floating point in [0, 1]; other floating-point ranges are scaled to
+                [0, 1]. Samples of any other kind are skipped.
         """
         self.settle()
         if self.folder is None:
@@ -146,18 +153,19 @@ class RunLog:
                 with new_file(folder / f"{index}.png") as file:
                     image.save(file, "png")
 
-    def _go_on(self, folder: Path, first_epoch: int) -> None:
+    def _resume(self, folder: Path, first_epoch: int) -> None:
         try:
             lines, is_cut = read_lines(folder / "epochs.jsonl")
         except ValueError as error:
-            raise ValueError(f"{folder} holds a run that cannot be gone on with: {error}") from None
+            raise ValueError(f"{folder} holds a run that cannot be resumed: {error}") from None
         self.lines = [line for line in lines if (line.get("epoch") or 0) < first_epoch]
         last_epoch = self.lines[-1].get("epoch") or 0 if self.lines else -1
-        # Else the epoch of the cut line is trained again.
+        # Otherwise, the epoch of the truncated line is trained again.
         is_lost = is_cut and len(self.lines) == len(lines) and last_epoch + 1 < first_epoch
         if is_lost:
             warnings.warn(
-                f"the last line of {folder / 'epochs.jsonl'} is cut: the run goes on without it",
+                f"the last line of {folder / 'epochs.jsonl'} is truncated: the run continues "
+                "without it",
                 stacklevel=4,
             )
         if (folder / "samples.npz").exists():
@@ -165,12 +173,12 @@ class RunLog:
                 self.samples = read_samples(folder / "samples.npz")
             except ValueError as error:
                 warnings.warn(
-                    f"{error}; it is written anew, and returns are counted from here on",
+                    f"{error}; it will be rewritten, and returns are counted from here on",
                     stacklevel=4,
                 )
         num_epochs = self.samples.get("num_epochs", np.array(0))
         if num_epochs.ndim or num_epochs != len(self.lines) + is_lost:
-            # They know of epochs that are dropped: what returned is counted from here on.
+            # The arrays include epochs that were dropped: count returns from here on.
             self.samples = {}
 
     def _save_about(self) -> None:
@@ -188,22 +196,22 @@ class RunLog:
         self._on_disk = text
 
     def is_untouched(self) -> bool:
-        """Whether the lines on disk are as this log left them: no other goes on with the run."""
+        """Return whether the lines on disk are as this log left them, so no other log took over."""
         if self.folder is None:
             return True
         return self.folder.is_dir() and _content(self.folder / "epochs.jsonl") == self._on_disk
 
 
 def notable(samples: Mapping[str, Any], count: int = _NUM_IMAGES) -> dict[str, list[int]]:
-    """The samples that are worth a look, by index: hardest, never kept, most often returning.
+    """Return the indices of notable samples: hardest, never kept, most often returning.
 
     Args:
-        samples: arrays of one entry a sample, of a :class:`RunLog`.
-        count: at most so many of each.
+        samples: arrays with one entry per sample, of a :class:`RunLog`.
+        count: maximum number of samples of each kind.
     """
     found: dict[str, list[int]] = {}
     if "score" in samples:
-        # What diverged comes first; what was never seen has no score yet.
+        # Samples whose loss diverged come first. Samples never seen have no score yet.
         scores, visits = np.asarray(samples["score"], float), samples.get("visits")
         is_seen = np.isfinite(scores) if visits is None else visits > 0
         seen = np.flatnonzero(is_seen)
@@ -219,12 +227,12 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_IMAGES) -> dict[str, l
 
 
 def _content(path: Path) -> bytes | None:
-    """Of a file; None if there is none."""
+    """Return the content of a file, or None if it does not exist."""
     return path.read_bytes() if path.exists() else None
 
 
 def _line_of(line: Mapping[str, Any]) -> str:
-    """JSON knows neither NaN nor infinity: a figure that is not finite is null."""
+    """Return ``line`` as JSON, which has no NaN or infinity: non-finite values become null."""
     plain = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in line.items()
@@ -233,7 +241,7 @@ def _line_of(line: Mapping[str, Any]) -> str:
 
 
 def _as_image(sample: Any) -> Any:
-    """A PIL image of at most 96 pixels, or None."""
+    """Return a sample as a PIL image of at most 96 pixels per side, or None if it is no image."""
     from PIL import Image
 
     if isinstance(sample, Mapping):
@@ -252,7 +260,7 @@ def _as_image(sample: Any) -> Any:
             return None
         if pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
-            # Normalised ones are stretched to what can be seen.
+            # Stretch normalized images to the visible range.
             if low < 0 or high > 1:
                 pixels = (pixels - low) / max(high - low, 1e-12)
             pixels = (pixels * 255).round()

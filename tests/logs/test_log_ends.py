@@ -160,7 +160,7 @@ def test_what_fails_at_the_end_is_a_warning(tmp_path: Path) -> None:
     begun(loader, 3)
     """
     text = run(SCRIPT + script, tmp_path / "run")
-    assert "the last epoch is missing in the log: no space left" in text
+    assert "the last epoch is missing from the log: no space left" in text
     assert "Traceback" not in text
     # The other log is not touched by it.
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0, 1, 2]

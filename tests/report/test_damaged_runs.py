@@ -418,7 +418,7 @@ def test_a_cut_line_is_dropped_and_the_run_goes_on(end: bytes, tmp_path: Path) -
     path = tmp_path / "run" / "epochs.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]) + end)
     if end:
-        with pytest.warns(UserWarning, match=r"the last line of .*epochs.jsonl is cut"):
+        with pytest.warns(UserWarning, match=r"the last line of .*epochs.jsonl is truncated"):
             log = gone_on_with(tmp_path / "run", state)
         # The rows of the samples know of the epoch whose line is lost.
         for name, values in whole.samples.items():
@@ -478,7 +478,7 @@ def test_damaged_samples_are_told(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (content("epochs.jsonl", b'{"epo\n{"epoch": 1}\n'), r"line 1 of epochs.jsonl is not JSON"),
-        (content("epochs.jsonl", b'{"epoch": 0}\n3\n'), r"line 2 of .* no object of JSON, got 3"),
+        (content("epochs.jsonl", b'{"epoch": 0}\n3\n'), r"line 2 of .* not a JSON object, got 3"),
         (content("epochs.jsonl", b'{"epoch": "0"}\n'), r"epoch in line 1 .* integer .*, got '0'"),
         (
             content("epochs.jsonl", b'{"samples": []}\n'),
@@ -496,7 +496,7 @@ def test_other_damaged_lines_are_refused_and_nothing_is_changed(
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     loader = made()
     loader.load_state_dict(state)
-    with pytest.raises(ValueError, match=f"run that cannot be gone on with: {message}"):
+    with pytest.raises(ValueError, match=f"run that cannot be resumed: {message}"):
         loader.log_to(tmp_path / "run", resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 

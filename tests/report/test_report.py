@@ -343,7 +343,7 @@ def test_labels_are_checked_at_once(
 def test_metrics_have_names_of_their_own(tmp_path: Path) -> None:
     log = trained(tmp_path / "run", Full(), "full", epochs=1)
     for name in ("seconds", "score_50", "kept_of_class"):
-        with pytest.raises(ValueError, match=f"names of their own, got '{name}'"):
+        with pytest.raises(ValueError, match=f"built-in statistic, got '{name}'"):
             log.add(**{name: 1.0})
     log.add(score_f1=0.5)
     assert log.lines[0]["score_f1"] == 0.5
@@ -364,7 +364,7 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folder must not hold a run yet"):
         loader.log_to(tmp_path / "run")
     log = RunLog(tmp_path / "other")
-    with pytest.raises(RuntimeError, match="an epoch that has ended"):
+    with pytest.raises(RuntimeError, match="add needs a finished epoch, got none"):
         log.add(accuracy=0.5)
 
 
@@ -536,13 +536,13 @@ def test_runs_that_cannot_be_read(
     assert "must have an epoch that has ended" in refused(folder)
     for text in ("[]", "null", "3"):
         (folder / "run.json").write_text(text)
-        assert "no object of JSON" in refused(folder)
+        assert "not a JSON object" in refused(folder)
     (folder / "run.json").write_text('{"version": 1}')
     (folder / "epochs.jsonl").write_text('{"epoch": 0}\nnull\n')
-    assert "no object of JSON" in refused(folder)
+    assert "not a JSON object" in refused(folder)
     (folder / "epochs.jsonl").write_text('{"epoch": 0}\n')
     np.savez(folder / "samples.npz", score=np.zeros(3), kept=np.zeros(4))
-    assert "arrays of one length, got" in refused(folder)
+    assert "arrays of the same length, got" in refused(folder)
     assert "got " + str(folder / "run.json") in refused(folder / "run.json")
     (tmp_path / "out").write_text("a file")
     assert "out" in refused(report / "runs/u")
