@@ -1,11 +1,11 @@
-"""What may be done to images while they are gathered into a batch.
+"""Image transforms that run while a batch is gathered.
 
 ``DataLoader(dataset, transforms=[RandomCrop(32, padding=4), RandomHorizontalFlip(), ...])`` applies
-them to the first array of the data set, uint8 or another dtype, [n, channels, height, width]. The
-order is that of the classes below, each at most once.
+them to the first array of the dataset, [n, channels, height, width], of dtype uint8 or any other.
+They must be listed in the order of the classes below, each at most once.
 
-What is random is drawn for each sample by (seed, epoch, row of the array): the same image
-whatever else is in its batch, on every device, and in a run that was resumed.
+Random choices depend only on (seed, epoch, row of the array). A sample's image is therefore the
+same whichever other samples are in its batch, on every device, and in a resumed run.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from dynloader._checks import check_integer, check_number
 
 
 class Transform:
-    """One of the classes of this module."""
+    """Base class of the transforms in this module."""
 
 
 @dataclass(frozen=True)
 class FromChannelsLast(Transform):
-    """The images are [n, height, width, channels]; those of a batch have the channels first."""
+    """Converts images [n, height, width, channels] to batches with the channels first."""
 
 
 @dataclass(frozen=True)
 class RandomCrop(Transform):
-    """A window at a random place. Equivalent to torchvision's ``RandomCrop``.
+    """Crops each image at a random position. Equivalent to torchvision's ``RandomCrop``.
 
     Args:
-        size: side of the window in pixels, or (height, width).
-        padding: pixels added on every side before.
-        padding_mode: "constant", or "reflect": mirrored, without repeating the edge.
-        fill: of the padding, as a pixel of the image, before any normalisation.
+        size: height and width of the crop in pixels, or (height, width).
+        padding: number of pixels added on every side before cropping.
+        padding_mode: "constant"; or "reflect", which mirrors the image without repeating the edge.
+        fill: pixel value of constant padding, in the units of the images before normalization.
     """
 
     size: int | tuple[int, int]
@@ -59,13 +59,17 @@ class RandomCrop(Transform):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the crop."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip(Transform):
-    """Left and right exchanged with probability ``p``, in [0, 1]."""
+    """Flips each image left to right with probability ``p``.
+
+    Args:
+        p: in [0, 1].
+    """
 
     p: float = 0.5
 
@@ -75,20 +79,22 @@ class RandomHorizontalFlip(Transform):
 
 @dataclass(frozen=True)
 class AlternatingFlip(Transform):
-    """Exchanges left and right in every other epoch (Jordan 2024, arXiv 2404.00498).
+    """Flips each image left to right in every other epoch (Jordan 2024, arXiv 2404.00498).
 
-    Half of the images, drawn by the seed, begin mirrored. In two epochs in a row the network sees
-    both sides of each image once. Excludes ``RandomHorizontalFlip``.
+    Each image starts flipped with probability 1/2, as determined by the seed. Over two consecutive
+    epochs, the network sees each image once in either orientation. Cannot be combined with
+    ``RandomHorizontalFlip``.
     """
 
 
 @dataclass(frozen=True)
 class Cutout(Transform):
-    """A square around a random pixel filled, cut off at the edges (DeVries and Taylor 2017).
+    """Fills a square around a random pixel, clipped at the edges (DeVries and Taylor 2017).
 
     Args:
-        size: its side in pixels.
-        fill: as a pixel of the image, before any normalisation; equal to that of the crop.
+        size: side of the square in pixels.
+        fill: pixel value, in the units of the images before normalization. It must equal that of
+            ``RandomCrop`` if that pads.
     """
 
     size: int
@@ -101,14 +107,15 @@ class Cutout(Transform):
 
 @dataclass(frozen=True)
 class Normalize(Transform):
-    """``(pixel - mean) / std`` by channel, in float32; of bytes, the pixel scaled to [0, 1] first.
+    """Computes ``(pixel - mean) / std`` per channel, in float32; scales bytes to [0, 1] first.
 
-    Equal to the bit to torchvision's v2 ``to_dtype(float32, scale=True)`` and ``normalize``: for
-    bytes, it is those that make the table of 256 values a channel, which every device looks up.
+    The result is bit-identical to torchvision's v2 ``to_dtype(float32, scale=True)`` followed by
+    ``normalize``. For bytes, the same operations fill a table of 256 values per channel, from which
+    every device reads.
 
     Args:
-        mean: one number, or one for each channel.
-        std: likewise, above 0.
+        mean: one number, or one number per channel.
+        std: one number above 0, or one such number per channel.
     """
 
     mean: float | Sequence[float]
@@ -123,7 +130,7 @@ class Normalize(Transform):
 
 @dataclass(frozen=True)
 class Cast(Transform):
-    """Of another dtype. Bytes become [0, 1], unless they were normalised.
+    """Converts images to another dtype. Bytes are scaled to [0, 1] unless they are normalized.
 
     Args:
         dtype: ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
@@ -140,7 +147,7 @@ class Cast(Transform):
 
 @dataclass(frozen=True)
 class ToChannelsLast(Transform):
-    """Batches in ``torch.channels_last``: the same shape, each pixel's channels side by side."""
+    """Returns batches in the ``torch.channels_last`` memory format; the shape is unchanged."""
 
 
 _ORDER = (
@@ -157,24 +164,32 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Transforms, checked, for the images of one array.
+    """The validated transforms of one array.
 
     Attributes:
-        options: what the native gather does.
-        later: what is left to do to a batch: (mean, std, dtype), of images that are not bytes.
+        options: arguments of the native gather.
+        later: (mean, std, dtype) to apply to a gathered batch; all None for images of bytes.
     """
 
     options: dict[str, Any]
     later: tuple[Tensor | None, Tensor | None, torch.dtype | None]
 
     def native(self) -> Any:
-        """The options as the feeder takes them."""
+        """Return the options for a native feeder."""
         crop_height, crop_width = self.options["crop"]
         rest = {name: value for name, value in self.options.items() if name != "crop"}
         return _C.ImageOptions(crop_height=crop_height, crop_width=crop_width, **rest)
 
     def gather(self, images: Tensor, index: Tensor, faults: Tensor, address: Address) -> Tensor:
-        """The images of a batch, on the device of both."""
+        """Return the transformed images of a batch.
+
+        Args:
+            images: the array, [n, ...].
+            index: rows of the batch, int64 [b] on the device of ``images``.
+            faults: int64 [2] on that device, receives the number of rows out of range and the
+                largest of them.
+            address: seed and epoch of the random choices.
+        """
         seed, epoch = address.signed
         batch: Tensor = torch.ops.dynloader.gather_images(
             images, index, faults, **self.options, seed=seed, epoch=epoch, epoch_at=None
@@ -182,7 +197,7 @@ class Pipeline:
         return self.finish(batch)
 
     def finish(self, batch: Tensor) -> Tensor:
-        """What the native gather did not do."""
+        """Apply to a gathered batch what the native gather did not do."""
         mean, std, dtype = self.later
         if mean is not None and std is not None:
             batch = batch.float().sub(mean).div_(std)
@@ -190,11 +205,12 @@ class Pipeline:
 
 
 def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
-    """Check ``transforms`` for these images.
+    """Validate ``transforms`` for ``images`` and return their pipeline.
 
     Raises:
-        TypeError, ValueError: something in ``transforms`` is none, comes twice, in another order,
-            or does not suit the images.
+        TypeError: an element of ``transforms`` is not a transform.
+        ValueError: the transforms are repeated, out of order, or do not fit the images or each
+            other.
     """
     found = _by_class(transforms)
     if images.ndim != 4:
@@ -208,15 +224,15 @@ def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
     crop: RandomCrop = found.get(RandomCrop, RandomCrop((height, width)))
     cutout: Cutout | None = found.get(Cutout)
     if cutout is not None and RandomCrop in found and crop.padding and cutout.fill != crop.fill:
-        raise ValueError(f"fill must be the crop's, {crop.fill!r}, got {cutout.fill!r}")
+        raise ValueError(
+            f"fill of Cutout must equal that of RandomCrop, {crop.fill!r}, got {cutout.fill!r}"
+        )
     fill = crop.fill if cutout is None else cutout.fill
     check_fill(fill, images.dtype)
     flip: RandomHorizontalFlip | None = found.get(RandomHorizontalFlip)
     alternates = AlternatingFlip in found
     if flip is not None and alternates:
-        raise ValueError(
-            "transforms must hold one of RandomHorizontalFlip and AlternatingFlip, got both"
-        )
+        raise ValueError("transforms must hold RandomHorizontalFlip or AlternatingFlip, got both")
     probability = 0.5 if alternates else 0.0 if flip is None else float(flip.p)
     values, later = _values(found.get(Normalize), found.get(Cast), images, channels)
     options = {
@@ -232,7 +248,7 @@ def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
         "to_channels_last": ToChannelsLast in found,
     }
     made = Pipeline(options, later)
-    # What does not suit the images is refused now.
+    # An empty batch lets the native code check the options now.
     no_index = torch.empty(0, dtype=torch.int64, device=images.device)
     faults = torch.zeros(2, dtype=torch.int64, device=images.device)
     made.gather(images, no_index, faults, Address(0, 0))
@@ -240,7 +256,7 @@ def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
 
 
 def check_fill(fill: float, dtype: torch.dtype) -> None:
-    """Raise ValueError where a pixel cannot be ``fill``."""
+    """Raise ValueError if a pixel of ``dtype`` cannot have the value ``fill``."""
     if dtype.is_floating_point:
         return
     limits = torch.iinfo(dtype) if dtype != torch.bool else None
@@ -255,14 +271,14 @@ def _by_class(transforms: Sequence[Transform]) -> dict[type, Any]:
     for transform in transforms:
         if not isinstance(transform, _ORDER):
             raise TypeError(
-                f"transforms must be of dynloader.transforms, got {type(transform).__name__}: "
-                "another function of the batch is batch_transform"
+                f"transforms must be from dynloader.transforms, got {type(transform).__name__}: "
+                "pass any other function of the batch as batch_transform"
             )
         place = _ORDER.index(type(transform))
         if place <= last:
             names = ", ".join(kind.__name__ for kind in _ORDER)
             raise ValueError(
-                f"transforms must come in the order {names}, each once at most, got "
+                f"transforms must be in the order {names}, each at most once, got "
                 f"{type(transform).__name__} after {_ORDER[last].__name__}"
             )
         found[type(transform)] = transform
@@ -273,7 +289,12 @@ def _by_class(transforms: Sequence[Transform]) -> dict[type, Any]:
 def _values(
     normalize: Normalize | None, cast: Cast | None, images: Tensor, channels: int
 ) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None, torch.dtype | None]]:
-    """What each byte becomes, [channels, 256]; and what must be done later instead."""
+    """Return the table for bytes and the operations left for later.
+
+    Returns:
+        A tensor [channels, 256] with the value of each byte, or None if the images are not uint8
+        or stay uint8; and (mean, std, dtype) to apply to a batch of other images.
+    """
     mean = std = None
     if normalize is not None:
         mean = _by_channel("mean", normalize.mean, channels)
@@ -285,7 +306,7 @@ def _values(
         return None, (mean, std, dtype)
     if mean is None and dtype is None:
         return None, (None, None, None)
-    # As torchvision has it: a multiplication, not a division, by 255.
+    # Multiplies by 1 / 255 rather than dividing by 255, as torchvision does.
     values = torch.arange(256, dtype=torch.uint8).to(torch.float32).mul_(1.0 / 255)
     values = values.expand(channels, 1, 256)
     if mean is not None and std is not None:

@@ -324,7 +324,7 @@ def test_what_is_not_bytes_is_normalised_too() -> None:
         ({"policy": None}, ValueError, "transforms needs a policy"),
         ({"native_gather": False}, ValueError, "transforms needs batches gathered from arrays"),
         ({"transforms": [T.Cast(torch.float32), T.RandomCrop(3)]}, ValueError, "in the order"),
-        ({"transforms": [torch.relu]}, TypeError, "must be of dynloader.transforms, got builtin"),
+        ({"transforms": [torch.relu]}, TypeError, "must be from dynloader.transforms, got builtin"),
         ({"transforms": {3: LISTED}}, KeyError, "must be for arrays in"),
         ({"transforms": {1: LISTED}}, ValueError, "need images of shape"),
         ({"transforms": T.RandomCrop(3)}, TypeError, "must be a list"),
