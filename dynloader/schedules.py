@@ -1,7 +1,7 @@
-"""Learning rates as functions of the progress of a training, and the scheduler that follows them.
+"""Learning-rate schedules as functions of training progress, and the scheduler that applies them.
 
-A schedule is a function of the progress, from 0 to 1, to the factor of each group's first learning
-rate. Those below can be pickled; any function will do.
+A schedule maps the progress, from 0 to 1, to a factor of the optimizer's initial learning rates.
+The schedules below can be pickled. Any other function works too.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ Schedule = Callable[[float], float]
 
 
 class HasProgress(Protocol):
-    """A :class:`dynloader.DataLoader`, or what an integration has made of it."""
+    """A :class:`dynloader.DataLoader`, or an integration's wrapper of one."""
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done, in [0, 1]."""
+        """The fraction of training completed, in [0, 1]."""
 
 
 class ProgressLR(LRScheduler):
-    """Sets each group's learning rate to its first one times ``schedule(loader.progress)``.
+    """Sets each group's learning rate to its initial value times ``schedule(loader.progress)``.
 
-    Call :meth:`step` after every step of the optimizer. It counts nothing itself: epochs may have
-    any length, gradients may be accumulated, a run may be resumed, and after the last step the
-    factor is ``schedule(1.0)``.
+    Call :meth:`step` after every optimizer step. The scheduler counts no steps, so it works with
+    epochs of any length, gradient accumulation and resumed runs. After the last step, the factor is
+    ``schedule(1.0)``.
 
     Args:
-        optimizer: its learning rates are those where the factor is 1.
-        loader: made with ``epochs=``, or with a policy that has them.
+        optimizer: the optimizer; its learning rates are those at a factor of 1.
+        loader: a loader with a policy; ``epochs`` must be set in the loader or in the policy.
         schedule: a function of the progress in [0, 1], such as
-            ``dynloader.schedules.cosine(warmup=0.05)``; or one for each group of the optimizer.
+            ``dynloader.schedules.cosine(warmup=0.05)``; or a sequence with one function per
+            parameter group.
 
     Raises:
-        RuntimeError: the loader has no policy, or no number of epochs.
-        TypeError, ValueError: ``loader`` has no progress, ``schedule`` is no function, or they are
-            not as many as there are groups.
+        RuntimeError: the loader has no policy, or the number of epochs is unknown.
+        TypeError: ``loader`` has no progress, or ``schedule`` is not callable.
+        ValueError: the number of schedules differs from the number of parameter groups.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class ProgressLR(LRScheduler):
             schedules *= num_groups
         if len(schedules) != num_groups:
             raise ValueError(
-                f"schedule must be one function, or one for each of {num_groups} groups, "
+                f"schedule must be one function or one for each of {num_groups} groups, "
                 f"got {len(schedules)}"
             )
         self.loader = loader
@@ -73,57 +74,58 @@ class ProgressLR(LRScheduler):
 
     @override
     def get_lr(self) -> list[Any]:
-        """The learning rate of each group, at the progress of now."""
+        """Return the learning rate of each group at the current progress."""
         progress = self.loader.progress
         pairs = zip(self.base_lrs, self.schedules, strict=True)
         return [base * schedule(progress) for base, schedule in pairs]
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """All but the loader, which has a state of its own, and the functions."""
-        own = ("optimizer", "loader", "schedules")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        """Return the state, without the loader, which has its own state, and the functions."""
+        left_out = ("optimizer", "loader", "schedules")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
 
 def constant(*, warmup: float = 0.0) -> Schedule:
-    """Always 1, after a warm-up.
+    """Return a schedule that is constant at 1 after a linear warmup from 0.
 
     Args:
-        warmup: share of the training in which the factor rises from 0 to 1, in [0, 1).
+        warmup: fraction of training taken by the warmup, in [0, 1).
     """
     return _after(warmup, 1.0, _flat)
 
 
 def linear(*, warmup: float = 0.0, end: float = 0.0) -> Schedule:
-    """From 1 to ``end`` in a straight line, after a warm-up.
+    """Return a schedule that decays linearly from 1 to ``end`` after a linear warmup from 0.
 
     Args:
-        warmup: as for :func:`constant`.
-        end: the factor at the end, at least 0.
+        warmup: fraction of training taken by the warmup, in [0, 1).
+        end: factor at the end of training, at least 0.
     """
     return _after(warmup, end, _line)
 
 
 def cosine(*, warmup: float = 0.0, end: float = 0.0) -> Schedule:
-    """From 1 to ``end`` as half a period of the cosine, after a warm-up.
+    """Return a schedule that decays to ``end`` as half a cosine after a linear warmup from 0 to 1.
 
     Args:
-        warmup: as for :func:`constant`.
-        end: the factor at the end, at least 0.
+        warmup: fraction of training taken by the warmup, in [0, 1).
+        end: factor at the end of training, at least 0.
     """
     return _after(warmup, end, _half_cosine)
 
 
 def one_cycle(*, peak_at: float = 0.3, start: float = 0.04, end: float = 4e-6) -> Schedule:
-    """Up from ``start`` to 1 at ``peak_at``, then down to ``end``, both as half a cosine.
+    """Return a schedule that rises from ``start`` to 1 and then falls to ``end``.
 
-    With the defaults, the learning rates of ``torch.optim.lr_scheduler.OneCycleLR`` where that of
-    the optimizer is ``max_lr``; momentum is left alone.
+    Both parts are half a cosine. With the defaults, the learning rates equal those of
+    ``torch.optim.lr_scheduler.OneCycleLR`` with ``max_lr`` set to the optimizer's learning rate.
+    Momentum is not changed.
 
     Args:
-        peak_at: share of the training, in (0, 1).
-        start: the factor at the beginning, at least 0.
-        end: the factor at the end, at least 0.
+        peak_at: progress at which the factor reaches 1, in (0, 1).
+        start: factor at the start of training, at least 0.
+        end: factor at the end of training, at least 0.
     """
     check_number("peak_at", peak_at, "(0, 1)")
     check_number("start", start, "[0, inf)")
