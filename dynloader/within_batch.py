@@ -1,6 +1,6 @@
-"""Choosing within a batch: a forward pass for all of it, a backward pass for some.
+"""Selection within a batch: a forward pass for all samples, a backward pass for some.
 
-Draws are addressed by (seed, step), and read no generator of torch's.
+Random draws depend only on (seed, step). They do not use torch's generators.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SEEDS = 2**64
 
 
 class BatchSelection(NamedTuple):
-    """Some samples of a batch.
+    """The samples selected from a batch.
 
     Attributes:
-        positions: in the batch, int64 [k].
-        weights: of their losses, float32 [k]; None: all 1.
+        positions: positions in the batch, int64 [k].
+        weights: weights of the losses, float32 [k]; None if all are 1.
     """
 
     positions: Tensor
@@ -47,27 +47,32 @@ def select_batch(
     seed: int = 0,
     step: int = 0,
 ) -> BatchSelection:
-    """Choose ``k`` samples of a batch by their scores.
+    """Select ``k`` samples of a batch by their scores.
 
-    "top": the highest. With the losses of a model that was trained on other data as ``reference``,
-    this is RHO-LOSS (Mindermann et al. 2022): the highest reducible losses.
+    "top" selects the highest scores. If ``reference`` holds the losses of a model trained on other
+    data, this is RHO-LOSS (Mindermann et al. 2022), which selects the highest reducible losses.
 
-    "importance": ``k`` draws with replacement in proportion to the scores, whose weights
-    ``1 / (b p)`` keep the mean of the batch unbiased (Katharopoulos and Fleuret 2018; their score
-    is the bound of the gradient's norm that :func:`dynloader.scores.el2n` is).
-    :class:`ImportanceGate` says whether that pays.
+    "importance" draws ``k`` samples with replacement, with probability p proportional to the score.
+    The weights ``1 / (b p)`` keep the mean over the batch unbiased (Katharopoulos and Fleuret
+    2018). Their score is the bound on the gradient norm that :func:`dynloader.scores.el2n`
+    computes. :class:`ImportanceGate` tells whether importance sampling pays off. The host waits
+    for the GPU to check the scores.
 
     Args:
         scores: floating point [b], such as losses.
-        k: in [1, b].
-        rule: as above.
-        reference: floating point [b], taken from the scores.
-        seed: of the draw, and of the choice between equals; in [0, 2**64).
-        step: likewise: another number for every batch; in [0, 2**32).
+        k: number of samples, in [1, b].
+        rule: "top" or "importance".
+        reference: floating point [b], subtracted from the scores; None: nothing is subtracted.
+        seed: seed of the draws and of the choice among equal scores, in [0, 2**64).
+        step: number of the batch, in [0, 2**32). Use a different one for every batch.
+
+    Returns:
+        The selected positions, and for "importance" the weights of their losses.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or number; for "importance" also scores that are
-            negative, not finite, or all 0, for which the host waits.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape or value; or, for "importance", the scores are
+            negative, not finite or all 0.
     """
     scores = check_losses(scores, "scores").detach().float()
     b = len(scores)
@@ -95,19 +100,20 @@ def select_batch(
 
 
 class ImportanceGate:
-    """Whether drawing by importance pays for the forward pass over the larger batch.
+    """Decides whether importance sampling is worth the forward pass over the larger batch.
 
-    Katharopoulos and Fleuret 2018: with ``tau = sqrt(b sum p**2)``, which tells how much larger a
-    uniform batch would have to be for as small a variance, it pays while ``tau``, averaged over the
-    batches, is above ``(b + 3 k) / (3 k)``: a backward pass costs two forward passes.
+    Following Katharopoulos and Fleuret 2018, ``tau = sqrt(b sum p**2)`` measures how much larger a
+    uniformly sampled batch would have to be for the same variance. Importance sampling pays off
+    while the moving average of ``tau`` is above ``(b + 3 k) / (3 k)``, assuming that a backward
+    pass costs as much as two forward passes.
 
     Args:
-        b: samples that are scored.
-        k: samples that are trained on.
+        b: number of samples scored.
+        k: number of samples trained on, in [1, b].
         alpha: weight of the past in the moving average, in [0, 1).
 
     Attributes:
-        tau: the average, 1 at the beginning.
+        tau: the moving average, initially 1.
     """
 
     def __init__(self, b: int, k: int, alpha: float = 0.9) -> None:
@@ -118,7 +124,13 @@ class ImportanceGate:
         self.tau = 1.0
 
     def update(self, scores: Tensor) -> bool:
-        """Take the scores of one batch into account, [b]; whether it pays. The host waits."""
+        """Update the average with the scores of one batch, and return :attr:`pays`.
+
+        Scores whose sum is not positive and finite are ignored. The host waits for the GPU.
+
+        Args:
+            scores: floating point [b].
+        """
         scores = check_losses(scores, "scores").detach().double()
         total = float(scores.sum())
         if total > 0 and math.isfinite(total):
@@ -128,18 +140,18 @@ class ImportanceGate:
 
     @property
     def pays(self) -> bool:
-        """Whether it does, by the batches so far."""
+        """Whether importance sampling pays off, judging by the batches so far."""
         return self.tau > (self.b + 3 * self.k) / (3 * self.k)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to go on with the same average."""
+        """Return the state that a resumed run needs to continue with the same average."""
         return {"tau": self.tau} | self._identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken.
+        """Resume from ``state``.
 
         Raises:
-            ValueError: it is of other options, or damaged; nothing is changed.
+            ValueError: the state is damaged or was saved with other options. Nothing is changed.
         """
         check_state(state, self._identity(), {"tau"})
         with refusing_states():
@@ -153,12 +165,13 @@ class ImportanceGate:
 class SelectiveBackprop:
     """Keeps a sample with probability ``CDF(loss) ** beta`` (Jiang et al. 2019, arXiv 1910.00762).
 
-    The CDF is that of the last losses, this batch's among them. How many are kept varies.
+    The CDF is that of the most recent losses, including those of this batch. The number of samples
+    kept varies.
 
     Args:
-        beta: at least 0; the higher, the fewer: on average ``1 / (1 + beta)`` of the samples.
-        history: how many losses the CDF is made of, at least one batch.
-        seed: of the draws, in [0, 2**64).
+        beta: at least 0. Higher values keep fewer samples: ``1 / (1 + beta)`` of them on average.
+        history: number of recent losses in the CDF, at least the batch size.
+        seed: seed of the draws, in [0, 2**64).
     """
 
     def __init__(self, beta: float = 1.0, history: int = 1024, seed: int = 0) -> None:
@@ -170,17 +183,23 @@ class SelectiveBackprop:
         self.losses = torch.empty(0, dtype=torch.float32)
 
     def __call__(self, losses: Tensor) -> Tensor:
-        """The positions that are kept, int64 [k], ascending; at least one. The host waits.
+        """Return the positions to keep, int64 [k], ascending; at least one.
+
+        The host waits for the GPU.
 
         Args:
             losses: floating point [b].
+
+        Raises:
+            TypeError: ``losses`` is not a floating-point tensor.
+            ValueError: ``losses`` has a shape other than [b], or b is 0 or above ``history``.
         """
         losses = check_losses(losses).detach().float()
         if len(losses) == 0:
             raise ValueError("losses must hold at least one loss, got shape [0]")
         if len(losses) > self.history:
             raise ValueError(
-                f"history must be at least a batch of {len(losses)}, got {self.history}"
+                f"history must be at least the batch size, {len(losses)}, got {self.history}"
             )
         self.losses = torch.cat([self.losses.to(losses.device), losses])[-self.history :]
         past = self.losses.sort().values
@@ -191,14 +210,14 @@ class SelectiveBackprop:
         return kept if len(kept) else losses.argmax().view(1)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to keep the same samples."""
+        """Return the state that a resumed run needs to keep the same samples."""
         return {"step": self.step, "losses": self.losses.clone()} | self._identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken.
+        """Resume from ``state``.
 
         Raises:
-            ValueError: it is of other options, or damaged; nothing is changed.
+            ValueError: the state is damaged or was saved with other options. Nothing is changed.
         """
         check_state(state, self._identity(), {"step", "losses"})
         with refusing_states():
@@ -216,7 +235,7 @@ class SelectiveBackprop:
 
 
 def uniform(k: int, seed: int, step: int) -> Tensor:
-    """``k`` numbers in [0, 1), float64, on the CPU: a function of ``seed`` and ``step``."""
-    # Philox of NumPy: a 128-bit key.
+    """Return ``k`` uniform numbers in [0, 1), float64 on the CPU, from ``seed`` and ``step``."""
+    # NumPy's Philox takes both as its 128-bit key.
     draws = np.random.Generator(np.random.Philox(key=[seed, step])).random(k)
     return torch.from_numpy(draws)

@@ -87,7 +87,7 @@ def test_the_gate_resumes() -> None:
 
 
 def test_selective_backprop_needs_a_batch_of_history() -> None:
-    with pytest.raises(ValueError, match="history must be at least a batch of 8, got 4"):
+    with pytest.raises(ValueError, match="history must be at least the batch size, 8, got 4"):
         SelectiveBackprop(history=4)(torch.ones(8))
 
 
