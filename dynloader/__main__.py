@@ -9,16 +9,20 @@ from collections.abc import Sequence
 import dynloader
 from dynloader.cli import _bench, _demo, _info, _report
 
-# Each adds itself to the subparsers, and sets ``run``, which returns the exit status.
+# Each has an add_to() that registers a subparser, whose ``run`` returns the exit status.
 COMMANDS = (_info, _demo, _bench, _report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that ``arguments``, by default those of the process, name."""
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: command-line arguments; None: those of the process.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m dynloader",
-        description="dynloader, a DataLoader that trains on the samples that matter now.",
-        epilog="New here? Begin with info, then demo. More: python -m dynloader COMMAND --help.",
+        description="dynloader: a DataLoader that trains on the samples that matter now.",
+        epilog="New here? Start with info, then demo. More: python -m dynloader COMMAND --help.",
     )
     parser.add_argument("--version", action="version", version=dynloader.__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
