@@ -1,5 +1,5 @@
-"""A report of one or several trainings: one HTML file, its images as PNG, its lists as CSV.
+"""A report that compares trainings: one HTML file, plus its figures as PNG and its lists as CSV.
 
-It needs matplotlib (``pip install 'dynloader[report]'``), so its parts are imported by themselves:
-:func:`dynloader.report.page.write_report` writes one.
+Requires matplotlib (``pip install 'dynloader[report]'``), so ``import dynloader`` does not import
+it. Call :func:`dynloader.report.page.write_report`.
 """

@@ -1,4 +1,4 @@
-"""The figures of a report, by matplotlib, each for a light and a dark page."""
+"""The figures of a report, drawn by matplotlib in a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from dynloader.report.read import RecordedRun
 from dynloader.report.text import digits, percent, shown
 
-# Of Okabe and Ito: told apart with the usual colour deficiencies, on white and on black.
+# From Okabe and Ito: distinct under common color deficiencies, on white and on black.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#b59f00")
 DASHES = ("-", "--", "-.", ":")
 Groups = Mapping[str, Sequence[RecordedRun]]
@@ -26,7 +26,7 @@ Groups = Mapping[str, Sequence[RecordedRun]]
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page."""
+    """The colors of a page."""
 
     name: str
     ink: str
@@ -40,16 +40,16 @@ DARK = Theme("dark", "#e8e8ee", "#3c3c46", "#17171c")
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure that can be drawn.
+    """A figure, and the table of its numbers.
 
     Attributes:
-        key: names its files.
-        title: what it shows.
-        note: how to read it.
-        draw: draws it into axes.
-        num_panels: axes, side by side.
-        header: of the table of its numbers.
-        rows: of that table.
+        key: base name of its files.
+        title: what the figure shows.
+        note: how to read the figure.
+        draw: function that draws the figure into axes.
+        header: column names of the table.
+        rows: rows of the table.
+        num_panels: number of axes.
     """
 
     key: str
@@ -61,7 +61,7 @@ class Chart:
     num_panels: int = 1
 
     def rendered(self, theme: Theme, form: str) -> bytes:
-        """As "svg" or "png"."""
+        """Render as ``form``, "svg" or "png"."""
         style: dict[Any, Any] = {
             "text.color": theme.ink,
             "axes.labelcolor": theme.ink,
@@ -73,9 +73,9 @@ class Chart:
             "grid.color": theme.faint,
             "legend.frameon": False,
             "font.size": 10.5,
-            # Names of methods and metrics are not formulas.
+            # Names of methods and metrics may contain "$".
             "text.parse_math": False,
-            # The same file from the same numbers.
+            # Makes the file reproducible.
             "svg.hashsalt": self.key,
         }
         with matplotlib.rc_context(style):
@@ -96,7 +96,7 @@ class Chart:
 
 
 def charts(groups: Groups) -> list[Chart]:
-    """All figures that these runs have numbers for."""
+    """Return every figure that these runs have data for."""
     runs = [run for members in groups.values() for run in members]
     found = []
     metrics = dict.fromkeys(name for run in runs for name in run.metrics)
@@ -108,7 +108,7 @@ def charts(groups: Groups) -> list[Chart]:
             groups,
             "kept_fraction",
             "Kept fraction",
-            "The samples that an epoch feeds, of all.",
+            "The share of all samples that an epoch trains on.",
         )
     )
     found.append(
@@ -116,7 +116,7 @@ def charts(groups: Groups) -> list[Chart]:
             groups,
             "churn",
             "Churn between selections",
-            "Of the samples kept, those that the selection before had left out.",
+            "The share of the kept samples that the previous selection had dropped.",
         )
     )
     overhead = {name: [_with_overhead(run) for run in members] for name, members in groups.items()}
@@ -125,7 +125,7 @@ def charts(groups: Groups) -> list[Chart]:
             overhead,
             "overhead",
             "Overhead",
-            "Host time spent choosing samples and recording losses, of the time of the epoch.",
+            "Host time spent selecting samples and recording losses, as a share of epoch time.",
         )
     )
     quantiles = {name: members for name, members in groups.items() if _has_scores(members[0])}
@@ -156,7 +156,10 @@ def _has_scores(run: RecordedRun) -> bool:
 
 
 def _kept_of_class(run: RecordedRun) -> list[float] | None:
-    """Of the last epoch that was pruned, or of the last: a rule may end with all samples."""
+    """Return the kept share of each class in the last pruned epoch, or else the last epoch.
+
+    A policy may end with epochs of all samples.
+    """
     lines = [line for line in run.lines if line.get("kept_of_class")]
     pruned = [line for line in lines if (line.get("kept_fraction") or 1) < 1]
     found: list[float] | None = (pruned or lines or [{}])[-1].get("kept_of_class")
@@ -176,7 +179,7 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "color": COLOURS[number % len(COLOURS)],
-            # Different ones even where the colours are: lines may lie on one another.
+            # Dashes differ even between different colors, since lines may coincide.
             "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
         }
         for number, name in enumerate(names)
@@ -184,16 +187,16 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _stacked(members: Sequence[RecordedRun], name: str) -> np.ndarray[Any, Any]:
-    """[seeds, epochs], as long as the shortest."""
+    """Return a metric as [seeds, epochs], cut to the shortest run."""
     columns = [run.column(name) for run in members]
     length = min(map(len, columns))
     return np.array([column[:length] for column in columns]).reshape(len(columns), length)
 
 
 def _against(groups: Groups, metric: str, key: str, label: str) -> list[Chart]:
-    """A metric against samples or seconds: means over the seeds, their range as a band.
+    """Chart a metric against samples or seconds: the mean over seeds, with the range as a band.
 
-    None, if no run has both in one epoch.
+    The list is empty if no method has an epoch in which every seed has both values.
     """
     lines, title = {}, shown(metric, 32)
     for name, members in groups.items():
@@ -231,16 +234,16 @@ def _against(groups: Groups, metric: str, key: str, label: str) -> list[Chart]:
     chart = Chart(
         f"{metric[:80]}-{key}",
         f"{title.capitalize()} against {label}",
-        "Lines are means over the seeds, bands their range; the dot is the last epoch.",
+        "Lines show the mean over seeds, bands the range; the dot marks the last epoch.",
         draw,
-        ["method", "seeds", label, f"last {title}, mean", "standard deviation"],
+        ["method", "seeds", label, f"final {title}, mean", "standard deviation"],
         rows,
     )
     return [chart]
 
 
 def _over_epochs(groups: Groups, key: str, title: str, note: str) -> Chart:
-    """A share of each epoch, in per cent: means over the seeds."""
+    """Chart a share of each epoch in percent, as the mean over seeds."""
     columns = {name: _stacked(members, key) for name, members in groups.items()}
 
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
@@ -285,17 +288,17 @@ def _quantiles(groups: Groups) -> Chart:
     ]
     return Chart(
         "scores",
-        "Scores over the epochs",
-        "Median, the middle half, and all but the outer twentieths on each side; of one seed.",
+        "Scores over epochs",
+        "Line: median. Dark band: 25 % to 75 %. Light band: 5 % to 95 %. One seed.",
         draw,
-        ["method, last epoch", "5 %", "25 %", "median", "75 %", "95 %"],
+        ["method (last epoch)", "5 %", "25 %", "median", "75 %", "95 %"],
         rows,
         num_panels=len(groups),
     )
 
 
 def retention(groups: Groups) -> Chart:
-    """Samples kept at every selection, at some, at none: the analysis of the seed paper."""
+    """Chart the samples kept by every, some or no selection: as in arXiv 2111.12621."""
     shares = {}
     for name, members in groups.items():
         counts = np.array([[run.last(kind) for kind in _KINDS] for run in members])
@@ -327,7 +330,7 @@ def retention(groups: Groups) -> Chart:
     return Chart(
         "retention",
         "Always, sometimes, never",
-        "At how many of the selections a sample was kept: at all, at some, at none.",
+        "The shares of samples that every selection, some or no selection kept.",
         draw,
         ["method", "selections", *_KINDS],
         rows,
@@ -339,7 +342,7 @@ def _classes(groups: Groups) -> Chart:
     num_classes = max(len(kept) for each in found.values() for kept in each)
     columns = {}
     for name, each in found.items():
-        # Runs may have been given labels with fewer classes: of those, nothing is known.
+        # Runs may have labels with fewer classes; the missing ones are unknown.
         rows_of = [[*kept, *[math.nan] * (num_classes - len(kept))] for kept in each]
         columns[name] = np.array(rows_of).mean(axis=0)
     first = next(iter(groups.values()))[0]
@@ -367,8 +370,8 @@ def _classes(groups: Groups) -> Chart:
     ]
     return Chart(
         "classes",
-        "Kept of each class",
-        "In the last epoch that was pruned, the mean over the seeds.",
+        "Kept share of each class",
+        "In the last pruned epoch; mean over seeds.",
         draw,
         ["class", *columns],
         rows,

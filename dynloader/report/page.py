@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else."""
+"""The report page: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dynloader.report.text import digits, percent, shown
 
 _STYLE = (Path(__file__).parent / "style.css").read_text()
 
-# A spreadsheet takes a cell that begins so for a formula.
+# Spreadsheets evaluate a cell that starts with one of these as a formula.
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 _TITLES = {
-    "hardest": "Hardest: the highest scores in the end. Wrong labels are found among them.",
-    "never kept": "Never kept: left out by every selection.",
-    "most often returning": "Most often returning: kept again after having been left out.",
+    "hardest": "Hardest: the highest final scores. Look for wrong labels here.",
+    "never kept": "Never kept: dropped by every selection.",
+    "most often returning": "Most often returning: dropped by one selection and kept by the next.",
 }
 
 
@@ -40,23 +40,24 @@ def write_report(
     *,
     title: str = "Training on the samples that matter now",
 ) -> Path:
-    """Write the report of ``runs`` into the folder ``out``.
+    """Write a report of ``runs`` to the folder ``out``.
 
-    ``report.html`` needs no other file; beside it are ``figures``, as PNG, and ``samples``, those
-    of each run as CSV.
+    ``report.html`` is self-contained. The folder ``figures`` next to it holds the figures as PNG,
+    the folder ``samples`` the samples of each run as CSV.
+
+    Damaged runs and runs without a finished epoch are skipped, each with a warning that gives the
+    reason.
 
     Args:
-        runs: folders that ``loader.log_to`` wrote, or folders of such.
-        out: made where it is not there.
-        title: of the page.
-
-    A run that is damaged is left out, as is one without an epoch, with a warning that tells why.
+        runs: folders that ``loader.log_to`` wrote, or folders that contain such folders.
+        out: created if it does not exist.
+        title: title of the page.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ValueError: a folder holds no run, or all are left out. Nothing was written.
+        ValueError: a folder holds no run, or every run was skipped. Nothing was written.
     """
     found: list[RecordedRun] = []
     damaged: list[str] = []
@@ -65,19 +66,19 @@ def write_report(
     begun = [run.folder for run in found if not run.lines]
     found = [run for run in found if run.lines]
     if not found and len(damaged) + len(begun) < 2:
-        none = f"a run must have an epoch that has ended, got none: {begun[0]}" if begun else ""
+        none = f"a run must have a finished epoch, got none: {begun[0]}" if begun else ""
         raise ValueError(none or "".join(damaged) or "runs must hold at least one run, got none")
     for reason in damaged:
-        warnings.warn(f"left out: {reason}", stacklevel=2)
+        warnings.warn(f"skipped: {reason}", stacklevel=2)
     for folder in begun:
-        warnings.warn(f"{folder} is left out: no epoch of it has ended", stacklevel=2)
+        warnings.warn(f"skipped: {folder} has no finished epoch", stacklevel=2)
     if not found:
-        raise ValueError("runs must hold at least one run that can be read, got none")
+        raise ValueError("runs must include at least one readable run, got none")
     out = Path(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     groups = by_name(found)
     parts, links = [_summary(groups)], [("summary", "Summary")]
-    for chart in _with_names_of_their_own(charts(groups)):
+    for chart in _with_unique_keys(charts(groups)):
         with new_file(out / "figures" / f"{chart.key}.png") as file:
             file.write(chart.rendered(LIGHT, "png"))
         parts.append(_figure(chart))
@@ -103,7 +104,7 @@ def _page(title: str, links: Sequence[tuple[str, str]], parts: Sequence[str]) ->
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<title>{_text(title)}</title>\n'
         f"<style>{_STYLE}</style>\n</head>\n<body>\n"
-        '<a class="skip" href="#main">Skip to the content</a>\n'
+        '<a class="skip" href="#main">Skip to content</a>\n'
         f"<header><h1>{_text(title)}</h1></header>\n"
         f'<nav aria-label="Sections"><ul>{items}</ul></nav>\n'
         f'<main id="main">\n{"".join(parts)}\n</main>\n</body>\n</html>\n'
@@ -112,7 +113,7 @@ def _page(title: str, links: Sequence[tuple[str, str]], parts: Sequence[str]) ->
 
 def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
     metrics = list(dict.fromkeys(m for runs in groups.values() for r in runs for m in r.metrics))
-    header = ["method", "seeds", "epochs", "samples", "of the most", "seconds"]
+    header = ["method", "seeds", "epochs", "samples", "% of largest", "seconds"]
     header += [shown(metric, 32) for metric in metrics]
     rows = []
     samples_of = {name: _mean_at_end(runs, "samples") for name, runs in groups.items()}
@@ -130,7 +131,7 @@ def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
     )
     return (
         '<section><h2 id="summary">Summary</h2>'
-        '<p class="note">Means over the seeds, after the last epoch.</p>'
+        '<p class="note">Means over seeds, after the last epoch.</p>'
         f"{_table(header, rows)}"
         + (f"<details><summary>Policies</summary><ul>{policies}</ul></details>" if policies else "")
         + "</section>"
@@ -150,7 +151,7 @@ def _figure(chart: Chart) -> str:
         f'<section><h2 id="{chart.key}">{_text(chart.title)}</h2><figure>'
         f'<div class="wide" tabindex="0" role="group" aria-label="{_text(chart.title)}"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{_text(chart.title)}. The table below has its numbers.">'
+        f'<img src="{light}" alt="{_text(chart.title)}. The table below lists the numbers.">'
         "</picture></div>"
         f"<figcaption>{_text(chart.note)}</figcaption></figure>"
         f"<details><summary>Numbers</summary>{_table(chart.header, chart.rows)}</details></section>"
@@ -158,18 +159,18 @@ def _figure(chart: Chart) -> str:
 
 
 def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
-    """The samples that are worth a look, and all of them as a file."""
+    """Write all samples of a run as CSV, and return the HTML of those worth a look."""
     name = f"samples/{file_name}"
     (out / "samples").mkdir(exist_ok=True)
     n = len(next(iter(run.samples.values())))
     with new_file(out / name) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
         _write_csv(text, run, range(n))
-        text.detach()  # which flushes, and leaves the file open
+        text.detach()  # flushes, and leaves the file open
     seed = shown(str(run.about.get("seed", 0)))
     parts = [
         f"<h3>{_text(label)}, seed {_text(seed)}</h3>"
-        f'<p class="note">All samples are in <a href="{_text(name)}">{_text(name)}</a>, beside '
+        f'<p class="note">All samples: <a href="{_text(name)}">{_text(name)}</a>, next to '
         "this page.</p>"
     ]
     for kind, indices in notable(run.samples).items():
@@ -182,7 +183,7 @@ def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
         parts.append(
             f"<details open><summary>{_text(_TITLES[kind])}</summary>"
             f'<p><a href="data:text/csv;base64,{data}" download="{kind.replace(" ", "-")}.csv">'
-            "These as CSV</a></p>"
+            "Download as CSV</a></p>"
             f'<ul class="images">{items}</ul></details>'
         )
     return "".join(parts)
@@ -196,8 +197,8 @@ def _item(run: RecordedRun, index: int) -> str:
         data = base64.b64encode(image).decode()
         shows = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
     score = run.samples.get("score")
-    told = "" if score is None else f"<br>score {float(score[index]):.3g}"
-    return f"<li>{shows}{index}{'' if label is None else '<br>' + _text(shown(label))}{told}</li>"
+    scored = "" if score is None else f"<br>score {float(score[index]):.3g}"
+    return f"<li>{shows}{index}{'' if label is None else '<br>' + _text(shown(label))}{scored}</li>"
 
 
 def _label(run: RecordedRun, index: int) -> str | None:
@@ -221,14 +222,14 @@ def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """``value``; as text, for a spreadsheet, if that would take it for a formula."""
+    """Return ``value``, quoted if a spreadsheet would evaluate it as a formula."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value) or not _FORMULA.match(value):
         return value
     return f"'{value}"
 
 
-def _with_names_of_their_own(drawn: Iterable[Chart]) -> list[Chart]:
-    """The charts, their keys fit for files and for HTML, and no two alike."""
+def _with_unique_keys(drawn: Iterable[Chart]) -> list[Chart]:
+    """Return the charts with unique keys that are valid as file names and HTML ids."""
     taken: dict[str, int] = {}
     return [dataclasses.replace(chart, key=_unused(_plain(chart.key), taken)) for chart in drawn]
 
@@ -238,7 +239,7 @@ def _plain(text: str) -> str:
 
 
 def _unused(name: str, taken: dict[str, int]) -> str:
-    """``name``, with a number where it was given out before."""
+    """Return ``name``, with a number appended if it is taken, and mark it as taken."""
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else _unused(f"{name}-{taken[name]}", taken)
 

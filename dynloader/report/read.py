@@ -1,4 +1,4 @@
-"""Reads what :class:`dynloader.RunLog` wrote."""
+"""Reading the folders that :class:`dynloader.RunLog` writes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import numpy as np
 from dynloader.logs._files import FIGURES, SCORES, read_about, read_lines, read_samples
 from dynloader.report.text import shown
 
-# What nothing but a diverged training measures; no figure can be drawn with more.
+# Only diverged trainings exceed this, and matplotlib cannot draw larger values.
 _HUGE = 1e100
 _FILES = ("run.json", "epochs.jsonl")
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One training.
+    """One recorded training.
 
     Attributes:
-        folder: where it was read from.
-        about: what ``run.json`` says.
-        lines: the figures of each epoch.
-        samples: arrays of one entry a sample.
+        folder: the folder it was read from.
+        about: the contents of ``run.json``.
+        lines: one dict of metrics per epoch, from ``epochs.jsonl``.
+        samples: one-dimensional arrays from ``samples.npz``, one entry per sample.
     """
 
     folder: Path
@@ -39,17 +39,17 @@ class RecordedRun:
 
     @property
     def name(self) -> str:
-        """Of the method; seeds share it."""
+        """The name of the method. Runs of different seeds share it."""
         return str(self.about.get("name") or self.folder.absolute().name)
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the figures that the user added."""
+        """Names of the metrics that the user added."""
         names = dict.fromkeys(name for line in self.lines for name in line)
         return [name for name in names if name not in FIGURES and name not in SCORES]
 
     def column(self, name: str) -> list[float]:
-        """A figure of all epochs; NaN where an epoch has none, or one that diverged."""
+        """Return a metric for every epoch: NaN if it is missing or above 1e100 in magnitude."""
         values = (line.get(name) for line in self.lines)
         return [
             float(value) if value is not None and abs(value) <= _HUGE else math.nan
@@ -57,11 +57,11 @@ class RecordedRun:
         ]
 
     def last(self, name: str) -> float:
-        """A figure of the last epoch, or NaN."""
+        """Return a metric of the last epoch, or NaN."""
         return self.column(name)[-1]
 
     def image(self, index: int) -> bytes | None:
-        """The image of a sample, as PNG, if it was saved. Links are not followed."""
+        """Return the saved PNG of a sample, or None. Symbolic links are not followed."""
         folder = self.folder / "images"
         path = folder / f"{index}.png"
         try:
@@ -74,39 +74,40 @@ class RecordedRun:
 
 
 def read_run(folder: str | Path) -> RecordedRun:
-    """The run in ``folder``.
+    """Read the run in ``folder``.
 
     Raises:
-        ValueError: there is none, or one of another version, or it cannot be read.
+        ValueError: the folder holds no run, or one that has another version or cannot be read.
     """
     folder = Path(folder)
     if not _is_run(folder):
-        raise ValueError(f"RUN must be a folder of loader.log_to, got {folder}")
+        raise ValueError(f"RUN must be a folder that loader.log_to wrote, got {folder}")
     lines_file, samples_file = folder / "epochs.jsonl", folder / "samples.npz"
     try:
         about = read_about(folder / "run.json")
-        # Not there until the first epoch has ended.
+        # The file does not exist until the first epoch ends.
         lines, is_cut = read_lines(lines_file) if lines_file.exists() else ([], False)
         if is_cut and not lines:
-            raise ValueError(f"the only line of {lines_file.name} is cut")
+            raise ValueError(f"the only line of {lines_file.name} is truncated")
     except (ValueError, OSError) as error:
         raise ValueError(f"{folder} holds a run that cannot be read: {error}") from None
     if is_cut:
-        warnings.warn(f"the last line of {lines_file} is cut, and left out", stacklevel=2)
+        warnings.warn(f"skipped the last line of {lines_file}: it is truncated", stacklevel=2)
     samples = read_samples(samples_file) if os.path.exists(samples_file) else {}
     samples = {name: array for name, array in samples.items() if array.ndim == 1}
     return RecordedRun(folder, about, lines, samples)
 
 
 def found_runs(paths: Iterable[str | Path], left_out: list[str] | None = None) -> list[RecordedRun]:
-    """The runs in ``paths``, each the folder of one or a folder of such, then the oldest first.
+    """Read the runs in ``paths``, path by path, the oldest run of each path first.
 
     Args:
-        paths: folders.
-        left_out: given what is wrong with each run that cannot be read. None: the first raises.
+        paths: folders of runs, or folders that contain such folders at any depth.
+        left_out: collects one message for each run that cannot be read. If None, the first such
+            run raises.
 
     Raises:
-        ValueError: a path has no run, or ``left_out`` is None and one cannot be read.
+        ValueError: a path contains no run, or ``left_out`` is None and a run cannot be read.
     """
     runs = []
     for path in map(Path, paths):
@@ -115,7 +116,9 @@ def found_runs(paths: Iterable[str | Path], left_out: list[str] | None = None) -
             tree = os.walk(path)
             folders = sorted(Path(at) for at, *names in tree if {*_FILES} & {*chain(*names)})
         if not folders:
-            raise ValueError(f"RUN must be a folder of loader.log_to, got {path}: it has no run")
+            raise ValueError(
+                f"RUN must be a folder that loader.log_to wrote, got {path}: it has no run"
+            )
         found = []
         for folder in folders:
             try:
@@ -129,12 +132,12 @@ def found_runs(paths: Iterable[str | Path], left_out: list[str] | None = None) -
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether one was written here, though a file of it may be missing."""
+    """Return whether ``folder`` holds a run, which may lack a file."""
     return any(os.path.exists(folder / name) for name in _FILES)
 
 
 def by_name(runs: Iterable[RecordedRun]) -> dict[str, list[RecordedRun]]:
-    """The runs of each method, by its name as a page shows it, the method that came first first."""
+    """Group runs by method, under the name that the page shows, in order of first appearance."""
     groups: dict[str, list[RecordedRun]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)

@@ -1,4 +1,4 @@
-"""How numbers and names are shown."""
+"""Formatting of numbers and names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 
 def digits(value: float, count: int = 3) -> str:
-    """``value`` with ``count`` significant digits, or all before the point; NaN is ""."""
+    """Format with ``count`` significant digits, but keep all integer digits; NaN gives ""."""
     if math.isnan(value):
         return ""
     if value == 0 or abs(value) >= 10**count - 0.5:
@@ -16,16 +16,16 @@ def digits(value: float, count: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as per cent; NaN is ""."""
+    """Format a share as a percentage; NaN gives ""."""
     return "" if math.isnan(share) else f"{digits(100 * share)} %"
 
 
 def shown(text: str, limit: int = 48) -> str:
-    """``text`` as a page and a figure can show it, cut after ``limit`` characters."""
+    """Truncate to ``limit`` characters, and replace those that XML or a figure cannot hold."""
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
-    return "".join("\ufffd" if _is_unshown(character) else character for character in text)
+    return "".join("\ufffd" if _is_unprintable(character) else character for character in text)
 
 
-def _is_unshown(character: str) -> bool:
-    # Not allowed in XML, as SVG is: control characters, halves of surrogate pairs, noncharacters.
+def _is_unprintable(character: str) -> bool:
+    # XML, and so SVG, forbids control characters, lone surrogates and noncharacters.
     return unicodedata.category(character) in ("Cc", "Cs", "Cn", "Zl", "Zp")

@@ -229,7 +229,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:.*is cut, and left out")
+@pytest.mark.filterwarnings("ignore:skipped the last line of .*: it is truncated")
 def test_no_damage_makes_an_end_of_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,7 +301,7 @@ def test_nothing_is_left(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
     *lines, last = capsys.readouterr().err.splitlines()
     assert [f"runs/{name} holds" in line for name, line in zip("ab", lines, strict=True)]
-    assert last.endswith("runs must hold at least one run that can be read, got none")
+    assert last.endswith("runs must include at least one readable run, got none")
     assert not (tmp_path / "out").exists()
 
 
@@ -331,7 +331,7 @@ def test_a_cut_line_is_left_out_of_the_report(
     cut("epochs.jsonl", 0.9)(tmp_path / "run")
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"the last line of {tmp_path / 'run' / 'epochs.jsonl'} is cut, and left out" in line
+    assert f"skipped the last line of {tmp_path / 'run' / 'epochs.jsonl'}: it is truncated" in line
 
 
 # --- what must not reach the page ----------------------------------------------------------------

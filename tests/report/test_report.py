@@ -533,7 +533,7 @@ def test_runs_that_cannot_be_read(
     assert "must be 1, got 2" in refused(folder)
     (folder / "run.json").write_text('{"version": 1, "name": "x"}')
     (folder / "samples.npz").unlink()
-    assert "must have an epoch that has ended" in refused(folder)
+    assert "must have a finished epoch" in refused(folder)
     for text in ("[]", "null", "3"):
         (folder / "run.json").write_text(text)
         assert "not a JSON object" in refused(folder)
@@ -565,7 +565,7 @@ def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[s
     DataLoader(Numbers(60), 8, policy=Full()).log_to(tmp_path / "runs" / "begun")
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
-    assert "begun is left out: no epoch of it has ended" in told.err
+    assert f"skipped: {tmp_path / 'runs' / 'begun'} has no finished epoch" in told.err
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 4
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"val-accuracy-samples.png", "quoted--seconds.png", "classes.png"} <= names
