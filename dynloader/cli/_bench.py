@@ -20,36 +20,36 @@ from dynloader.bench.case import Case
 from dynloader.bench.measure import measure
 from dynloader.bench.results import Comparison, Result, Row, comparisons
 
-HELP = "measure what selection costs, beside torch, NumPy and a copy of the same bytes"
+HELP = "measure the cost of selection against torch, NumPy and a memory copy"
 DESCRIPTION = """\
-Measures what selection costs: every operation of dynloader beside what one would use
-from torch or NumPy, and beside a copy of as many bytes as the operation has to read
-and write, which is the least that it could take.
+Measures the cost of selection. Each operation of dynloader is timed against its
+equivalents in torch or NumPy, and against a memory copy of the bytes that the
+operation has to read and write, which is a lower bound on its time.
 
 Prints a table, and writes to --out:
 
-  results.json  all figures, with machine, versions and commit
-  table.md      the headlines, as Markdown
-  chart.png     an image of them (needs matplotlib: pip install 'dynloader[bench]')
+  results.json  all measurements, with machine, versions and commit
+  table.md      the main results, as Markdown
+  chart.png     the main results, as a chart (needs matplotlib: pip install 'dynloader[bench]')
 """
 EPILOG = """\
 examples:
-  python -m dynloader bench --quick                  within two minutes
+  python -m dynloader bench --quick                  takes up to two minutes
   python -m dynloader bench --only top_k,sample      some operations, at all sizes
   python -m dynloader bench --sizes 50000 --seconds 0.1
-  python -m dynloader bench --from runs/bench/results.json    table and chart once more
+  python -m dynloader bench --from runs/bench/results.json    redo the table and the chart
 
-Measure on a machine that does nothing else.
+Measure on an otherwise idle machine.
 """
-# Of interruptions a second: an idle system has a few.
+# Involuntary context switches per second; an idle system has a few.
 BUSY = 50
-# Of cores that others take: an idle system takes a few hundredths.
+# Cores that other processes take; an idle system takes a few hundredths.
 BUSY_CORES = 0.25
 QUICK_SECONDS, FULL_SECONDS = 0.4, 2.0
 
 
 def add_to(commands: Any) -> None:
-    """Add the command to the subparsers of argparse."""
+    """Add the command to argparse's subparsers."""
     parser = commands.add_parser(
         "bench",
         help=HELP,
@@ -58,55 +58,59 @@ def add_to(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     extent = parser.add_mutually_exclusive_group()
-    sizes = ", ".join(f"{n:,}" for n in cases.QUICK)
+    sizes = " and ".join(f"{n:,}" for n in cases.QUICK)
     extent.add_argument(
-        "--quick", action="store_true", help=f"{sizes} samples, and top_k at 10,000,000"
+        "--quick", action="store_true", help=f"only {sizes} samples, and top_k at 10,000,000"
     )
     extent.add_argument(
         "--huge",
         action="store_true",
-        help="also 1,000,000,000 samples, where that takes less than 16 GiB of memory",
+        help="add 1,000,000,000 samples, for cases that need at most 16 GiB of memory",
     )
     extent.add_argument(
         "--sizes",
         type=_sizes,
         metavar="N,N",
-        help="numbers of samples; by default " + ",".join(str(n) for n in cases.FULL),
+        help="numbers of samples (default: " + ",".join(str(n) for n in cases.FULL) + ")",
     )
     parser.add_argument(
         "--only",
         type=_operations,
         default=cases.NAMES,
         metavar="NAME,NAME",
-        help="operations to measure, of " + ", ".join(cases.NAMES),
+        help="operations to measure, among " + ", ".join(cases.NAMES) + " (default: all)",
     )
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda", "all"),
         default="all",
-        help="by default all that the build and the machine have",
+        help="device to measure (default: every one that the build and the machine support)",
     )
     parser.add_argument(
-        "--threads", type=_at_least_one, metavar="T", help="of torch; by default as torch decides"
+        "--threads",
+        type=_at_least_one,
+        metavar="T",
+        help="number of torch threads (default: torch's)",
     )
     parser.add_argument(
         "--seconds",
         type=_seconds,
         metavar="S",
-        help=f"for each row of the result; by default {FULL_SECONDS}, with --quick {QUICK_SECONDS}",
+        help=f"seconds per result row (default: {FULL_SECONDS}; {QUICK_SECONDS} with --quick)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where to write (default: runs/bench)",
+        help="output folder (default: runs/bench)",
     )
     parser.add_argument(
         "--from",
         dest="source",
         type=Path,
         metavar="FILE",
-        help="measure nothing: make table and chart from this results.json, beside it or in --out",
+        help="measure nothing; make the table and the chart from this results.json, next to it or "
+        "in --out",
     )
     parser.set_defaults(run=run)
 
@@ -115,7 +119,9 @@ def _sizes(text: str) -> list[int]:
     try:
         found = sorted({int(float(part)) for part in text.split(",")})
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"must be integers, N,N, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"must be integers separated by commas, got {text!r}"
+        ) from None
     if found[0] < 1000 or found[-1] >= 2**32:
         raise argparse.ArgumentTypeError(f"must be in [1000, 2**32), got {text}")
     return found
@@ -125,7 +131,9 @@ def _operations(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in cases.NAMES:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(cases.NAMES)}, got {name!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be among {', '.join(cases.NAMES)}, got {name!r}"
+            )
     return names
 
 
@@ -146,7 +154,7 @@ def _at_least_one(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print and write; returns the exit status."""
+    """Measure, print and write; return the exit status."""
     if arguments.source is not None:
         return _again(arguments.source, arguments.out)
     devices = machine.devices() if arguments.device == "all" else [arguments.device]
@@ -160,14 +168,14 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else FULL_SECONDS)
     also = cases.QUICK_ALSO if arguments.quick else {}
     about = machine.describe()
-    # Times taken beside other work are no times.
+    # Times measured on a busy machine are worthless.
     about["load_average_of_the_last_minute"] = os.getloadavg()[0]
     about["cores_taken_by_others"] = taken = machine.cores_taken()
     if taken is not None and taken > BUSY_CORES:
         cores = about["machine"]["cores"]
         print(
-            f"This machine is busy: other processes take {taken:.1f} of {cores} cores. Times\n"
-            "taken beside them are no times: measure again when they are done.\n",
+            f"This machine is busy: other processes take {taken:.1f} of {cores} cores, so these\n"
+            "times are unreliable. Measure again when the other processes are done.\n",
             file=sys.stderr,
         )
     print(f"{_heading(about, devices)}\n\n{report.LEGEND}\n")
@@ -177,12 +185,12 @@ def run(arguments: argparse.Namespace) -> int:
     interrupted = (_interruptions() - interrupted) / max(took, 1e-3)
     if interrupted > BUSY:
         print(
-            f"This machine does other work: {interrupted:.0f} times a second a thread of the "
-            "benchmark had to\nleave its core. Where several threads wait for one another, such "
-            "times mean nothing.\n",
+            "This machine does other work: it preempted threads of the benchmark "
+            f"{interrupted:.0f} times\nper second. Times of operations whose threads wait for each "
+            "other are meaningless.\n",
             file=sys.stderr,
         )
-    told = {
+    asked = {
         "sizes": sizes,
         "also": also,
         "operations": list(arguments.only),
@@ -193,19 +201,19 @@ def run(arguments: argparse.Namespace) -> int:
     }
     folder = arguments.out or Path("runs/bench")
     folder.mkdir(parents=True, exist_ok=True)
-    result = Result(about, told, tuple(rows))
+    result = Result(about, asked, tuple(rows))
     result.write(folder / "results.json")
     _write(result, folder, ["results.json"])
     return 0
 
 
 def _interruptions() -> float:
-    """How often a thread of this process had to leave its core to another process, so far."""
+    """Return how often a thread of this process has been preempted so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _measure(groups: Sequence[Sequence[Case]], seconds: float) -> list[Row]:
-    """Measure, and print every operation when all of it is there."""
+    """Measure, and print each operation on a device as soon as it is complete."""
     rows: list[Row] = []
     shown: list[Comparison] = []
     for number, members in enumerate(groups):
@@ -253,11 +261,11 @@ def _again(source: Path, out: Path | None) -> int:
 
 
 def _write(result: Result, folder: Path, written: list[str]) -> bool:
-    """Write table and chart, and tell what was written; False if matplotlib is missing."""
+    """Write the table and the chart, and print the paths; return False without matplotlib."""
     (folder / "table.md").write_text(report.markdown(result))
     written = [*written, "table.md"]
     has_matplotlib = True
-    # The GPU, where there is one, is what a README shows.
+    # A README shows chart.png: the GPU's, if there is one.
     devices = sorted({row.device for row in result.rows}, reverse=True)
     for device in devices:
         name = "chart.png" if device == devices[0] else f"chart-{device}.png"

@@ -23,25 +23,25 @@ from dynloader.table._table import ScoreTable
 
 HELP = "train with and without pruning, compare, and write a report (about a minute)"
 DESCRIPTION = """\
-Trains a small network on MNIST-1D (Greydanus and Kobak, arXiv 2011.14439), on one core of the CPU:
-on all samples; on all samples for as many steps as a pruned training takes; and on half of the
-samples of each epoch, chosen at random or by UCB. Prints accuracy and time, and writes the report
-of "python -m dynloader report". The package mnist1d generates the data, with more noise than
-published (0.4, not 0.25); nothing is downloaded.
+Trains a small network on MNIST-1D (Greydanus and Kobak, arXiv 2011.14439), on one CPU core, in
+four ways: on all samples; on all samples, but with the number of steps of a pruned training; and
+on half of the samples in each epoch, selected at random or by UCB. Prints accuracy and time, and
+writes a report as "python -m dynloader report" does. The package mnist1d generates the data with
+more noise than published (0.4 instead of 0.25). Nothing is downloaded.
 """
 INSTALL = "pip install 'dynloader[demo,report]'"
 BATCH_SIZE, LEARNING_RATE, KEEP = 128, 0.02, 0.5
-NOISE = 0.4  # published is 0.25, which leaves two errors in a hundred
+NOISE = 0.4  # the published 0.25 leaves an error of only 2 %
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A line of the comparison.
+    """One row of the comparison.
 
     Attributes:
-        name: in the table and the report.
-        policy: which samples to keep.
-        is_shortened: end after as many steps as a training with ``UCB`` takes.
+        name: its name in the table and the report.
+        policy: selects the samples.
+        is_shortened: stop after the number of steps that a training with ``UCB`` takes.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a training came to: accuracy in percent, samples fed, seconds of training."""
+    """The result of one training: accuracy in percent, samples trained on, seconds of training."""
 
     accuracy: float
     samples: float
@@ -76,7 +76,7 @@ class Outcome:
 
 
 class Network(nn.Sequential):
-    """Three strided convolutions and a linear classifier, for signals of ``length`` values."""
+    """Three strided convolutions and a linear classifier for signals of ``length`` values."""
 
     def __init__(self, length: int, num_classes: int, width: int = 32) -> None:
         layers: list[nn.Module] = [nn.Unflatten(1, (1, length))]
@@ -88,23 +88,27 @@ class Network(nn.Sequential):
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
+    """Add the command to argparse's subparsers."""
     parser = commands.add_parser(
         "demo",
         help=HELP,
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each method")
-    parser.add_argument("--samples", type=int, default=20000, help="training samples to generate")
-    parser.add_argument("--quick", action="store_true", help="only show that it runs")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    parser.add_argument("--epochs", type=int, default=12, help="default: 12")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings per method (default: 5)")
+    parser.add_argument(
+        "--samples", type=int, default=20000, help="training samples (default: 20000)"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 epochs, 1 seed, 2000 samples")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="output folder (default: runs/demo)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, print, and report."""
+    """Train, print and write the report; return the exit status."""
     for name in ("epochs", "seeds", "samples"):
         if (value := getattr(options, name)) < 1:
             print(f"--{name} must be at least 1, got {value}", file=sys.stderr)
@@ -124,14 +128,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         empty(runs)
     except FileExistsError as error:
-        print(f"--out must not hold runs of others, got {error}", file=sys.stderr)
+        print(f"--out must not hold runs that the demo did not write, got {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(1)  # more threads only wait for each other in a network this small
-    trained(data, FULL, 0, 1, None)  # libraries load before anything is timed
+    torch.set_num_threads(1)  # the network is too small for more
+    trained(data, FULL, 0, 1, None)  # loads libraries before anything is timed
     found: dict[str, list[Outcome]] = {method.name: [] for method in METHODS}
     jobs = [(method, seed) for seed in range(options.seeds) for method in METHODS]
     if not sys.stderr.isatty():
-        print(f"{len(jobs)} trainings of {options.epochs} epochs at most ...", flush=True)
+        print(f"{len(jobs)} trainings of at most {options.epochs} epochs ...", flush=True)
     for method, seed in (progress := tqdm(jobs, unit="training", disable=None, leave=False)):
         progress.set_description(f"{method.name}, seed {seed}")
         folder = runs / f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
@@ -143,10 +147,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def mnist1d(num_samples: int) -> Data:
-    """Generate MNIST-1D, noisier: ``num_samples`` to train, a quarter as many to test.
+    """Generate a noisier MNIST-1D: ``num_samples`` for training, a quarter as many for testing.
 
     Raises:
-        ImportError: the package mnist1d is missing.
+        ImportError: the package mnist1d is not installed.
     """
     from mnist1d.data import get_dataset_args, make_dataset
 
@@ -160,10 +164,10 @@ def mnist1d(num_samples: int) -> Data:
 
 
 def empty(folder: Path) -> None:
-    """Make ``folder``, or remove the runs in it if this function made it before.
+    """Create ``folder``, or empty it if this function created it.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder holds files, and this function did not create it.
     """
     mark = folder / ".made-anew-each-time"
     if folder.exists():
@@ -175,7 +179,7 @@ def empty(folder: Path) -> None:
 
 
 def trained(data: Data, method: Method, seed: int, epochs: int, folder: Path | None) -> Outcome:
-    """Train once; write the run to ``folder``, unless it is None."""
+    """Train once, and write the run to ``folder`` unless it is None."""
     torch.manual_seed(seed)
     num_samples = len(data.train)
     model = Network(data.train.shape[1], int(data.train_labels.max()) + 1)
@@ -212,19 +216,19 @@ def trained(data: Data, method: Method, seed: int, epochs: int, folder: Path | N
 
 
 def loader_of(data: Data, policy: Policy, seed: int) -> DataLoader[list[Tensor]]:
-    """A loader of the training set, with a table on the CPU."""
+    """Return a loader of the training set, with its table on the CPU."""
     dataset = ArrayDataset(data.train, data.train_labels)
     table = ScoreTable(len(data.train), "cpu")
     return DataLoader(dataset, BATCH_SIZE, policy=policy, table=table, seed=seed)
 
 
 def rate(done: float) -> float:
-    """The learning rate as a share of the highest: up for a fifth of the training, then down."""
+    """Return the learning rate relative to its peak; it rises for a fifth of training."""
     return min(5 * done, 1.25 * (1 - done))
 
 
 def compared(found: dict[str, list[Outcome]]) -> str:
-    """The table, and what it says of pruning."""
+    """Return the table and the conclusions about pruning."""
     lines = [f"{'':24}accuracy, %     samples  seconds"]
     for name, outcomes in found.items():
         accuracies = [outcome.accuracy for outcome in outcomes]
@@ -240,12 +244,12 @@ def compared(found: dict[str, list[Outcome]]) -> str:
 
 
 def conclusions(found: dict[str, list[Outcome]]) -> list[str]:
-    """The difference at equal steps, and the cost at equal accuracy."""
+    """Return the gain in accuracy at equal steps, and the cost at equal accuracy."""
     pruned, full = found[PRUNED.name], found[FULL.name]
     shortened = found[SHORTENED.name]
     gains = [a.accuracy - b.accuracy for a, b in zip(pruned, shortened, strict=True)]
     error = f" ± {deviation(gains) / math.sqrt(len(gains)):.2f}" if len(gains) > 1 else ""
-    lines = [f"For as many steps, UCB is {mean(gains):+.2f}{error} points against full data."]
+    lines = [f"At equal steps, UCB is {mean(gains):+.2f}{error} points relative to full data."]
     accuracy = mean([outcome.accuracy for outcome in pruned])
     low, high = (mean([o.accuracy for o in outcomes]) for outcomes in (shortened, full))
     if low < accuracy < high:
@@ -261,11 +265,11 @@ def conclusions(found: dict[str, list[Outcome]]) -> list[str]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     return sum(values) / len(values)
 
 
 def deviation(values: Sequence[float]) -> float:
-    """The standard deviation of a sample."""
+    """Return the sample standard deviation."""
     center = mean(values)
     return math.sqrt(sum((value - center) ** 2 for value in values) / (len(values) - 1))

@@ -11,12 +11,12 @@ import torch
 
 import dynloader
 
-HELP = "tell how dynloader was built, which devices it can use, and what is missing"
+HELP = "show how dynloader was built, the devices it can use, and missing packages"
 DESCRIPTION = """\
-Tells what there is: versions, how the extension was built, the devices it can use, and the
-packages that parts of dynloader need. Copy it into a bug report.
+Shows versions, how the extension was built, the devices it can use, and the optional packages
+that are missing. Include the output in bug reports.
 """
-# Packages that are not installed with dynloader, and what needs them.
+# Optional packages, and what needs them.
 _PARTS = {
     "mnist1d": "the data of the demo",
     "tqdm": "progress bars (demo, progress_bar=True)",
@@ -30,19 +30,19 @@ _PARTS = {
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
+    """Add the command to argparse's subparsers."""
     parser = commands.add_parser("info", help=HELP, description=DESCRIPTION)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the information; return the exit status."""
     print(text())
     return 0
 
 
 def text() -> str:
-    """All there is to tell."""
+    """Return the information as text."""
     build = dynloader.build_info()
     rows = [
         ("dynloader", str(dynloader.__version__)),
@@ -63,15 +63,15 @@ def text() -> str:
 def _cuda(build: dict[str, object]) -> str:
     if build["cuda"] is None:
         if torch.version.cuda is None:
-            return "none: this torch is a build without CUDA"
+            return "none: torch was built without CUDA"
         return (
-            f"none: built without it, though torch has CUDA {torch.version.cuda}; with nvcc there, "
-            "install again (pip install --no-build-isolation --no-deps --force-reinstall .)"
+            f"none: built without CUDA, but torch has CUDA {torch.version.cuda}; install nvcc, "
+            "then reinstall (pip install --no-build-isolation --no-deps --force-reinstall .)"
         )
     architectures = build["cuda_architectures"]
     assert isinstance(architectures, list)
     built = f"{build['cuda']} for {', '.join(map(str, architectures))}"
     if not torch.cuda.is_available():
-        return f"{built}; torch sees no GPU"
+        return f"{built}; torch finds no GPU"
     names = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
     return f"{built}; {', '.join(names)}"

@@ -298,7 +298,7 @@ def _quantiles(groups: Groups) -> Chart:
 
 
 def retention(groups: Groups) -> Chart:
-    """Chart the samples kept by every, some or no selection: as in arXiv 2111.12621."""
+    """Chart the samples kept by every, some or no selection, as in arXiv 2111.12621."""
     shares = {}
     for name, members in groups.items():
         counts = np.array([[run.last(kind) for kind in _KINDS] for run in members])

@@ -174,8 +174,8 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["bench", "--only", "topk"], "must be of top_k, "),
-        (["bench", "--sizes", "many"], "must be integers, N,N, got 'many'"),
+        (["bench", "--only", "topk"], "must be among top_k, "),
+        (["bench", "--sizes", "many"], "must be integers separated by commas, got 'many'"),
         (["bench", "--sizes", "10"], "must be in [1000, 2**32), got 10"),
         (["bench", "--seconds", "0"], "must be a number above 0, got '0'"),
         (["bench", "--threads", "0"], "must be an integer of at least 1, got '0'"),

@@ -229,7 +229,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:skipped the last line of .*: it is truncated")
+@pytest.mark.filterwarnings("ignore:skipped the last line of .*it is truncated")
 def test_no_damage_makes_an_end_of_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

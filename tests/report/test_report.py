@@ -690,13 +690,13 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"\nfull data +\d+\.\d\d ± \d+\.\d\d +2,400 ", captured.out)
     assert re.search(r"\nUCB +\d+\.\d\d ± \d+\.\d\d +1,600 ", captured.out)
     assert re.search(r"\nfull data, same steps .* 1,728 ", captured.out)  # 15 steps, as UCB takes
-    assert captured.out.count("8 trainings of 3 epochs at most") == 2
+    assert captured.out.count("8 trainings of at most 3 epochs") == 2
     assert "training" not in captured.err  # no bar where nobody looks
     assert (tmp_path / "demo" / "report.html").exists()
     # A folder of somebody's own runs is left as it is.
     (tmp_path / "runs" / "ucb-0").mkdir(parents=True)
     assert main(["demo", "--samples", "80", "--out", str(tmp_path)]) == 2
-    assert "--out must not hold runs of others, got" in capsys.readouterr().err
+    assert "--out must not hold runs that the demo did not write, got" in capsys.readouterr().err
     assert (tmp_path / "runs" / "ucb-0").exists()
     assert main(["demo", "--epochs", "0"]) == 2
     assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
@@ -713,9 +713,9 @@ def test_the_demo_says_what_was_found() -> None:
         "UCB": outcomes((92.9, 1.5), (93.1, 1.5)),
     }
     gain, cost = demo.conclusions(found)
-    assert gain == "For as many steps, UCB is +1.00 ± 0.10 points against full data."
+    assert gain == "At equal steps, UCB is +1.00 ± 0.10 points relative to full data."
     assert cost == "UCB reaches 93.00 % in 1.5 s; full data takes about 2 s (interpolated)."
     found["UCB"] = outcomes((91.0, 1.5), (91.0, 1.5))
     assert demo.conclusions(found) == [
-        "For as many steps, UCB is -1.00 ± 0.00 points against full data."
+        "At equal steps, UCB is -1.00 ± 0.00 points relative to full data."
     ]
