@@ -1,4 +1,4 @@
-"""How hard a sample is: scores of a batch, of a training's history, and of a whole data set."""
+"""Scores of sample difficulty: of a batch, of a training history, and of a whole dataset."""
 
 from dynloader.scores.files import load, save
 from dynloader.scores.of_batch import (

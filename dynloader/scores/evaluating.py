@@ -1,4 +1,4 @@
-"""A model that is looked at, not trained."""
+"""Evaluation mode for a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in ``eval()``, and then each module as it was."""
+    """Put a model in ``eval()`` mode, and restore the mode of each module on exit."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Scores in files."""
+"""Saving and loading scores."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from torch import Tensor
 
 
 def save(path: str | os.PathLike[str], scores: Tensor, **about: str | float) -> None:
-    """Save scores, float [n], to a file of NumPy (.npz) or of safetensors (.safetensors).
+    """Save scores to a NumPy (.npz) or safetensors (.safetensors) file.
 
-    A file that is there is replaced once the new one is whole.
+    An existing file is replaced only after the new one is complete.
 
     Args:
-        path: its ending says which.
-        scores: one number a sample; saved as float32.
-        **about: what they are, for the reader of the file.
+        path: the file. Its suffix selects the format.
+        scores: float [n], one per sample; saved as float32.
+        **about: metadata to store in the file.
+
+    Raises:
+        ValueError: ``scores`` is not one-dimensional, ``path`` has another suffix, or ``about``
+            has an entry named "scores" or "file".
     """
     path = Path(path)
     values = scores.detach().cpu().float().contiguous()
@@ -28,29 +32,30 @@ def save(path: str | os.PathLike[str], scores: Tensor, **about: str | float) -> 
     for name in ("scores", "file"):
         if name in about:
             raise ValueError(f"about must use other names than {name!r}, got {about[name]!r}")
-    half = path.with_name(path.name + ".new")
+    partial = path.with_name(path.name + ".new")
     try:
         if path.suffix == ".npz":
-            with half.open("wb") as file:
+            with partial.open("wb") as file:
                 arrays: dict[str, Any] = {name: np.array(value) for name, value in about.items()}
                 np.savez(file, scores=values.numpy(), **arrays)
         elif path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file({"scores": values}, half, {k: str(v) for k, v in about.items()})
+            save_file({"scores": values}, partial, {k: str(v) for k, v in about.items()})
         else:
             raise ValueError(f"path must end in .npz or .safetensors, got {str(path)!r}")
-        half.replace(path)
+        partial.replace(path)
     finally:
-        half.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Tensor:
-    """The scores of a file, float32 [n].
+    """Load the scores of a file, float32 [n].
 
     Raises:
-        OSError: it cannot be opened: there is none (FileNotFoundError), for example.
-        ValueError: it is damaged, or holds no scores.
+        OSError: the file cannot be opened; FileNotFoundError if it does not exist.
+        ValueError: ``path`` has another suffix than .npz and .safetensors, or the file is damaged
+            or holds no float32 [n] array named scores.
     """
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
@@ -65,7 +70,7 @@ def load(path: str | os.PathLike[str]) -> Tensor:
                     values = torch.from_numpy(arrays["scores"])
             else:
                 values = load_file(path)["scores"]
-        # By what is damaged, NumPy and zipfile raise about any exception there is.
+        # For damaged files, NumPy and zipfile raise almost any exception.
         except Exception as error:
             raise ValueError(f"{path} must hold an array named scores: {error}") from error
     if values.dtype != torch.float32 or values.ndim != 1:

@@ -1,7 +1,8 @@
-"""How hard the samples of a batch are.
+"""Scores of the samples of a batch.
 
-All functions take logits, float [b, classes], and labels, int64 [b], on any device, and return
-float32 [b] there, without a gradient. Half-precision logits are computed in float32.
+Unless noted, functions take logits, float [b, classes], and labels, int64 [b], on any device.
+They return float32 [b] on the same device, without gradients. They convert half-precision logits
+to float32 first.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss. High is hard."""
+    """Return the cross-entropy loss. Hard samples score high."""
     logits, labels = _checked(logits, labels)
     losses: Tensor = F.cross_entropy(logits, labels, reduction="none")
     return losses
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
-    """``||softmax(logits) - onehot||``, in [0, sqrt(2)]: the EL2N score of Paul et al. 2021.
+    """Return the EL2N score of Paul et al. 2021: ``||softmax(logits) - onehot||``.
 
-    High is hard. As published it is the mean over several models, early in their training.
+    It is in [0, sqrt(2)], and hard samples score high. The paper averages it over several models
+    early in training.
     """
     norms: Tensor = _error(*_checked(logits, labels)).norm(dim=1)
     return norms
@@ -37,15 +39,16 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
 def grand_last_layer(
     logits: Tensor, labels: Tensor, features: Tensor, *, bias: bool = True
 ) -> Tensor:
-    """The norm of the gradient of the cross-entropy by the last, linear layer. High is hard.
+    """Return the gradient norm of the cross-entropy with respect to the last, linear layer.
 
-    The usual stand-in for GraNd (Paul et al. 2021), :func:`grand`.
+    This is the usual approximation of GraNd (Paul et al. 2021), :func:`grand`. Hard samples score
+    high.
 
     Args:
         logits: float [b, classes].
         labels: int64 [b].
-        features: what the last layer is given, float [b, d].
-        bias: the layer has one.
+        features: input of the last layer, float [b, d].
+        bias: whether the layer has a bias.
     """
     logits, labels = _checked(logits, labels)
     if features.ndim != 2 or len(features) != len(logits):
@@ -63,18 +66,21 @@ def grand(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     chunk_size: int = 32,
 ) -> Tensor:
-    """The norm of the gradient by all parameters that are trained: GraNd (Paul et al. 2021).
+    """Return GraNd (Paul et al. 2021): the gradient norm with respect to all trainable parameters.
 
-    Exact, by ``torch.func``, so for small models: ``chunk_size`` gradients are in memory at a time.
-    The model is used as in ``eval()``: under batch normalisation by the batch a sample has no
-    gradient of its own.
+    It is exact, by ``torch.func``, and meant for small models: ``chunk_size`` gradients are in
+    memory at a time. The model runs in ``eval()`` mode, because batch normalization with batch
+    statistics leaves a sample without a gradient of its own. Hard samples score high.
 
     Args:
-        model: from inputs to logits.
+        model: maps inputs to logits.
         inputs: [b, ...].
         labels: [b].
-        loss: of a batch of one.
-        chunk_size: samples at a time.
+        loss: maps logits and labels of a batch of one to a scalar.
+        chunk_size: number of samples to process at a time.
+
+    Returns:
+        float32 [b].
     """
     check_integer("chunk_size", chunk_size, 1)
     trained = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
@@ -100,9 +106,9 @@ def grand(
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The probability of the label less the highest of another, in [-1, 1]. Low is hard.
+    """Return the probability of the label minus the highest of the others, in [-1, 1].
 
-    Keep the lowest by ``Static(scores=..., highest=False)``.
+    Hard samples score low. To keep the lowest scores, use ``Static(scores=..., highest=False)``.
     """
     logits, labels = _checked(logits, labels)
     if logits.shape[1] < 2:
@@ -114,18 +120,18 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The entropy of the prediction in nats, in [0, ln classes]. High is uncertain.
+    """Return the entropy of the prediction in nats, in [0, ln classes]. High means uncertain.
 
     Args:
         logits: float [b, classes].
-        labels: not looked at; there so that all scores are called alike.
+        labels: ignored. It gives all scores the same signature.
     """
     entropies: Tensor = torch.special.entr(_checked_logits(logits).softmax(1)).sum(1)
     return entropies
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """The probability of the label, in [0, 1]: what the scores of a history are made of."""
+    """Return the probability of the label, in [0, 1]: the input of several history scores."""
     logits, labels = _checked(logits, labels)
     return logits.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
@@ -140,7 +146,7 @@ SCORES: Mapping[str, Score] = {
 
 
 def score_of(score: str | Score) -> Score:
-    """The function, given it or its name."""
+    """Return the score function, given itself or its name."""
     if callable(score):
         return score
     if score not in SCORES:
@@ -166,12 +172,12 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must have shape [{len(logits)}], got {list(labels.shape)}")
     labels = labels.long()
-    if labels.is_cpu:  # on a GPU the host would have to wait; there CUDA's own assertion says so
+    if labels.is_cpu:  # on a GPU this would synchronize; there, CUDA's assertion reports it
         check_range("labels", labels, logits.shape[1])
     return logits, labels
 
 
 def _error(logits: Tensor, labels: Tensor) -> Tensor:
-    """``softmax(logits) - onehot``: the gradient of the cross-entropy by the logits."""
+    """Return ``softmax(logits) - onehot``, the gradient of the cross-entropy in the logits."""
     ones = torch.ones((len(labels), 1), dtype=torch.float32, device=logits.device)
     return logits.softmax(1).scatter_add(1, labels.unsqueeze(1), -ones)

@@ -1,4 +1,4 @@
-"""How hard samples are, by what a training made of them over its epochs."""
+"""Scores from the history of a training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from dynloader.table._table import ScoreTable
 
 
 def forgetting_events(correct: Tensor | ScoreTable) -> Tensor:
-    """How often each sample was right and then wrong (Toneva et al. 2019), float32 [n].
+    """Count how often each sample went from correct to incorrect (Toneva et al. 2019).
 
-    One that was never right scores +inf, as published: it is kept.
+    A sample that was never classified correctly scores +inf, as in the paper, and so is kept.
 
     Args:
-        correct: bool [times, n], whether a sample was right each time it was looked at; or a table
-            that was given ``correct`` with every update.
+        correct: bool [times, n], whether each sample was classified correctly at each time; or a
+            table that got ``correct`` with every update.
+
+    Returns:
+        float32 [n].
     """
     if isinstance(correct, ScoreTable):
         if correct.forgetting is None:
@@ -34,41 +37,51 @@ def forgetting_events(correct: Tensor | ScoreTable) -> Tensor:
 
 
 def dynamic_uncertainty(confidences: Tensor, window: int = 10) -> Tensor:
-    """The deviation of p_y within a window of epochs, averaged over the windows (Dyn-Unc).
+    """Return the standard deviation of p_y in a window of epochs, averaged over windows (Dyn-Unc).
 
-    He et al. 2024, arXiv 2306.05175. High is uncertain. float32 [n].
+    He et al. 2024, arXiv 2306.05175. High means uncertain.
 
     Args:
-        confidences: of the label, float [epochs, n]; see :func:`confidence`.
-        window: epochs, at most those there are.
+        confidences: probabilities of the label, float [epochs, n]; see :func:`confidence`.
+        window: number of epochs, in [2, epochs].
+
+    Returns:
+        float32 [n].
     """
     return _windows(confidences, window).std(dim=2).mean(0)
 
 
 def dual(confidences: Tensor, window: int = 10) -> Tensor:
-    """The deviation of p_y times one less its mean, averaged over the windows (DUAL).
+    """Return the standard deviation of p_y times one minus its mean, averaged over windows (DUAL).
 
-    Cho et al. 2025, arXiv 2502.06905. High is hard and uncertain. float32 [n].
+    Cho et al. 2025, arXiv 2502.06905. High means hard and uncertain.
 
     Args:
-        confidences: of the label, float [epochs, n], of the first epochs.
-        window: epochs, at most those there are.
+        confidences: probabilities of the label in the first epochs, float [epochs, n]; see
+            :func:`confidence`.
+        window: number of epochs, in [2, epochs].
+
+    Returns:
+        float32 [n].
     """
     windows = _windows(confidences, window)
     return (windows.std(dim=2) * (1 - windows.mean(dim=2))).mean(0)
 
 
 def tdds(probabilities: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
-    """How unsteadily the prediction of a sample moves from epoch to epoch (TDDS).
+    """Return how unsteadily the prediction of each sample changes between epochs (TDDS).
 
-    Zhang et al. 2024, arXiv 2311.13613. Of each two epochs in a row, the divergence KL(new || old);
-    of each window of them, the norm of their deviations from its mean; of the windows, the moving
-    average, whose newest weighs ``decay``. High is kept. float32 [n].
+    Zhang et al. 2024, arXiv 2311.13613. Computes the divergence KL(new || old) of consecutive
+    epochs, then for each window of divergences the norm of their deviations from the window's mean,
+    then the moving average over windows. The newest window weighs ``decay``. Keep high scores.
 
     Args:
-        probabilities: of all classes, float [epochs, n, classes], of the first epochs.
-        window: divergences, at least 2; there is one less of them than epochs.
+        probabilities: probabilities of all classes in the first epochs, float [epochs, n, classes].
+        window: number of divergences, in [2, epochs - 1]. There is one fewer than epochs.
         decay: in (0, 1].
+
+    Returns:
+        float32 [n].
     """
     if probabilities.ndim != 3:
         raise ValueError(
@@ -77,7 +90,7 @@ def tdds(probabilities: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
     check_integer("window", window, 2, len(probabilities))
     check_number("decay", decay, "(0, 1]")
     new, old = probabilities[1:].float(), probabilities[:-1].float()
-    # 0 log 0 is 0; what was predicted with probability 0 counts as the least there is.
+    # 0 log 0 is 0; a predicted probability of 0 becomes the smallest normal number.
     least = torch.finfo(torch.float32).tiny
     divergences = torch.xlogy(new, new.clamp(min=least) / old.clamp(min=least)).sum(2)
     windows = divergences.unfold(0, window, 1)
@@ -89,7 +102,7 @@ def tdds(probabilities: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
 
 
 def _windows(confidences: Tensor, window: int) -> Tensor:
-    """float32 [windows, n, window]."""
+    """Return all windows of consecutive epochs, float32 [windows, n, window]."""
     if confidences.ndim != 2:
         raise ValueError(f"confidences must have shape [epochs, n], got {list(confidences.shape)}")
     check_integer("window", window, 2, len(confidences) + 1)

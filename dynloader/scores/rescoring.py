@@ -1,4 +1,4 @@
-"""Fresh scores for the samples that an epoch leaves out."""
+"""Fresh scores for the samples that an epoch drops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynloader.scores.of_batch import Score
 from dynloader.scores.scoring_pass import device_of, parts_of, scorer_of
 from dynloader.table._table import ScoreTable
 
-# Of the loader's options, those that make the batches of left-out samples the same as its own.
+# The loader's options that determine how batches are made.
 _OPTIONS = (
     "num_workers",
     "collate_fn",
@@ -38,12 +38,12 @@ _OPTIONS = (
 
 
 class Rescored(NamedTuple):
-    """What was scored anew by this process.
+    """The samples that this process rescored.
 
     Attributes:
-        indices: the samples, int64 [m] on the host.
-        scores: float32 [m], on the host: what the table was given as their losses.
-        seconds: what it took.
+        indices: indices of the samples, int64 [m] on the CPU.
+        scores: float32 [m] on the CPU, recorded in the table as the losses of these samples.
+        seconds: time that rescoring took in this process.
     """
 
     indices: Tensor
@@ -60,26 +60,29 @@ def rescore(
     device: torch.device | str | None = None,
     prepare: Callable[[Any], Any] | None = None,
 ) -> Rescored:
-    """Score the samples that the current epoch leaves out, and record that as their losses.
+    """Score the samples that the current epoch drops, and record the scores as their losses.
 
-    Call it before each epoch: then every sample has a loss of every epoch, by training or by this,
-    as KAKURENBO and IES are published. It costs a forward pass of what is left out; the model is in
-    ``eval()`` meanwhile. Where all samples are fed it does nothing. The batches are made as the
-    loader makes its own, transforms and workers included. Of several processes, each scores its
-    share, and all must call it. An epoch that is resumed in its midst was scored when it
-    began: then it does nothing either.
+    Call it before each epoch. Every sample then gets a loss in every epoch, from training or from
+    rescoring, as in the papers of KAKURENBO and IES. The cost is a forward pass over the dropped
+    samples, during which the model is in ``eval()`` mode. Batches are made as the loader makes its
+    own, including transforms and workers. With several processes, each scores its share, and all
+    must call this function.
+
+    It does nothing if the epoch drops no samples, or if it was resumed partway: its dropped samples
+    were scored when it began.
 
     Args:
-        model: from inputs to logits.
-        loader: with a policy; of ``(inputs, labels)``, or ``(inputs, labels, index)``.
-        score: as :func:`dynloader.scores.scoring_pass` has it.
-        device: of the model; by default that of its first parameter.
-        prepare: a function of the inputs, when they are on the device.
+        model: maps inputs to logits.
+        loader: a loader with a policy that yields ``(inputs, labels)`` or
+            ``(inputs, labels, index)``.
+        score: name or function of the score; see :func:`dynloader.scores.scoring_pass`.
+        device: device of the model. Default: the device of its first parameter.
+        prepare: called with the inputs after they are moved to the device.
 
     Raises:
-        TypeError: the loader is not of this package, or has no policy.
+        TypeError: ``loader`` is not a dynloader.DataLoader, or has no policy.
     """
-    loader = getattr(loader, "base_dataloader", loader)  # that accelerate has wrapped
+    loader = getattr(loader, "base_dataloader", loader)  # unwrap accelerate's
     sampler = getattr(loader, "pruning_sampler", None)
     if not isinstance(loader, DataLoader) or sampler is None:
         kind = "without one" if isinstance(loader, DataLoader) else type(loader).__name__
@@ -104,15 +107,15 @@ def rescore(
 
 
 def _batches(loader: DataLoader[Any], left_out: Tensor) -> DataLoader[Any]:
-    """A loader of the samples, in order, with their places in ``left_out`` at the end."""
+    """Return a loader of the dropped samples, whose batches end with positions in ``left_out``."""
     options = {name: getattr(loader, name) for name in _OPTIONS}
     if loader.batch_size is None:
-        del options["collate_fn"]  # its samples are not collated: here each is a batch of one
+        del options["collate_fn"]  # the loader does not collate; here a batch is one sample
     if (transform := loader.batch_transform) is not None:
         adds_index = loader.return_index
 
         def transformed(batch: Any) -> Any:
-            # As it is used to: with the samples' indices, or without any.
+            # Pass what the loader would: the indices of the samples, or none.
             places = batch[-1]
             samples = [left_out.to(places.device)[places]] if adds_index else []
             return [*transform([*batch[:-1], *samples])[:2], places]
@@ -127,7 +130,7 @@ def _batches(loader: DataLoader[Any], left_out: Tensor) -> DataLoader[Any]:
         return_index=True,
         **options,
     )
-    # A trainer's number of batches is that of its own loader.
+    # A trainer expects the length of its own loader, so do not warn about this one.
     batches._is_warned = True
     batches.set_epoch(loader.epoch)
     return batches

@@ -1,4 +1,4 @@
-"""Scores of a whole data set by a model."""
+"""Scoring of a whole dataset by a model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dynloader.table._exchange import all_reduce
 
 
 class Scored(NamedTuple):
-    """What a pass over a data set found.
+    """The result of a scoring pass.
 
     Attributes:
-        scores: float32 [n], on the CPU.
-        num_forward: samples that went through the model, in all processes: the cost.
-        seconds: of this process.
+        scores: float32 [n] on the CPU.
+        num_forward: number of samples that all processes together passed through the model.
+        seconds: time that the pass took in this process.
     """
 
     scores: Tensor
@@ -40,31 +40,31 @@ def scoring_pass(
     device: torch.device | str | None = None,
     prepare: Callable[[Any], Any] | None = None,
 ) -> Scored:
-    """Score all samples of a data set by a model, which is in ``eval()`` meanwhile.
+    """Score all samples of a dataset by a model, which is in ``eval()`` mode meanwhile.
 
-    Where ``torch.distributed`` is initialised, every process calls it with its share of the data;
-    all get all scores.
+    If ``torch.distributed`` is initialized, call it in every process with that process's share of
+    the data. Every process gets all scores.
 
     Args:
-        model: from inputs to logits.
-        loader: of ``(inputs, labels, index)``, as ``DataLoader(..., return_index=True)`` without a
-            policy; or of ``(inputs, labels)`` in the order of the data set.
-        score: of :data:`SCORES`, or a function of logits and labels; or "grand_last_layer", by the
-            model's last ``nn.Linear``; or "grand", exactly, for small models.
-        num_samples: of the data set; by default of ``loader.dataset``.
-        device: of the model; by default that of its first parameter.
-        prepare: a function of the inputs, when they are on the device.
+        model: maps inputs to logits.
+        loader: yields ``(inputs, labels, index)``, as ``DataLoader(..., return_index=True)``
+            without a policy does, or ``(inputs, labels)`` in dataset order.
+        score: a name in :data:`SCORES`; a function of logits and labels; "grand_last_layer", which
+            uses the model's last ``nn.Linear``; or "grand", which is exact and meant for small
+            models.
+        num_samples: number of samples in the dataset. Default: ``len(loader.dataset)``.
+        device: device of the model. Default: the device of its first parameter.
+        prepare: called with the inputs after they are moved to the device.
 
     Raises:
-        ValueError: samples were left out, or it is not clear which is which.
+        TypeError: ``num_samples`` is None and ``loader.dataset`` has no length.
+        ValueError: the loader skips samples, or does not tell which samples it yields.
     """
     function = scorer_of(score, model)
     if num_samples is None:
         dataset = getattr(loader, "dataset", None)
         if not isinstance(dataset, Sized):
-            raise TypeError(
-                "num_samples must be given where loader.dataset has no length, got None"
-            )
+            raise TypeError("num_samples must be given if loader.dataset has no length, got None")
         num_samples = len(dataset)
     check_integer("num_samples", num_samples, 1)
     device = device_of(model, device)
@@ -87,7 +87,7 @@ def scoring_pass(
             is_found[index] = 1
     num_forward = torch.tensor(position, device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # A sample that two processes scored, to fill a batch up, has the higher score.
+        # If padding made several processes score a sample, its highest score is used.
         scores, is_found = all_reduce(scores, "max"), all_reduce(is_found, "max")
         num_forward = all_reduce(num_forward, "sum")
     num_missing = int((is_found == 0).sum())
@@ -100,7 +100,7 @@ def scoring_pass(
 
 
 def device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    """``device``, or that of the model's first parameter."""
+    """Return ``device``, or else the device of the model's first parameter."""
     if device is not None:
         return check_device("device", device)
     first = next(model.parameters(), None)
@@ -110,7 +110,7 @@ def device_of(model: nn.Module, device: torch.device | str | None) -> torch.devi
 
 
 def scorer_of(score: str | Score, model: nn.Module) -> Callable[[Any, Tensor], Tensor]:
-    """The score of inputs and labels by ``model``, float32 [b]."""
+    """Return a function from inputs and labels to their scores by ``model``, float32 [b]."""
     if score == "grand":
         return lambda inputs, labels: grand(model, inputs, labels)
     if score == "grand_last_layer":
@@ -121,7 +121,7 @@ def scorer_of(score: str | Score, model: nn.Module) -> Callable[[Any, Tensor], T
         found = function(model(inputs), labels).float()
         if found.shape != labels.shape:
             raise ValueError(
-                f"score must give one number a sample, {list(labels.shape)}, "
+                f"score must return one number per sample, {list(labels.shape)}, "
                 f"got {list(found.shape)}"
             )
         return found
@@ -130,7 +130,7 @@ def scorer_of(score: str | Score, model: nn.Module) -> Callable[[Any, Tensor], T
 
 
 class _LastLayer:
-    """:func:`grand_last_layer` of inputs and labels, with what the last layer is given."""
+    """Computes :func:`grand_last_layer`, with a hook that captures the input of the last layer."""
 
     def __init__(self, model: nn.Module) -> None:
         layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
@@ -154,7 +154,7 @@ class _LastLayer:
 
 
 def parts_of(batch: Any, loader: Any, position: int) -> tuple[Tensor, Tensor, Any]:
-    """Inputs, labels and indices of a batch, whose first sample is at ``position``."""
+    """Return inputs, labels and indices of a batch whose first sample is at ``position``."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         raise ValueError(
             f"loader must yield (inputs, labels, index), got {type(batch).__name__}"
@@ -168,16 +168,16 @@ def parts_of(batch: Any, loader: Any, position: int) -> tuple[Tensor, Tensor, An
     if not _is_in_order(loader):
         raise ValueError(
             "loader must yield the index of each sample (return_index=True), or all samples in "
-            "their order (shuffle=False)"
+            "dataset order (shuffle=False)"
         )
     inputs, labels = batch
     return inputs, labels, torch.arange(position, position + len(labels))
 
 
 def _is_in_order(loader: Any) -> bool:
-    """Whether batches come in the order of the data set, as far as can be known."""
+    """Return whether the loader is known to yield samples in dataset order."""
     sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
     if type(sampler) is not SequentialSampler or not getattr(loader, "in_order", True):
         return False
-    # Torch makes a sequential sampler for a loader with a batch sampler, too, and does not use it.
+    # Given a batch sampler, torch also creates a sequential sampler, but does not use it.
     return type(batches) is BatchSampler and batches.sampler is sampler

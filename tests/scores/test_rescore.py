@@ -258,7 +258,7 @@ def test_refused() -> None:
     loader: DataLoader[Any] = DataLoader(data, 8, policy=policy)
     with pytest.raises(ValueError, match="score must be one of"):
         scores.rescore(model, loader, "losses")
-    with pytest.raises(ValueError, match=r"one number a sample, \[8\], got \[8, 3\]"):
+    with pytest.raises(ValueError, match=r"one number per sample, \[8\], got \[8, 3\]"):
         scores.rescore(model, loader, lambda logits, labels: logits)
     assert loader.table is not None
     assert loader.table.num_updates == 0

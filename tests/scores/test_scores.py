@@ -256,7 +256,7 @@ def test_what_a_pass_cannot_score() -> None:
         scores.scoring_pass(nn.Identity(), TorchDataLoader(data, 8))
     with pytest.raises(ValueError, match=r"batches with labels \[b\], got \[\]"):
         scores.scoring_pass(model, TorchDataLoader(data, batch_size=None))
-    with pytest.raises(TypeError, match=r"num_samples must be given where loader.dataset"):
+    with pytest.raises(TypeError, match=r"num_samples must be given if loader.dataset"):
         scores.scoring_pass(model, [next(iter(TorchDataLoader(data, 8)))])
 
 
@@ -314,7 +314,7 @@ def test_a_pass_that_is_not_over_all_is_refused() -> None:
         scores.scoring_pass(model, TorchDataLoader(data, 8), num_samples=60)
     with pytest.raises(ValueError, match=r"score must be one of cross_entropy, .*got 'losses'"):
         scores.scoring_pass(model, TorchDataLoader(data, 8), "losses")
-    with pytest.raises(ValueError, match=r"one number a sample, \[8\], got \[8, 3\]"):
+    with pytest.raises(ValueError, match=r"one number per sample, \[8\], got \[8, 3\]"):
         scores.scoring_pass(model, TorchDataLoader(data, 8), lambda logits, labels: logits)
     with pytest.raises(ValueError, match=r"must yield .*got Tensor"):
         scores.scoring_pass(model, TorchDataLoader(torch.zeros(4, 4), 2))
