@@ -1,1 +1,1 @@
-"""Adapters, one module for each framework that leaves no other way."""
+"""Adapters for frameworks and file formats, one module each. Each module imports its library."""

@@ -1,4 +1,4 @@
-"""The loader in Hugging Face accelerate."""
+"""Adapter for Hugging Face accelerate."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from dynloader.sampling._batch_sampler import PruningBatchSampler
 
 
 class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
-    """What accelerate makes of a loader, but with the loader itself inside.
+    """A prepared accelerate loader that wraps a :class:`dynloader.DataLoader`.
 
-    Batches go to the device and the end of an epoch reaches gradient accumulation, as accelerate
-    has it. No batch is fetched ahead, so that ``loader.update(losses)`` knows which it belongs to.
-    All else, ``loader.update`` too, is that of the loader. ``Accelerator.save_state`` and
+    As with any loader that accelerate prepares, batches move to the device, and gradient
+    accumulation sees the end of each epoch. Unlike accelerate's own, it fetches no batch ahead, so
+    that ``loader.update(losses)`` matches losses to the right batch. All other attributes,
+    including ``loader.update``, are those of the wrapped loader. ``Accelerator.save_state`` and
     ``load_state`` include its state.
 
     Args:
-        prepared: what ``Accelerator.prepare_data_loader`` made of ``loader``.
-        loader: of this process; it shares out an epoch by itself.
-        accelerator: that of both. When iteration begins, its schedulers are looked at: if the
-            loader has ``epochs``, there is a warning of those made for epochs of full length.
+        prepared: the result of ``Accelerator.prepare_data_loader(loader)``.
+        loader: the loader of this process. It selects its own share of each epoch.
+        accelerator: the accelerator that prepared ``loader``. If the loader has ``epochs``, the
+            first iteration checks the accelerator's schedulers and warns if one was made for
+            epochs of full length.
     """
 
     def __init__(
@@ -37,8 +39,8 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
     ) -> None:
         self.__dict__.update(prepared.__dict__)
         self.base_dataloader = loader
-        self._accelerator = accelerator  # until its schedules were looked at
-        self.use_stateful_dataloader = True  # by which accelerate knows that there is a state
+        self._accelerator = accelerator  # None once its schedulers are checked
+        self.use_stateful_dataloader = True  # makes accelerate save and load the state
         self._is_accelerate_prepared = True
 
     def __iter__(self) -> Iterator[Any]:
@@ -68,25 +70,25 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
 
     @iteration.setter
     def iteration(self, epoch: int) -> None:
-        """Nothing: the loader counts its epochs."""
+        """Ignore accelerate's count: the loader counts its epochs."""
 
     def set_epoch(self, epoch: int) -> None:
-        """As :meth:`dynloader.DataLoader.set_epoch`."""
+        """Set the epoch; see :meth:`dynloader.DataLoader.set_epoch`."""
         self.base_dataloader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """As :meth:`dynloader.DataLoader.state_dict`."""
+        """Return the state of the loader; see :meth:`dynloader.DataLoader.state_dict`."""
         state: dict[str, Any] = self.base_dataloader.state_dict()
         return state
 
     @property
     def total_batch_size(self) -> int:
-        """Samples of all processes in one step."""
+        """The number of samples that all processes together take in one step."""
         return int(self.base_dataloader.samples_per_step)
 
 
 def _warn_of_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> None:
-    """Warn where a learning rate comes down with as many steps as full epochs have."""
+    """Warn if a learning-rate schedule has as many steps as epochs of full length."""
     if loader.epochs is None:
         return
     epochs, accumulate = loader.epochs, accelerator.gradient_accumulation_steps
@@ -95,7 +97,7 @@ def _warn_of_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> Non
     estimates = {epochs * length, epochs * -(-length // accumulate)}
     if not loader.has_open_length:
         estimates -= {steps, loader.total_steps(epochs)}
-    # A scheduler that accelerate has prepared makes a step for each process.
+    # A prepared scheduler advances by one step per process.
     estimates |= {accelerator.num_processes * estimate for estimate in estimates}
     warn_of_estimate(
         (getattr(each, "scheduler", each) for each in accelerator._schedulers),
@@ -107,54 +109,58 @@ def _warn_of_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> Non
 
 
 def _num_in_padded_step(loader: DataLoader[Any]) -> int:
-    """How many samples the last step has before it is filled up; 0 if it is not."""
+    """Return the size of the last step before padding, in samples; 0 if it is not padded."""
     batches = loader.batch_sampler
     if not isinstance(batches, PruningBatchSampler) or loader.drop_last:
         return 0
-    # Epochs of a fixed length are filled up too, by beginning again.
+    # Epochs of fixed length are padded too, by repeating samples from their beginning.
     is_padded = batches.last_batch == "pad" or batches.steps_per_epoch is not None
     num_steps, remainder = divmod(loader.num_selected, loader.samples_per_step)
-    # Another number of steps ends the epoch early, or repeats more than its last step.
+    # With any other number of steps, the epoch ends early, or more than the last step repeats.
     return remainder if is_padded and len(loader) == num_steps + 1 else 0
 
 
 def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader:
-    """Use ``loader`` with ``accelerator``, in place of ``accelerator.prepare(loader)``.
+    """Prepare ``loader`` for ``accelerator``, in place of ``accelerator.prepare(loader)``.
 
-    Each process feeds its share of every step, as :class:`dynloader.DataLoader` has it:
-    ``last_batch`` says what becomes of a last step that is smaller, and ``even_batches`` nothing.
+    Each process loads its share of every step, as :class:`dynloader.DataLoader` does without
+    accelerate. ``last_batch`` decides what happens to a smaller last step; ``even_batches`` has no
+    effect.
 
-    With several processes, ``last_batch`` is "pad" unless the loader was given another:
-    ``gather_for_metrics`` then returns each sample of an epoch once. With "split" or different
-    ``batch_sizes`` it must not be called, for ``gather`` needs batches of one size: it may abort
-    the process. Use ``accelerator.pad_across_processes`` before, or ``use_gather_object=True``.
+    With several processes, ``last_batch`` defaults to "pad", and ``gather_for_metrics`` returns
+    each sample of an epoch once. With "split" or unequal ``batch_sizes``, do not call
+    ``gather_for_metrics`` directly: ``gather`` requires batches of equal size, and may abort the
+    process. Call ``accelerator.pad_across_processes`` first, or pass ``use_gather_object=True``.
 
     Args:
-        accelerator: without ``split_batches`` and ``dispatch_batches``, and without tensor,
+        accelerator: an accelerator without ``split_batches``, ``dispatch_batches``, and tensor,
             context or sequence parallelism.
-        loader: one with a policy. ``batch_size`` is that of one process.
+        loader: a loader with a policy. Its ``batch_size`` is per process.
+
+    Returns:
+        The loader to iterate over.
 
     Raises:
-        TypeError: ``loader`` is no :class:`dynloader.DataLoader`.
-        ValueError: it has no policy, or the accelerator divides batches, or gives several processes
-            the same.
+        TypeError: ``loader`` is not a :class:`dynloader.DataLoader`.
+        ValueError: ``loader`` has no policy, or the accelerator splits or dispatches batches, or
+            feeds several processes the same samples.
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"loader must be a dynloader.DataLoader, got {type(loader).__name__}")
     if loader.policy is None:
-        raise ValueError("loader must have a policy (accelerator.prepare is for others), got None")
+        raise ValueError("loader must have a policy (use accelerator.prepare for others), got None")
     for name in ("split_batches", "dispatch_batches"):
         if getattr(accelerator, name):
             raise ValueError(
-                f"{name} of the accelerator must be False: batch_size is that of one process, "
-                "and each process makes its own batches; got True"
+                f"{name} of the accelerator must be False, because batch_size is per process and "
+                "each process makes its own batches, got True"
             )
     parallelism = accelerator.parallelism_config
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
         raise ValueError(
-            "parallelism_config of the accelerator must have tp_size, cp_size and sp_size 1: each "
-            f"process feeds samples of its own; got {parallelism.tp_size}, {parallelism.cp_size} "
-            f"and {parallelism.sp_size}"
+            "parallelism_config of the accelerator must have tp_size, cp_size and sp_size 1, "
+            f"because each process loads different samples, got {parallelism.tp_size}, "
+            f"{parallelism.cp_size} and {parallelism.sp_size}"
         )
     batches = loader.batch_sampler
     several = accelerator.num_processes > 1
@@ -167,9 +173,9 @@ def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader
 
 
 def skip_first_batches(prepared: PreparedLoader, num_batches: int) -> PreparedLoader:
-    """Leave out the next batches of this epoch, in place of ``accelerate.skip_first_batches``.
+    """Skip the next batches of this epoch, in place of ``accelerate.skip_first_batches``.
 
-    A loaded state needs none of this: it goes on after its last batch.
+    Do not call it after loading a state, which resumes after its last batch.
     """
     prepared.base_dataloader.skip(num_batches)
     return prepared

@@ -1,4 +1,4 @@
-"""Lance datasets by index."""
+"""Adapter for Lance datasets."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ def _note_fork() -> None:
     _is_forked = True
 
 
-# Not in a worker that is spawned: that imports this module anew. Nor in one of a fork server, which
-# has not imported it.
+# Spawned workers import this module again, and a fork server has not imported it, so neither runs
+# this.
 os.register_at_fork(after_in_child=_note_fork)
 
 
 class MapDataset(Dataset[Any]):
-    """A map-style dataset of the rows of a Lance dataset, read a batch at a time.
+    """A map-style dataset of the rows of a Lance dataset, read one batch at a time.
 
-    Lance's threads do not survive a fork. With ``num_workers > 0`` give the loader
-    ``multiprocessing_context="spawn"`` (or ``"forkserver"``): a forked worker raises an error
-    instead of waiting forever.
+    Lance's threads do not survive a fork. With ``num_workers > 0``, pass
+    ``multiprocessing_context="spawn"`` (or ``"forkserver"``) to the loader. A forked worker raises
+    an error instead of hanging.
 
     Args:
-        dataset: its URI, or a ``lance.LanceDataset``, such as ``lance.dataset(uri, version=3)``.
+        dataset: a URI, or a ``lance.LanceDataset`` such as ``lance.dataset(uri, version=3)``.
             Workers read the version that was opened here.
-        columns: those to read; None: all.
-        transform: a function of each sample, a dict from column names to Python values.
+        columns: the columns to read. None reads all.
+        transform: called with each sample, a dict from column names to Python values.
 
     Raises:
-        TypeError: ``dataset`` is neither, or ``transform`` not callable.
+        TypeError: ``dataset`` is neither a URI nor a LanceDataset, or ``transform`` is not
+            callable.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class MapDataset(Dataset[Any]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """The samples at ``indices``, in their order, by one read.
+        """Return the samples at ``indices``, in that order, with one read.
 
         Raises:
             RuntimeError: this process was forked.
         """
         if _is_forked:
             raise RuntimeError(
-                "Lance cannot be used in a forked process: multiprocessing_context of the loader "
+                "Lance does not work in a forked process: multiprocessing_context of the loader "
                 "must be 'spawn' or 'forkserver' with num_workers > 0, got 'fork'"
             )
         rows = self.dataset.take([int(i) for i in indices], columns=self.columns).to_pylist()

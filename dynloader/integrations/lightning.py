@@ -1,4 +1,4 @@
-"""The loader in Lightning."""
+"""Adapter for Lightning."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dynloader.loading._loader import DataLoader
 
 
 class FollowEpochs(Callback):  # type: ignore[misc]
-    """Tells the trainer how long each epoch is, and the logs of the loader when one has ended.
+    """A callback that updates the trainer's epoch length and writes the loader's logs.
 
-    A trainer asks for the length of the first epoch only. Without this callback, or
-    ``Trainer(reload_dataloaders_every_n_epochs=1)``, it leaves validation out after epochs that
-    are shorter than the first.
+    A trainer queries the length of the first epoch only. Without this callback or
+    ``Trainer(reload_dataloaders_every_n_epochs=1)``, it skips validation after epochs that are
+    shorter than the first.
 
-    A checkpoint taken after the last batch of an epoch is gone on from with the next epoch.
+    A checkpoint taken after the last batch of an epoch resumes with the next epoch.
 
-    It warns where a learning rate goes by ``trainer.estimated_stepping_batches``, which takes the
-    length of one epoch for that of all: use :class:`dynloader.ProgressLR`.
+    The callback warns if a learning-rate schedule uses ``trainer.estimated_stepping_batches``,
+    which assumes that all epochs have one length. Use :class:`dynloader.ProgressLR` instead.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on to the next epoch where a checkpoint left none of its own."""
+        """Start the next epoch if the checkpoint's has no batches left, and check schedules."""
         loader = _loader_of(trainer)
         if loader is not None and loader.num_left == 0:
             loader.set_epoch(loader.epoch + 1)
@@ -36,7 +36,7 @@ class FollowEpochs(Callback):  # type: ignore[misc]
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the number of batches of this epoch."""
+        """Set the trainer's number of batches for this epoch."""
         loader = _loader_of(trainer)
         if loader is None:
             return
@@ -46,26 +46,26 @@ class FollowEpochs(Callback):  # type: ignore[misc]
             trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As :meth:`on_train_epoch_end`, where the validation comes after the last batch."""
+        """Write the logs of an epoch that is complete when validation starts."""
         loader = _loader_of(trainer)
         sampler = None if loader is None else loader.pruning_sampler
         if loader is not None and sampler is not None and sampler.epochs.current.is_complete:
             loader.settle_logs()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what :meth:`dynloader.DataLoader.log_to` is to write of this epoch."""
+        """Write the logs of this epoch; see :meth:`dynloader.DataLoader.log_to`."""
         if (loader := _loader_of(trainer)) is not None:
             loader.settle_logs()
 
 
 def _limited(length: int, trainer: Trainer) -> int:
-    """How many batches of so many the trainer takes."""
+    """Return how many of ``length`` batches the trainer's limit allows."""
     limit = trainer.limit_train_batches
     return min(length, limit if isinstance(limit, int) else int(length * limit))
 
 
 def _warn_of_schedules(trainer: Trainer, loader: DataLoader[Any]) -> None:
-    """Warn where the learning rate goes by Lightning's estimate, and that is wrong."""
+    """Warn if a learning-rate schedule uses Lightning's estimate of the steps and that is wrong."""
     epochs, max_steps = trainer.max_epochs, trainer.max_steps
     if epochs is None or epochs < 0:
         return
@@ -85,7 +85,7 @@ def _warn_of_schedules(trainer: Trainer, loader: DataLoader[Any]) -> None:
 
 
 def _loader_of(trainer: Trainer) -> DataLoader[Any] | None:
-    """The loader that the trainer trains with, if it is one of ours that prunes."""
+    """Return the trainer's training loader if it is its only one and ours, with a policy."""
     combined = trainer.fit_loop._combined_loader
     for loader in () if combined is None else combined.flattened:
         if isinstance(loader, DataLoader) and loader.policy is not None:

@@ -1,4 +1,4 @@
-"""LitData's optimized datasets by index."""
+"""Adapter for LitData's optimized datasets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.utils.data import Dataset
 class MapDataset(Dataset[Any]):
     """A map-style dataset of all samples of a ``litdata.StreamingDataset``.
 
-    The loader shuffles the samples, and divides them among processes and workers; the dataset's own
-    iterator is not used. So its ``shuffle`` and ``drop_last`` have no effect; its ``subsample`` and
-    ``transform`` do. Every process opens the files for itself, since the reader's threads and
-    mapped files do not survive a fork.
+    The loader, not the dataset's iterator, shuffles the samples and divides them among processes
+    and workers. Therefore the dataset's ``shuffle`` and ``drop_last`` have no effect, but its
+    ``subsample`` and ``transform`` do. Every process opens the files itself, because the reader's
+    threads and mapped files do not survive a fork.
 
     Args:
-        dataset: the samples to read. It is copied, and not changed.
-        transform: a function of each sample, as ``dataset`` returns it.
+        dataset: the dataset to read. It is copied, and not modified.
+        transform: called with each sample that ``dataset`` returns.
 
     Raises:
-        TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` not callable.
+        TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` is not callable.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class MapDataset(Dataset[Any]):
             raise TypeError(f"transform must be callable, got {transform!r}")
         self.dataset = _unopened(dataset)
         self.transform = transform
-        # len(dataset) is what one process iterates over.
+        # len(dataset) counts the samples that one process iterates over.
         self._length = sum(int(stop - start) for start, stop in dataset.region_of_interest)
         self._opened: StreamingDataset | None = None
         self._opened_by = -1
@@ -57,7 +57,7 @@ class MapDataset(Dataset[Any]):
 
 
 def _unopened(dataset: StreamingDataset) -> StreamingDataset:
-    """A copy that opens the files once more."""
+    """Return a copy that opens the files again."""
     copied = copy.copy(dataset)
     copied.cache = copied.shuffler = None
     copied.item_loader = copy.deepcopy(dataset.item_loader)

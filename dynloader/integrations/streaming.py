@@ -1,4 +1,4 @@
-"""MosaicML Streaming's MDS files by index."""
+"""Adapter for MDS datasets of MosaicML Streaming."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch.utils.data import Dataset
 class MapDataset(Dataset[Any]):
     """A map-style dataset of all samples of a ``streaming.StreamingDataset``.
 
-    The loader shuffles the samples, and divides them among processes and workers; the dataset's own
-    iterator is not used. So its ``shuffle``, ``batch_size`` and the ``proportion``, ``repeat`` and
-    ``choose`` of its streams have no effect. A shard that is not in the local folder is downloaded
-    when one of its samples is first asked for; call :meth:`download` to have them all before.
+    The loader, not the dataset's iterator, shuffles the samples and divides them among processes
+    and workers. Therefore the dataset's ``shuffle`` and ``batch_size`` and its streams'
+    ``proportion``, ``repeat`` and ``choose`` have no effect. A shard that is not in the local
+    folder is downloaded when one of its samples is first read. Call :meth:`download` to download
+    all shards up front.
 
     Args:
-        dataset: the samples to read, by its own ``__getitem__``.
-        transform: a function of each sample, as ``dataset`` returns it.
+        dataset: the dataset to read, through its ``__getitem__``.
+        transform: called with each sample that ``dataset`` returns.
 
     Raises:
-        TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` not callable.
+        TypeError: ``dataset`` is not a StreamingDataset, or ``transform`` is not callable.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class MapDataset(Dataset[Any]):
         self.transform = transform
 
     def __len__(self) -> int:
-        # len(dataset) is what one process iterates over.
+        # len(dataset) counts the samples that one process iterates over.
         return int(self.dataset.size)
 
     def __getitem__(self, index: int) -> Any:
@@ -46,8 +47,8 @@ class MapDataset(Dataset[Any]):
         return sample if self.transform is None else self.transform(sample)
 
     def __getstate__(self) -> dict[str, Any]:
-        # This lock cannot be pickled, and the dataset makes a new one when it needs it. Do not copy
-        # the dataset to remove it there: when a copy is deleted, it releases the local folder.
+        # This lock cannot be pickled, and the dataset creates a new one on demand. Do not pickle a
+        # copy without the lock instead: deleting a copy releases the local folder.
         self.dataset.__dict__.pop("_cache_filelock", None)
         return self.__dict__
 

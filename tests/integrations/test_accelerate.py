@@ -176,7 +176,7 @@ def test_processes_that_must_get_the_same_samples_are_refused(
     config = accelerate.ParallelismConfig(**{size: 2})
     monkeypatch.setitem(accelerator.state.__dict__, "parallelism_config", config)
     sizes = {"tp_size": "2, 1 and 1", "cp_size": "1, 2 and 1"}[size]
-    with pytest.raises(ValueError, match=f"tp_size, cp_size and sp_size 1: .* got {sizes}"):
+    with pytest.raises(ValueError, match=f"tp_size, cp_size and sp_size 1, .* got {sizes}"):
         prepare(accelerator, DataLoader(Numbers(9), policy=Full()))
 
 
