@@ -1,4 +1,4 @@
-"""What selection costs, beside its peers and beside a copy of the same bytes.
+"""Benchmarks of selection against equivalents in other libraries and against a memory copy.
 
 ``python -m dynloader bench`` and ``make bench`` measure the cases that :mod:`dynloader.bench.cases`
 lists.

@@ -1,4 +1,4 @@
-"""One row of a benchmark: one way of doing one operation, at one size, on one device."""
+"""A benchmark case: one implementation of one operation, at one size, on one device."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ COPY = "copy"
 
 
 class UnavailableError(Exception):
-    """A case cannot be measured here; the message says why."""
+    """Raised if a case cannot be measured here; the message gives the reason."""
 
 
 def told_briefly(error: Exception) -> str:
-    """The first line of an error, without the paths of this machine."""
+    """Return the first line of an error message, without file system paths."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\S*/\S+/\S*", "...", lines[0]).replace("|", "/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """What rows have in common that are compared with one another.
+    """The properties that cases must share to be compared.
 
     Attributes:
-        operation: its name.
+        operation: name of the operation.
         n: number of samples.
-        k: how many of them one call selects, orders or records.
+        k: number of samples that one call selects, orders or records.
         device: "cpu" or "cuda".
-        num_bytes: what one call has to read and write at the least.
-        per_index: times are told for each index that a call gives, not for the call.
-        clock: on CUDA, "device" times the work of the GPU, "host" what the host waits for.
+        num_bytes: the fewest bytes that one call has to read and write.
+        per_index: report times per index that a call returns, instead of per call.
+        clock: on CUDA, "device" measures the time from the start to the end of the GPU's work, and
+            "host" the time that the host takes, including the wait for the GPU.
     """
 
     operation: str
@@ -49,17 +50,17 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way of doing the operation of its group.
+    """One implementation of the operation of its group.
 
     Attributes:
-        group: what it is compared with.
-        what: "dynloader", the name of the peer, "copy", or that of another input to dynloader.
-        role: which of these.
-        build: makes the inputs and returns the call to time, without arguments. Raises
-            :class:`UnavailableError`.
-        memory: bytes that inputs, results and scratch memory take at their peak, about.
-        indices: how many indices one call gives, where it is not the ``k`` of the group.
-        missing: why it cannot be measured, where that is known before.
+        group: the cases it is compared with.
+        what: "dynloader", the name of a peer, "copy", or the name of another input to dynloader.
+        role: which of these ``what`` is: "ours", "peer", "copy" or "input".
+        build: creates the inputs and returns the function to time, which takes no arguments.
+            Raises :class:`UnavailableError`.
+        memory: approximate peak memory of inputs, results and scratch, in bytes.
+        indices: number of indices that one call returns, if it is not the ``k`` of the group.
+        missing: why the case cannot be measured, if that is known in advance.
     """
 
     group: Group
@@ -72,7 +73,7 @@ class Case:
 
     @property
     def items(self) -> int:
-        """What to divide the time of a call by."""
+        """The divisor of the time of a call: the number of indices, or 1."""
         if not self.group.per_index:
             return 1
         return self.group.k if self.indices is None else self.indices

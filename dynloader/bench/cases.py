@@ -1,4 +1,4 @@
-"""The list of what is measured, at which sizes: one for all commands."""
+"""The list of benchmark cases and sizes, shared by all commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUICK = (50_000, 1_280_000)
 QUICK_ALSO = {"top_k": (10_000_000,)}
 FULL = (50_000, 1_280_000, 10_000_000, 100_000_000)
 HUGE = 1_000_000_000
-# ImageNet's number of samples, to the ten thousand: where one size has to do.
+# The size to use if only one is shown: ImageNet's, rounded.
 USUAL = 1_280_000
 
 Make = Callable[[int, str], list[Case]]
@@ -21,14 +21,14 @@ Make = Callable[[int, str], list[Case]]
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation that can be asked for by name.
+    """An operation that the command line can select by name.
 
     Attributes:
-        name: on the command line.
+        name: its name on the command line.
         makes: functions of n and a device, each of which makes the cases of one group.
         most: the largest n to measure.
-        only: picks from the sizes those to measure; all by default.
-        is_of_host: the host does it, wherever the scores are.
+        only: selects the sizes to measure; all by default.
+        is_of_host: it runs on the host, and is measured for "cpu" only.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Operation:
     is_of_host: bool = False
 
     def groups(self, sizes: Sequence[int], device: str) -> Iterator[list[Case]]:
-        """The cases of each group."""
+        """Yield the cases of each group."""
         if self.is_of_host and device != "cpu":
             return
         for make in self.makes:
@@ -47,17 +47,17 @@ class Operation:
 
 
 def usual(sizes: Sequence[int]) -> Sequence[int]:
-    """The size nearest to the usual one, not above it if there is such a one."""
+    """Return the largest size up to the usual one, or the smallest size if all are larger."""
     return [max((n for n in sizes if n <= USUAL), default=min(sizes))] if sizes else []
 
 
 def largest(sizes: Sequence[int]) -> Sequence[int]:
-    """The largest size."""
+    """Return the largest size."""
     return [max(sizes)] if sizes else []
 
 
 def and_vast(sizes: Sequence[int]) -> Sequence[int]:
-    """The sizes, and one that no permutation in memory reaches."""
+    """Return the sizes, plus one that is too large for a permutation in memory."""
     return [*sizes, order_cases.VAST] if sizes else []
 
 
@@ -105,13 +105,13 @@ def groups(
     names: Sequence[str] = NAMES,
     also: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[list[Case]]:
-    """The cases, group by group, device by device.
+    """Yield the cases of each group, device by device.
 
     Args:
         sizes: numbers of samples.
-        devices: "cpu", "cuda".
-        names: of the operations.
-        also: further sizes of some operations.
+        devices: among "cpu" and "cuda".
+        names: names of the operations to measure.
+        also: additional sizes for some operations, by name.
     """
     for device in devices:
         for operation in OPERATIONS:

@@ -1,4 +1,4 @@
-"""Results as an image."""
+"""Charts of results."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ GAP = 0.6  # bars between two operations
 
 
 class MissingError(Exception):
-    """matplotlib is not installed."""
+    """Raised if matplotlib is not installed."""
 
 
 def groups_to_draw(result: Result, device: str) -> list[Comparison]:
-    """Of every operation the largest size at which there is something to compare with."""
+    """Return, for each operation, the group of the largest size with a measured peer."""
     chosen = []
     for together in by_operation(comparisons(result.rows)):
         ours = together[0].ours
@@ -34,7 +34,7 @@ def groups_to_draw(result: Result, device: str) -> list[Comparison]:
 
 
 def bars(group: Comparison, *roles: str) -> list[tuple[str, float, str]]:
-    """Name, time in times of ours, and colour of each row that has a time."""
+    """Return the name, time relative to ours, and color of each row that has a time."""
     found = []
     for row in group.others(*roles):
         ratio = group.times_ours(row)
@@ -45,15 +45,15 @@ def bars(group: Comparison, *roles: str) -> list[tuple[str, float, str]]:
 
 
 def draw(result: Result, device: str, path: Path) -> bool:
-    """Draw the peers and the copy beside our time, operation by operation, as PNG.
+    """Draw peers and copies relative to our time for each operation, as PNG.
 
     Args:
-        result: what was measured.
-        device: the rows of this one are drawn.
-        path: of the file.
+        result: the result to draw.
+        device: the device whose rows to draw.
+        path: path of the file.
 
     Returns:
-        False, and no file, where there is nothing to compare.
+        False if there is nothing to compare; then no file is written.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -77,7 +77,7 @@ def draw(result: Result, device: str, path: Path) -> bool:
     _fill(axes, groups)
     axes.set_title(place(result, device), loc="left", fontsize=10, color=INK)
     figure.suptitle(
-        "What each takes, in times of what dynloader takes",
+        "Time relative to dynloader",
         x=0.01,
         ha="left",
         fontsize=13,
@@ -86,9 +86,9 @@ def draw(result: Result, device: str, path: Path) -> bool:
     figure.legend(
         handles=[
             Line2D([], [], color=INK, linewidth=1.5, label="dynloader"),
-            Patch(color=SLOWER, label="a peer that is slower"),
-            Patch(color=FASTER, label="a peer that is faster"),
-            Patch(color=COPIES, label="a copy of the bytes that have to be moved"),
+            Patch(color=SLOWER, label="slower peer"),
+            Patch(color=FASTER, label="faster peer"),
+            Patch(color=COPIES, label="copy of the bytes that must be moved"),
         ],
         loc="outside lower center",
         ncols=4,
@@ -123,7 +123,7 @@ def _fill(axes: Any, groups: list[Comparison]) -> None:
         ours = group.ours
         ticks.append((begin + position - 1) / 2)
         size = f"n = {short(ours.n)}"
-        if ours.device == "cuda":  # on a CPU, times say more of the machine than of the code
+        if ours.device == "cuda":  # CPU times say more about the machine than about the code
             size += f": {our_time(group)}"
         names.append("\n".join([*textwrap.wrap(ours.operation, 24), size]))
         if number % 2 == 0:
@@ -131,7 +131,7 @@ def _fill(axes: Any, groups: list[Comparison]) -> None:
         position += GAP
     axes.axvline(1, color=INK, linewidth=1.5)
     axes.set_xscale("log")
-    # Room for the labels at both ends, which are about a third of the width.
+    # Leave room for the labels at both ends, about a third of the width.
     low, high = math.log10(min(ratios)), math.log10(max(ratios))
     room = 0.3 * max(high - low, 1.0)
     axes.set_xlim(10 ** (low - room), 10 ** (high + room))

@@ -1,4 +1,4 @@
-"""What a training waits for: a new selection, the indices of an epoch, prioritised replay."""
+"""Cases of what a training waits for: selections, indices of an epoch, prioritized replay."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from dynloader.sampling._sampler import PruningSampler
 from dynloader.table._table import ScoreTable
 
 BATCH = 256
-# One selection, at the beginning, and none while the epochs are walked.
+# An interval that leaves one selection, at the beginning, and none during the measured epochs.
 NEVER_AGAIN = 2**31
 ALPHA, BETA, EPSILON = 0.7, 0.9, 1e-8
 
 
 def batch_sampler(n: int, policy: Policy, device: str, number: int = 0) -> PruningBatchSampler:
-    """Batches of a policy, with a loss recorded for every sample."""
+    """Return a batch sampler of a policy, with a loss recorded for every sample."""
     table = ScoreTable(n, device)
     sampler = PruningSampler(n, policy, table=table)
     table.update(torch.arange(n, device=device), losses(n, device, number))
@@ -45,14 +45,14 @@ def batch_sampler(n: int, policy: Policy, device: str, number: int = 0) -> Pruni
 
 
 def first_batch(chosen: Indices, random: np.random.Generator) -> list[int]:
-    """Of a shuffled list of all that was chosen, as a sampler in Python makes it."""
+    """Shuffle all chosen indices into a list, as a Python sampler does; return its first batch."""
     random.shuffle(chosen)
     indices: list[int] = chosen.tolist()
     return indices[:BATCH]
 
 
 def reselect(n: int, device: str, policy: Policy) -> list[Case]:
-    """From the scores in the table to the first batch of the new epoch, on the host."""
+    """Make cases that turn scores in a table into an epoch's first batch, on the host."""
     is_ucb = isinstance(policy, UCB)
     k = n // 2 if is_ucb else round(n * (1 - DROP * BELOW_MEAN))
     group = Group(
@@ -83,7 +83,7 @@ def reselect(n: int, device: str, policy: Policy) -> list[Case]:
         random = np.random.default_rng(1)
         return lambda s: first_batch(np.argpartition(s, n - k)[n - k :], random)
 
-    # Indices as Python's integers, 32 bytes and a pointer of 8 each.
+    # Indices as Python integers take 32 bytes and an 8-byte pointer each.
     scratch = 32 * n + 40 * k
     cases = [
         Case(
@@ -102,11 +102,11 @@ def reselect(n: int, device: str, policy: Policy) -> list[Case]:
 
 
 def walk(n: int, kind: str) -> list[Case]:
-    """All batches of an epoch of n // 2 selected samples, on the host.
+    """Make cases that iterate over all batches of an epoch of n // 2 samples, on the host.
 
     Args:
         n: number of samples.
-        kind: "tensors", as our loader takes them, or "lists", as a stock loader does.
+        kind: "tensors", which our loader uses, or "lists", which torch's loader uses.
     """
     k = n // 2
     group = Group(
@@ -140,7 +140,7 @@ def walk(n: int, kind: str) -> list[Case]:
 
 
 class _Storage:
-    """As much of a storage as torchrl's sampler asks for."""
+    """The part of a replay storage that torchrl's sampler uses."""
 
     ndim = 1
 
@@ -158,15 +158,16 @@ def _torchrl_sampler(n: int, device: str) -> Any:
         module = importlib.import_module("torchrl.data.replay_buffers.samplers")
         options = {"device": torch.device(device)} if device == "cuda" else {}
         return module.PrioritizedSampler(n, ALPHA, BETA, EPSILON, **options)
-    except Exception as error:  # its native part may be for another torch, or absent
+    except Exception as error:  # its extension may be missing, or built for another torch
         reason = f"installed, but does not work here: {told_briefly(error)}"
         raise UnavailableError(reason) from None
 
 
 def replay(n: int, device: str) -> list[Case]:
-    """An epoch of n // 2 samples drawn by priority, in batches, with the losses of each recorded.
+    """Make cases that draw n // 2 samples by priority and record the losses of each batch.
 
-    Ours draws them at once, without replacement; torchrl a batch at a time, with replacement.
+    Ours draws the whole epoch at once, without replacement. torchrl draws each batch with
+    replacement.
     """
     k = n // 2 - n // 2 % BATCH if n >= 2 * BATCH else n // 2
     batch = min(BATCH, k)
@@ -175,7 +176,7 @@ def replay(n: int, device: str) -> list[Case]:
         n=n,
         k=k,
         device=device,
-        # The draw, and for every sample what an update of it takes.
+        # The draw, plus the update of every drawn sample.
         num_bytes=4 * n + 8 * k + (8 + 4 + 2 * 16 + 4) * k,
         per_index=True,
         clock="host",

@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: never zeros, never in the cache where in use they would not be."""
+"""Inputs of the benchmarks: nonzero, and in the cache only if they would be in real use."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ _T = TypeVar("_T")
 
 
 def num_copies(num_bytes: int, device: str) -> int:
-    """How many inputs of that size to take turns with, so that none is in the cache at its turn.
+    """Return how many inputs of this size to cycle through so that none is still in the cache.
 
-    One that takes less than a quarter of the cache may stay there, as it would in use.
+    An input of at most a quarter of the cache may stay there, as it would in real use.
     """
     cache = cache_bytes(device)
     return 1 if num_bytes <= cache // 4 else 2 * cache // num_bytes + 1
 
 
 def in_turn(num_bytes: int, device: str, make: Callable[[int], _T]) -> Iterator[_T]:
-    """One after another, without end, of as many inputs as :func:`num_copies` says.
+    """Return an endless iterator over :func:`num_copies` inputs.
 
     Args:
-        num_bytes: the size of one.
-        device: where they are.
-        make: makes the input of a number.
+        num_bytes: size of one input.
+        device: device of the inputs.
+        make: makes an input from its number.
     """
     return itertools.cycle([make(number) for number in range(num_copies(num_bytes, device))])
 
 
 def losses(n: int, device: str, number: int = 0) -> Tensor:
-    """Like the losses of a training: most are small, some are large, none is zero. float32 [n]."""
+    """Return losses like those of a training: mostly small, some large, none zero. float32 [n]."""
     generator = torch.Generator(device).manual_seed(number)
     made = torch.empty(n, dtype=torch.float32, device=device)
     return made.exponential_(generator=generator).add_(1e-3)
 
 
 def selected(n: int, device: str, number: int = 0) -> Tensor:
-    """Half of n samples, in ascending order: one of every pair. int64 [n // 2]."""
+    """Return half of n indices, one of every pair, in ascending order. int64 [n // 2]."""
     generator = torch.Generator(device).manual_seed(number)
     half = torch.randint(2, (n // 2,), device=device, generator=generator)
     return half.add_(torch.arange(0, 2 * (n // 2), 2, device=device))
@@ -57,14 +57,14 @@ def way(
     scratch: int = 0,
     missing: str | None = None,
 ) -> Case:
-    """A case that calls ``function`` with losses of the size of the group.
+    """Return a case that calls ``function`` with n losses.
 
     Args:
-        group: what it is compared with.
+        group: the group of the case.
         what: its name.
-        function: of float32 [n].
-        scratch: bytes that it takes in addition to the losses.
-        missing: as for :class:`Case`.
+        function: the function to time; takes float32 [n].
+        scratch: bytes that it needs in addition to the losses.
+        missing: why the case cannot be measured, if it cannot.
     """
     n, device = group.n, group.device
 
@@ -83,7 +83,7 @@ def way(
 
 
 def copy(group: Group) -> Case:
-    """A copy that reads and writes, in all, what the operation has to read and write."""
+    """Return a case that copies so as to read and write ``group.num_bytes`` bytes in total."""
     words = max(group.num_bytes // 8, 1)  # int32, read once and written once
 
     def build() -> Call:
@@ -108,5 +108,5 @@ def copy(group: Group) -> Case:
 
 
 def held(num_bytes: int, device: str) -> int:
-    """What inputs of that size take in all."""
+    """Return the bytes that all inputs of this size take together."""
     return num_bytes * num_copies(num_bytes, device)

@@ -1,4 +1,4 @@
-"""What a result was measured on: machine, versions and commit."""
+"""The machine, versions and commit of a measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions, commit and date, for the head of a result file."""
+    """Return the machine, versions, commit and date, for the head of a result file."""
     return {
         "machine": {
             "cpu": _cpu_model(),
@@ -44,14 +44,14 @@ def describe() -> dict[str, Any]:
 
 
 def devices() -> list[str]:
-    """The devices to measure: the CPU, and the GPU where the build and the machine have one."""
+    """Return the devices to measure: "cpu", and "cuda" if the build and the machine support it."""
     has_gpu = torch.cuda.is_available() and dynloader.build_info()["cuda"] is not None
     return ["cpu", "cuda"] if has_gpu else ["cpu"]
 
 
 @functools.cache
 def cache_bytes(device: str) -> int:
-    """The size of the last-level cache; 32 MiB where the system does not say."""
+    """Return the size of the last-level cache; 32 MiB if unknown."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties("cuda").L2_cache_size) or UNKNOWN_CACHE
     sizes = [0]
@@ -66,7 +66,7 @@ def cache_bytes(device: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory that can be had now; None where the system does not say."""
+    """Return the available memory in bytes; None if unknown."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     try:
@@ -81,9 +81,10 @@ def free_bytes(device: str) -> int | None:
 
 
 def cores_taken(seconds: float = 0.5) -> float | None:
-    """How many of this process's cores others keep busy; None where the system does not say.
+    """Return how many of this process's cores other processes use; None if unknown.
 
-    It looks on for so many seconds.
+    Args:
+        seconds: how long to observe.
     """
     begin, own, before = time.monotonic(), time.process_time(), _busy_seconds()
     time.sleep(seconds)
@@ -95,13 +96,13 @@ def cores_taken(seconds: float = 0.5) -> float | None:
 
 
 def _busy_seconds() -> float | None:
-    """How long the cores that this process may run on have been busy, all together."""
+    """Return the total busy time of the cores that this process may run on."""
     try:
         lines = [line.split() for line in _STAT.read_text().splitlines()]
     except OSError:
         return None
     cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    # user, nice, system, (idle, waiting,) interrupts, soft interrupts, stolen; in ticks.
+    # In ticks: user, nice, system, (idle, iowait,) irq, softirq, steal.
     ticks = [
         int(line[k]) for line in lines if line and line[0] in cores for k in (1, 2, 3, 6, 7, 8)
     ]
@@ -126,9 +127,9 @@ def _commit() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # An installed package may lie within the repository of some other project.
+    # An installed package may be inside another project's repository.
     if git("ls-files", "--error-unmatch", "_version.py") is None:
         return {"hash": None, "uncommitted_changes": None}
-    # Sources only: a run writes results of its own.
+    # Ignore untracked files: a run writes results.
     changes = git("status", "--porcelain", "--untracked-files=no", ":/")
     return {"hash": git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}

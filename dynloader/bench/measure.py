@@ -1,4 +1,4 @@
-"""How cases are timed: warmed up, in rounds, those of one group taking turns."""
+"""Timing: cases are warmed up, then timed in rounds, in which the cases of a group take turns."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dynloader.bench.results import Row, row_of
 
 MEMORY = 16 * 2**30
 MIN_ROUNDS = 3
-# What takes so many seconds is measured once: the noise of a round is small beside that.
+# Calls that take longer, in seconds, are timed once: their noise is relatively small.
 LONG = 10.0
-# Calls are repeated within a round until it is long beside the resolution of the clock.
+# Minimum seconds of a round: calls are repeated until the clock's resolution hardly matters.
 ROUND = 2e-4
 
 Clock = Callable[[Call, int], float]
 
 
 def on_host(call: Call, repeats: int) -> float:
-    """Seconds for one of ``repeats`` calls, as the host sees them."""
+    """Return the seconds per call, on the host's clock."""
     begin = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -35,7 +35,7 @@ def on_host(call: Call, repeats: int) -> float:
 
 
 def on_host_to_the_end(call: Call, repeats: int) -> float:
-    """Likewise, until the GPU is done."""
+    """Return the seconds per call, on the host's clock, until the GPU is done."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for _ in range(repeats):
@@ -45,7 +45,7 @@ def on_host_to_the_end(call: Call, repeats: int) -> float:
 
 
 def on_gpu(call: Call, repeats: int) -> float:
-    """Seconds for one of ``repeats`` calls, from the first to the last of the GPU's work."""
+    """Return the seconds per call, from the start to the end of the GPU's work."""
     event: Any = torch.cuda.Event  # untyped
     begin, end = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize()
@@ -58,28 +58,28 @@ def on_gpu(call: Call, repeats: int) -> float:
 
 
 def clock_of(case: Case) -> Clock:
-    """How the calls of a case are timed."""
+    """Return the function that times the calls of a case."""
     if case.group.device == "cpu":
         return on_host
     return on_gpu if case.group.clock == "device" else on_host_to_the_end
 
 
 def memory_limit(device: str) -> int:
-    """What the cases that are held at the same time may take in all."""
+    """Return how many bytes the cases of a group may take together."""
     free = free_bytes(device)
     return MEMORY if free is None else min(MEMORY, free * 9 // 10)
 
 
 @dataclass
 class Runner:
-    """A case that is being measured.
+    """The measurement of one case.
 
     Attributes:
-        case: which.
-        seconds: to spend on its rounds.
-        times: of the rounds so far.
-        skipped: why it has none.
-        spent: seconds, on its rounds so far.
+        case: the case.
+        seconds: how long to spend on its rounds.
+        times: seconds per call of each round so far.
+        skipped: why the case has no times.
+        spent: seconds spent on its rounds so far.
     """
 
     case: Case
@@ -92,7 +92,7 @@ class Runner:
     spent: float = 0.0
 
     def warm_up(self, limit: int) -> None:
-        """Make the inputs, and find out how long a call takes."""
+        """Create the inputs, and choose the number of calls per round."""
         self.skipped = self.case.missing or too_large(self.case, limit)
         if self.skipped is not None:
             return
@@ -100,7 +100,7 @@ class Runner:
             self._call = self.case.build()
             clock = clock_of(self.case)
             self._first = clock(self._call, 1)
-            # The first call also pays for threads, pages and look-ups.
+            # The first call also pays for starting threads, page faults and lookups.
             again = clock(self._call, 1) if self._first < 0.1 else self._first
             self._repeats = max(1, math.ceil(ROUND / max(again, 1e-7)))
         except UnavailableError as error:
@@ -117,21 +117,21 @@ class Runner:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has had its share of the time."""
+        """Whether the case needs no more rounds."""
         if self._call is None:
             return True
         least = 1 if self._first > LONG else MIN_ROUNDS
         return len(self.times) >= least and self.spent >= self.seconds
 
     def round(self) -> None:
-        """Time it once more."""
+        """Time one round."""
         assert self._call is not None
         begin = time.perf_counter()
         self.times.append(clock_of(self.case)(self._call, self._repeats))
         self.spent += time.perf_counter() - begin
 
     def row(self) -> Row:
-        """What was found."""
+        """Return the result row."""
         if not self.times:
             return row_of(self.case, skipped=self.skipped)
         low, middle, high = quartiles(self.times)
@@ -145,19 +145,19 @@ class Runner:
         )
 
     def release(self) -> None:
-        """Let go of the inputs."""
+        """Free the inputs."""
         self._call = None
 
 
 def too_large(case: Case, limit: int) -> str | None:
-    """Why a case does not fit into ``limit`` bytes, if it does not."""
+    """Return why a case does not fit into ``limit`` bytes, or None if it does."""
     if case.memory <= limit:
         return None
-    return f"needs about {case.memory / 2**30:,.0f} GiB, of {limit / 2**30:.1f} that it may take"
+    return f"needs about {case.memory / 2**30:,.0f} GiB, but the limit is {limit / 2**30:.1f} GiB"
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """The first, the median and the third; of one time, that time."""
+    """Return the lower quartile, the median and the upper quartile; a single time is all three."""
     if len(times) == 1:
         return times[0], times[0], times[0]
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -165,17 +165,20 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
 
 
 def measure(cases: Sequence[Case], seconds: float, memory: int | None = None) -> list[Row]:
-    """Time the cases of one group, a round of one, then a round of another.
+    """Time the cases of one group in alternating rounds.
 
-    The next is always the one that had the least time so far, so that whatever else the machine
-    does slows all of them. Cases that do not fit into memory together are measured one after
-    another.
+    The next round always goes to the case with the least time so far, so that other load on the
+    machine slows all cases alike. If the cases do not fit into memory together, they are measured
+    one after another.
 
     Args:
-        cases: those of one group.
-        seconds: for the rounds of each case, about; three rounds are taken in any case, or one
-            where a call takes more than ten seconds.
-        memory: bytes that may be taken; by default 16 GiB, or less where less is free.
+        cases: the cases of one group.
+        seconds: approximate time to spend on the rounds of each case. Each case gets at least
+            three rounds, or one if a call takes more than ten seconds.
+        memory: memory limit in bytes. Default: 16 GiB, or 90 % of the free memory if that is less.
+
+    Returns:
+        One row per case.
     """
     limit = memory_limit(cases[0].group.device) if memory is None else memory
     fitting = [case for case in cases if case.missing is None and case.memory <= limit]
@@ -189,7 +192,7 @@ def _measure_together(cases: Sequence[Case], seconds: float, limit: int) -> list
     for runner in runners:
         runner.warm_up(limit)
     while waiting := [runner for runner in runners if not runner.is_done]:
-        # In turn where rounds are of one length; short ones are spread over the same minutes.
+        # Cases with equal rounds alternate; short rounds spread over the same period as long ones.
         min(waiting, key=lambda runner: runner.spent).round()
     rows = [runner.row() for runner in runners]
     for runner in runners:

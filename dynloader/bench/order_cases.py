@@ -1,4 +1,4 @@
-"""Random orders and random subsets, and the recording of losses, each beside its peers."""
+"""Cases of random orders, random subsets and recording of losses, with their peers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dynloader.bench.inputs import copy, held, in_turn, losses, selected
 from dynloader.table._table import ScoreTable
 
 SLICE = 4096
-# Beyond it, no computer holds a permutation; ours takes as long as for any other n.
+# No computer holds a permutation of this size; the time of ours does not depend on n.
 VAST = 10**12
 
 
 def order(n: int, device: str) -> list[Case]:
-    """The shuffled order of n // 2 selected samples, all of it."""
+    """Make cases that return the whole shuffled order of n // 2 selected samples."""
     k = n // 2
     group = Group(operation="order", n=n, k=k, device=device, num_bytes=16 * k, per_index=True)
     epochs = itertools.count()
@@ -40,7 +40,7 @@ def order(n: int, device: str) -> list[Case]:
 
 
 def randperm(group: Group, call: Call, indices: int | None = None) -> Case:
-    """The peer that makes a whole permutation; ``indices`` as for :class:`Case`."""
+    """Return the case of a peer that makes a whole permutation; ``indices`` is that of the case."""
     return Case(
         group=group,
         what="torch.randperm",
@@ -52,9 +52,9 @@ def randperm(group: Group, call: Call, indices: int | None = None) -> Case:
 
 
 def order_of_slice(n: int) -> list[Case]:
-    """4096 positions of the order of n samples, from anywhere in it.
+    """Make cases that return 4096 positions of the order of n samples, at any offset.
 
-    The peer has to make the whole permutation; its time is shared out among all of its indices.
+    The peer has to make the whole permutation; its time is divided by all of its indices.
     """
     k = min(SLICE, n)
     group = Group(
@@ -80,7 +80,7 @@ def order_of_slice(n: int) -> list[Case]:
 
 
 def subset(n: int, device: str) -> list[Case]:
-    """Half of n samples, all subsets being equally likely."""
+    """Make cases that draw half of n samples; all subsets are equally likely."""
     k = n // 2
     group = Group(operation="subset", n=n, k=k, device=device, num_bytes=8 * k, per_index=True)
     epochs = itertools.count()
@@ -96,17 +96,17 @@ def subset(n: int, device: str) -> list[Case]:
 
 
 def update(n: int, device: str, batch: int) -> list[Case]:
-    """The losses of one batch, recorded: score, mean, variance, last loss and visits.
+    """Make cases that record the losses of one batch: score, mean, variance, last loss and visits.
 
-    The peer keeps mean, variance and last loss only, and leaves duplicates to chance.
+    The peer keeps only mean, variance and last loss, and picks an arbitrary loss for duplicates.
     """
     k = min(batch, n)
-    # For each sample: index and loss are read, the record is read and written, the score written.
+    # Per sample: read index and loss, read and write the record, write the score.
     num_bytes = (8 + 4 + 2 * 16 + 4) * k
     group = Group(operation=f"update of {batch}", n=n, k=k, device=device, num_bytes=num_bytes)
 
     def batches() -> Callable[[], Tensor]:
-        # Another batch each time, so that its records are not in the cache from the last one.
+        # Use another batch each time, so that its records are not in the cache.
         shuffled = ops.subset(n, 0, min(n // k, 4096) * k, seed=2, device=device)
         turns = itertools.cycle(torch.split(shuffled, k))
         return lambda: next(turns)

@@ -1,4 +1,4 @@
-"""Results as text: tables for the terminal, and one for a README."""
+"""Results as text: tables for the terminal and for a README."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dynloader.bench.cases import USUAL
 from dynloader.bench.results import Comparison, Result, Row, comparisons
 
 LEGEND = (
-    "ours: median of a call (of an index, where it says /index); spread: between the quartiles;\n"
-    "of a copy: ours in times of a copy that moves the least bytes the operation has to move;\n"
-    "the other columns: times as long as ours. Above 1, dynloader is faster."
+    "ours: median time per call (or per index, marked /index); spread: quartile range / median;\n"
+    "vs copy: our time / the time to copy the fewest bytes that the operation has to move;\n"
+    "other columns: their time / our time. Above 1, dynloader is faster."
 )
-# In a README, at the usual size; the first ones also at the largest.
+# A README shows each operation at the usual size, these also at the largest, and not the others.
 HEADLINES_AT_LARGEST = ("top_k", "sample", "order")
 LEFT_OUT = ("top_k by input", "update of 128")
 
 
 def short(n: int) -> str:
-    """A number of samples in few letters: 50k, 1.28M, 1e12."""
+    """Format a number of samples briefly: 50k, 1.28M, 1e12."""
     for size, letter in ((10**6, "M"), (10**3, "k")):
         if size <= n < 1000 * size and (100 * n) % size == 0:
             return f"{n / size:g}{letter}"
@@ -28,7 +28,7 @@ def short(n: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time with its unit, in three digits."""
+    """Format a time with its unit, in two or three digits."""
     if seconds is None:
         return "-"
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
@@ -38,7 +38,7 @@ def duration(seconds: float | None) -> str:
 
 
 def digits(value: float) -> str:
-    """Two or three digits, all that a time is good for."""
+    """Format with two or three significant digits; times are not more precise."""
     if value >= 99.95:
         return f"{value:,.0f}"
     if value >= 0.995:
@@ -47,18 +47,18 @@ def digits(value: float) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """A ratio, as "3.2 x"."""
+    """Format a ratio, as "3.2 x"."""
     return "-" if ratio is None else f"{digits(ratio)} x"
 
 
 def our_time(group: Comparison) -> str:
-    """Our time, with what it is for."""
+    """Format our time, marked if it is per index."""
     ours = group.ours
     return duration(ours.time) + ("/index" if ours.per_index and ours.time is not None else "")
 
 
 def skipped(groups: Iterable[Comparison]) -> list[str]:
-    """One line for every reason why something has no time."""
+    """Return one line for each implementation and reason why it has no time."""
     reasons: dict[str, list[str]] = {}
     for group in groups:
         for row in group.rows:
@@ -69,10 +69,10 @@ def skipped(groups: Iterable[Comparison]) -> list[str]:
 
 
 def terminal(groups: Sequence[Comparison]) -> str:
-    """The groups of one operation on one device as an aligned table."""
+    """Format the groups of one operation on one device as an aligned table."""
     peers = list(dict.fromkeys(row.what for g in groups for row in g.others("peer", "input")))
     has_copy = any(group.others("copy") for group in groups)
-    lines = [["n", "k", "ours", "spread", *(["of a copy"] if has_copy else []), *peers]]
+    lines = [["n", "k", "ours", "spread", *(["vs copy"] if has_copy else []), *peers]]
     for group in groups:
         ours = group.ours
         by_name = {row.what: row for row in group.rows}
@@ -95,7 +95,7 @@ def terminal(groups: Sequence[Comparison]) -> str:
 
 
 def by_operation(groups: Iterable[Comparison]) -> list[list[Comparison]]:
-    """The groups of each operation and device together, in the order in which they first came."""
+    """Collect the groups of each operation and device, in order of first appearance."""
     together: dict[tuple[str, str], list[Comparison]] = {}
     for group in groups:
         together.setdefault((group.ours.operation, group.ours.device), []).append(group)
@@ -103,14 +103,14 @@ def by_operation(groups: Iterable[Comparison]) -> list[list[Comparison]]:
 
 
 def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
-    """Those groups of one operation on one device that a README shows.
+    """Return the groups of one operation on one device that a README shows.
 
-    Of every operation the size nearest to the usual one, of some also the largest.
+    That is the largest size up to the usual one, and for some operations also the largest size.
     """
     operation = groups[0].ours.operation
     if operation in LEFT_OUT:
         return []
-    # Where several shares are selected, half.
+    # If several shares were measured, the first one: half.
     by_size: dict[int, Comparison] = {}
     for group in groups:
         if group.ours.time is not None:
@@ -124,7 +124,7 @@ def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
 
 
 def markdown(result: Result) -> str:
-    """The headlines as Markdown: on the CPU ratios only, for its times are those of one machine."""
+    """Format the headlines as Markdown; CPU times depend on the machine, so ratios only there."""
     parts = []
     groups = comparisons(result.rows)
     for device in dict.fromkeys(group.ours.device for group in groups):
@@ -140,9 +140,9 @@ def markdown(result: Result) -> str:
             ]
     versions, commit = result.about["versions"], result.about["commit"]["hash"] or "unknown"
     parts.append(
-        "*× a copy*: our time in times of a copy that moves the least bytes the operation has to "
-        "move; *peers*: their time in times of ours, so above 1 dynloader is faster. Medians; "
-        "losses distributed exponentially, half of the samples selected (InfoBatch: 68 %); "
+        "*× a copy*: our time / the time to copy the fewest bytes that the operation has to move; "
+        "*peers*: their time / our time, so above 1 dynloader is faster. Medians; exponentially "
+        "distributed losses, half of the samples selected (InfoBatch: 68 %); "
         f"torch {versions['torch']}, NumPy {versions['numpy']}, "
         f"dynloader {versions['dynloader']}, commit {commit[:10]}"
     )
@@ -150,7 +150,7 @@ def markdown(result: Result) -> str:
 
 
 def place(result: Result, device: str) -> str:
-    """The processor, and what of it was used."""
+    """Return the name of the GPU, or of the CPU with the number of threads."""
     machine = result.about["machine"]
     if device == "cuda":
         return str(machine["gpu"])

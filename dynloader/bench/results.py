@@ -1,4 +1,4 @@
-"""The rows of a benchmark, and the file that holds them."""
+"""The rows of a benchmark, and the result file."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one case. Times are seconds for one call.
+    """The measurement of one case. Times are seconds per call.
+
+    For the fields of the case and its group, see :class:`dynloader.bench.case.Case` and
+    :class:`dynloader.bench.case.Group`.
 
     Attributes:
-        operation: as for :class:`dynloader.bench.case.Group`, like the next six.
+        operation: name of the operation.
         n: number of samples.
-        k: of one call.
+        k: number of samples that one call selects, orders or records.
         device: "cpu" or "cuda".
-        num_bytes: what a call has to read and write at the least.
-        per_index: times are told for each index.
+        num_bytes: the fewest bytes that one call has to read and write.
+        per_index: report times per index instead of per call.
         clock: "device" or "host".
-        what: as for :class:`dynloader.bench.case.Case`, like the next two.
+        what: name of the implementation.
         role: "ours", "peer", "copy" or "input".
-        items: what to divide a time by before it is told or compared.
-        median: of the rounds; None where there is a reason in ``skipped``.
-        quartile_1: likewise.
-        quartile_3: likewise.
-        rounds: how many.
-        calls_per_round: a round is the mean of so many calls.
+        items: divisor of a time before it is reported or compared.
+        median: median over the rounds; None if ``skipped`` gives a reason.
+        quartile_1: lower quartile over the rounds; None if ``skipped`` gives a reason.
+        quartile_3: upper quartile over the rounds; None if ``skipped`` gives a reason.
+        rounds: number of rounds.
+        calls_per_round: number of calls that a round averages.
         skipped: why there is no time.
     """
 
@@ -56,24 +59,24 @@ class Row:
 
     @property
     def group(self) -> tuple[str, int, int, str]:
-        """What it has in common with the rows that it is compared with."""
+        """The key of the rows that it is compared with: operation, n, k and device."""
         return self.operation, self.n, self.k, self.device
 
     @property
     def time(self) -> float | None:
-        """The median of a call, or for one index where that is how it is told."""
+        """The median per call, or per index if ``per_index``."""
         return None if self.median is None else self.median / self.items
 
     @property
     def spread(self) -> float | None:
-        """The distance of the quartiles, as a share of the median."""
+        """The interquartile range divided by the median."""
         if self.median is None or self.quartile_1 is None or self.quartile_3 is None:
             return None
         return (self.quartile_3 - self.quartile_1) / self.median
 
 
 def row_of(case: Case, **found: Any) -> Row:
-    """The row of a case, with what was found."""
+    """Return the row of a case, with its measurement."""
     return Row(
         **dataclasses.asdict(case.group),
         what=case.what,
@@ -91,19 +94,19 @@ class Comparison:
 
     @property
     def ours(self) -> Row:
-        """Our row."""
+        """The row of dynloader."""
         return next(row for row in self.rows if row.role == "ours")
 
     def others(self, *roles: str) -> list[Row]:
-        """The rows of these roles, in their order."""
+        """Return the rows that have one of ``roles``, in order."""
         return [row for row in self.rows if row.role in roles]
 
     def times_ours(self, row: Row) -> float | None:
-        """The time of ``row`` in times of ours: above 1, ours is faster."""
+        """Return the time of ``row`` divided by ours: above 1, ours is faster."""
         return _ratio(row.time, self.ours.time)
 
     def times_copy(self, row: Row) -> float | None:
-        """The time of ``row`` in times of the copy's."""
+        """Return the time of ``row`` divided by the time of the copy."""
         return next((_ratio(row.time, copy.time) for copy in self.others("copy")), None)
 
 
@@ -112,7 +115,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 
 def comparisons(rows: Iterable[Row]) -> list[Comparison]:
-    """The rows group by group, in the order in which the groups first came."""
+    """Group the rows, in order of first appearance."""
     by_group: dict[tuple[str, int, int, str], list[Row]] = {}
     for row in rows:
         by_group.setdefault(row.group, []).append(row)
@@ -121,12 +124,12 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class Result:
-    """A result file: where, how, and the rows.
+    """The content of a result file.
 
     Attributes:
-        about: of :func:`dynloader.bench.machine.describe`, and the load of the machine.
-        arguments: of the command.
-        rows: what was measured.
+        about: the result of :func:`dynloader.bench.machine.describe`, and the machine's load.
+        arguments: the arguments of the command, the time it took, and the rate of preemptions.
+        rows: the measurements.
     """
 
     about: Mapping[str, Any]
@@ -134,17 +137,17 @@ class Result:
     rows: tuple[Row, ...]
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, with the ratios, for who reads it without this module."""
+        """Write as JSON, including ratios for readers that do not use this module."""
         rows = [entry for group in comparisons(self.rows) for entry in _entries(group)]
         content = {"schema": SCHEMA, **self.about, "arguments": dict(self.arguments), "rows": rows}
         path.write_text(json.dumps(content, indent=1) + "\n")
 
     @staticmethod
     def read(path: Path) -> Result:
-        """Read what :meth:`write` wrote.
+        """Read a file that :meth:`write` wrote.
 
         Raises:
-            ValueError: it is of another form.
+            ValueError: the file is not JSON, or its schema differs.
         """
         content = json.loads(path.read_text())
         found = content.get("schema") if isinstance(content, dict) else None

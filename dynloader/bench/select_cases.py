@@ -1,7 +1,7 @@
-"""The operations that choose samples by their scores, each beside its peers.
+"""Cases of the operations that select samples by score, with their peers.
 
-Peers give the same kind of selection, in whatever order costs them least. Each is the fastest way
-that we know to write it with torch or NumPy.
+Peers return the same kind of selection, in whatever order is fastest for them. Each is the fastest
+implementation that we know with torch or NumPy.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Indices = npt.NDArray[np.int64]
 
 MULTINOMIAL_LIMIT = 2**24
 DROP = 0.5
-# What is below the mean of losses that are distributed exponentially.
+# The share of exponentially distributed losses that is below their mean.
 BELOW_MEAN = 1 - math.exp(-1)
 
 
 def on_host(
     group: Group, what: str, make: Callable[[], Callable[[Floats], object]], scratch: int
 ) -> Case:
-    """A peer in NumPy, with losses on the host.
+    """Return the case of a NumPy peer, with losses on the host.
 
     Args:
-        group: what it is compared with.
-        what: its name.
-        make: makes the function to call, and what that keeps from one call to the next.
-        scratch: bytes that it takes in addition to the losses.
+        group: the group of the case.
+        what: name of the peer.
+        make: returns the function to time, with any state that it keeps between calls.
+        scratch: bytes that it needs in addition to the losses.
     """
 
     def build() -> Call:
@@ -51,12 +51,12 @@ def on_host(
 
 
 def topk_scratch(n: int, k: int, device: str) -> int:
-    """What torch.topk takes: its results, and on the CPU pairs of all scores and indices."""
+    """Return the bytes that torch.topk takes; on the CPU, it pairs all scores with indices."""
     return 12 * k + (16 * n if device == "cpu" else 4 * n)
 
 
 def top_k(n: int, device: str, share: Fraction = Fraction(1, 2)) -> list[Case]:
-    """The k highest scores."""
+    """Make cases that select the k = n * share highest scores."""
     k = int(n * share)
     group = Group(operation="top_k", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
     if device == "cpu":
@@ -84,7 +84,7 @@ def top_k(n: int, device: str, share: Fraction = Fraction(1, 2)) -> list[Case]:
 
 
 def top_k_by_input(n: int, device: str) -> list[Case]:
-    """The n // 2 highest of scores that are hard for some algorithms, beside random ones."""
+    """Make cases that select the n // 2 highest of random scores, and of harder inputs."""
     k = n // 2
     group = Group(operation="top_k by input", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
     inputs: dict[str, Callable[[Tensor], Tensor]] = {
@@ -101,14 +101,14 @@ def top_k_by_input(n: int, device: str) -> list[Case]:
             return lambda: ops.top_k(next(scores), k)
 
         role: Role = "ours" if what == OURS else "input"
-        memory = held(4 * n, device) + 16 * n  # making them takes more than selecting
+        memory = held(4 * n, device) + 16 * n  # making the inputs takes more memory than selecting
         return Case(group=group, what=what, role=role, build=build, memory=memory)
 
     return [case(what, change) for what, change in inputs.items()]
 
 
 def epsilon_greedy(n: int, device: str) -> list[Case]:
-    """Half of the samples: nine tenths the highest scores, the others drawn from the rest."""
+    """Make cases that select half of the samples: 90 % highest scores, 10 % random others."""
     k = n // 2
     num_random = k // 10
     num_top = k - num_random
@@ -134,15 +134,18 @@ def epsilon_greedy(n: int, device: str) -> list[Case]:
 
 
 def prune_as_info_batch(scores: Floats, weights: Floats, random: np.random.Generator) -> Indices:
-    """The steps that InfoBatch publishes, in NumPy: which samples are kept, in no order.
+    """Select samples in NumPy with the published steps of InfoBatch, in no particular order.
 
-    Of those below the mean, the share ``1 - DROP`` is drawn to stay, and weighs the more; all
-    others stay as they are.
+    Of the samples below the mean, it keeps a random share of ``1 - DROP`` and raises their weights.
+    It keeps all other samples with weight 1.
 
     Args:
-        scores: of all samples.
-        weights: of all samples; set.
-        random: a Generator draws faster than the functions of ``np.random``.
+        scores: float32 [n].
+        weights: float32 [n]; overwritten.
+        random: a Generator, which is faster than the functions of ``np.random``.
+
+    Returns:
+        int64, the indices of the kept samples.
     """
     is_low = scores < scores.mean()
     low = np.where(is_low)[0]
@@ -154,7 +157,7 @@ def prune_as_info_batch(scores: Floats, weights: Floats, random: np.random.Gener
 
 
 def info_batch(n: int, device: str) -> list[Case]:
-    """All samples but half of those below the mean, and the weights of what is kept."""
+    """Make cases that drop half of the samples below the mean, and weight the kept ones."""
     k = round(n * (1 - DROP * BELOW_MEAN))
     group = Group(operation="info_batch", n=n, k=k, device=device, num_bytes=4 * n + 12 * k)
     epochs = itertools.count()
@@ -174,7 +177,7 @@ def info_batch(n: int, device: str) -> list[Case]:
 
 
 def sample(n: int, device: str) -> list[Case]:
-    """Half as many draws as samples, without replacement, in proportion to the weights."""
+    """Make cases that draw n // 2 samples without replacement, in proportion to weights."""
     k = n // 2
     group = Group(operation="sample", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
     epochs = itertools.count()
@@ -203,7 +206,7 @@ def sample(n: int, device: str) -> list[Case]:
 
 
 def priority_sample(n: int, device: str) -> list[Case]:
-    """Half of the samples, by priority w / u, and the threshold that follows."""
+    """Make cases that select the n // 2 highest priorities w / u, and return the threshold."""
     k = n // 2
     group = Group(operation="priority_sample", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
     epochs = itertools.count()
@@ -227,7 +230,7 @@ def priority_sample(n: int, device: str) -> list[Case]:
 
 
 def score_mean(n: int, device: str) -> list[Case]:
-    """The mean score; ours also counts what is not finite, and is the same for any order."""
+    """Make cases of the mean; ours does not depend on order, and counts nonfinite scores."""
     group = Group(operation="score_mean", n=n, k=n, device=device, num_bytes=4 * n)
     return [
         way(group, OURS, ops.score_mean),

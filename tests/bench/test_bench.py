@@ -210,7 +210,7 @@ def test_what_is_not_measured_says_why() -> None:
     assert [row.skipped for row in rows[1:]] == [
         "is not for this machine",
         "not installed",
-        "needs about 1,024 GiB, of 1.0 that it may take",
+        "needs about 1,024 GiB, but the limit is 1.0 GiB",
         "out of memory",
         "failed: division by zero",
     ]
