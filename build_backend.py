@@ -1,7 +1,8 @@
-"""Setuptools as the build backend, with a message that says what is missing.
+"""Setuptools as the build backend, with a clear message for missing requirements.
 
-Without build isolation nothing installs the build requirements, and the error would be a bare
-"No module named ...", or a torch that is replaced after the extension was compiled for it.
+Without build isolation, pip does not install build requirements. Without this check, the build
+would fail with a bare "No module named ...", or the installation would replace torch after the
+extension was built for it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-# As in pyproject.toml. Without ninja the build works too, one file at a time.
+# Must match pyproject.toml. ninja is optional: without it, files compile one at a time.
 MINIMUM = {"setuptools": (77,), "torch": (2, 11)}
 
 
 def problems() -> list[str]:
-    """What keeps the build from working, as "setuptools>=77 (found none)"."""
+    """Return the unmet build requirements, as "setuptools>=77 (found none)"."""
     found = []
     for name, minimum in MINIMUM.items():
         try:

@@ -1,11 +1,13 @@
-"""Builds the native core with torch's cpp_extension. The only home of compiler flags, with reasons.
+"""Builds the native core with torch's cpp_extension. All compiler flags are here, with reasons.
 
 Environment variables:
 
-- ``DYNLOADER_CUDA=0|1``: never, or by all means, compile for CUDA
-- ``TORCH_CUDA_ARCH_LIST``: the GPUs to compile for; default 8.0 and 9.0, with PTX for later ones
-- ``DYNLOADER_WERROR=1``: warnings are errors
-- ``MAX_JOBS``: compilers at a time; default: one for each processor
+- ``DYNLOADER_CUDA``: 0: never build CUDA; 1: require it; unset: build it if torch and nvcc allow
+- ``TORCH_CUDA_ARCH_LIST``: the GPU architectures to build for; default: 8.0 and 9.0, plus PTX for
+  later ones
+- ``DYNLOADER_WERROR=1``: treat warnings as errors
+- ``DYNLOADER_SANITIZE``: "address,undefined" or "thread": build with these sanitizers
+- ``MAX_JOBS``: number of parallel compilations; default: the number of processors
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
 NVCC_FLAGS = [
     "-O3",
-    "--fmad=false",  # as -ffp-contract=off
-    # Profilers and compute-sanitizer name source lines; the code stays as it is.
+    "--fmad=false",  # same reason as -ffp-contract=off
+    # Lets profilers and compute-sanitizer report source lines; the machine code is the same.
     "-lineinfo",
     "-Xcompiler=-ffp-contract=off",
     "-Xcompiler=-fvisibility=hidden",
@@ -34,17 +36,22 @@ NVCC_FLAGS = [
 
 @dataclass(frozen=True)
 class CudaChoice:
-    """Whether to compile for CUDA, with which toolkit, and why."""
+    """The decision whether to build for CUDA.
+
+    Attributes:
+        home: the root of the toolkit to use; None to build without CUDA.
+        reason: why.
+    """
 
     home: str | None
     reason: str
 
 
 def find_toolkit(environ: dict[str, str]) -> str | None:
-    """The root of the CUDA toolkit; None if there is none.
+    """Return the root of the CUDA toolkit; None if there is none.
 
-    Torch takes the folder above the nvcc on the PATH. Where that nvcc is a wrapper, it is the wrong
-    one, and the link fails for want of cudart: so nvcc itself is asked.
+    Torch uses the parent of the folder of the nvcc on the PATH. If that nvcc is a wrapper, the
+    folder is wrong and linking fails because cudart is missing. Therefore this function asks nvcc.
     """
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if environ.get(name):
@@ -63,7 +70,7 @@ def find_toolkit(environ: dict[str, str]) -> str | None:
 
 
 def toolkit_version(toolkit: str | None) -> str | None:
-    """The CUDA version of the toolkit, "13.0", as its nvcc says; None if that does not run."""
+    """Return the toolkit's CUDA version by its nvcc, as "13.0"; None if nvcc does not run."""
     if toolkit is None:
         return None
     try:
@@ -85,13 +92,16 @@ def choose_cuda(
     toolkit: str | None,
     toolkit_cuda: str | None,
 ) -> CudaChoice:
-    """Decide from what is installed. Whether a GPU is present has no say: it may be elsewhere.
+    """Decide whether to build for CUDA. No GPU is needed at build time.
 
     Args:
         environ: the environment variables.
-        torch_cuda: the CUDA version torch was built with.
-        toolkit: the root of the toolkit.
-        toolkit_cuda: the CUDA version of the toolkit.
+        torch_cuda: the CUDA version that torch was built with; None for a CPU build.
+        toolkit: the root of the toolkit; None if there is none.
+        toolkit_cuda: the CUDA version of the toolkit; None if its nvcc does not run.
+
+    Raises:
+        SystemExit: ``DYNLOADER_CUDA`` is invalid, or is 1 and CUDA cannot be built.
     """
     forced = environ.get("DYNLOADER_CUDA", "")
     if forced not in ("", "0", "1"):
@@ -100,16 +110,16 @@ def choose_cuda(
         return CudaChoice(None, "DYNLOADER_CUDA=0")
     missing = None
     if torch_cuda is None:
-        missing = "the installed torch was built without CUDA; install one with it"
+        missing = "the installed torch was built without CUDA; install a CUDA build of torch"
     elif toolkit is None:
-        missing = "nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to it"
+        missing = "nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to its root"
     elif toolkit_cuda is None:
         missing = f"there is no working nvcc in {toolkit}/bin; set CUDA_HOME to a CUDA toolkit"
     elif toolkit_cuda.split(".")[0] != torch_cuda.split(".")[0]:
-        # Torch refuses to build with it: the runtime's interface changes with the major version.
+        # Torch refuses such a build, because the runtime's ABI changes with the major version.
         missing = (
             f"torch has CUDA {torch_cuda} and the toolkit in {toolkit} is {toolkit_cuda}; "
-            f"set CUDA_HOME to a toolkit of CUDA {torch_cuda.split('.')[0]}"
+            f"set CUDA_HOME to a CUDA {torch_cuda.split('.')[0]} toolkit"
         )
     if missing is not None:
         if forced == "1":
@@ -121,7 +131,7 @@ def choose_cuda(
 
 
 def version() -> str:
-    """The version, from its one place."""
+    """Return the version in dynloader/_version.py."""
     text = (ROOT / "dynloader" / "_version.py").read_text()
     found = re.search(r'__version__ = "(.+)"', text)
     if found is None:
@@ -130,7 +140,7 @@ def version() -> str:
 
 
 def sources(cuda: bool) -> list[str]:
-    """The files to compile, relative to the root, as setuptools wants them."""
+    """Return the files to compile, relative to the root, as setuptools requires."""
     patterns = ["csrc/ops/*.cpp", "csrc/backends/*.cpp"] + (["csrc/backends/*.cu"] if cuda else [])
     found = [path for pattern in patterns for path in ROOT.glob(pattern)]
     return sorted(str(path.relative_to(ROOT)) for path in found)
@@ -146,18 +156,18 @@ def main() -> None:
     choice = choose_cuda(environ, torch.version.cuda, toolkit, toolkit_version(toolkit))
     print(f"dynloader: building with{'' if choice.home else 'out'} CUDA: {choice.reason}")
     if choice.home is not None:
-        # Before cpp_extension is imported: it reads the variable once.
+        # Set this before importing cpp_extension, which reads the variable once.
         os.environ["CUDA_HOME"] = choice.home
         os.environ["TORCH_CUDA_ARCH_LIST"] = (
             environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
         )
-        print(f"dynloader: for the architectures {os.environ['TORCH_CUDA_ARCH_LIST']}")
+        print(f"dynloader: building for architectures {os.environ['TORCH_CUDA_ARCH_LIST']}")
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 
     from torch.utils import cpp_extension
 
     if choice.home is not None:
-        # In case something else had imported it before.
+        # In case cpp_extension was already imported.
         cpp_extension.CUDA_HOME = choice.home
 
     macros: list[tuple[str, str | None]] = [("DYNLOADER_VERSION", f'"{version()}"')]
@@ -165,21 +175,21 @@ def main() -> None:
         macros.append(("DYNLOADER_WITH_DISTRIBUTED", None))
     cxx = [
         "-O3",
-        # A fused multiply-add rounds once where the specification rounds twice, and then another
-        # set of samples is selected.
+        # A fused multiply-add rounds once, the specification twice, which can change the selected
+        # samples.
         "-ffp-contract=off",
-        # Nobody here catches floating-point exceptions, and where they count there is no vector
-        # code for a choice between two quotients. No value changes by it.
+        # We do not use floating-point exceptions. Preserving them prevents vectorization of a
+        # choice between two quotients. This flag changes no value.
         "-fno-trapping-math",
-        # at::parallel_for is a plain loop in a translation unit without it.
+        # Without it, at::parallel_for is a sequential loop.
         "-fopenmp",
-        # The same helpers are compiled for several instruction sets: none may leave the module.
+        # Helpers are compiled for several instruction sets; do not export them.
         "-fvisibility=hidden",
-        # Python's own flags ask for debug information, which is most of the module's size.
+        # Python's flags enable debug information, which is most of the module's size.
         "-g0",
     ]
     nvcc = [*NVCC_FLAGS]
-    # "address,undefined" or "thread": for tests, in a folder of their own (make sanitize).
+    # For tests (make sanitize). These builds have their own folder of objects.
     sanitizers = environ.get("DYNLOADER_SANITIZE", "")
     links = ["-fopenmp"]
     if sanitizers:
@@ -190,31 +200,32 @@ def main() -> None:
     if environ.get("DYNLOADER_WERROR") == "1":
         warnings.append("-Werror")
         nvcc += ["--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
-    # Where clang finds no vector code for a loop that may be vectorised, it warns.
+    # Clang warns if it cannot vectorize a loop that is marked for vectorization.
     if "clang" in environ.get("CXX", ""):
         warnings.append("-Wno-pass-failed")
-    # Torch's own headers leave parameters unused.
+    # Torch's headers have unused parameters.
     cxx += [*warnings, "-Wno-unused-parameter"]
     flags = {"cxx": cxx}
     extension = cpp_extension.CppExtension
     if choice.home is not None:
         extension = cpp_extension.CUDAExtension
         flags["nvcc"] = nvcc
-        # cpp_extension gives every flag of "cxx" to the C++ compiler alone, macros to both.
+        # cpp_extension passes the flags in "cxx" only to the C++ compiler, but macros to both.
         macros.append(("DYNLOADER_WITH_CUDA", None))
         architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
         macros.append(("DYNLOADER_CUDA_ARCHITECTURES", f'"{architectures}"'))
 
-    # One for each kind of build: ninja compiles all again where a command has changed.
+    # One folder per kind of build, because ninja rebuilds files whose command changed.
     kind = "cpu" if choice.home is None else "cuda"
     kind += f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
     objects = f"build/objects-{sys.implementation.cache_tag}-{platform.machine()}-{kind}"
 
     class BuildExtension(cpp_extension.BuildExtension):
-        """Keeps the objects: an editable install would put them in a temporary folder.
+        """Keeps object files between builds.
 
-        Then every change would compile all files. The option build_temp does not help, for such an
-        install resets the options.
+        An editable install would put them in a temporary folder, and so compile all files after
+        every change. Setting the option build_temp does not help, because an editable install
+        resets options.
         """
 
         def finalize_options(self) -> None:
