@@ -1,17 +1,20 @@
-# Each target sets up all that it needs, in .venv. The second time it is quick.
+# Most targets set up what they need in .venv; later runs reuse it. gpu and gpu-speed use the installed torch.
 #
-#   make demo     train with and without pruning, and compare; as "python -m dynloader demo"
-#   make test     all tests
-#   make bench    the microbenchmarks, as JSON in bench/results/; "python -m dynloader bench" is the short way
-#   make lint     ruff, mypy, clang-format
-#   make sanitize the tests of the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
-#   make mutants  mutation testing: which small changes of the package no test sees; ARGS="..." are the files to change
-#   make gpu      on a machine with a GPU: build for it, test, compare with the CPU and look for faults, with the torch that
-#                 is installed, in less than eight minutes; the results go to bench/results/gpu
-#   make gpu-speed  the benchmarks there, likewise; both go on where they stopped
-#   make clean    remove what was built
+#   make demo       train with and without pruning, and compare; same as "python -m dynloader demo"
+#   make test       run all tests
+#   make bench      run the microbenchmarks, and write JSON to bench/results/; for a quick look, use
+#                   "python -m dynloader bench"
+#   make lint       run ruff, mypy and clang-format
+#   make sanitize   test the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+#   make mutants    mutation testing: find small changes to the package that no test detects; ARGS="..." lists the files
+#                   to change
+#   make gpu        on a machine with a GPU: build, test, compare with the CPU, and run compute-sanitizer, in less than
+#                   eight minutes; writes to bench/results/gpu
+#   make gpu-speed  on a machine with a GPU: build and run the benchmarks, in less than eight minutes; writes to
+#                   bench/results/gpu. Both gpu targets resume where they stopped
+#   make clean      remove everything that was built
 #
-# ARGS="..." is passed on to demo, test and bench.
+# ARGS="..." is passed to demo, test, bench, gpu and gpu-speed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,13 +30,13 @@ NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml dy
 
 build: $(VENV)/built
 
-# Changes only when another torch is asked for than the one that is installed.
+# Changes only if TORCH, TORCHVISION or EXTRAS differ from what is installed.
 $(VENV)/wanted: FORCE
 	@mkdir -p $(VENV)
 	@echo "$(TORCH) $(TORCHVISION) $(EXTRAS)" | cmp -s - $@ || echo "$(TORCH) $(TORCHVISION) $(EXTRAS)" > $@
 
 $(VENV)/torch: $(VENV)/wanted
-	@echo "== a virtual environment in $(VENV), with $(TORCH) $(TORCHVISION)"
+	@echo "== creating a virtual environment in $(VENV) with $(TORCH) $(TORCHVISION)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet $(TORCH) $(TORCHVISION)
@@ -41,7 +44,7 @@ $(VENV)/torch: $(VENV)/wanted
 	@touch $@
 
 $(VENV)/built: $(VENV)/torch $(NATIVE)
-	@echo "== the extension and the packages of the extra \"$(EXTRAS)\" (about a minute)"
+	@echo "== building the extension and installing the extra \"$(EXTRAS)\" (about a minute)"
 	@$(BIN)/python -m pip install --no-build-isolation --editable ".[$(EXTRAS)]" --verbose \
 	  > $(VENV)/build.log 2>&1 || { tail -n 60 $(VENV)/build.log; exit 1; }
 	@sed -n 's/^ *\(dynloader: .*\)/   \1/p' $(VENV)/build.log | sort -u
@@ -72,7 +75,7 @@ mutants: build
 	DYNLOADER_CUDA=0 $(BIN)/python setup.py --quiet build --build-lib build/mutants/lib
 	PYTHONPATH=. $(BIN)/python tests/mutation/run.py $(or $(ARGS),$(MUTATED))
 
-# No network, no .venv: the machine's own torch, which knows its GPU.
+# No network and no .venv: use the installed torch, which supports the machine's GPU.
 gpu:
 	$(PYTHON) bench/gpu.py correct $(ARGS)
 
