@@ -1,4 +1,4 @@
-"""The table of scores: one for each sample, and the records that they are made of."""
+"""The score table: one score per sample, and the loss records the scores come from."""
 
 from dynloader.table._table import ScoreTable
 

@@ -1,4 +1,4 @@
-"""Where a table may be."""
+"""The device of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_captured(device: torch.device) -> bool:
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
-    """Return the device of a table: by default the current GPU, or the CPU if there is none."""
+    """Return ``device``, checked; None means the current GPU, or the CPU if there is no GPU."""
     built_with_cuda = build_info()["cuda"] is not None
     if device is None:
         device = "cuda" if built_with_cuda and torch.cuda.is_available() else "cpu"
@@ -25,8 +25,8 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         raise ValueError(f"device must be on the CPU or a CUDA GPU, got {device}")
     if device.type == "cuda" and not built_with_cuda:
         raise RuntimeError(
-            f"dynloader was built without CUDA: device={str(device)!r} needs a build where torch "
-            "has CUDA and nvcc is found "
+            f"dynloader was built without CUDA: device={str(device)!r} needs a build with nvcc and "
+            "a torch that has CUDA "
             "(pip install --no-build-isolation --no-deps --force-reinstall .)"
         )
     return check_device("device", device)

@@ -1,4 +1,4 @@
-"""What several processes recorded of the samples, given to each other."""
+"""The exchange of recorded losses between processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# At a time: 28 bytes a row from each process, and 4 for each loss of a history.
+# Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history.
 _ROWS = 2**20
-_VISITS = 3  # the column of the records
+_VISITS = 3  # the column of the records that counts visits
 
 
 class Shared(NamedTuple):
-    """What all processes had when they met last.
+    """The state that all processes had in common after the last exchange.
 
     Attributes:
-        visits: int32 [n], of each sample.
-        num_updates: batches recorded.
+        visits: int32 [n], the visits of each sample.
+        num_updates: number of batches recorded by all processes together.
     """
 
     visits: Tensor
@@ -27,13 +27,13 @@ class Shared(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a table has of each of n samples.
+    """The columns of a table of n samples that processes exchange.
 
     Attributes:
         records: int32 [n, 4]; the last column counts the visits.
         scores: float32 [n].
-        forgetting: int32 [n], or None.
-        history: float32 [n, losses], or None.
+        forgetting: int32 [n], or None if the table counts no forgetting events.
+        history: float32 [n, losses], or None if the table keeps no past losses.
     """
 
     records: Tensor
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     history: Tensor | None
 
     def parts(self) -> list[Tensor]:
-        """Views of int32 [n, columns]; the records first."""
+        """Return views of all columns as int32 [n, columns], the records first."""
         parts = [self.records, self.scores.view(torch.int32).unsqueeze(1)]
         if self.forgetting is not None:
             parts.append(self.forgetting.unsqueeze(1))
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
 
 
 def is_alone(group: Any = None) -> bool:
-    """Whether there is no other process to meet."""
+    """Return whether this process has no others to exchange with."""
     if not (dist.is_available() and dist.is_initialized()):
         return True
     return dist.get_world_size(group) == 1
@@ -61,22 +61,23 @@ def is_alone(group: Any = None) -> bool:
 def exchange(
     rows: Rows, num_updates: int, shared: Shared, group: Any, of: str
 ) -> tuple[Rows, Shared]:
-    """Send the rows that changed to all processes, and write those of the others into ``rows``.
+    """Send the changed rows to all processes, and write the rows of the others into ``rows``.
 
     All processes write in the same order, so their rows are equal afterwards.
 
     Args:
-        rows: of this process; written in place.
-        num_updates: batches that this process recorded.
-        shared: what :func:`exchange` returned last.
-        group: of the processes.
-        of: must be the same text in all processes; errors quote it.
+        rows: the rows of this process; written in place.
+        num_updates: number of batches recorded, in the last exchange and by this process since.
+        shared: the state that the previous call returned.
+        group: a process group; None means all processes.
+        of: a text that must be equal in all processes; errors quote it.
 
     Returns:
-        The rows, which have forgetting counts if any process has them, and what all share now.
+        The rows, with forgetting counts if any process has them, and the new shared state.
 
     Raises:
-        RuntimeError: ``of``, the number of samples or the history differ.
+        RuntimeError: ``of``, the number of samples or the length of the history differs between
+            processes.
     """
     num_samples = len(rows.scores)
     home = rows.records.device
@@ -104,7 +105,7 @@ def exchange(
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
     parts = rows.parts()
-    # In a copy, so that nothing is half taken over if a process is lost.
+    # Write into copies, so that a process that dies midway leaves ``rows`` unchanged.
     copies = [part.clone() for part in parts]
     widths = [part.shape[1] for part in parts]
     for begin in range(0, max(counts), _ROWS):
@@ -128,7 +129,7 @@ def exchange(
 
 
 def _device(home: torch.device, group: Any) -> torch.device:
-    """Where tensors must be for the group to send them."""
+    """Return the device that tensors must be on for the group to send them."""
     backend = dist.get_backend(group)
     if backend == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
@@ -142,10 +143,14 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 
 def all_gather(mine: Tensor, group: Any = None) -> Tensor:
-    """What each process has, [processes, ...]; all must have a tensor of this shape and dtype.
+    """Return the tensors of all processes, stacked: [processes, ...].
 
-    Unlike ``torch.distributed.all_gather`` it leaves no thread of gloo that needs the interpreter
-    when this process forks next.
+    Unlike ``torch.distributed.all_gather``, this leaves no gloo thread behind that needs the
+    interpreter when this process forks next.
+
+    Args:
+        mine: the tensor of this process; shape and dtype must be equal in all processes.
+        group: a process group; None means all processes.
     """
     if not _is_native(group):
         mine = mine.contiguous()
@@ -157,7 +162,13 @@ def all_gather(mine: Tensor, group: Any = None) -> Tensor:
 
 
 def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
-    """The largest, or the sum, of what the processes have, element by element; as all_gather."""
+    """Return the elementwise maximum or sum of the tensors of all processes.
+
+    Args:
+        mine: the tensor of this process; shape and dtype must be equal in all processes.
+        reduction: "max" or "sum".
+        group: a process group; None means all processes.
+    """
     if not _is_native(group):
         whole = mine.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
@@ -167,7 +178,7 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
 
 
 def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:
-    """The text of each process."""
+    """Return the text of each process, in order of rank."""
     sent = torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device)
     lengths = all_gather(torch.tensor([len(sent)], device=device), group).view(-1).tolist()
     texts = all_gather(_padded(sent, max(lengths)), group).cpu()
@@ -178,9 +189,10 @@ def all_texts(mine: str, group: Any = None, device: torch.device | None = None) 
 
 
 def _is_native(group: Any) -> bool:
-    """Whether it is one of torch's own, and not written in Python.
+    """Return whether the group is torch's own class rather than a subclass written in Python.
 
-    Torch up to 2.13 crashes where native code calls such a one that leaves nothing to wait for.
+    torch up to 2.13 crashes if native code calls a Python group whose collective returns no work
+    object to wait for.
     """
     return type(_resolved(group)) is dist.ProcessGroup
 
@@ -197,6 +209,6 @@ def _raise_difference(of: str, group: Any, device: torch.device) -> None:
     found = all_texts(of, group, device)
     other = next(rank for rank, text in enumerate(found) if text != found[0])
     raise RuntimeError(
-        "all processes must select alike, but they differ: process 0 has "
-        f"{found[0]}, process {other} has {found[other]}"
+        f"all processes must make the same selection, but process 0 has {found[0]}, "
+        f"process {other} has {found[other]}"
     )

@@ -1,4 +1,4 @@
-"""Tensors on their way from the GPU to the host."""
+"""Asynchronous copies from the GPU to the host."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class OnHost:
-    """A tensor, copied to the host asynchronously; who reads it first, waits.
+    """An asynchronous copy of a tensor to the host. The first :meth:`get` waits for it.
 
     Args:
-        tensor: on any device; one on the CPU is there at once, and not copied.
+        tensor: a tensor on any device; a CPU tensor is used as is, without a copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -25,16 +25,16 @@ class OnHost:
             self._copied.record(torch.cuda.current_stream(tensor.device))
 
     def is_there(self) -> bool:
-        """Whether :meth:`get` would not wait."""
+        """Return whether :meth:`get` would return without waiting."""
         return self._copied is None or self._copied.query()
 
     def get(self) -> Tensor:
-        """The tensor on the host."""
+        """Return the tensor on the host, after waiting for the copy."""
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
         return self._tensor
 
     def __getstate__(self) -> dict[str, Any]:
-        # An event can be neither pickled nor copied: wait for it.
+        # Wait, because an event can be neither pickled nor copied.
         return {"_tensor": self.get(), "_copied": None}

@@ -11,9 +11,9 @@ class Scoring(NamedTuple):
     """How losses become scores.
 
     Attributes:
-        rule: which statistic is the score.
+        rule: the statistic of the losses that is the score.
         alpha: weight of the new loss in the moving mean and variance, in (0, 1].
-        c: weight of the variance, for ``ScoreRule.MEAN_PLUS_VARIANCE``.
+        c: weight of the variance, used by ``ScoreRule.MEAN_PLUS_VARIANCE``.
     """
 
     rule: ScoreRule = ScoreRule.LAST_LOSS

@@ -1,4 +1,4 @@
-"""The table: one score a sample, and the record of losses that it comes from."""
+"""The score table: one score per sample, and the loss records the scores come from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _STATE_KEYS = {
 
 
 class Retention(NamedTuple):
-    """How many samples were kept at every selection so far, at some, and at none."""
+    """How many samples all, some, and none of the selections so far have kept."""
 
     always: int
     sometimes: int
@@ -47,30 +47,32 @@ class Retention(NamedTuple):
 class ScoreTable:
     """The scores of ``n`` samples, on the GPU or the CPU.
 
-    A sample that was never seen has the score +inf, above all that were.
+    A sample that was never seen has the score +inf, which is above all recorded losses.
 
     Args:
         n: number of samples, in [1, 2**32).
-        device: by default the current GPU where the build and the machine have one, else the CPU.
-        history: how many of each sample's last losses to keep, 4 bytes each.
+        device: device of the table. None means the current GPU if dynloader was built with CUDA and
+            torch sees a GPU, and the CPU otherwise.
+        history: number of past losses to keep for each sample, 4 bytes each.
 
     Raises:
         RuntimeError: ``device`` is a GPU that torch does not see, or the build has no CUDA.
 
     Attributes:
-        scores: float32 [n]: all that a selection reads.
-        records: int32 [n, 4]: the bits of mean, variance and last loss as float32, and the visits.
-        selections: int32 [n]: the number of selections that kept the sample.
-        forgetting: int32 [n], or None until :meth:`update` is first given ``correct``: bit 0,
-            whether the sample was right at its last visit; the bits above, how often it was
-            forgotten (right, then wrong).
+        scores: float32 [n], the scores that policies rank by.
+        records: int32 [n, 4], the bits of mean, variance and last loss as float32, and the number
+            of visits.
+        selections: int32 [n], the number of selections that kept each sample.
+        forgetting: int32 [n], or None until :meth:`update` first receives ``correct``. Bit 0 says
+            whether the sample was predicted correctly at its last visit; the bits above count how
+            often it was forgotten (predicted correctly, then incorrectly).
         num_selections: number of selections made.
         num_in_update: number of losses in the last update.
-        num_updates_known: as :attr:`num_updates`, but without waiting for a GPU: batches that a
-            captured CUDA graph replayed are not in it, until processes exchange their scores.
+        num_updates_known: like :attr:`num_updates`, but read without waiting for the GPU. Does not
+            include batches replayed by a captured CUDA graph until processes exchange their scores.
     """
 
-    # What is allocated under inference mode could not be written to outside of it.
+    # Tensors allocated in inference mode could not be written to outside it.
     @torch.inference_mode(False)
     def __init__(
         self, n: int, device: torch.device | str | None = None, *, history: int = 0
@@ -85,7 +87,7 @@ class ScoreTable:
         self.num_selections = 0
         self.num_in_update = 0
         self.num_updates_known = 0
-        # A GPU counts by itself, for the host does not see what a captured graph replays.
+        # Count on the GPU, because the host does not see replays of a captured graph.
         self._counted: Tensor | None = None
         if device.type == "cuda":
             self._counted = torch.zeros((1,), dtype=torch.int64, device=device)
@@ -108,15 +110,15 @@ class ScoreTable:
 
     @property
     def device(self) -> torch.device:
-        """Where the table is."""
+        """The device of the table."""
         return self.scores.device
 
     @property
     def scoring(self) -> Scoring:
         """How losses become scores.
 
-        The first policy that reads the scores sets it, and all others must agree. What you set
-        yourself replaces that, for the updates that follow.
+        The first policy that reads the scores sets it, and all other policies must agree with it.
+        If you assign to it, later updates use the new value.
         """
         return self._scoring
 
@@ -127,20 +129,20 @@ class ScoreTable:
         self._scoring, self._is_scoring_set = scoring, True
 
     def agree_on(self, scoring: Scoring, *, of: str) -> None:
-        """Score by ``scoring`` from now on.
+        """Use ``scoring`` from now on.
 
         Args:
-            scoring: that a policy reads.
+            scoring: the scoring that a policy needs.
             of: the name of the policy.
 
         Raises:
-            ValueError: the table scores by another.
+            ValueError: the table already uses another scoring.
         """
         if scoring != self._scoring and (self._is_scoring_set or self._depends_on_scoring()):
             raise ValueError(
-                f"table.scoring must be {scoring} for {of}, got {self._scoring}, which another "
-                "policy or you have set, or by which losses were recorded: use a table of its own, "
-                "or set table.scoring = policy.scoring first"
+                f"table.scoring must be {scoring} for {of}, got {self._scoring}, which is already "
+                "set or was used to record losses: give this policy its own table, or set "
+                "table.scoring = policy.scoring first"
             )
         self.scoring = scoring
 
@@ -154,13 +156,16 @@ class ScoreTable:
         self._scoring, self._is_scoring_set, self._history = claims
 
     def _depends_on_scoring(self) -> bool:
-        # After one visit, the last loss, the mean, and the mean with no variance are the same; how
-        # scores that were loaded came about is not known.
+        # After one visit, the last loss, the mean, and the mean plus a variance of zero are equal.
+        # The scoring of loaded scores is unknown.
         return self.num_updates != self._num_loaded and bool((self.visits > 1).any())
 
     @property
     def num_updates(self) -> int:
-        """Number of batches recorded, also by a captured CUDA graph. The host waits for the GPU."""
+        """Number of batches recorded, including replays of a captured CUDA graph.
+
+        The host waits for the GPU.
+        """
         return self.num_updates_known if self._counted is None else int(self._counted)
 
     @num_updates.setter
@@ -171,40 +176,40 @@ class ScoreTable:
 
     @property
     def mean(self) -> Tensor:
-        """Moving mean of each sample's losses, float32 [n]; a view, 0 for samples never seen."""
+        """Moving mean of each sample's losses, a float32 view [n]; 0 for samples never seen."""
         return self.records[:, _MEAN].view(torch.float32)
 
     @property
     def variance(self) -> Tensor:
-        """Moving variance of each sample's losses, float32 [n]; a view."""
+        """Moving variance of each sample's losses, a float32 view [n]."""
         return self.records[:, _VARIANCE].view(torch.float32)
 
     @property
     def last_loss(self) -> Tensor:
-        """Each sample's last loss, float32 [n]; a view, 0 for samples never seen."""
+        """Last loss of each sample, a float32 view [n]; 0 for samples never seen."""
         return self.records[:, _LAST_LOSS].view(torch.float32)
 
     @property
     def visits(self) -> Tensor:
-        """How often each sample was updated, int32 [n]; a view."""
+        """Number of updates of each sample, an int32 view [n]."""
         return self.records[:, _VISITS]
 
     @property
     def history(self) -> Tensor | None:
-        """Each sample's last losses, the newest last, float32 [n, length]; None: none are kept.
+        """Past losses of each sample, oldest first, a float32 view [n, length].
 
-        A view; NaN where there was no loss yet.
+        NaN marks losses not recorded yet. None if the table keeps no history.
         """
         return None if self._history is None else self._history[: len(self)]
 
     @torch.inference_mode(False)
     def keep_history(self, length: int) -> None:
-        """Keep at least so many of each sample's last losses from now on."""
+        """Keep at least the last ``length`` losses of each sample from now on."""
         check_integer("length", length, 0)
         known = self._history
         if length <= (0 if known is None else known.shape[1]):
             return
-        # One row more, which takes what belongs to no sample.
+        # The extra row receives the losses whose index is out of range.
         shape = (len(self) + 1, length)
         self._history = ops.zeros(shape, torch.float32, self.device).fill_(float("nan"))
         if known is not None:
@@ -222,24 +227,26 @@ class ScoreTable:
     ) -> None:
         """Record the losses of one batch. The host does not wait for the GPU.
 
-        A CUDA graph can capture it, with ``index`` and ``losses`` on the GPU.
+        A CUDA graph can capture this call if ``index`` and ``losses`` are on the GPU.
 
-        Of an index that comes twice in a batch the highest loss counts (NaN is highest), once.
-        One update at a time: not from two threads, nor on two streams.
+        If an index appears twice in a batch, it counts as one visit with its highest loss (NaN is
+        highest). Updates must not overlap: do not call this from two threads or on two streams.
 
         Args:
-            index: the samples, integers [b] in [0, n), on any device.
+            index: sample indices, integers [b] in [0, n), on any device.
             losses: floating point [b], on any device.
-            correct: bool [b], whether each sample was predicted rightly: counts forgetting events.
-            rule: a :class:`dynloader.ops.ScoreRule`; by default, like the next two, ``scoring``'s.
-            alpha: weight of the new loss in the moving mean and variance.
-            c: weight of the variance in the score.
+            correct: bool [b], whether each sample was predicted correctly. If given, forgetting
+                events are counted.
+            rule: a :class:`dynloader.ops.ScoreRule`. None means ``scoring.rule``.
+            alpha: weight of the new loss in the moving mean and variance. None means
+                ``scoring.alpha``.
+            c: weight of the variance in the score. None means ``scoring.c``.
 
         Raises:
-            TypeError, ValueError: wrong dtype or shape; nothing was recorded.
-            IndexError: ``index`` is on the CPU and out of range; nothing was recorded. Out of range
-                on the GPU, it is left out, and :meth:`check` raises.
-            RuntimeError: a CUDA graph captures the first update with ``correct``.
+            TypeError, ValueError: the dtype or shape is wrong; nothing was recorded.
+            IndexError: ``index`` is on the CPU and out of range; nothing was recorded. On the GPU,
+                indices out of range are skipped, and :meth:`check` raises.
+            RuntimeError: a CUDA graph is capturing the first update with ``correct``.
         """
         losses, index = check_losses(losses), as_index(index)
         if index.shape != losses.shape:
@@ -247,8 +254,8 @@ class ScoreTable:
                 f"index must have the shape of losses, {list(losses.shape)}, "
                 f"got {list(index.shape)}"
             )
-        # The native operation raises where it runs on the CPU. On the GPU it only flags, so that
-        # the host need not wait; what it has not sent there yet, the host can look at.
+        # On the CPU the native operation checks the range and raises. On the GPU it only counts
+        # faults, so that the host need not wait. A CPU index is checked before it is copied there.
         if index.is_cpu and not self.scores.is_cpu:
             check_range("index", index, len(self))
         if correct is not None and (not isinstance(correct, Tensor) or correct.dtype != torch.bool):
@@ -261,8 +268,8 @@ class ScoreTable:
             )
         if correct is not None and self.forgetting is None and is_captured(self.device):
             raise RuntimeError(
-                "correct must be given to an update before a CUDA graph captures one: the graph "
-                "would clear table.forgetting whenever it is replayed"
+                "correct must be passed to an update before a CUDA graph captures one: the graph "
+                "would clear table.forgetting on every replay"
             )
         index = self._here(index)
         scoring = self.scoring
@@ -289,7 +296,8 @@ class ScoreTable:
             ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
 
     def _remember(self, history: Tensor, index: Tensor) -> None:
-        # What was recorded: of an index that comes twice both rows are alike, whichever stays.
+        # Read the recorded loss, so that both rows of a duplicate index are equal and it does not
+        # matter which one is written last.
         n = len(self)
         newest = self.last_loss[index.clamp(0, n - 1)].unsqueeze(1)
         row = torch.where((index >= 0) & (index < n), index, n)
@@ -299,15 +307,16 @@ class ScoreTable:
         device = self.scores.device
         if tensor.device == device:
             return tensor
-        # Only towards the GPU: a copy to the CPU that is not waited for may be read unfinished.
+        # Asynchronous only toward the GPU: the host could read a copy to the CPU too early.
         return tensor.to(device, non_blocking=device.type == "cuda")
 
     def count_selection(self, indices: Tensor, num_used: Tensor | None = None) -> None:
-        """Count one selection, which kept ``indices``, int64 [k].
+        """Count one selection, which kept the samples ``indices``.
 
         Args:
-            indices: on any device.
-            num_used: int64 [1] on the same device: only so many of the first. None: all.
+            indices: int64 [k], on any device.
+            num_used: int64 [1] on any device, the number of leading ``indices`` that were kept.
+                None means all.
         """
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)
@@ -323,15 +332,15 @@ class ScoreTable:
         self.finish_check()
 
     def start_check(self) -> None:
-        """Begin a check of all updates until now, unless one is under way, without waiting."""
+        """Start a check of all updates so far without waiting, unless a check is in progress."""
         if self.device.type == "cuda" and self._faults_on_host is None:
             self._faults_on_host = OnHost(self._faults)
 
     def finish_check(self, *, wait: bool = True) -> None:
-        """End the check that was begun last: raise as :meth:`check` does.
+        """Finish the check in progress, if any, and raise as :meth:`check` does.
 
         Args:
-            wait: False: only if that is possible without waiting.
+            wait: wait for the result. If False, do nothing when the result is not ready.
         """
         found = self._faults_on_host
         if found is None or not (wait or found.is_there()):
@@ -341,27 +350,28 @@ class ScoreTable:
         if count:
             self._faults.zero_()
             raise IndexError(
-                f"index must be in [0, {len(self)}), got {count} out of range (left out), "
+                f"index must be in [0, {len(self)}), got {count} out of range (skipped), "
                 f"such as {highest}"
             )
 
     @torch.inference_mode(False)
     def synchronize(self, group: Any = None, *, of: str = "") -> None:
-        """Give every process what the others have recorded since the last time.
+        """Exchange the updates since the last call, so that all processes have the same table.
 
-        Every process of the group must call it. The samplers do when they settle an epoch; call it
-        yourself before the state of one process is saved within an epoch. Without
-        ``torch.distributed``, or alone, it does nothing.
+        Every process of the group must call it. The samplers call it when they settle an epoch;
+        call it yourself before you save the state of one process in the middle of an epoch. It does
+        nothing without ``torch.distributed`` or in a group of one process.
 
-        Of a sample that several processes recorded, the record with the most visits counts; of
-        equals, that of the first process.
+        If several processes recorded the same sample, the record with the most visits is used. If
+        these are equal, the record of the lowest rank is used.
 
         Args:
-            group: a process group; None: all processes.
-            of: what must be equal in all processes.
+            group: a process group; None means all processes.
+            of: a text that must be equal in all processes; errors quote it.
 
         Raises:
-            RuntimeError: it is not, or a process is gone; nothing was taken over.
+            RuntimeError: ``of``, the number of samples or the length of the history differs between
+                processes, or a process died. The table is unchanged.
         """
         if is_alone(group):
             return
@@ -373,21 +383,30 @@ class ScoreTable:
 
     @property
     def has_unshared_updates(self) -> bool:
-        """Whether losses were recorded that other processes have not been given."""
+        """Whether losses were recorded that other processes have not received."""
         shared = self._num_loaded if self._shared is None else self._shared.num_updates
         return not is_alone() and self.num_updates != shared
 
     def retention(self) -> Retention:
-        """The samples kept at every selection, at some, and at none. The host waits for the GPU."""
+        """Count the samples that all, some, and none of the selections have kept.
+
+        The host waits for the GPU.
+        """
         always = int((self.selections == self.num_selections).sum())
         never = int((self.selections == 0).sum()) if self.num_selections else 0
         return Retention(always, len(self) - always - never, never)
 
     def stats(self) -> dict[str, float]:
-        """Figures for a logger. The host waits for the GPU; raises as :meth:`check` does.
+        """Return figures for a logger. The host waits for the GPU. Raises as :meth:`check` does.
 
-        The mean is over finite scores; nonfinite scores are those of samples that were seen; a
-        score is saturated where it is beyond 2**30, which the mean takes for 2**30.
+        All names begin with ``dynloader/``:
+
+        - ``mean_score``: the mean of the finite scores.
+        - ``num_nonfinite``: number of seen samples whose score is not finite.
+        - ``num_saturated``: number of finite scores beyond +-2**30, which the mean takes as
+          +-2**30.
+        - ``num_unseen``: number of samples never seen.
+        - ``num_selections``: number of selections made.
         """
         self.check()
         mean, _, num_nonfinite, num_saturated = ops.score_mean(self.scores)
@@ -399,7 +418,7 @@ class ScoreTable:
         return stats | {"dynloader/num_selections": float(self.num_selections)}
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all that the table holds. The host waits for the GPU."""
+        """Return a copy of everything the table holds. The host waits for the GPU."""
         return {
             "version": _STATE_VERSION,
             "scores": self.scores.clone(),
@@ -413,11 +432,11 @@ class ScoreTable:
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a copy of a state, from any device.
+        """Load a copy of ``state``, whose tensors may be on any device.
 
         Raises:
-            ValueError: it is of another version, for another number of samples, or damaged; the
-                table is unchanged.
+            ValueError: the state has another version, is for another number of samples, or is
+                damaged. The table is unchanged.
         """
         self.check_state_dict(state)
         forgetting, history = state["forgetting"], state["history"]
@@ -441,7 +460,7 @@ class ScoreTable:
         self._shared, self._num_loaded = None, self.num_updates  # every process loads the same
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raise as :meth:`load_state_dict` does, and change nothing."""
+        """Raise ValueError if :meth:`load_state_dict` would; change nothing."""
         check_state(state, {"version": _STATE_VERSION}, _STATE_KEYS)
         n, history = len(self), state["history"]
         check_state_tensor("scores", state["scores"], torch.float32, [n])

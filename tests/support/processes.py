@@ -199,7 +199,7 @@ def differences(folder: Path) -> None:
         iter(loader)
     except RuntimeError as error:
         message = str(error)
-    assert "all processes must select alike" in message
+    assert "all processes must make the same selection" in message
     assert "'seed': 0" in message
     assert "'seed': 1" in message
     # All other options alike, but not the scores that they were given.
@@ -208,7 +208,7 @@ def differences(folder: Path) -> None:
         DataLoader(Numbers(50), 8, policy=policy).set_epoch(1)
     except RuntimeError as error:
         message = str(error)
-    assert "all processes must select alike" in message
+    assert "all processes must make the same selection" in message
     assert "50 values, checksum" in message
 
 
@@ -455,7 +455,7 @@ def interpreter(folder: Path) -> None:
         table.synchronize()
 
     def differ() -> None:
-        with pytest.raises(RuntimeError, match="all processes must select alike"):
+        with pytest.raises(RuntimeError, match="all processes must make the same selection"):
             table.synchronize(of=f"process {rank}")
 
     for ours in (

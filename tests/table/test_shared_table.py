@@ -45,7 +45,7 @@ def assert_refused(policy: Policy, table: ScoreTable) -> None:
     before, state = table.scoring, plain(table.state_dict())
     message = f"table.scoring must be {policy.scoring} for {type(policy).__name__}, got {before},"
     for kind in (make, lambda policy, table: PruningSampler(N, policy, table=table)):
-        with pytest.raises(ValueError, match=re.escape(message) + ".*table of its own, or set"):
+        with pytest.raises(ValueError, match=re.escape(message) + ".*its own table, or set"):
             kind(policy, table)
     assert table.scoring == before
     assert plain(table.state_dict()) == state  # nor does it keep a longer history

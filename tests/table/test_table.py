@@ -485,7 +485,7 @@ def test_a_graph_cannot_capture_the_first_update_that_counts_forgetting(cuda: st
     index, losses = torch.arange(8, device=cuda), torch.rand(8).to(cuda)
     correct = losses > 0.5
     with (
-        pytest.raises(RuntimeError, match="correct must be given to an update before"),
+        pytest.raises(RuntimeError, match="correct must be passed to an update before"),
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         table.update(index, losses, correct=correct)
