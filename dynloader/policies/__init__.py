@@ -1,4 +1,4 @@
-"""The rules that choose which samples to keep, one module for each method or family."""
+"""The policies, which choose the samples to keep: one module per method or family."""
 
 from dynloader.policies._policy import Policy
 from dynloader.policies.epsilon_greedy import EpsilonGreedy

@@ -1,4 +1,4 @@
-"""What all policies share: how much is kept, when it is chosen anew, when all samples are used."""
+"""The base class of all policies: how much to keep, when to select, when to use all samples."""
 
 from __future__ import annotations
 
@@ -29,27 +29,32 @@ Keep = float | Callable[[int], float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy(abc.ABC):
-    """Base of all policies; one of your own is a frozen dataclass with a method :meth:`select`.
+    """Base class of all policies.
 
-    A selection is made at a checkpoint and holds until the next. The first checkpoint is the end of
-    ``warmup``, though not before epoch 1 where scores are needed; others follow every ``every``
+    To write your own, derive a frozen dataclass that defines :meth:`select`.
+
+    A selection is made at a checkpoint and holds until the next one. The first checkpoint is epoch
+    ``warmup``, but at least epoch 1 if the policy needs scores. Others follow every ``every``
     epochs.
 
     Args:
         keep: fraction of the samples to keep, in (0, 1], or a function from the epoch of a
             checkpoint to that fraction.
-        every: epochs from one selection to the next; the seed paper (arXiv 2111.12621) has 10.
+        every: number of epochs between selections; arXiv 2111.12621 uses 10.
         warmup: number of epochs at the beginning that use all samples.
-        anneal: all samples are used again from epoch ``ceil(anneal * epochs)`` on; None: never.
-        epochs: length of the training, in epochs; ``anneal`` needs it.
-        rescale: weigh the losses of the kept samples so that they stand for all samples.
-        explore: fraction of the kept samples, at least one, that are kept because it is their turn:
-            all samples take turns, so that none is away for more than about
-            ``n / (explore * k)`` checkpoints, and its score is renewed. Not with weights. Where a
-            rule keeps more than ``keep``, they come on top of what it keeps.
-        min_per_class: so many of each class are kept, or all of a class that has fewer, in place of
-            the lowest scores of other classes. It needs ``labels``. Not with weights.
-        labels: the classes, integers [n], one a sample.
+        anneal: fraction of the training, in (0, 1], after which all samples are used again: from
+            epoch ``ceil(anneal * epochs)`` on. None means never.
+        epochs: number of epochs of the training; required by ``anneal``.
+        rescale: weight the losses of the kept samples so that they stand for all samples.
+        explore: fraction of the kept samples, in [0, 1], that are kept because it is their turn; at
+            least one sample if above 0. All samples take turns: none stays out for more than about
+            ``n / (explore * k)`` checkpoints, after which it gets a new score. If a policy keeps
+            more than ``keep``, these samples are added to them. Cannot be combined with loss
+            weights.
+        min_per_class: minimum number of samples to keep of each class; a smaller class is kept
+            whole. They replace the lowest-ranked samples of other classes. Requires ``labels``.
+            Cannot be combined with loss weights.
+        labels: the class of each sample, integers [n].
     """
 
     keep: Keep | None = 0.5
@@ -63,11 +68,11 @@ class Policy(abc.ABC):
     labels: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     needs_scores: ClassVar[bool] = True
-    """False for a rule that reads no scores: it prunes from epoch 0 on."""
+    """Whether the policy reads scores. If False, it prunes from epoch 0 on."""
     selects_once: ClassVar[bool] = False
-    """True for a rule whose first selection is its only one."""
+    """Whether the first selection is the only one."""
     keeps_more: ClassVar[bool] = False
-    """True for a rule that may keep more than ``keep``: how many, the losses say."""
+    """Whether the policy may keep more than ``keep``, depending on the losses."""
 
     def __post_init__(self) -> None:
         self._take_plain_numbers()
@@ -81,8 +86,8 @@ class Policy(abc.ABC):
             check_number("anneal", self.anneal, "(0, 1]")
             if self.epochs is None:
                 raise ValueError(
-                    f"epochs must be given with anneal={self.anneal!r}, got None: give the length "
-                    "of the training, or anneal=None to prune to its end"
+                    f"epochs must be given with anneal={self.anneal!r}, got None: pass the length "
+                    "of the training, or anneal=None to prune until the end"
                 )
         self._check_floors()
 
@@ -93,7 +98,7 @@ class Policy(abc.ABC):
             if not getattr(self, name):
                 continue
             if self.rescale:
-                raise ValueError(f"{name} must be 0 where rescale=True, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be 0 with rescale=True, got {getattr(self, name)}")
             if self.keep is None:
                 raise ValueError(f"{name} needs keep, got keep=None")
         if self.explore and self.selects_once:
@@ -107,7 +112,7 @@ class Policy(abc.ABC):
             object.__setattr__(self, "labels", as_labels(self.labels))
 
     def _take_plain_numbers(self) -> None:
-        # NumPy's, for example, are refused by the native operations, and by torch.load.
+        # Native operations and torch.load refuse NumPy numbers, for example.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if (plain := plain_number(value)) is not value:
@@ -123,37 +128,38 @@ class Policy(abc.ABC):
     ) -> Tensor | Selection | UncutSelection:
         """Choose ``k`` of the ``len(table)`` samples.
 
-        A pure function of its arguments: every process and every resumed run must choose alike.
+        Must be a pure function of its arguments, so that every process and every resumed run makes
+        the same selection.
 
         Args:
-            table: the scores, and the records they come from.
-            k: how many to keep, :meth:`num_kept` of this epoch.
-            seed: in [0, 2**64).
-            epoch: that of the checkpoint.
+            table: the scores and the records they come from.
+            k: number of samples to keep, :meth:`num_kept` of this epoch.
+            seed: seed of random choices, in [0, 2**64).
+            epoch: epoch of the checkpoint.
 
         Returns:
-            The indices kept, int64 [k], distinct, in any order; or a
-            :class:`dynloader.Selection` of them and of the weights of their losses, float32 [k]; or
-            a :class:`dynloader.ops.UncutSelection`, where only the GPU knows yet how many are kept.
-            Fewer than ``k`` are allowed, and more where the class has ``keeps_more = True``;
-            :meth:`dynloader.DataLoader.total_steps` is an upper bound then.
+            The kept indices, int64 [k], distinct, in any order; or a :class:`dynloader.Selection`
+            of these indices and their loss weights, float32 [k]; or a
+            :class:`dynloader.ops.UncutSelection` if only the GPU knows so far how many are kept. It
+            may hold fewer than ``k`` indices, and also more if the class has ``keeps_more = True``.
+            In both cases :meth:`dynloader.DataLoader.total_steps` is an upper bound.
         """
 
     def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
-        """What ``min_per_class`` goes by among the samples of a class: the highest are kept.
+        """Return the values by which ``min_per_class`` ranks samples, float32 [n].
 
-        float32 [n]; the scores, unless the rule ranks by something else.
+        The highest of each class are kept. By default these are the scores.
         """
         return table.scores
 
     @property
     def scoring(self) -> Scoring:
-        """How the losses of a sample become the score that :meth:`select` reads."""
+        """How losses become the scores that :meth:`select` reads."""
         return Scoring()
 
     @property
     def history(self) -> int:
-        """How many of each sample's last losses :meth:`select` reads."""
+        """Number of past losses of each sample that :meth:`select` reads."""
         return 0
 
     @property
@@ -162,7 +168,7 @@ class Policy(abc.ABC):
         return max(self.warmup, int(self.needs_scores))
 
     def checkpoint(self, epoch: int) -> int | None:
-        """The epoch whose selection is used in ``epoch``; None where all samples are used."""
+        """Return the epoch whose selection ``epoch`` uses, or None if it uses all samples."""
         if epoch < self.first_checkpoint or self._is_annealed(epoch):
             return None
         if self.selects_once:
@@ -175,31 +181,36 @@ class Policy(abc.ABC):
         return epoch >= math.ceil(exact(self.anneal) * self.epochs)
 
     def num_kept(self, n: int, epoch: int) -> int:
-        """How many of ``n`` samples ``epoch`` uses: ``floor(keep * n)``, in decimal arithmetic.
+        """Return how many of ``n`` samples ``epoch`` uses.
+
+        All of them if the epoch is not pruned or ``keep`` is None, and ``floor(keep * n)`` in
+        decimal arithmetic otherwise.
 
         Raises:
-            ValueError: none would be left, or a ``keep`` function returned no fraction.
+            ValueError: no sample would be left, or the function ``keep`` returned a number outside
+                (0, 1].
         """
         checkpoint = self.checkpoint(epoch)
         keep = None if checkpoint is None else self.keep_at(checkpoint)
         if keep is None:
             return n
-        # The decimal as it is written, or the double that it became: 0.29 of 100 is 29, and a
-        # third of 3 is 1.
+        # Use the larger result of the decimal as written and of its double: 0.29 of 100 is 29, and
+        # one third of 3 is 1.
         num_kept = max(math.floor(exact(keep) * n), math.floor(keep * n))
         if num_kept == 0:
             raise ValueError(f"keep must leave at least one of {n} samples, got {keep!r}")
         return num_kept
 
     def num_kept_at_most(self, n: int, epoch: int) -> int:
-        """As :meth:`num_kept`; all where the losses say how many more are kept."""
+        """Return an upper bound: ``n`` if ``keeps_more`` is True, else :meth:`num_kept`."""
         num_kept = self.num_kept(n, epoch)
         return n if self.keeps_more else num_kept
 
     def check(self, num_samples: int) -> None:
-        """Raise ValueError where the rule cannot be followed with so many samples.
+        """Raise ValueError if the policy cannot select from ``num_samples`` samples.
 
-        A fraction too small for the data is refused when the loader is made, not an epoch later.
+        The loader calls it when it is created, so that a ``keep`` too small for the dataset fails
+        at once and not an epoch later.
         """
         self.num_kept(num_samples, self.first_checkpoint)
         if self.labels is not None and len(self.labels) != num_samples:
@@ -213,7 +224,7 @@ class Policy(abc.ABC):
                 check_room_for_classes(self, self.num_kept(num_samples, epoch))
 
     def keep_at(self, checkpoint: int) -> float | None:
-        """The fraction kept at ``checkpoint``; None where the rule leaves it open."""
+        """Return the fraction kept at ``checkpoint``, or None if the policy sets no fraction."""
         if not callable(self.keep):
             return self.keep
         keep = plain_number(self.keep(checkpoint))
@@ -221,7 +232,10 @@ class Policy(abc.ABC):
         return float(keep)
 
     def describe(self) -> str:
-        """All options, the same text in every process: functions by name, tensors by checksum."""
+        """Return all options as text, with functions by name and tensors by checksum.
+
+        The text is the same in every process.
+        """
         text: str | None = self.__dict__.get("_description")
         if text is None:
             options = ", ".join(
@@ -243,14 +257,20 @@ def _describe(value: Any) -> str:
 
 
 def is_built_in(policy: Policy) -> bool:
-    """Whether the rule is of this package, whose indices are distinct and within range."""
+    """Return whether the policy is dynloader's own: its indices are distinct and in range."""
     return type(policy).__module__.startswith("dynloader.")
 
 
 def as_selection(
     chosen: Any, policy: Policy, num_samples: int, k: int
 ) -> Selection | UncutSelection:
-    """What ``policy.select`` returned when asked for ``k`` of ``num_samples``, checked."""
+    """Check and return ``chosen``, which ``policy.select`` returned for ``k`` of ``num_samples``.
+
+    Raises:
+        TypeError: indices or weights are not tensors of the required dtype.
+        ValueError: a shape is wrong, there are more than ``k`` indices and ``keeps_more`` is False,
+            or the indices are not distinct.
+    """
     source = f"{type(policy).__name__}.select"
     if isinstance(chosen, UncutSelection):
         if is_built_in(policy):
@@ -270,16 +290,17 @@ def as_selection(
         )
     if len(indices) > k and not policy.keeps_more:
         raise ValueError(
-            f"{source}: must return at most k={k} indices, got {len(indices)}: a rule whose losses "
-            "say how many are kept has keeps_more = True in its class"
+            f"{source}: must return at most k={k} indices, got {len(indices)}: if the number kept "
+            "depends on the losses, set keeps_more = True in the class"
         )
     if not is_built_in(policy):
-        # A look at the values, but only where somebody else's rule may have drawn with replacement.
+        # This check reads the values, so it is limited to users' policies, which may have drawn
+        # with replacement.
         num_distinct = len(indices.unique())
         if num_distinct != len(indices):
             raise ValueError(
-                f"{source}: indices must be distinct, got {num_distinct} samples at "
-                f"{len(indices)} places"
+                f"{source}: indices must be distinct, got {num_distinct} distinct among "
+                f"{len(indices)}"
             )
     if weights is not None:
         _check_dtype(f"{source}: weights", weights, torch.float32)
@@ -302,18 +323,18 @@ def _check_dtype(name: str, value: Any, dtype: torch.dtype) -> None:
 
 
 def check_room_for_classes(policy: Policy, k: int) -> None:
-    """Raise ValueError where ``k`` samples cannot hold the least number of each class."""
+    """Raise ValueError if ``k`` samples cannot hold ``min_per_class`` of each class."""
     counts = policy.labels.unique(return_counts=True)[1]
     needed = int(counts.clamp(max=policy.min_per_class).sum())
     if needed > k:
         raise ValueError(
-            f"min_per_class must leave {needed} samples to be kept, got "
-            f"min_per_class={policy.min_per_class} where {k} are kept"
+            f"min_per_class={policy.min_per_class} needs at least {needed} samples to be kept, "
+            f"got {k}"
         )
 
 
 def refuse_rescale(
-    policy: Policy, reason: str = "no weight makes up for a sample that is never chosen"
+    policy: Policy, reason: str = "no weight makes up for a sample that is never selected"
 ) -> None:
     """Raise ValueError if ``policy`` has rescale=True."""
     if policy.rescale:

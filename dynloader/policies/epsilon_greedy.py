@@ -18,14 +18,14 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class EpsilonGreedy(Policy):
-    """The highest mean losses, and some of the rest (Raju et al. 2021, arXiv 2111.12621).
+    """The highest mean losses and some random others (Raju et al. 2021, arXiv 2111.12621).
 
     Args:
-        epsilon: fraction of the kept samples, rounded down to whole ones, that is drawn uniformly
-            from those outside the top; in [0, 1].
-        alpha: weight of the new loss in the moving average, in (0, 1].
-        rescale: the samples drawn stand for all that are outside the top; the weights of a
-            selection have mean 1.
+        epsilon: fraction of the kept samples, rounded down to a whole number, that is drawn
+            uniformly from the samples outside the top; in [0, 1].
+        alpha: weight of the new loss in the moving mean, in (0, 1].
+        rescale: weight the losses so that the drawn samples stand for all samples outside the top;
+            the weights of a selection have mean 1.
     """
 
     epsilon: float = 0.1

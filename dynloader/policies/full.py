@@ -1,4 +1,4 @@
-"""All samples: the baseline."""
+"""The baseline without pruning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Policy):
-    """All samples, always: the baseline. The loader still keeps scores."""
+    """All samples in every epoch, the baseline. The loader still records scores."""
 
     keep: Keep | None = 1.0
     needs_scores: ClassVar[bool] = False

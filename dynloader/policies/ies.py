@@ -17,21 +17,21 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class IES(Policy):
-    """Leaves out the samples whose loss no longer changes its pace (Yuan et al. 2025).
+    """Instance-dependent early stopping of samples (Yuan et al. 2025, arXiv 2502.07547).
 
-    Instance-dependent early stopping, arXiv 2502.07547. A sample is left out once the mean of the
-    absolute second differences of its last losses, :meth:`mean_change`, is below ``threshold``; so
-    all are kept until each has been seen ``window + 2`` times. How many are kept, the losses say,
-    so that the host waits for the GPU.
+    Leaves out a sample once the mean of the absolute second differences of its last losses,
+    :meth:`mean_change`, is below ``threshold``. A sample is kept at least until it has been seen
+    ``window + 2`` times. The number of kept samples depends on the losses, so the host waits for
+    the GPU.
 
-    As published, the loss of a sample that was left out goes on being computed, and it comes back
-    if that moves: :func:`dynloader.scores.rescore` does it. Without it, it stays out, unless
-    ``explore`` lets all take turns.
+    In the paper, the losses of left-out samples are still computed, and a sample returns when its
+    loss changes again; :func:`dynloader.scores.rescore` does this. Without it, left-out samples
+    stay out unless ``explore`` brings them back in turn.
 
     Args:
-        keep: fraction of the samples that is kept at least: those that change the most.
-        threshold: in units of the loss, above 0.
-        window: second differences in the mean, at least 1.
+        keep: minimum fraction of the samples to keep; those that change most are kept.
+        threshold: threshold of the mean change, in units of the loss, above 0.
+        window: number of second differences in the mean, at least 1.
     """
 
     keep: Keep | None = 0.1
@@ -52,9 +52,12 @@ class IES(Policy):
         return self.window + 2
 
     def mean_change(self, table: ScoreTable) -> Tensor:
-        """Of each sample, the mean of the last absolute second differences, float32 [n].
+        """Return the mean of the last absolute second differences of each sample, float32 [n].
 
-        +inf where one of the losses is missing or not finite.
+        +inf for a sample with a loss that is missing or not finite.
+
+        Raises:
+            ValueError: the table keeps fewer than :attr:`history` losses of each sample.
         """
         if table.history is None or table.history.shape[1] < self.history:
             found = 0 if table.history is None else table.history.shape[1]

@@ -1,4 +1,4 @@
-"""InfoBatch: drops samples below the mean loss, and reweights the rest."""
+"""InfoBatch: drop samples below the mean loss and reweight the rest."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class InfoBatch(Policy):
-    """Drops some of the samples whose last loss is below the mean (Qin et al. 2024).
+    """Random dropping of samples whose last loss is below the mean (Qin et al. 2024).
 
     Args:
-        keep: None, as published: every sample below the mean is dropped with
-            ``drop_probability``, so that how many are kept depends on the losses. A fraction: just
-            so many are kept, by dropping ``drop_probability`` of as many of the lowest as it takes.
-        drop_probability: in [0, 1).
-        rescale: a kept sample of those that could have been dropped stands for the dropped ones.
-            As published, that keeps the sum over an epoch unbiased; the mean over a batch, which
+        keep: None drops a share of ``drop_probability`` of the samples below the mean, as in the
+            paper, so the number of kept samples depends on the losses. A fraction keeps exactly
+            that many: the candidates are then as many of the lowest losses as needed, and a share
+            of ``drop_probability`` of them is dropped.
+        drop_probability: share of the candidates to drop, in [0, 1).
+        rescale: weight the losses of the kept candidates so that they stand for the dropped ones.
+            As in the paper, this keeps the sum over an epoch unbiased; the mean over a batch, which
             the loader returns, is larger by the inverse of the kept fraction.
-        anneal: 0.875 as published, which needs ``epochs``; None: prune to the end.
+        anneal: fraction of the training, in (0, 1], after which all samples are used again; 0.875
+            in the paper. Requires ``epochs``. None prunes until the end.
     """
 
     keep: Keep | None = None
@@ -65,6 +67,6 @@ class InfoBatch(Policy):
         elif scores.is_cpu:
             chosen = ops.info_batch(scores, share, seed=seed, epoch=epoch)
         else:
-            # As many as the losses make it: the host learns it with the indices.
+            # The host learns the number of kept samples together with the indices.
             chosen = ops.info_batch_uncut(scores, share, seed=seed, epoch=epoch)
         return chosen if self.rescale else chosen._replace(weights=None)

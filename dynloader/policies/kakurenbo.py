@@ -1,4 +1,4 @@
-"""KAKURENBO: hides samples that are learned with confidence."""
+"""KAKURENBO: hide samples that are predicted with confidence."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class Kakurenbo(Policy):
-    """Hides the lowest losses that are predicted with confidence (Nguyen et al. 2023).
+    """Hiding of confidently predicted samples (Nguyen et al. 2023, arXiv 2310.10102).
 
-    arXiv 2310.10102. Of the ``1 - keep`` lowest last losses, those are hidden whose label has a
-    probability of at least ``confidence``; as the losses are cross-entropies, that is a loss of at
-    most ``-ln(confidence)``. More than ``keep`` may be kept: how many, the losses say, so that the
-    host waits for the GPU.
+    Of the fraction ``1 - keep`` of samples with the lowest last losses, hides those whose label has
+    a probability of at least ``confidence``. For cross-entropy this is a loss of at most
+    ``-ln(confidence)``. More than ``keep`` may be kept, depending on the losses, so the host waits
+    for the GPU.
 
-    As published, hidden samples are scored anew in every epoch: :func:`dynloader.scores.rescore`
-    does it. Without it they stay hidden, unless ``explore`` lets them take turns.
+    In the paper, hidden samples are rescored in every epoch; :func:`dynloader.scores.rescore` does
+    this. Without it, they stay hidden unless ``explore`` brings them back in turn.
 
     Args:
-        confidence: in [0.5, 1); above a half, the label is what is predicted.
-        rescale: every loss is weighed by ``n / kept``. Published is that factor for the learning
-            rate.
+        confidence: minimum probability of the label of a hidden sample, in [0.5, 1). Above one
+            half, the label is the prediction.
+        rescale: multiply every loss by ``n / kept``. The paper multiplies the learning rate by this
+            factor instead.
     """
 
     keep: Keep | None = 0.7

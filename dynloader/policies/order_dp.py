@@ -16,11 +16,11 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class OrderDP(Policy):
-    """The highest last losses of some samples drawn at random; just ``keep`` of all.
+    """The highest last losses of a random pool; keeps exactly the fraction ``keep`` of all samples.
 
     Args:
-        pool: fraction of the samples that are drawn uniformly, in [keep, 1]. 1 is a top-k by loss;
-            ``keep`` is random.
+        pool: fraction of all samples drawn uniformly into the pool, in [keep, 1]. With 1, the
+            selection is a top-k by loss; with ``keep``, it is uniformly random.
     """
 
     pool: float = 0.75

@@ -17,18 +17,20 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class Prioritized(Policy):
-    """Samples drawn in favour of high losses, with weights that counter it (Schaul et al. 2016).
+    """Samples drawn in favor of high losses, with importance weights (Schaul et al. 2016).
 
-    arXiv 1511.05952. The probability of a sample is ``p = (|loss| + offset) ** exponent``, divided
-    by the sum of all; one that was never seen, or whose loss is not finite, counts as the highest
-    finite loss. Published draws with replacement; here no sample comes twice in a selection.
+    arXiv 1511.05952. The probability ``p`` of a sample is ``(|loss| + offset) ** exponent``,
+    divided by the sum over all samples. A sample that was never seen or whose loss is not finite
+    counts as the highest finite loss. The paper draws with replacement; here, a sample appears at
+    most once in a selection.
 
     Args:
-        exponent: at least 0; 0 draws uniformly.
-        offset: above 0, so that no sample is out of reach; a normal number.
-        beta: with ``rescale``, a loss weighs ``(n p) ** -beta``, divided by the highest weight of
-            the selection; in [0, 1], or a function from the epoch to that: published rises to 1.
-            It counters the choice in part; ``Weighted`` does so exactly.
+        exponent: exponent of the loss, at least 0; 0 draws uniformly.
+        offset: added to the absolute loss, a normal number above 0, so that every sample can be drawn.
+        beta: exponent of the loss weights, in [0, 1], or a function from the epoch of a checkpoint
+            to that range; the paper raises it to 1 during training. With ``rescale``, a loss is
+            weighted by ``(n * p) ** -beta``, divided by the highest weight of the selection. This
+            corrects the bias of the draw in part; ``Weighted`` corrects it exactly.
     """
 
     rescale: bool = True
@@ -56,6 +58,6 @@ class Prioritized(Policy):
         if callable(beta):
             beta = plain_number(beta(epoch))
             check_number(f"beta({epoch})", beta, "[0, 1]")
-        # The highest divides out n and the sum.
+        # Dividing by the highest cancels n and the sum.
         corrections = weights[indices].double() ** -beta
         return Selection(indices, (corrections / corrections.amax()).float())

@@ -1,4 +1,4 @@
-"""A fresh random subset at every checkpoint, and RS2."""
+"""A new random subset at every checkpoint, and RS2."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class RandomDynamic(Policy):
-    """A fresh uniformly random subset at every checkpoint (Raju et al. 2021, arXiv 2111.12621).
+    """A new uniformly random subset at every checkpoint (Raju et al. 2021, arXiv 2111.12621).
 
     Args:
-        chunks: consecutive chunks of one permutation (RS2: Okanovic et al. 2024). A round is
-            ``n // k`` checkpoints long, and no sample comes twice in it; the ``n % k`` samples left
-            over are as likely as all others to come in the next, which permutes anew.
+        chunks: keep consecutive chunks of one permutation (RS2, Okanovic et al. 2024). A round is
+            ``n // k`` checkpoints long and repeats no sample. The next round uses a new
+            permutation, in which the ``n % k`` samples left over are as likely as all others.
     """
 
     chunks: bool = False
@@ -32,10 +32,10 @@ class RandomDynamic(Policy):
         super().__post_init__()
         check_flag("chunks", self.chunks)
         if self.chunks and callable(self.keep):
-            raise ValueError(f"keep must be a number where chunks=True, got {self.keep!r}")
+            raise ValueError(f"keep must be a number with chunks=True, got {self.keep!r}")
         if self.chunks and self.explore:
             raise ValueError(
-                f"explore must be 0 where chunks=True, which has turns of its own, "
+                f"explore must be 0 with chunks=True, which already keeps all samples in turn, "
                 f"got {self.explore}"
             )
 

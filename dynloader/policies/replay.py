@@ -18,19 +18,21 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replay(Policy):
-    """The samples with the highest scores that another training had at the same point.
+    """The samples with the highest scores at the same point of another training.
 
-    A small model, trained first on all samples, tells a large one which samples to see: after each
-    of its epochs, keep a copy of ``table.scores``. The large model is pruned from its first epoch
-    on. cifar10-airbench (Jordan, arXiv 2404.00498) chooses within each batch this way.
+    Use the scores of a small model to choose the samples of a large one: train the small model on
+    all samples and save a copy of ``table.scores`` after each epoch. The training of the large
+    model is then pruned from its first epoch on. cifar10-airbench (Jordan, arXiv 2404.00498)
+    selects within each batch this way.
 
     Two such policies are equal only if they are the same object.
 
     Args:
         scores: numbers [m, n], one row for each epoch of the other training, or a sequence of m
-            tensors [n]; kept as float32 on the CPU. NaN is refused; +inf counts as highest.
-        epochs: length of this training. Epoch ``e`` reads row ``floor(e * m / epochs)``, and the
-            last row from then on. None: epoch ``e`` reads row ``e``, or the last.
+            tensors [n]; stored as float32 on the CPU. Must not hold NaN; +inf is highest.
+        epochs: number of epochs of this training. Epoch ``e`` reads row
+            ``floor(e * m / epochs)``, and the last row from epoch ``epochs`` on. If None, epoch
+            ``e`` reads row ``e``, or the last row if there is none.
     """
 
     scores: Any = field(repr=False)
@@ -42,7 +44,7 @@ class Replay(Policy):
         if self.rescale:
             raise ValueError(
                 "rescale must be False for Replay, got True: "
-                "no weight makes up for a sample that is never chosen"
+                "no weight makes up for a sample that is never selected"
             )
         object.__setattr__(self, "scores", _recorded(self.scores))
 
@@ -61,7 +63,7 @@ class Replay(Policy):
             )
 
     def row_of(self, epoch: int) -> int:
-        """The row of ``scores`` that ``epoch`` reads."""
+        """Return the row of ``scores`` that ``epoch`` reads."""
         num_rows: int = self.scores.shape[0]
         row = epoch if self.epochs is None else epoch * num_rows // self.epochs
         return min(row, num_rows - 1)
@@ -77,14 +79,14 @@ class Replay(Policy):
 
 
 def _recorded(scores: Any) -> Tensor:
-    """``scores`` as float32 [m, n] on the CPU, checked."""
+    """Check ``scores`` and return a copy as float32 [m, n] on the CPU."""
     try:
         is_listed = isinstance(scores, Sequence) and len(scores) > 0
         if is_listed and all(isinstance(row, Tensor) for row in scores):
             scores = torch.stack([row.detach().cpu() for row in scores])
         found = torch.as_tensor(scores).detach()
         if found.is_floating_point() and not isinstance(scores, Tensor | np.ndarray):
-            # Without a dtype, numbers of Python take torch's default, which may be half.
+            # Without a dtype, Python numbers become torch's default dtype, which may be half.
             found = torch.as_tensor(scores, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"scores must be numbers [m, n], got {type(scores).__name__}") from error

@@ -17,18 +17,18 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class SeTa(Policy):
-    """A window that slides from easy to hard over samples drawn at random (Zhou et al. 2025).
+    """A window that slides from easy to hard over random samples (Zhou et al. 2025).
 
-    arXiv 2503.13385. Of ``keep / window`` of the samples, drawn uniformly, those in a window of the
-    order of their last losses are kept. It begins with the lowest losses, moves with each
-    checkpoint, ends with the highest after ``cycle`` checkpoints, and begins again.
+    arXiv 2503.13385. Draws a fraction ``keep / window`` of the samples uniformly, sorts them by
+    last loss, and keeps those in a window. The window starts at the lowest losses, moves up at each
+    checkpoint, is at the highest losses at the last of ``cycle`` checkpoints, and starts over.
 
-    Published are clusters of losses for a window of clusters; here it is counted in samples, so
-    that just ``keep`` are kept.
+    The paper clusters the losses and slides a window of clusters. Here the window is measured in
+    samples, so that exactly the fraction ``keep`` is kept.
 
     Args:
-        window: its width, in times of the samples drawn; in [keep, 1].
-        cycle: checkpoints of a cycle, at least 2.
+        window: width of the window as a fraction of the drawn samples, in [keep, 1].
+        cycle: number of checkpoints in a cycle, at least 2.
     """
 
     window: float = 0.7
@@ -56,7 +56,8 @@ class SeTa(Policy):
         step = (epoch - self.first_checkpoint) // self.every % self.cycle
         num_below = step * (num_drawn - k) // (self.cycle - 1)
         scores = table.scores[drawn]
-        # Those within and above the window, without those above it: equal keys, one order.
+        # Mark the samples in and above the window, then clear those above it. Both calls break ties
+        # the same way.
         is_kept = torch.zeros(num_drawn, dtype=torch.bool, device=table.device)
         is_kept[ops.top_k(scores, num_drawn - num_below, seed=seed, epoch=epoch)] = True
         if num_above := num_drawn - num_below - k:

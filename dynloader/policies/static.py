@@ -1,4 +1,4 @@
-"""Subsets that are chosen once."""
+"""Subsets chosen once."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class StaticRandom(Policy):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Static(Policy):
-    """The samples with the highest given scores, kept for the whole training.
+    """The samples with the highest of the given scores, kept for the whole training.
 
     Two such policies are equal only if they are the same object.
 
     Args:
-        scores: one number a sample: a tensor, an array or a sequence, without NaN; kept as float32.
-        highest: keep the highest scores; False: the lowest. Equal ones are chosen among at random.
+        scores: one number per sample, a tensor, array or sequence [n] without NaN; stored as
+            float32 on the CPU.
+        highest: keep the highest scores, or the lowest if False. Ties are broken at random.
     """
 
     scores: Any = field(repr=False)
@@ -52,7 +53,7 @@ class Static(Policy):
         try:
             scores = torch.as_tensor(self.scores).detach()
             if scores.is_floating_point() and not isinstance(self.scores, (Tensor, np.ndarray)):
-                # Without a dtype, numbers of Python take torch's default, which may be half.
+                # Without a dtype, Python numbers become torch's default dtype, which may be half.
                 scores = torch.as_tensor(self.scores, dtype=torch.float32)
         except (TypeError, ValueError) as error:
             raise TypeError(f"scores must be numbers, got {self.scores!r}") from error

@@ -23,8 +23,9 @@ class UCB(Policy):
     Args:
         alpha: weight of the new loss in the moving mean and variance, in (0, 1].
         c: weight of the bonus, at least 0.
-        bonus: "variance": the score is mean + c * variance; a pruned sample's stays as it was.
-            "visits": mean + c * sqrt(ln(epoch) / visits), so that a pruned sample may return.
+        bonus: "variance" ranks by ``mean + c * variance``; the score of a pruned sample does not
+            change. "visits" ranks by ``mean + c * sqrt(ln(epoch) / visits)``, so that a pruned
+            sample may return.
     """
 
     alpha: float = 0.8

@@ -17,7 +17,7 @@ from dynloader.policies._policy import Policy
 from dynloader.table._table import ScoreTable
 
 _FLOAT32 = torch.finfo(torch.float32)
-# Where weights are scaled, the highest loss weighs 2**100: less than a sample never seen.
+# If weights are scaled, the highest finite score gets at most 2**100, below that of unseen samples.
 _HIGHEST = 100
 
 
@@ -29,15 +29,15 @@ def check_offset(offset: float) -> None:
 
 
 def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
-    """As :func:`dynloader.ops.power_weights`, but no weight is 0. The host does not wait.
+    """Return :func:`dynloader.ops.power_weights` without zeros. The host does not wait.
 
-    If float32 cannot hold the weight of a sample with a finite score, all are scaled by that of the
-    highest finite score; what is still below the smallest normal float32 gets that.
+    If float32 cannot hold the weight of some finite score, all weights are scaled relative to that
+    of the highest finite score. Any weight still below the smallest normal float32 is raised to it.
 
     Args:
         scores: float32 [n].
-        exponent: finite, >= 0.
-        offset: above 0.
+        exponent: finite, at least 0.
+        offset: added to the scores, above 0.
 
     Returns:
         float32 [n] on the device of ``scores``.
@@ -45,12 +45,13 @@ def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
     weights = ops.power_weights(scores, exponent, offset)
     lowest, highest = (exponent * math.log2(base) for base in (offset, offset + _FLOAT32.max))
     if math.log2(_FLOAT32.tiny) <= lowest and highest <= math.log2(_FLOAT32.max):
-        return weights  # whatever the scores
+        return weights  # float32 holds the weight of any finite score
     is_finite = scores.isfinite()
     is_outside = ((weights < _FLOAT32.tiny) | ((weights == _FLOAT32.max) & is_finite)).any()
     if scores.is_cpu and not is_outside:
         return weights
-    # A sum, a quotient and a product with a power of two: the same bits on all devices.
+    # Use only a sum, a quotient and a product with a power of two: their bits are equal on all
+    # devices.
     bases = scores.clamp(min=0.0).double() + offset
     ratios = bases / bases.where(is_finite, offset).amax()
     ratios = ratios * 2.0 ** int(min(_HIGHEST, _HIGHEST / exponent))
@@ -60,17 +61,18 @@ def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Policy):
-    """Samples drawn without replacement, in favour of high losses.
+    """Samples drawn without replacement, in favor of high losses.
 
-    The weight of a sample is ``(max(loss, 0) + offset) ** exponent``, or in proportion to that
-    where float32 cannot hold it.
+    The sampling weight of a sample is ``(max(loss, 0) + offset) ** exponent``. If float32 cannot
+    hold it, all weights are scaled.
 
     Args:
-        exponent: at least 0; 0 draws uniformly.
-        offset: above 0, so that no sample is out of reach; a normal number.
+        exponent: exponent of the loss, at least 0; 0 draws uniformly.
+        offset: added to the loss, a normal number above 0, so that every sample can be drawn.
         rescale: draw by priority sampling (Duffield, Lund, Thorup 2007), whose loss weights make
-            the mean loss of a selection an unbiased estimate of the mean over all samples. False:
-            draw one after another, as ``torch.multinomial`` does, and weigh all losses alike.
+            the mean loss of a selection an unbiased estimate of the mean over all samples. If
+            False, draw one sample after another like ``torch.multinomial``, and weight all losses
+            equally.
     """
 
     rescale: bool = True

@@ -84,7 +84,7 @@ def test_common_options(
         (
             lambda: RandomDynamic(chunks=True, keep=lambda epoch: 0.5),
             ValueError,
-            "keep must be a number where chunks=True, got <function",
+            "keep must be a number with chunks=True, got <function",
         ),
         (lambda: EpsilonGreedy(epsilon=1.1), ValueError, r"epsilon must be in \[0, 1\], got 1.1"),
         (lambda: EpsilonGreedy(epsilon=NAN), ValueError, r"epsilon must be in \[0, 1\], got nan"),
@@ -188,7 +188,7 @@ def test_a_rule_of_a_user_must_not_draw_a_sample_twice() -> None:
         def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
             return torch.zeros(k, dtype=torch.int64)
 
-    with fails(ValueError, "Twice.select: indices must be distinct, got 1 samples at 10 places"):
+    with fails(ValueError, "Twice.select: indices must be distinct, got 1 distinct among 10"):
         DataLoader(Numbers(N), policy=Twice(keep=0.5))
 
 
