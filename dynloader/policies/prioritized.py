@@ -26,7 +26,8 @@ class Prioritized(Policy):
 
     Args:
         exponent: exponent of the loss, at least 0; 0 draws uniformly.
-        offset: added to the absolute loss, a normal number above 0, so that every sample can be drawn.
+        offset: added to the absolute loss, a normal number above 0, so that every sample can be
+            drawn.
         beta: exponent of the loss weights, in [0, 1], or a function from the epoch of a checkpoint
             to that range; the paper raises it to 1 during training. With ``rescale``, a loss is
             weighted by ``(n * p) ** -beta``, divided by the highest weight of the selection. This

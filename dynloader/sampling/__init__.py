@@ -1,4 +1,4 @@
-"""Which samples come when: what an epoch feeds, in which order, and to which process."""
+"""The samples of an epoch: which ones it feeds, in which order, and to which process."""
 
 from dynloader.sampling._batch_sampler import PruningBatchSampler
 from dynloader.sampling._sampler import PruningSampler

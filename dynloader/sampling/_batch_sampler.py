@@ -1,4 +1,4 @@
-"""Batches of a pruning sampler, computed many at a time."""
+"""The batch sampler, which computes many batches of a pruning sampler at a time."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ class PruningBatchSampler(BatchSampler):
     """Batches of a :class:`PruningSampler`, computed many at a time.
 
     Args:
-        sampler: the indices.
-        batch_size: of this process; the last batch of an epoch may be smaller.
-        drop_last: leave such a batch out.
-        batch_sizes: of all processes, where they differ: all make the same number of steps.
-        last_batch: of several processes: "split" a smaller last step among them, so that every
-            sample comes once (but that no process is left without one); or "pad" it from the
-            beginning of the epoch.
-        steps_per_epoch: every epoch has so many batches: a longer one ends there, and a shorter one
-            begins again. None: as many as its samples make.
+        sampler: the sampler of the indices.
+        batch_size: batch size of this process; the last batch of an epoch may be smaller.
+        drop_last: drop the last batch if it is smaller.
+        batch_sizes: batch size of each process, if they differ. All processes make the same number
+            of steps. None means that all have ``batch_size``.
+        last_batch: what several processes do with a smaller last step. "split" divides it among
+            them, so that every sample is fed once; only a process that would get no sample repeats
+            one from the beginning of the epoch. "pad" fills it up from the beginning of the epoch.
+        steps_per_epoch: number of batches of every epoch. A longer epoch ends there, and a shorter
+            one starts over. None means as many as the samples fill.
     """
 
     sampler: PruningSampler
@@ -43,7 +44,8 @@ class PruningBatchSampler(BatchSampler):
         last_batch: LastBatch = "split",
         steps_per_epoch: int | None = None,
     ) -> None:
-        # A framework that looks at all samples in order (to overfit, to predict) makes one anew.
+        # A framework that reads all samples in order (to overfit or to predict) recreates the batch
+        # sampler with a SequentialSampler.
         given: Any = sampler
         self.is_pruning = type(given) is not SequentialSampler
         if self.is_pruning and not isinstance(sampler, PruningSampler):
@@ -62,7 +64,7 @@ class PruningBatchSampler(BatchSampler):
 
     @property
     def share(self) -> Share:
-        """What of each step is this process's."""
+        """The share of each step that this process feeds."""
         return self._share(self.sampler.epochs.world.now())
 
     def _share(self, world: tuple[int, int]) -> Share:
@@ -86,7 +88,7 @@ class PruningBatchSampler(BatchSampler):
         return self.length(self._share(self.sampler.epochs.world.for_stock_loader()))
 
     def length(self, share: Share | None = None) -> int:
-        """The number of batches of the current epoch."""
+        """Return the number of batches of the current epoch."""
         num_selected = self.sampler.num_selected
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
@@ -98,11 +100,11 @@ class PruningBatchSampler(BatchSampler):
         return self.sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """As :meth:`PruningSampler.set_epoch`."""
+        """Call :meth:`PruningSampler.set_epoch` of the sampler."""
         self.sampler.set_epoch(epoch)
 
     def num_batches(self, num_samples: int, share: Share | None = None) -> int:
-        """How many batches so many samples make."""
+        """Return how many batches ``num_samples`` samples make."""
         step = (share or self.share).step
         partial = 0 if self.drop_last else step - 1
         return (num_samples + partial) // step
@@ -114,39 +116,40 @@ class PruningBatchSampler(BatchSampler):
         return self.num_batches(num_samples, share)
 
     def check_some_batch(self) -> None:
-        """Raise ValueError if the first pruned epoch is less than a batch, and that is dropped."""
+        """Raise ValueError if ``drop_last`` leaves no batch in the first pruned epoch."""
         policy = self.sampler.policy
         num_kept = policy.num_kept(self.sampler.num_samples, policy.first_checkpoint)
         if self.steps_per_epoch is None and self.drop_last and num_kept < self.batch_size:
             raise ValueError(
-                f"drop_last must be False where batch_size={self.batch_size} is more than the "
+                f"drop_last must be False if batch_size={self.batch_size} is more than the "
                 f"{num_kept} samples kept, got True"
             )
 
     def replay(self, chunk: int = CHUNK) -> Iterator[Tensor]:
-        """The batches of the current epoch as int64 tensors, without using it up.
+        """Return the batches of the current epoch as int64 tensors, without consuming the epoch.
 
-        About ``chunk`` indices are computed at a time.
-
-        They share no element, but memory: one that is kept, or pickled, takes its neighbours along,
-        unless it is cloned.
+        About ``chunk`` indices are computed at a time. The batches of a chunk do not overlap but
+        share its memory: a batch that is kept or pickled keeps the whole chunk, unless it is
+        cloned.
         """
         current = self.sampler.epochs.current
         blocks = self._blocks(current.plan, current.start, self.share, chunk)
         return chain.from_iterable(block.unbind() for block in blocks)
 
     def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """As :meth:`replay`, each batch beside itself as a list."""
+        """Return the batches of :meth:`replay`, each as a pair of the tensor and a list."""
         current = self.sampler.epochs.current
         blocks = self._blocks(current.plan, current.start, self.share)
         pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
         return chain.from_iterable(pairs)
 
     def stop_of(self, plan: Plan, share: Share | None = None, start: int = 0) -> int:
-        """The position after the last batch of an epoch, of all processes, from ``start`` on.
+        """Return the position after the last batch of an epoch that begins at ``start``.
+
+        Positions count the samples of all processes.
 
         Raises:
-            ValueError: it has none.
+            ValueError: ``drop_last`` leaves no batch.
         """
         step = (share or self.share).step
         if self.steps_per_epoch is not None:
@@ -157,7 +160,7 @@ class PruningBatchSampler(BatchSampler):
         if stop == 0:
             among = "" if step == self.batch_size else f" ({step} in all processes)"
             raise ValueError(
-                f"drop_last must be False where batch_size={self.batch_size}{among} is more than "
+                f"drop_last must be False if batch_size={self.batch_size}{among} is more than "
                 f"the {len(plan)} samples kept in epoch {plan.epoch}, got True"
             )
         return stop

@@ -1,4 +1,4 @@
-"""The order of an epoch for data that is stored in blocks: row groups, chunks, shards."""
+"""The order of an epoch for data stored in blocks: row groups, chunks, shards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class Blocks:
     """Blocks of consecutive samples that are stored, and best read, together.
 
     Args:
-        sizes: the number of samples in every block (the last may have fewer), or of each block.
-        window: how many blocks are shuffled together.
-        num_samples: of the dataset.
+        sizes: number of samples in every block (the last may have fewer), or a list with the number
+            of samples in each block.
+        window: number of blocks that are shuffled together.
+        num_samples: number of samples of the dataset.
 
     Attributes:
         bounds: the first sample of each block, then ``num_samples``; int64 [blocks + 1].
+        window: number of blocks that are shuffled together.
 
     Raises:
         TypeError, ValueError: ``sizes`` are not positive integers that add up to ``num_samples``,
@@ -48,7 +50,7 @@ class Blocks:
         self.window = int(window)
 
     def describe(self) -> str:
-        """What must be equal for two orders to be."""
+        """Return a text that is equal for blocks that give the same order."""
         digest = zlib.crc32(self.bounds.numpy().tobytes())
         return f"{len(self.bounds) - 1} blocks (checksum {digest:08x}), window of {self.window}"
 
@@ -56,15 +58,15 @@ class Blocks:
 class BlockOrder:
     """The order of the kept samples: blocks are shuffled, then samples within a window of blocks.
 
-    The blocks that have kept samples come in random order, and each ``window`` of them are one
-    window: its samples are shuffled together, and come before those of the next window. Both orders
-    are :func:`dynloader.ops.order`, keyed by (seed, epoch) and the number of the window, so any
-    slice is computed by itself.
+    Blocks without kept samples are skipped. The others are shuffled and grouped into windows of
+    ``window`` blocks. The samples of a window are shuffled together, and come before those of the
+    next window. Both shuffles are :func:`dynloader.ops.order`, keyed by seed, epoch and, for the
+    samples, the number of the window, so any slice can be computed on its own.
 
     Args:
-        blocks: of the dataset.
-        ascending: the kept samples, int64 [k] on the host; None: all.
-        address: the seed of the order, and the number of the epoch.
+        blocks: the blocks of the dataset.
+        ascending: the kept samples in ascending order, int64 [k] on the host. None means all.
+        address: the seed of the order and the epoch.
     """
 
     def __init__(self, blocks: Blocks, ascending: Tensor | None, address: Address) -> None:
@@ -83,7 +85,7 @@ class BlockOrder:
         self._held: tuple[int, Tensor] | None = None
 
     def slice(self, start: int, stop: int) -> Tensor:
-        """The samples at positions [start, stop), int64 on the host."""
+        """Return the samples at positions [start, stop), int64 on the host."""
         parts = []
         while start < stop:
             number = int(torch.searchsorted(self._ends, start, right=True))

@@ -1,4 +1,4 @@
-"""What a selection holds whatever the rule says: samples whose turn it is, some of each class."""
+"""Samples that a selection must hold for any policy: those whose turn it is, some of each class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dynloader.ops import Selection, UncutSelection
 from dynloader.policies._policy import Policy, as_selection, check_room_for_classes
 from dynloader.table._table import ScoreTable
 
-# The epoch of the permutation that is gone through: one that no training reaches.
+# The epoch that keys the permutation of turns; no training reaches it.
 _TURNS = 2**32 - 1
 
 
 def choose(
     policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int
 ) -> Tensor | Selection | UncutSelection:
-    """What ``policy.select`` returns, with ``explore`` and ``min_per_class`` of the policy."""
+    """Return the selection of ``policy``, including its ``explore`` and ``min_per_class``."""
     if not policy.explore and not policy.min_per_class:
         return policy.select(table, k, seed=seed, epoch=epoch)
     turn = None
@@ -35,27 +35,28 @@ def choose(
 
 
 def _unweighted(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-    """The indices that ``policy.select`` returns, int64.
+    """Return the indices of ``policy.select``, int64.
 
     Raises:
-        ValueError: it returns weights, which ``explore`` and ``min_per_class`` would lose.
+        ValueError: the policy returns weights, which ``explore`` and ``min_per_class`` would lose.
     """
     found = as_selection(policy.select(table, k, seed=seed, epoch=epoch), policy, len(table), k)
     if found.weights is not None:
         name = "explore" if policy.explore else "min_per_class"
         raise ValueError(
-            f"{name} needs a rule without weights, got some from {type(policy).__name__}.select"
+            f"{name} needs a policy without weights, got weights from "
+            f"{type(policy).__name__}.select"
         )
     return found.indices
 
 
 def num_explored(explore: float, k: int) -> int:
-    """How many of ``k`` samples are fed because it is their turn."""
+    """Return how many of ``k`` samples are kept because it is their turn."""
     return min(k, max(1, math.floor(exact(explore) * k))) if explore else 0
 
 
 def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
-    """The samples whose turn it is at the checkpoint ``epoch``, int64 [m] on the host."""
+    """Return the samples whose turn it is at the checkpoint ``epoch``, int64 [m] on the host."""
     num_turns, first = num_explored(policy.explore, k), policy.first_checkpoint
     if callable(policy.keep):
         earlier = range(first, epoch, policy.every)
@@ -70,9 +71,9 @@ def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
 def with_turns(
     policy: Policy, table: ScoreTable, k: int, turn: Tensor, *, seed: int, epoch: int
 ) -> Tensor:
-    """The samples of ``turn``, and what the rule chooses; int64 [k], ascending.
+    """Return the samples of ``turn`` and the best choices of the policy, int64 [k], ascending.
 
-    More than ``k`` where the rule keeps more.
+    More than ``k`` samples if the policy keeps more.
     """
     n, num_turns = len(table), len(turn)
     if policy.keeps_more:
@@ -81,8 +82,8 @@ def with_turns(
         is_kept[chosen.to(table.device)] = True
         is_kept[turn.to(table.device)] = True
         return is_kept.nonzero().view(-1)
-    # First those whose turn it is, then the rule's first k - num_turns, then, for those that are
-    # both, more of its k.
+    # Prefer the samples whose turn it is, then the policy's choice of k - num_turns. Where the two
+    # overlap, fill up from its choice of k.
     importance = torch.zeros(n, dtype=torch.float32, device=table.device)
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
         if size:
@@ -101,10 +102,21 @@ def with_classes(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """As many samples as ``chosen``, int64 [k], with the least number of each class; ascending.
+    """Return ``chosen``, changed to hold ``min_per_class`` of each class; int64 [k], ascending.
 
-    Each class that has too few is filled up by those that rank highest; for them, the lowest of the
-    other classes are left out, but those of ``turn`` only where nothing else is left.
+    Each class with too few samples gets its highest-ranked others. In exchange, the lowest-ranked
+    samples of other classes are dropped, those of ``turn`` only if there are no others.
+
+    Args:
+        policy: the policy, which ranks the samples.
+        table: the table of the scores.
+        chosen: the selected samples, int64 [k].
+        turn: the samples whose turn it is, int64 [m] on the host, or None.
+        seed: seed of the choice among samples that rank equal.
+        epoch: epoch of the checkpoint.
+
+    Raises:
+        ValueError: ``k`` samples cannot hold ``min_per_class`` of each class.
     """
     check_room_for_classes(policy, len(chosen))
     ranking, chosen = policy.ranking(table, epoch=epoch).cpu(), chosen.cpu()

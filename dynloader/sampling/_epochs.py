@@ -1,4 +1,4 @@
-"""The epochs of a training: selects for each, and decides when one is over."""
+"""The epochs of a training: what each selects, and when it is over."""
 
 from __future__ import annotations
 
@@ -33,21 +33,27 @@ NUM_EPOCHS = 2**32
 
 
 class Epochs:
-    """Settles one epoch after the other: its selection, and when the next one begins.
+    """The sequence of epochs. Settling an epoch makes its selection and makes it current.
 
     Args:
-        policy: which samples to keep.
-        table: their scores.
+        policy: the policy that selects samples.
+        table: the scores of the samples.
         world: the processes that share an epoch.
-        seed: of all random choices, in [0, 2**64).
-        shuffle: feed in random order; False: in ascending order.
-        blocks: how samples are stored, if the order follows that.
+        seed: seed of all random choices, in [0, 2**64).
+        shuffle: feed samples in random order; if False, in ascending order.
+        blocks: the blocks of storage, if the order goes by them; else None.
 
     Attributes:
-        current: the epoch settled last, and where it stands.
-        select_seconds: what selecting has cost the host so far.
-        is_resident: the indices are needed on the GPU, where the samples are.
-        when_over: called with an epoch that is over, before the next is settled.
+        policy: the policy that selects samples.
+        table: the scores of the samples.
+        world: the processes that share an epoch.
+        num_samples: number of samples of the dataset.
+        seed: seed of all random choices.
+        shuffle: whether samples are fed in random order.
+        current: the epoch settled last, and how far it has been used.
+        select_seconds: time that the host has spent on selections, in seconds.
+        is_resident: whether the indices are needed on the GPU, next to the samples.
+        when_over: functions to call with an epoch that is over, before the next is settled.
     """
 
     def __init__(
@@ -76,10 +82,10 @@ class Epochs:
         self._kept: Kept | None = None
         self.current = self._settle(0)
 
-    # Where the training stands
+    # State of the training
 
     def is_over(self) -> bool:
-        """Return whether the next iterator begins another epoch than :attr:`current`."""
+        """Return whether the next iterator begins a new epoch instead of :attr:`current`."""
         return self.current.is_over(self.num_updates, self.table.num_in_update)
 
     @property
@@ -98,9 +104,9 @@ class Epochs:
 
     @property
     def num_selected(self) -> int:
-        """Samples that all processes together are fed in epoch :attr:`number`.
+        """The number of samples that all processes together feed in epoch :attr:`number`.
 
-        Before several processes have settled it: the most that the policy may keep.
+        Until several processes have settled that epoch, this is the most the policy may keep.
         """
         epoch = self.number
         if self._awaits_others:
@@ -109,31 +115,34 @@ class Epochs:
 
     @property
     def plan(self) -> Plan:
-        """What the next iterator feeds. Settles the next epoch if one process can do it alone."""
+        """The plan of the next iterator. A single process settles the next epoch first if due."""
         if self._is_left and self.world.size == 1:
             self.finish(self.current)
         return self.current.plan
 
     @property
     def position(self) -> int:
-        """Position after the last batch of :attr:`current`; looking at its first does not count."""
+        """The position after the last batch delivered by :attr:`current`.
+
+        If only the first batch was looked at, this is still where the iterator began.
+        """
         current = self.current
         return current.position if self.is_over() or current.is_in_use else current.start
 
     @property
     def num_updates(self) -> int:
-        """Updates of the table, apart from those by :meth:`record_beside`."""
+        """The number of table updates, except those by :meth:`record_beside`."""
         return self.table.num_updates_known - self._num_updates_beside
 
     @property
     def has_unshared_updates(self) -> bool:
-        """Whether losses were recorded that the other processes do not have."""
+        """Whether losses were recorded that the other processes have not received."""
         return self.world.size > 1 and self.table.has_unshared_updates
 
-    # What moves it
+    # Moving on
 
     def begin(self) -> EpochProgress:
-        """Return the epoch that a new iterator feeds: the next one if the last is over."""
+        """Return the epoch of a new iterator; settle the next one if the current one is over."""
         if self.is_over():
             self.finish(self.current)
         self._follow()
@@ -144,7 +153,7 @@ class Epochs:
         return self.current
 
     def set(self, epoch: int) -> None:
-        """Settle ``epoch``, unless it is the current one; if that was broken off, restart it."""
+        """Settle ``epoch``. If it is the current epoch and over, restart it without settling."""
         check_integer("epoch", epoch, 0, NUM_EPOCHS)
         if epoch != self.current.plan.epoch:
             self._move_to(int(epoch))
@@ -152,7 +161,7 @@ class Epochs:
             self.current.restart()
 
     def follow(self, sampler: Any) -> None:
-        """Do what ``sampler.set_epoch`` asks for, from now on."""
+        """Follow calls of ``sampler.set_epoch`` from now on."""
         self._followed, self._followed_epoch = sampler, sampler.epoch
 
     def _follow(self) -> None:
@@ -167,10 +176,10 @@ class Epochs:
             self._move_to(epoch.plan.epoch + 1)
 
     def finish_at_end(self, epoch: EpochProgress) -> None:
-        """Like :meth:`finish`, for an exhausted epoch that may be the last of the training.
+        """End an exhausted epoch that may be the last of the training; see :meth:`finish`.
 
         A schedule may end with the training. If the next epoch cannot be settled, the error is
-        raised when somebody asks for it. Errors of :attr:`when_over` are raised now.
+        raised only when that epoch is requested. Errors of :attr:`when_over` are raised at once.
         """
         if epoch is not self.current:
             return
@@ -186,7 +195,7 @@ class Epochs:
     def hand_on(self) -> None:
         """Call :attr:`when_over` if the current epoch is over, without settling the next.
 
-        All processes must call it: they exchange their scores.
+        All processes must call this, because it exchanges their scores.
         """
         if self.world.size > 1:
             number = self.current.plan.epoch
@@ -201,7 +210,11 @@ class Epochs:
         self._num_updates_beside += self.table.num_updates_known - before
 
     def left_out(self) -> Tensor:
-        """Return the samples that the current epoch does not feed; it settles the epoch."""
+        """Return the samples that the current epoch does not feed, after settling it if due.
+
+        Returns:
+            int64 [m] on the host, in ascending order.
+        """
         if self._is_left:
             self.finish(self.current)
         self._follow()
@@ -218,8 +231,8 @@ class Epochs:
         self.current = self._settle(epoch)
 
     def _synchronize(self, epoch: int) -> None:
-        """Give all processes the same table, before they go on to ``epoch``."""
-        # Started here, read by begin(), which waits for the indices anyway.
+        """Exchange scores, so that all processes begin ``epoch`` with the same table."""
+        # begin() reads the result, because it waits for the indices anyway.
         self.table.start_check()
         if self.world.size > 1:
             self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
@@ -264,7 +277,7 @@ class Epochs:
     # Saving and resuming
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for two trainings to feed the same samples, given equal scores."""
+        """Return the settings that determine the samples fed, given the scores."""
         return {
             "num_samples": self.num_samples,
             "policy": self.policy.describe(),
@@ -274,7 +287,7 @@ class Epochs:
         }
 
     def state(self) -> dict[str, Any]:
-        """Where the current epoch stands, and the selection in force."""
+        """Return the state of the current epoch and the selection it uses."""
         if self.current.is_exhausted and self.world.size == 1:
             self.finish(self.current)
         current, kept = self.current, self._kept
@@ -295,7 +308,7 @@ class Epochs:
         """Return how many samples the epoch of ``state`` feeds.
 
         Raises:
-            ValueError: :meth:`restore` cannot go on from ``state``.
+            ValueError: :meth:`restore` cannot continue from ``state``.
         """
         with refusing_states():
             epoch, checkpoint = state["epoch"], state["checkpoint"]
@@ -328,8 +341,8 @@ class Epochs:
         is_kept[indices] = True
         if (num_distinct := int(is_kept.sum())) != len(indices):
             raise ValueError(
-                f"indices of the state must be distinct, got {num_distinct} samples at "
-                f"{len(indices)} places"
+                f"indices of the state must be distinct, got {num_distinct} distinct among "
+                f"{len(indices)}"
             )
         if weights is not None:
             check_state_tensor("weights", weights, torch.float32, [len(indices)])
@@ -339,10 +352,13 @@ class Epochs:
                 )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``, which :meth:`check_state` has accepted. The table is separate."""
+        """Continue from ``state``, which :meth:`check_state` has accepted.
+
+        The state of the table is loaded separately.
+        """
         kept = None
         if state["checkpoint"] is not None:
-            # A copy: the state belongs to the caller.
+            # Copy, because the state belongs to the caller.
             indices, weights = state["indices"].to("cpu", copy=True), state["weights"]
             if weights is not None:
                 weights = weights.detach().to(self.table.device)

@@ -1,4 +1,4 @@
-"""What one epoch feeds, and in which order."""
+"""The plan of an epoch: the samples it feeds, and their order."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from dynloader.ops import Selection, UncutSelection, num_used_of
 from dynloader.sampling._blocks import BlockOrder, Blocks
 from dynloader.table._on_host import OnHost
 
-# A native call costs 6 us for 256 indices and 110 us for so many: 22 against 3.4 ns an index. More
-# gain little, and keep the training waiting: as Python lists, so many take 0.4 ms.
+# A native call takes 6 us for 256 indices (22 ns per index), but 110 us for this many (3.4 ns per
+# index). Larger chunks gain little and delay the training: converting this many to Python lists
+# takes 0.4 ms.
 CHUNK = 32_768
-# So few are computed by one thread. Where others gather batches, the threads of a larger call are
-# in their way: they stay awake for a while after it.
+# One thread computes this many. Larger calls use several threads, which stay awake for a while and
+# slow down the threads that gather batches.
 SMALL_CHUNK = 8_192
 
 
@@ -29,12 +30,18 @@ class Kept:
     """The samples that one selection kept, on the host, and the weights of their losses.
 
     Args:
-        selection: on any device.
-        checkpoint: the epoch at which it was made.
-        num_samples: of the data set.
-        is_trusted: the indices need no check of their range.
-        is_resident: they are wanted on their device: if trusted, they are copied to the host only
-            if asked for.
+        selection: the selection, on any device.
+        checkpoint: the epoch of the selection.
+        num_samples: number of samples of the dataset.
+        is_trusted: the indices are known to be in range and need no check.
+        is_resident: the indices are used on their device. If they are also trusted and on a GPU,
+            they are copied to the host only when requested.
+
+    Attributes:
+        checkpoint: the epoch of the selection.
+        num_samples: number of samples of the dataset.
+        weights: the loss weight of each sample of the dataset, float32 [num_samples], 1 for samples
+            not kept; None if all are 1.
     """
 
     def __init__(
@@ -64,22 +71,25 @@ class Kept:
             self.weights = ops.spread(weights, here, num_samples, rest=1.0, num_used=num_used)
 
     def __len__(self) -> int:
-        # Known without waiting, where the rule says how many.
+        # Waits only if the host does not know the number yet.
         return len(self._there) if self._num_used is None else int(self._num_used.get())
 
     @property
     def indices(self) -> Tensor:
-        """int64 [k] on the host, as the policy ordered them. The first time, it may wait."""
+        """The kept samples in the policy's order, int64 [k] on the host.
+
+        The first access may wait for the GPU.
+        """
         return self._read() if self._indices is None else self._indices
 
     def wait(self) -> None:
-        """Wait for what the first batch needs."""
+        """Wait until the first batch can be made."""
         if self._copy is not None:
             self.indices  # noqa: B018
         len(self)
 
     def on(self, device: torch.device) -> Tensor:
-        """As ``indices``, but there."""
+        """Return the kept samples in the policy's order, int64 [k] on ``device``."""
         if self._there.device != device:
             self._there = self.indices.to(device)
         return self._there[: len(self)]
@@ -94,30 +104,30 @@ class Kept:
 
     @property
     def ascending(self) -> Tensor:
-        """The indices in ascending order."""
+        """The kept samples in ascending order, int64 [k] on the host."""
         if self._ascending is None:
-            # For 640k of them NumPy takes 0.1 ms to look and 3 ms to sort, torch 0.6 and 7 ms.
+            # For 640k indices, NumPy takes 0.1 ms to check and 3 ms to sort, torch 0.6 and 7 ms.
             indices = self.indices.numpy()
             is_ascending = bool((indices[1:] > indices[:-1]).all())
             self._ascending = self.indices if is_ascending else torch.from_numpy(np.sort(indices))
         return self._ascending
 
     def selection(self) -> Selection:
-        """The selection as it was made, on the host."""
+        """Return the selection as the policy made it, on the host."""
         indices = self.indices
         return Selection(indices, None if self.weights is None else self.weights.cpu()[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One epoch: the samples it feeds, and their order. Never changes.
+    """The samples that one epoch feeds, and their order. Immutable.
 
     Attributes:
-        address: the seed of the order, and the number of the epoch.
-        num_samples: of the data set.
-        shuffle: feed in the random order of (seed, epoch); False: in ascending order.
-        kept: the samples fed; None: all.
-        stored: the blocks the samples are stored in, if the order goes by them.
+        address: the seed of the order and the epoch.
+        num_samples: number of samples of the dataset.
+        shuffle: feed samples in random order, keyed by ``address``; if False, in ascending order.
+        kept: the samples fed. None means all.
+        stored: the blocks of storage, if the order goes by them; else None.
     """
 
     address: Address
@@ -135,14 +145,14 @@ class Plan:
         return self.address.epoch
 
     def samples_on(self, device: torch.device) -> Tensor:
-        """The samples it feeds, int64 on ``device``: ascending, unless it shuffles them."""
+        """Return the samples fed, int64 [k] on ``device``; in ascending order if not shuffled."""
         if self.kept is None:
             return torch.arange(self.num_samples, device=device)
         samples = self.kept.on(device)
         return samples if self.shuffle else samples.sort().values
 
     def laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Positions [start, stop), past the end from the beginning again, in ranges within it."""
+        """Split positions [start, stop) into ranges within the epoch, starting over at its end."""
         n = len(self)
         while start < stop:
             begin = start % n
@@ -151,9 +161,9 @@ class Plan:
             start += end - begin
 
     def batch(self, start: int, stop: int) -> Tensor:
-        """The samples at positions [start, stop) of the epoch, int64 on the host; a new tensor.
+        """Return the samples at positions [start, stop), a new int64 tensor on the host.
 
-        Past its end it begins again.
+        Positions past the end of the epoch start over at its beginning.
         """
         if stop > len(self):
             return torch.cat([self.batch(*lap) for lap in self.laps(start, stop)])
@@ -176,10 +186,10 @@ class Plan:
     def blocks(
         self, start: int, stop: int, batch_size: int, chunk: int = CHUNK
     ) -> Iterator[Tensor]:
-        """The samples at positions [start, stop), as [batches, batch_size], a few batches at once.
+        """Yield the samples at positions [start, stop) as int64 [batches, batch_size] tensors.
 
-        A last batch that is smaller is a block of its own. The first block is one batch, so that a
-        look at the first batch costs no more; each next one is twice as long, up to a chunk.
+        The first block is one batch, so that the first batch comes early. Each further block is
+        twice as long, up to ``chunk`` indices. A smaller last batch is a separate block.
         """
         most = max(1, chunk // batch_size) * batch_size
         size = batch_size
@@ -192,16 +202,16 @@ class Plan:
             yield self.batch(start, stop).view(1, -1)
 
     def weights_of(self, index: Tensor) -> Tensor | None:
-        """The loss weights of samples, on the device of the table; None: all count alike.
+        """Return the loss weights of samples, on the device of the table, or None if all are 1.
 
-        Samples that this epoch does not feed have weight 1. An index out of range, which the table
-        reports, has that of another sample.
+        Samples that this epoch does not feed have weight 1. An index out of range gets the weight
+        of another sample; the table reports it.
         """
         if self.kept is None or self.kept.weights is None:
             return None
         weights = self.kept.weights
-        if weights.is_cpu and index.is_cpu:  # the table has refused what is out of range
+        if weights.is_cpu and index.is_cpu:  # the table has checked the range
             return weights.index_select(0, index)
-        # Only towards the GPU: a copy to the CPU that is not waited for may be read unfinished.
+        # Asynchronous only toward the GPU: the host could read a copy to the CPU too early.
         here = index.to(weights.device, non_blocking=weights.is_cuda)
         return weights[here.clamp(0, self.num_samples - 1)]

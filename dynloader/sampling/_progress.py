@@ -1,4 +1,4 @@
-"""Where an epoch stands."""
+"""The progress of an epoch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _T = TypeVar("_T")
 
 
 class EpochProgress:
-    """Knows how far an epoch has been used. Nothing else writes it.
+    """How far an epoch has been used. Only this class changes its attributes.
 
-    An iterator attaches itself, then reports each batch, and the end. Positions count the samples
-    of all processes, in the order of the plan.
+    An iterator attaches itself, then reports each batch and the end. Positions count the samples of
+    all processes, in the order of the plan.
 
     Args:
-        plan: what the epoch feeds.
+        plan: the samples that the epoch feeds, and their order.
         start: position at which the next iterator begins.
-        is_exhausted: its last batch was delivered.
+        is_exhausted: whether the last batch was delivered.
 
     Attributes:
-        plan: what the epoch feeds.
+        plan: the samples that the epoch feeds, and their order.
         start: position at which the next iterator begins.
-        position: position after the last batch that was delivered.
+        position: position after the last batch delivered.
         stop: position after the last batch of the epoch; None before an iterator begins.
-        is_exhausted: its last batch was delivered.
+        is_exhausted: whether the last batch was delivered.
     """
 
     def __init__(self, plan: Plan, *, start: int = 0, is_exhausted: bool = False) -> None:
@@ -44,30 +44,31 @@ class EpochProgress:
         self._num_delivered = 0
         self._last_batch_size = 0
         self._is_recorded = False
-        self._is_handed_out = False  # something of it, to the training or to torch's loader
+        self._is_handed_out = False  # any sample, to the training or to torch's loader
         self._num_updates_before = num_updates
 
     def is_over(self, num_updates: int, last_update_size: int) -> bool:
         """Return whether the next iterator begins the next epoch.
 
-        Looking at the first batch does not use up an epoch. A table update counts only if it can
-        hold the losses of the batch delivered: initial scores do not end an epoch either.
+        An epoch of which only the first batch was delivered is not over until its losses are
+        recorded. A table update counts as such only if it has as many losses as that batch has
+        samples, so initial scores do not end an epoch.
 
         Args:
-            num_updates: updates that the table has received.
-            last_update_size: number of losses in the last of them.
+            num_updates: number of updates that the table has received.
+            last_update_size: number of losses in the last update.
         """
         if self.is_exhausted or self._is_recorded or self._num_delivered > 1:
             return True
         num_new = num_updates - self._num_updates_before
         if self._num_delivered == 1:
             return num_new == 1 and last_update_size == self._last_batch_size
-        # A stock loader draws from the sampler: which batches it delivered is not known.
+        # A stock loader draws from the sampler, so it is unknown which batches it delivered.
         return self._is_handed_out and num_new != 0
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last batch was delivered, even if the iterator was not asked for another."""
+        """Whether the last batch was delivered, even if the iterator has not ended yet."""
         return self.is_exhausted or (self.stop is not None and self.position >= self.stop)
 
     @property
@@ -76,7 +77,7 @@ class EpochProgress:
         return self._user is not None and self._user() is not None
 
     def begin(self, num_updates: int) -> None:
-        """Start counting: an iterator begins at ``start``."""
+        """Start counting for a new iterator, which begins at ``start``."""
         self.position = self.start
         self._reset(num_updates)
 
@@ -97,16 +98,16 @@ class EpochProgress:
         self._is_handed_out = True
 
     def record(self) -> None:
-        """Count losses of this epoch: if any batch was delivered, they use it up."""
+        """Note that losses were recorded. If a batch was delivered, the epoch is over."""
         self._is_recorded = self._is_recorded or self._num_delivered > 0
 
     def exhaust(self) -> None:
-        """Mark the epoch as exhausted; its iterator is done."""
+        """Mark the epoch as exhausted and detach its iterator."""
         self.is_exhausted = True
         self._user = None
 
     def skip(self, num_samples: int, stop: int) -> None:
-        """Leave out the next samples, at most those before ``stop``."""
+        """Skip the next ``num_samples`` samples, but none beyond ``stop``."""
         self.start = min(self.start + num_samples, stop)
         self.position = self.start
 
@@ -117,7 +118,7 @@ class EpochProgress:
         self._reset(self._num_updates_before)
 
     def hand_out(self, items: Iterator[_T], num_items: int) -> Iterator[_T]:
-        """Yield ``items`` to a stock loader; the last of them exhausts the epoch."""
+        """Return an iterator of ``items`` for a stock loader; the last item exhausts the epoch."""
         user = self._handing_out(items, num_items)
         self.attach(user)
         return user

@@ -1,4 +1,4 @@
-"""The sampler that feeds the selection of a policy, in our loader or in torch's."""
+"""The sampler that feeds the samples of a policy, in our loader or in torch's."""
 
 from __future__ import annotations
 
@@ -22,43 +22,50 @@ _SEEDS = 2**64
 
 
 class PruningSampler(DistributedSampler[int]):
-    """Feeds the indices of the samples that a policy keeps, epoch after epoch.
+    """Sampler of the indices that a policy keeps in each epoch.
 
-    Of several processes each feeds its share, and all have the same number: where that does not
-    come out even, the last step is filled up from the beginning of the epoch. When an epoch is
-    settled, the processes exchange their scores, so that all select alike.
+    If several processes share an epoch, all feed the same number of samples: if they cannot be
+    divided evenly, the last step is filled up from the beginning of the epoch. When an epoch is
+    settled, the processes exchange their scores, so that all make the same selection.
 
-    In a stock ``torch.utils.data.DataLoader`` it runs ahead of the training. So an epoch whose last
-    index was handed out, or that was broken off after losses of it were recorded in the table, is
-    over, but the next one is settled only by the next ``iter()``, or by ``len()`` or ``epoch`` once
-    the iterator is gone: by then the table has the last losses. ``set_epoch`` settles at once.
-    Of several processes, one alone may ask for ``len()`` and ``epoch``, and settles nothing by it.
+    A stock ``torch.utils.data.DataLoader`` draws indices ahead of the training. An epoch is over
+    when its last index has been drawn, or when it was interrupted after some of its losses were
+    recorded in the table. The next epoch is settled only by the next ``iter()``, or by ``len()`` or
+    ``epoch`` once the iterator is gone, because only then does the table have the last losses.
+    ``set_epoch`` settles immediately. With several processes, ``len()`` and ``epoch`` settle
+    nothing, so a single process may read them.
 
     The selection is a function of the scores at the checkpoint, the policy, the seed and the epoch.
-    torch's random generators are neither read nor moved.
+    torch's random generators are neither read nor advanced.
 
     Args:
-        data_source: the data set, or its number of samples.
-        policy: which samples to keep.
-        table: their scores, for you to update; a new one by default. Policies that share a table
-            must have the same ``scoring``, if they read scores.
-        shuffle: feed in random order; False: in ascending order.
-        seed: of all random choices, in [0, 2**64). None is 0: every process must have the same.
-        num_replicas: number of processes that share an epoch. None: those of ``torch.distributed``,
-            once it is initialised; 1: this one feeds all.
-        rank: the number of this process; None: as ``torch.distributed`` has it.
-        blocks: the number of samples in every block of storage, or of each block. The order then
-            shuffles the blocks, and the samples of ``window`` blocks together; blocks without kept
-            samples are skipped. None: shuffle all samples together.
-        window: how many blocks are shuffled together; more are closer to a full shuffle.
+        data_source: the dataset, or its number of samples.
+        policy: the policy that selects samples.
+        table: the scores of the samples, for you to update. None creates a new table. Policies that
+            share a table and read scores must have the same ``scoring``.
+        shuffle: feed samples in random order; if False, in ascending order.
+        seed: seed of all random choices, in [0, 2**64); must be equal in all processes. None means
+            0.
+        num_replicas: number of processes that share an epoch. None means the processes of
+            ``torch.distributed``, once it is initialized; with 1, this process feeds all samples.
+        rank: rank of this process. None means its rank in ``torch.distributed``.
+        blocks: number of samples in every block of storage, or a list with the number of samples in
+            each block. The order then shuffles the blocks, and the samples of ``window`` blocks
+            together; blocks without kept samples are skipped. None shuffles all samples together.
+        window: number of blocks shuffled together; a larger window is closer to a full shuffle.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or ``policy``, ``table`` or ``blocks`` do not fit
+            the number of samples.
 
     Attributes:
-        policy: which samples to keep.
-        table: their scores.
-        num_samples: of the dataset.
-        shuffle: feed in random order.
-        seed: as given.
-        epochs: what the loader drives: which epoch is current, and where it stands.
+        policy: the policy that selects samples.
+        table: the scores of the samples.
+        num_samples: number of samples of the dataset.
+        shuffle: whether samples are fed in random order.
+        seed: the seed as given.
+        epochs: the epochs, which the loader advances.
     """
 
     def __init__(
@@ -74,7 +81,7 @@ class PruningSampler(DistributedSampler[int]):
         blocks: int | Sequence[int] | None = None,
         window: int = 8,
     ) -> None:
-        # Torch's class is a parent by name only: frameworks then leave the sharding to us.
+        # The base class is not initialized. It only makes frameworks leave the sharding to us.
         if isinstance(data_source, Sized):
             data_source = len(data_source)
         check_integer("number of samples", data_source, 1, 2**32)
@@ -87,13 +94,12 @@ class PruningSampler(DistributedSampler[int]):
         if blocks is not None and not shuffle:
             raise ValueError("blocks must be None with shuffle=False, which has its own order")
         stored = None if blocks is None else Blocks(blocks, window, int(data_source))
-        # So that a fraction too small for the data is refused now, not after the first epoch.
         policy.check(data_source)
         if table is None:
             table = ScoreTable(data_source)
         check_table(table, data_source)
         claims = table.claims
-        # A rule that reads no scores leaves them to those that do.
+        # A policy that reads no scores leaves the scoring to policies that do.
         if policy.needs_scores or policy.scoring != Scoring():
             table.agree_on(policy.scoring, of=type(policy).__name__)
         table.keep_history(policy.history)
@@ -127,17 +133,17 @@ class PruningSampler(DistributedSampler[int]):
 
     @property
     def num_selected(self) -> int:
-        """How many samples all processes together are fed in the current epoch.
+        """The number of samples that all processes together feed in the current epoch.
 
-        Before several processes have settled it: the most that the policy may keep.
+        Until several processes have settled the epoch, this is the most the policy may keep.
         """
         return self.epochs.num_selected
 
     def set_epoch(self, epoch: int) -> None:
         """Settle ``epoch``, unless it is the current one.
 
-        An epoch that was broken off is begun again by the next iterator. Going back to an epoch of
-        an earlier selection selects again, from the present scores.
+        If the current epoch is over, the next iterator restarts it. Going back to an epoch of an
+        earlier selection selects again, from the current scores.
         """
         self.epochs.set(epoch)
 
@@ -151,15 +157,18 @@ class PruningSampler(DistributedSampler[int]):
         return -(-self.num_selected // self.epochs.world.for_stock_loader()[0])
 
     def replay(self) -> Iterator[int]:
-        """Return the indices of the current epoch, without using it up."""
+        """Return the indices of the current epoch, without consuming the epoch."""
         share = share_of(1, self.epochs.world.now(), None, "pad")
         current = self.epochs.current
         return self._indices(current.plan, current.start, share)
 
     def left_out(self) -> Tensor:
-        """Return the samples that the current epoch does not feed, int64 [m], ascending.
+        """Return the samples that the current epoch does not feed.
 
-        On the host. It settles the epoch, so of several processes all must call it.
+        This settles the epoch, so all processes must call it.
+
+        Returns:
+            int64 [m] on the host, in ascending order.
         """
         return self.epochs.left_out()
 
@@ -167,8 +176,8 @@ class PruningSampler(DistributedSampler[int]):
         """Record losses that do not count as training on the current epoch.
 
         Args:
-            index: integers [b], as :meth:`ScoreTable.update` takes them.
-            losses: floating point [b].
+            index: sample indices, integers [b] in [0, n), on any device.
+            losses: floating point [b], on any device.
         """
         self.epochs.record_beside(index, losses)
 

@@ -1,4 +1,4 @@
-"""Which part of each step one of several processes trains on."""
+"""The share of each step that one of several processes trains on."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ class World:
     """The processes that share an epoch.
 
     Args:
-        num_replicas: their number. None: those of ``torch.distributed``, once it is initialized.
-        rank: of this process. None: its rank in ``torch.distributed``.
+        num_replicas: number of processes. None means the processes of ``torch.distributed``, once
+            it is initialized.
+        rank: rank of this process. None means its rank in ``torch.distributed``.
 
     Attributes:
         given: both arguments.
 
     Raises:
-        TypeError, ValueError: no positive number, or no rank below it.
+        TypeError: an argument is not an integer.
+        ValueError: ``num_replicas`` is not positive, ``rank`` is not in [0, num_replicas), or
+            ``rank`` is given alone.
     """
 
     def __init__(self, num_replicas: int | None, rank: int | None) -> None:
@@ -54,7 +57,7 @@ class World:
         self.given = num_replicas, rank
 
     def now(self) -> tuple[int, int]:
-        """Return the number of processes and the rank of this one, as they are now."""
+        """Return the current number of processes and the rank of this process."""
         num_replicas, rank = self.given
         if num_replicas is None:
             return replicas()
@@ -76,19 +79,19 @@ class World:
         return self.now()[1]
 
     def for_stock_loader(self) -> tuple[int, int]:
-        """Return :meth:`now` for torch's own loader: accelerate divides its batches itself."""
+        """Return :meth:`now` for a stock loader, or (1, 0) if accelerate divides its batches."""
         return (1, 0) if self.given[0] is None and is_sharded_elsewhere() else self.now()
 
 
 @dataclass(frozen=True)
 class Share:
-    """A process's part of the samples that all processes take in one step.
+    """The share of one process in the samples of a step of all processes.
 
     Attributes:
-        sizes: samples a step of each process.
-        rank: of this process.
-        last_batch: what becomes of a last step that is smaller: "split" among the processes, or
-            filled up from the beginning of the epoch ("pad").
+        sizes: number of samples per step of each process.
+        rank: rank of this process.
+        last_batch: "split" divides a smaller last step among the processes; "pad" fills it up from
+            the beginning of the epoch.
     """
 
     sizes: tuple[int, ...]
@@ -97,18 +100,19 @@ class Share:
 
     @property
     def step(self) -> int:
-        """Samples of all processes in one step."""
+        """The number of samples of all processes in one step."""
         return sum(self.sizes)
 
     def of(self, block: Tensor, beginning: Callable[[int, int], Tensor]) -> Tensor:
-        """The part of ``block``, int64 [steps, samples of a step].
+        """Return the part of ``block`` that belongs to this process, int64 [steps, b].
 
-        No process is left without a sample in a step: one that would be takes one from the
-        beginning of the epoch.
+        Every process gets at least one sample in each step: a process that would get none takes one
+        from the beginning of the epoch.
 
         Args:
-            block: one that is narrower than a step is the last.
-            beginning: the samples at positions [start, stop) of the epoch.
+            block: samples of all processes, int64 [steps, samples of a step]; only a smaller last
+                step has fewer columns than :attr:`step`.
+            beginning: function that returns the samples at positions [start, stop) of the epoch.
         """
         if len(self.sizes) == 1:
             return block
@@ -119,7 +123,8 @@ class Share:
         if self.last_batch == "pad":
             block = torch.cat([block, beginning(0, self.step - width).view(1, -1)], dim=1)
             return block[:, before : before + size]
-        # Cut in the proportion of the sizes: at most a batch, and all of it once.
+        # Cut in proportion to the sizes: each sample goes to one process, and none gets more than a
+        # batch.
         begin, end = (width * bound // self.step for bound in (before, before + size))
         if begin < end:
             return block[:, begin:end]
@@ -132,22 +137,22 @@ def share_of(
     batch_sizes: Sequence[int] | None,
     last_batch: LastBatch,
 ) -> Share:
-    """The share of this process.
+    """Return the share of this process.
 
     Args:
-        batch_size: of this process.
-        world: number of processes, and which this is.
-        batch_sizes: of each, if they differ.
-        last_batch: as in :class:`Share`.
+        batch_size: batch size of this process.
+        world: number of processes, and rank of this process.
+        batch_sizes: batch size of each process; None means that all have ``batch_size``.
+        last_batch: "split" or "pad", as in :class:`Share`.
 
     Raises:
-        ValueError: the numbers do not agree.
+        ValueError: ``batch_sizes`` has the wrong length, or another size for this process.
     """
     num_replicas, rank = world
     sizes = (batch_size,) * num_replicas if batch_sizes is None else tuple(batch_sizes)
     if len(sizes) != num_replicas or sizes[rank] != batch_size:
         raise ValueError(
             f"batch_sizes must hold the batch size of each of {num_replicas} processes, "
-            f"{batch_size} for number {rank}, got {list(sizes)}"
+            f"{batch_size} for rank {rank}, got {list(sizes)}"
         )
     return Share(sizes, rank, last_batch)

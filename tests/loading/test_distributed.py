@@ -454,7 +454,7 @@ def test_refused(options: dict[str, object], message: str) -> None:
 
 
 def test_batch_sizes_of_every_process() -> None:
-    with pytest.raises(ValueError, match=r"each of 2 processes, 4 for number 1, got \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"each of 2 processes, 4 for rank 1, got \[4, 5\]"):
         share_of(4, (2, 1), [4, 5], "split")
 
 

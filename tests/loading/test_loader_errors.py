@@ -77,7 +77,7 @@ class Unsized:
             Numbers(N),
             {"policy": UCB(keep=0.5), "batch_size": 16, "drop_last": True},
             ValueError,
-            "drop_last must be False where batch_size=16 is more than the 10 samples kept",
+            "drop_last must be False if batch_size=16 is more than the 10 samples kept",
         ),
         (Numbers(N), {"policy": Full(), "batch_size": 0}, ValueError, "batch_size.*positive"),
         (Numbers(N), {"policy": Full(), "no_such_option": 1}, TypeError, "no_such_option"),

@@ -128,9 +128,9 @@ def test_weights_of_a_policy_of_ones_own_are_not_dropped(floor: dict[str, Any]) 
             return Selection(torch.arange(k), torch.full((k,), 2.0))
 
     rule = Heavy(**floor)
-    with pytest.raises(
-        ValueError, match=rf"{next(iter(floor))} needs a rule without weights, got .* Heavy.select"
-    ):
+    name = next(iter(floor))
+    message = rf"{name} needs a policy without weights, got .* Heavy.select"
+    with pytest.raises(ValueError, match=message):
         choose(rule, ScoreTable(100, "cpu"), 50, seed=0, epoch=1)
 
 

@@ -544,5 +544,5 @@ def test_stock_set_epoch() -> None:
 def test_an_epoch_without_a_batch_is_an_error() -> None:
     pruning = dynloader.PruningSampler(N, RandomDynamic(keep=0.05, every=1))
     sampler = PruningBatchSampler(pruning, 8, drop_last=True)
-    with pytest.raises(ValueError, match="drop_last must be False where batch_size=8 is more than"):
+    with pytest.raises(ValueError, match="drop_last must be False if batch_size=8 is more than"):
         list(sampler)
