@@ -1,15 +1,16 @@
-"""The native operations by themselves, for CPU and CUDA tensors, usable under ``torch.compile``.
+"""The native operations on CPU and CUDA tensors, which also work under ``torch.compile``.
 
-Every random choice is a function of ``(seed, epoch)`` and the index of the sample alone, so results
-are equal to the bit on every device and for any number of threads, and no generator of torch is
-read or moved. ``seed`` is in [0, 2**64), ``epoch`` in [0, 2**32). The epoch may be an int64 tensor
-of one element on the device of the others: it is read there when the operation runs, modulo 2**32
-on CUDA, so that a captured CUDA graph can be replayed for another epoch.
+Every random choice depends only on ``(seed, epoch)`` and the index of the sample. Results are
+therefore bitwise equal on every device and for any number of threads, and torch's generators are
+neither read nor advanced. ``seed`` is in [0, 2**64) and ``epoch`` in [0, 2**32). The epoch may also
+be an int64 tensor of one element on the same device as the other tensors. It is then read when the
+operation runs, modulo 2**32 on CUDA, so that a captured CUDA graph can be replayed for another
+epoch.
 
 All functions raise ``TypeError`` for a wrong type or dtype, ``ValueError`` for a wrong shape,
-device or value, and ``IndexError`` for an index out of range. The message holds the function, the
-argument, what it must be, and what it was. Unless a docstring says otherwise, the host does not
-wait for the GPU.
+device or value, and ``IndexError`` for an index out of range. The message names the function and
+the argument, the requirement, and the value found. Unless a docstring says otherwise, the host does
+not wait for the GPU.
 """
 
 from dynloader.ops._calls import (

@@ -1,6 +1,6 @@
-"""What the operations ask of their arguments before the native core checks the rest.
+"""Checks of the operations' arguments; the native core checks the rest.
 
-A message holds the operation, the argument, what it must be, and what it was.
+Every message names the operation and the argument, the requirement, and the value found.
 """
 
 from __future__ import annotations
@@ -23,32 +23,41 @@ def tensor_arguments(op: str, **named: object) -> None:
 
 
 def written_arguments(op: str, **named: Tensor) -> None:
-    """Raise unless all values are tensors that can be written to as they are stored."""
+    """Raise unless all values are tensors that can be written in place.
+
+    Raises:
+        TypeError: a value is not a tensor.
+        ValueError: a value is a lazily negated view.
+    """
     tensor_arguments(op, **named)
     if torch.compiler.is_dynamo_compiling():
-        return  # the compiler has no such question, and makes no such views
+        return  # the compiler does not support is_neg() and makes no such views
     for name, value in named.items():
-        # Torch resolves such views before a call, and expects the call to return what it wrote to.
+        # torch materializes a lazily negated view before the call, so writes to it would be lost.
         if value.is_neg():
             raise ValueError(f"{op}: {name} must not be a lazily negated view, got one")
 
 
 def values_argument(op: str, name: str, value: Tensor) -> Tensor:
-    """The tensor, without its gradient: a choice has none, and needs none."""
+    """Return the tensor, detached, because selections have no gradient.
+
+    Raises:
+        TypeError: the value is not a tensor.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     return value.detach() if value.requires_grad else value
 
 
 def flag_argument(op: str, name: str, value: bool) -> bool:
-    """The value, which must be True or False."""
+    """Return the value; raise TypeError unless it is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
     return value
 
 
 def device_argument(op: str, device: torch.device | str) -> torch.device:
-    """The device. A GPU must be there, unless the core refuses it anyway."""
+    """Return the device. Check that a GPU exists, unless the native core refuses GPUs anyway."""
     name = f"{op}: device"
     if torch.compiler.is_dynamo_compiling() or build_info()["cuda"] is None:
         return as_device(name, device)
@@ -56,27 +65,27 @@ def device_argument(op: str, device: torch.device | str) -> torch.device:
 
 
 def integer_argument(op: str, name: str, value: int, expected: str = "an int") -> int:
-    """The value as an int of 64 bits; symbols of torch.compile pass."""
-    if type(value) is not int:  # asked first: the questions below take 0.3 us
+    """Return the value as an int that fits in 64 bits; symbols of torch.compile pass."""
+    if type(value) is not int:  # tested first, because the tests below take 0.3 us
         if isinstance(value, torch.SymInt):
             return value
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{op}: {name} must be {expected}, got {type(value).__name__}")
-        value = int(value)  # before it is compared: torch.compile compares no enums
-    # Beyond this the dispatcher has no type for it.
+        value = int(value)  # convert before comparing, because torch.compile cannot compare enums
+    # torch's dispatcher has no larger integers.
     if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{op}: {name} must fit 64 bits, got {value}")
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {value}")
     return value
 
 
 def number_argument(op: str, name: str, value: float) -> float:
-    """The value as a float that is not NaN; symbols of torch.compile pass."""
+    """Return the value as a float that is not NaN; symbols of torch.compile pass."""
     if type(value) is float and value == value:
         return value
     symbols = (torch.SymFloat, torch.SymInt)
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, *symbols)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    # Not math.isnan: under torch.compile with dynamic shapes, numbers are symbols.
+    # math.isnan would fail for the symbols of torch.compile with dynamic shapes.
     if value != value:
         raise ValueError(f"{op}: {name} must be a number, got nan")
     if isinstance(value, symbols):
@@ -84,13 +93,15 @@ def number_argument(op: str, name: str, value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{op}: {name} must be a number within float64") from None
+        raise ValueError(f"{op}: {name} must be in the range of float64") from None
 
 
 def address_arguments(op: str, seed: int, epoch: int | Tensor) -> tuple[int, int, Tensor | None]:
-    """Seed and epoch as the schema takes them: the seed's 64 bits as a signed integer.
+    """Return the seed and the epoch as the operators' schema takes them.
 
-    The epoch is a number, or it is where a tensor of one element says, and the number is 0.
+    Returns:
+        The 64 bits of the seed as a signed integer; the epoch, or 0 if it is a tensor; and the
+        epoch if it is a tensor, or None.
     """
     if type(seed) is type(epoch) is int and 0 <= seed < 2**63 and 0 <= epoch < 2**63:
         return seed, epoch, None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynloader.ops import _fake as _fake  # the shapes, for torch.compile
+from dynloader.ops import _fake as _fake  # registers the shapes for torch.compile
 from dynloader.ops import _native as _native  # registers torch.ops.dynloader
 from dynloader.ops._arguments import (
     address_arguments,
@@ -25,7 +25,7 @@ _operators = torch.ops.dynloader
 
 
 class ScoreRule(enum.IntEnum):
-    """What a sample's score is made of."""
+    """The statistic of a sample's losses that is its score."""
 
     LAST_LOSS = 0
     MEAN = 1
@@ -33,13 +33,13 @@ class ScoreRule(enum.IntEnum):
 
 
 class ScoreMean(NamedTuple):
-    """The mean of the finite scores and how many there are of each kind, 0-dimensional tensors.
+    """The mean of the finite scores and the number of scores of each kind.
 
     Attributes:
-        mean: float64.
-        num_finite: int64.
-        num_nonfinite: int64; NaN and both infinities.
-        num_saturated: int64; those of the finite beyond the range of the sum.
+        mean: float64 0-dimensional, the mean of the finite scores.
+        num_finite: int64 0-dimensional, number of finite scores.
+        num_nonfinite: int64 0-dimensional, number of scores that are NaN or infinite.
+        num_saturated: int64 0-dimensional, number of finite scores beyond the range of the sum.
     """
 
     mean: Tensor
@@ -49,11 +49,12 @@ class ScoreMean(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Selected samples, and what the loss of each is to be multiplied by.
+    """The selected samples and their loss weights.
 
     Attributes:
-        indices: int64 [k].
-        weights: float32 [k], in the order of ``indices``; None where all are 1.
+        indices: int64 [k], the selected samples.
+        weights: float32 [k], the factors of the losses, in the order of ``indices``; None if all
+            are 1.
     """
 
     indices: Tensor
@@ -64,9 +65,10 @@ class UncutSelection(NamedTuple):
     """A selection whose size the host does not know yet.
 
     Attributes:
-        indices: int64 [n], of which the first ``num_used`` are selected; the others mean nothing.
-        weights: float32 [n], likewise; None where all are 1.
-        num_used: int64 [1], on the device of ``indices``.
+        indices: int64 [n]; the first ``num_used`` are the selected samples, the rest is undefined.
+        weights: float32 [n], the factors of the losses, in the order of ``indices``; the first
+            ``num_used`` are defined. None if all are 1.
+        num_used: int64 [1] on the device of ``indices``, number of selected samples.
     """
 
     indices: Tensor
@@ -74,27 +76,27 @@ class UncutSelection(NamedTuple):
     num_used: Tensor
 
     def cut(self, num_used: int) -> Selection:
-        """The selection, once its size is known."""
+        """Return the selection, given its size."""
         weights = None if self.weights is None else self.weights[:num_used]
         return Selection(self.indices[:num_used], weights)
 
 
 def num_used_of(selection: Selection | UncutSelection) -> Tensor | None:
-    """How many of the indices are selected, in the memory of their device; None: all."""
+    """Return the number of selected indices, int64 [1] on their device; None means all."""
     return selection.num_used if isinstance(selection, UncutSelection) else None
 
 
 def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
-    """The indices of the k highest scores, in ascending order of index.
+    """Return the indices of the k highest scores, in ascending order of index.
 
-    As a set, ``torch.topk(scores, k).indices``, but equal scores are chosen among at random by
+    As a set, equal to ``torch.topk(scores, k).indices``, except that ties are broken at random by
     ``(seed, epoch)``.
 
     Args:
         scores: float32 [n], n < 2**32. -0 counts as +0; NaN counts as highest, above +inf.
-        k: in [0, n].
-        seed: of the choice among equal scores.
-        epoch: likewise.
+        k: number of samples to select, in [0, n].
+        seed: seed of the choice among equal scores.
+        epoch: epoch of the choice among equal scores.
 
     Returns:
         int64 [k] on the device of ``scores``.
@@ -107,17 +109,17 @@ def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> 
 def epsilon_greedy(
     scores: Tensor, k: int, num_random: int, *, seed: int = 0, epoch: int | Tensor = 0
 ) -> Tensor:
-    """The k - num_random highest scores, and num_random samples drawn uniformly from the rest.
+    """Return the k - num_random highest scores and num_random samples drawn from the rest.
 
-    The rule of Raju, Daruwalla, Lipasti (arXiv 2111.12621) with ``num_random = floor(epsilon *
-    k)``.
+    The draw is uniform. With ``num_random = floor(epsilon * k)``, this is the rule of Raju,
+    Daruwalla, Lipasti (arXiv 2111.12621).
 
     Args:
-        scores: float32 [n], n < 2**32; ordered as for :func:`top_k`.
-        k: in [0, n].
-        num_random: in [0, k].
-        seed: of the choice among equal scores, and of the draw.
-        epoch: likewise.
+        scores: float32 [n], n < 2**32. -0 counts as +0; NaN counts as highest, above +inf.
+        k: number of samples to select, in [0, n].
+        num_random: number of samples to draw, in [0, k].
+        seed: seed of the draw and of the choice among equal scores.
+        epoch: epoch of the draw and of the choice among equal scores.
 
     Returns:
         int64 [k] on the device of ``scores``, in ascending order.
@@ -137,32 +139,34 @@ def info_batch(
     seed: int = 0,
     epoch: int | Tensor = 0,
 ) -> Selection:
-    """All samples but a share of those below the mean score, whose survivors weigh more in return.
+    """Drop a share of the samples below the mean score, and give the remaining ones more weight.
 
-    The rule of InfoBatch (Qin et al., ICLR 2024), with an exact count: of the m samples with a
-    score below the mean of the finite scores, floor(drop_probability * m) drawn uniformly are
-    dropped, and the others of the m weigh the inverse of their probability to be kept. With
-    ``num_kept``, the candidates are the lowest m = ceil((n - num_kept) / drop_probability) scores
-    instead (at most n), and exactly n - num_kept of them are dropped.
+    The rule of InfoBatch (Qin et al., ICLR 2024), with an exact count: of the m candidates, which
+    have a score below the mean of the finite scores, floor(drop_probability * m) are drawn
+    uniformly and dropped. The other candidates are weighted by the inverse of the probability of
+    being kept. With ``num_kept``, the candidates are the lowest
+    m = ceil((n - num_kept) / drop_probability) scores instead (at most n), and exactly n - num_kept
+    of them are dropped.
 
     Args:
-        scores: float32 [n], n < 2**32. Scores that are not finite are in no mean; only -inf is
-            below it.
-        drop_probability: in [0, 1).
-        num_kept: in [1, n], or None: as many as the scores give.
-        seed: of the draw.
-        epoch: likewise.
+        scores: float32 [n], n < 2**32. Scores that are not finite do not count in the mean; of
+            these, only -inf is below it.
+        drop_probability: share of the candidates to drop, in [0, 1); above 0 if ``num_kept`` is
+            below n.
+        num_kept: number of samples to keep, in [1, n]. None means that it follows from the scores.
+        seed: seed of the draw.
+        epoch: epoch of the draw.
 
     Returns:
-        The kept samples in ascending order, and their weights. Without ``num_kept`` the host
-        waits for the GPU, to know how many there are.
+        The kept samples in ascending order and their weights. Without ``num_kept``, the host waits
+        for the GPU to learn how many samples are kept.
     """
     scores = values_argument("info_batch", "scores", scores)
     drop_probability = number_argument("info_batch", "drop_probability", drop_probability)
     wanted = -1
     if num_kept is not None:
         wanted = integer_argument("info_batch", "num_kept", num_kept)
-        if wanted < 0:  # to the native operator this is "as many as the scores give"
+        if wanted < 0:  # to the native operator, -1 means that the scores decide
             raise ValueError(f"info_batch: num_kept must be in [1, n], got {wanted}")
     address = address_arguments("info_batch", seed, epoch)
     return Selection(*_operators.info_batch(scores, drop_probability, wanted, *address))
@@ -171,7 +175,19 @@ def info_batch(
 def info_batch_uncut(
     scores: Tensor, drop_probability: float = 0.5, *, seed: int = 0, epoch: int | Tensor = 0
 ) -> UncutSelection:
-    """As :func:`info_batch` by the mean, but the host does not wait to know how many are kept."""
+    """Like :func:`info_batch` without ``num_kept``, but the host does not wait for the GPU.
+
+    Args:
+        scores: float32 [n], n < 2**32. Scores that are not finite do not count in the mean; of
+            these, only -inf is below it.
+        drop_probability: share of the samples below the mean to drop, in [0, 1).
+        seed: seed of the draw.
+        epoch: epoch of the draw.
+
+    Returns:
+        The kept samples in ascending order, their weights, and their number, on the device of
+        ``scores``.
+    """
     scores = values_argument("info_batch_uncut", "scores", scores)
     probability = number_argument("info_batch_uncut", "drop_probability", drop_probability)
     address = address_arguments("info_batch_uncut", seed, epoch)
@@ -181,20 +197,20 @@ def info_batch_uncut(
 def sample(
     weights: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0, validate: bool = True
 ) -> Tensor:
-    """Draws k samples without replacement, one after another, in proportion to their weights.
+    """Draw k samples without replacement, one after another, in proportion to their weights.
 
-    The distribution of ``torch.multinomial(weights, k)``, without its limit of 2**24 samples. An
-    exponential race (Efraimidis and Spirakis 2006): the k smallest E / w, each E from 64 random
-    bits of its own.
+    Equivalent in distribution to ``torch.multinomial(weights, k)``, without its limit of 2**24
+    samples. The algorithm is an exponential race (Efraimidis and Spirakis 2006): the k smallest
+    E / w are selected, where each E comes from 64 separate random bits.
 
     Args:
-        weights: float32 [n], n < 2**32, finite and >= 0, at least k of them above 0. A weight of 0
-            is never drawn.
-        k: in [0, n].
-        seed: of the draw.
-        epoch: likewise.
-        validate: look at the weights first. On CUDA the host waits for that. Without it, bad
-            weights give a selection that means nothing.
+        weights: float32 [n], n < 2**32, finite and >= 0, at least k of them above 0. A sample of
+            weight 0 is never drawn.
+        k: number of samples to draw, in [0, n].
+        seed: seed of the draw.
+        epoch: epoch of the draw.
+        validate: check the weights first; on CUDA, the host waits for this. If False, invalid
+            weights give an undefined selection.
 
     Returns:
         int64 [k] on the device of ``weights``, in ascending order.
@@ -214,21 +230,23 @@ def sample(
 def priority_sample(
     weights: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0, validate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Draws k samples by priority w / u, and the threshold that makes sums over them unbiased.
+    """Draw the k samples of highest priority w / u, and return the threshold for unbiased sums.
 
-    Priority sampling (Duffield, Lund, Thorup, J. ACM 2007): the k largest w / u, u uniform in (0,
-    1), with tau the (k + 1)-th. A kept sample stands for ``max(1, tau / w)`` samples: sums of
-    values so weighted are unbiased.
+    Priority sampling (Duffield, Lund, Thorup, J. ACM 2007) selects the k largest w / u with u
+    uniform in (0, 1); tau is the (k + 1)-th largest. A selected sample stands for
+    ``max(1, tau / w)`` samples: sums of values with these weights are unbiased.
 
     Args:
-        weights: as for :func:`sample`.
-        k: likewise.
-        seed: likewise.
-        epoch: likewise.
-        validate: likewise.
+        weights: float32 [n], n < 2**32, finite and >= 0, at least k of them above 0. A sample of
+            weight 0 is never drawn.
+        k: number of samples to draw, in [0, n].
+        seed: seed of the draw.
+        epoch: epoch of the draw.
+        validate: check the weights first; on CUDA, the host waits for this. If False, invalid
+            weights give an undefined selection.
 
     Returns:
-        int64 [k] in ascending order, and tau, float64 0-dimensional (0 where k = n), both on the
+        int64 [k] in ascending order, and tau, float64 0-dimensional (0 if k = n), both on the
         device of ``weights``.
     """
     weights = values_argument("priority_sample", "weights", weights)
@@ -243,17 +261,17 @@ def priority_sample(
 def order(
     selected: Tensor | int, start: int, stop: int, *, seed: int = 0, epoch: int | Tensor = 0
 ) -> Tensor:
-    """Positions [start, stop) of the shuffled order of the selected samples.
+    """Return positions [start, stop) of the shuffled order of the selected samples.
 
-    A slice of ``selected[randperm(len(selected))]`` that is computed by itself: any slice equals
-    that of the whole, and the whole is never stored.
+    Equivalent to a slice of ``selected[randperm(len(selected))]``, but computed without the rest:
+    the whole order is never stored.
 
     Args:
         selected: int64 or int32 [n]; or an int n for the samples 0..n-1, on the CPU.
-        start: with 0 <= start <= stop <= n.
-        stop: likewise.
-        seed: of the order.
-        epoch: likewise.
+        start: first position, with 0 <= start <= stop <= n.
+        stop: position after the last.
+        seed: seed of the order.
+        epoch: epoch of the order.
 
     Returns:
         int64 [stop - start] on the device of ``selected``.
@@ -266,7 +284,7 @@ def order(
     count = integer_argument("order", "selected", selected, "an int64 or int32 tensor, or an int")
     seed, number, epoch_at = address
     if epoch_at is not None:
-        raise TypeError("order: epoch must be an int where selected is one, got a tensor")
+        raise TypeError("order: epoch must be an int if selected is an int, got a tensor")
     return _tensor(_operators.order_of_range(count, start, stop, seed, number))
 
 
@@ -280,20 +298,21 @@ def gather(
     epoch: int | Tensor = 0,
     faults: Tensor | None = None,
 ) -> Tensor:
-    """Rows of ``data`` at positions [start, stop) of the shuffled order of the selected samples.
+    """Return the rows of ``data`` at positions [start, stop) of the shuffled order.
 
-    Equivalent to ``data[order(selected, start, stop, seed=seed, epoch=epoch)]``, but the order is
-    evaluated where the rows are copied: one pass, on CUDA one launch, and no index is stored.
+    Equivalent to ``data[order(selected, start, stop, seed=seed, epoch=epoch)]``, but computed in
+    one pass (one launch on CUDA) that stores no indices.
 
     Args:
         data: [n, ...], contiguous, of any dtype.
-        selected: int64 or int32 [k] on the device of ``data``, in [0, n); or None for all n rows.
-        start: with 0 <= start <= stop <= k.
-        stop: likewise.
-        seed: of the order.
-        epoch: likewise.
-        faults: int64 [2], contiguous, as for :func:`update`. On CUDA the rows of indices out of
-            range are zeros, and counted here.
+        selected: int64 or int32 [k] on the device of ``data``, in [0, n). None means all n rows.
+        start: first position, with 0 <= start <= stop <= k.
+        stop: position after the last.
+        seed: seed of the order.
+        epoch: epoch of the order.
+        faults: int64 [2], contiguous, on the device of ``data``: the number of indices out of range
+            so far, and the largest of them as unsigned. On CUDA, the rows of such indices are zeros
+            and counted here. None does not report them.
 
     Returns:
         [stop - start, ...] on the device of ``data``.
@@ -319,21 +338,21 @@ def subset(
     epoch: int | Tensor = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Positions [start, stop) of a random permutation of 0..n-1: a uniform random subset.
+    """Return positions [start, stop) of a random permutation of 0..n-1, a uniform random subset.
 
-    In no order. Slices that do not overlap give subsets that do not overlap. No pass over n: the
-    cost is that of the result. The permutation is not the one of :func:`order`.
+    Disjoint slices give disjoint subsets. The cost depends only on the size of the result, not on
+    n. The permutation differs from that of :func:`order`.
 
     Args:
         n: number of samples, below 2**63.
-        start: with 0 <= start <= stop <= n.
-        stop: likewise.
-        seed: of the permutation.
-        epoch: likewise.
-        device: of the result.
+        start: first position, with 0 <= start <= stop <= n.
+        stop: position after the last.
+        seed: seed of the permutation.
+        epoch: epoch of the permutation.
+        device: device of the result.
 
     Returns:
-        int64 [stop - start].
+        int64 [stop - start] on ``device``, unsorted.
 
     Raises:
         RuntimeError: ``device`` is a GPU that torch does not see.
@@ -347,15 +366,15 @@ def subset(
 
 
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros for a table: as ``torch.zeros``, but on the CPU in large pages of memory."""
+    """Return ``torch.zeros``, but in large pages of memory on the CPU, which suits tables."""
     return _tensor(_operators.zeros(size, dtype, device))
 
 
 def score_mean(scores: Tensor) -> ScoreMean:
-    """The mean of the finite scores, from a sum in integers, which no order of summing changes.
+    """Return the mean of the finite scores, from an integer sum that does not depend on the order.
 
-    Each score is cut to a multiple of 2**-32, towards 0, and to +-2**30, which is reported; the sum
-    of up to 2**32 of them is exact.
+    Each score is rounded toward 0 to a multiple of 2**-32, and clamped to +-2**30; the number of
+    clamped scores is reported. The sum of up to 2**32 such numbers is exact.
 
     Args:
         scores: float32 [n], n < 2**32.
@@ -370,13 +389,15 @@ def score_mean(scores: Tensor) -> ScoreMean:
 
 
 def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
-    """Sampling weights ``(max(scores, 0) + offset) ** exponent``, equal to the bit on every device.
+    """Return sampling weights ``(max(scores, 0) + offset) ** exponent``.
+
+    They are bitwise equal on every device.
 
     Args:
         scores: float32 [n], n < 2**32. NaN and +inf get the largest float32.
-        exponent: finite, >= 0.
-        offset: 0 or a normal number above 0, in units of the scores. Above 0, no sample is out of
-            reach.
+        exponent: exponent, finite, >= 0.
+        offset: 0 or a normal number above 0, in units of the scores. Above 0, every sample can be
+            drawn.
 
     Returns:
         float32 [n] on the device of ``scores``.
@@ -388,17 +409,17 @@ def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
 
 
 def ucb_visits(records: Tensor, c: float, t: float) -> Tensor:
-    """Scores with the bonus of UCB1: ``mean + c * sqrt(log(t) / visits)``.
+    """Return scores with the bonus of UCB1: ``mean + c * sqrt(log(t) / visits)``.
 
     Auer, Cesa-Bianchi, Fischer, "Finite-time analysis of the multiarmed bandit problem" (2002).
 
     Args:
-        records: int32 [n, 4], as :class:`dynloader.ScoreTable` keeps them.
+        records: int32 [n, 4], the records of a :class:`dynloader.ScoreTable`.
         c: weight of the bonus, finite, >= 0.
-        t: rounds so far, >= 1.
+        t: number of rounds so far, finite, >= 1.
 
     Returns:
-        float32 [n]; +inf for samples never visited.
+        float32 [n] on the device of ``records``; +inf for samples never visited.
     """
     tensor_arguments("ucb_visits", records=records)
     c = number_argument("ucb_visits", "c", c)
@@ -418,29 +439,29 @@ def update(
     c: float = 1.0,
     num_updates: Tensor | None = None,
 ) -> None:
-    """Records one batch of losses, in place.
+    """Record one batch of losses in place.
 
-    The moving moments of Raju, Daruwalla, Lipasti (arXiv 2111.12621): ``variance = (1 - alpha) *
-    variance + alpha * (loss - mean)**2``, then ``mean = (1 - alpha) * mean + alpha * loss``; at the
-    first visit, and after anything that is not finite, ``mean = loss`` and ``variance = 0``. An
-    index that stands in the batch more than once counts as one visit with the highest of its losses
-    (NaN highest), whatever the order.
+    Updates the moving moments of Raju, Daruwalla, Lipasti (arXiv 2111.12621): ``variance = (1 -
+    alpha) * variance + alpha * (loss - mean)**2``, then ``mean = (1 - alpha) * mean + alpha *
+    loss``. At the first visit, and after anything that is not finite, ``mean = loss`` and
+    ``variance = 0``. If an index appears more than once in the batch, it counts as one visit with
+    its highest loss (NaN is highest), in any order.
 
     Args:
-        scores: float32 [n], contiguous. Gets the last loss, the mean, or mean + c * variance, by
-            ``rule``.
+        scores: float32 [n], contiguous. Receives the last loss, the mean, or mean + c * variance,
+            depending on ``rule``.
         records: int32 [n, 4], contiguous: the bits of mean, variance and last loss as float32, and
-            the visits.
-        index: int64 [b], in [0, n). On CUDA an index out of range is left out and counted in
+            the number of visits.
+        index: int64 [b], in [0, n). On CUDA, an index out of range is skipped and counted in
             ``faults``.
         losses: float32, float64, float16 or bfloat16 [b]; rounded to float32.
-        faults: int64 [2], contiguous: indices out of range so far, and the largest of them as
-            unsigned.
+        faults: int64 [2], contiguous: the number of indices out of range so far, and the largest of
+            them as unsigned.
         rule: a :class:`ScoreRule`.
-        alpha: weight of the new value, in (0, 1]; used as float32.
+        alpha: weight of the new loss, in (0, 1]; used as float32.
         c: weight of the variance, finite, >= 0; used as float32.
-        num_updates: int64 [1], contiguous: raised by one, unless the batch is empty. On the device,
-            so that it counts what a captured CUDA graph replays. None: nothing is counted.
+        num_updates: int64 [1], contiguous: incremented unless the batch is empty. It is on the
+            device, so that replays of a captured CUDA graph count too. None counts nothing.
     """
     written_arguments("update", scores=scores, records=records, faults=faults)
     if num_updates is not None:
@@ -454,18 +475,20 @@ def update(
 
 
 def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
-    """Counts forgetting events, in place: a sample predicted rightly at one visit, then wrongly.
+    """Count forgetting events in place: predicted correctly at one visit, incorrectly at the next.
 
     Toneva et al., "An empirical study of example forgetting" (ICLR 2019).
 
-    An index that stands in the batch more than once is right only if it is right each time.
+    If an index appears more than once in the batch, it is correct only if it is correct each time.
 
     Args:
-        state: int32 [n], contiguous: bit 0, whether the sample was right at its last visit; the
-            bits above, its events.
-        index: int64 [b], in [0, n).
-        correct: bool [b].
-        faults: as for :func:`update`.
+        state: int32 [n], contiguous. Bit 0 says whether the sample was predicted correctly at its
+            last visit; the bits above count its forgetting events.
+        index: int64 [b], in [0, n). On CUDA, an index out of range is skipped and counted in
+            ``faults``.
+        correct: bool [b], whether each sample was predicted correctly.
+        faults: int64 [2], contiguous: the number of indices out of range so far, and the largest of
+            them as unsigned.
     """
     written_arguments("update_forgetting", state=state, faults=faults)
     tensor_arguments("update_forgetting", index=index, correct=correct)
@@ -475,14 +498,16 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
 def count_selected(
     counts: Tensor, selected: Tensor, faults: Tensor, *, num_used: Tensor | None = None
 ) -> None:
-    """Adds 1 to the counts of the selected samples, in place.
+    """Add 1 to the counts of the selected samples in place.
 
     Args:
         counts: int32 [n], contiguous.
-        selected: int64 [k], in [0, n).
-        faults: as for :func:`update`.
-        num_used: int64 [1] in [0, k] on the device of ``selected``: only so many of the first are
-            meant. None: all.
+        selected: int64 [k], in [0, n). On CUDA, an index out of range is skipped and counted in
+            ``faults``.
+        faults: int64 [2], contiguous: the number of indices out of range so far, and the largest of
+            them as unsigned.
+        num_used: int64 [1] in [0, k] on the device of ``selected``, the number of leading entries
+            of ``selected`` to use. None means all.
     """
     written_arguments("count_selected", counts=counts, faults=faults)
     tensor_arguments("count_selected", selected=selected)
@@ -494,18 +519,18 @@ def count_selected(
 def spread(
     values: Tensor, selected: Tensor, n: int, *, rest: float, num_used: Tensor | None = None
 ) -> Tensor:
-    """A value for each of ``n`` samples: those of the selected ones, and ``rest`` for the others.
+    """Return a value for each of ``n`` samples: ``values`` if selected, and ``rest`` otherwise.
 
     Equivalent to ``torch.full((n,), rest).scatter_(0, selected, values)``.
 
     Args:
-        values: float32 [k].
-        selected: int64 [k] on the device of ``values``, all different, in [0, n); out of range on
-            CUDA, it is left out.
+        values: float32 [k], the values of the selected samples.
+        selected: int64 [k] on the device of ``values``, distinct, in [0, n). On CUDA, an index out
+            of range is skipped.
         n: number of samples, below 2**32.
-        rest: used as float32.
-        num_used: int64 [1] in [0, k] on the device of ``selected``: only so many of the first are
-            meant. None: all.
+        rest: value of the other samples, used as float32.
+        num_used: int64 [1] in [0, k] on the device of ``selected``, the number of leading entries
+            of ``selected`` to use. None means all.
 
     Returns:
         float32 [n] on the device of ``values``.

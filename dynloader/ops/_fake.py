@@ -1,6 +1,6 @@
 """Shapes and dtypes of the native operators, for ``torch.compile`` and ``torch.export``.
 
-Not of all_gather and all_reduce: a graph is no place to wait for other processes.
+all_gather and all_reduce have none, because a graph must not wait for other processes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from dynloader.ops import _native as _native  # registers them
+from dynloader.ops import _native as _native  # registers the operators
 
 _F = TypeVar("_F", bound=Callable[..., object])
 

@@ -1,10 +1,10 @@
-"""The native core, for the torch that it was built for."""
+"""Loading of the native core, with the version of torch that it was built for."""
 
 from __future__ import annotations
 
 import torch
 
-_REMEDY = "build dynloader again: pip install --no-build-isolation --no-deps --force-reinstall ."
+_REMEDY = "rebuild dynloader: pip install --no-build-isolation --no-deps --force-reinstall ."
 
 try:
     from dynloader import _C
@@ -16,15 +16,15 @@ except ImportError as error:
 
 
 def check_torch(built_for: str, found: str) -> None:
-    """Raise ImportError for another minor version of torch than the core was built for.
+    """Raise ImportError unless torch has the minor version that the core was built for.
 
-    The core uses classes of torch that change from one to the next, and not always so that loading
-    it fails.
+    The core uses classes of torch that change between minor versions, and loading a core built for
+    another version does not always fail.
     """
     if built_for.split(".")[:2] != found.split(".")[:2]:
         raise ImportError(
-            f"torch must be {'.'.join(built_for.split('.')[:2])}, for which the native core of "
-            f"dynloader was built, got {found}; {_REMEDY}"
+            f"torch must be {'.'.join(built_for.split('.')[:2])}, which the native core of "
+            f"dynloader was built for, got {found}; {_REMEDY}"
         )
 
 

@@ -167,7 +167,7 @@ def test_an_epoch_in_a_tensor_is_checked(op: str, device: torch.device) -> None:
 
 
 def test_an_epoch_in_a_tensor_needs_samples_in_one() -> None:
-    with pytest.raises(TypeError, match=r"order: epoch must be an int where selected is one"):
+    with pytest.raises(TypeError, match=r"order: epoch must be an int if selected is an int"):
         ops.order(10, 0, 10, epoch=torch.tensor(1))
 
 

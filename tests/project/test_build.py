@@ -226,7 +226,7 @@ def test_a_core_that_cannot_be_loaded(tmp_path: Path) -> None:
     )
     assert found.returncode == 1
     assert f"cannot be loaded with torch {torch.__version__} (undefined symbol" in found.stderr
-    assert "build dynloader again: pip install" in found.stderr
+    assert "rebuild dynloader: pip install" in found.stderr
 
 
 def test_typing_marker() -> None:
