@@ -1,4 +1,4 @@
-"""Where random choices are found: nothing else decides them."""
+"""The address of random choices, which alone determines them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Address(NamedTuple):
 
     @property
     def signed(self) -> tuple[int, int]:
-        """The seed and the epoch as native code takes them."""
+        """The seed as a signed integer and the epoch, as native code takes them."""
         return signed(self.seed), self.epoch
 
     def derived(self, number: int) -> Address:
-        """Return address ``number`` of those that belong to this one, for other choices.
+        """Return the address number ``number`` derived from this one, for separate choices.
 
-        By SplitMix64 (Steele et al. 2014).
+        The seed is derived by SplitMix64 (Steele et al. 2014); the epoch stays the same.
         """
         x = (self.seed + (number + 1) * 0x9E3779B97F4A7C15) & _BITS
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _BITS
@@ -35,5 +35,5 @@ class Address(NamedTuple):
 
 
 def signed(seed: int) -> int:
-    """Return the 64 bits of ``seed`` as a signed integer, which is what torch's operators take."""
+    """Return the 64 bits of ``seed`` as a signed integer, as torch's operators require."""
     return seed - 2**64 if seed >= 2**63 else seed

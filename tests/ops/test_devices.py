@@ -49,7 +49,7 @@ def test_a_gpu_that_is_not_there(
         pytest.skip("this build has no CUDA, and says so")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    message = f"device must be one of this machine's, got {device!r}: torch sees {seen}"
+    message = f"device must be available, got {device!r}, but torch sees {seen}"
     with pytest.raises(RuntimeError, match=message):
         PLACES[place](torch.device(device) if place != "loader" else device)
 
