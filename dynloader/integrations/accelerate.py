@@ -115,9 +115,13 @@ def _num_in_padded_step(loader: DataLoader[Any]) -> int:
         return 0
     # Epochs of fixed length are padded too, by repeating samples from their beginning.
     is_padded = batches.last_batch == "pad" or batches.steps_per_epoch is not None
-    num_steps, remainder = divmod(loader.num_selected, loader.samples_per_step)
-    # With any other number of steps, the epoch ends early, or more than the last step repeats.
-    return remainder if is_padded and len(loader) == num_steps + 1 else 0
+    # After resuming with another number of processes, the epoch may start within a step.
+    current = batches.sampler.epochs.current
+    num_before = current.start + (loader.num_left - 1) * loader.samples_per_step
+    in_last = len(current.plan) - num_before
+    # Otherwise the epoch ends early, or more than the last step repeats.
+    is_short = 0 < in_last < loader.samples_per_step
+    return in_last if is_padded and is_short else 0
 
 
 def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader:

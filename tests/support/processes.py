@@ -325,6 +325,13 @@ def metrics(folder: Path) -> None:
     resumed = made()
     resumed.load_state_dict(state)
     assert found(resumed) == whole[3 * step :]
+    # Also after a checkpoint of one process, whose batches end elsewhere.
+    for num_batches in (1, 5, 10):
+        alone = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1), num_replicas=1)
+        state = [alone.state_dict() for _ in itertools.islice(alone, num_batches)][-1]
+        resumed = made()
+        resumed.load_state_dict(state)
+        assert found(resumed) == whole[8 * num_batches :]
     # Epochs of a fixed length end early, or with their last sample, or begin again.
     assert found(made(steps_per_epoch=4)) == whole[: 4 * step]
     assert found(made(steps_per_epoch=7)) == whole
