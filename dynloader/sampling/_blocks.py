@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,12 +102,13 @@ class BlockOrder:
         held = self._held
         if held is None or held[0] != number:
             within = slice(number * self._window, (number + 1) * self._window)
-            starts, stops = self._starts[within], self._stops[within]
+            # NumPy: torch.repeat_interleave starts threads, and on a busy machine waits for them.
+            starts, stops = self._starts[within].numpy(), self._stops[within].numpy()
             sizes = stops - starts
             # Count up from the start of each block.
-            places = torch.arange(int(sizes.sum()), device="cpu") + torch.repeat_interleave(
-                starts - (sizes.cumsum(0) - sizes), sizes
-            )
-            samples = places if self._ascending is None else self._ascending[places]
+            places = np.repeat(starts - (sizes.cumsum() - sizes), sizes) + np.arange(sizes.sum())
+            if self._ascending is not None:
+                places = self._ascending.numpy()[places]
+            samples = torch.from_numpy(places)
             held = self._held = number, samples
         return held[1]

@@ -11,6 +11,7 @@ import reference
 import torch
 from cases import same
 from ledger import Numbers, feed, train
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynloader
 from dynloader._address import Address
@@ -71,6 +72,30 @@ def test_sizes_may_be_an_array() -> None:
     wanted = Blocks([3, 4], 1, 7).bounds
     for sizes in (np.array([3, 4]), torch.tensor([3, 4]), (3, 4)):
         assert Blocks(sizes, 1, 7).bounds.tolist() == wanted.tolist() == [0, 3, 7]  # type: ignore
+
+
+class Recording(TorchDispatchMode):
+    """Notes the names of torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kept", [None, torch.arange(0, 200, 2)])
+def test_a_window_takes_no_operation_of_torch_that_starts_threads(
+    kept: torch.Tensor | None,
+) -> None:
+    """On a busy machine each may wait 20 ms for them, whatever its size."""
+    order = BlockOrder(Blocks(10, 2, 200), kept, 1, 0)
+    with Recording() as recording:
+        order.slice(0, 90)
+    assert "searchsorted" in recording.names
+    assert not recording.names & {"repeat_interleave", "index", "index_select", "cumsum", "arange"}
 
 
 def loader_of(n: int, **options: Any) -> Any:
