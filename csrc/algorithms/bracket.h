@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../core/fetch.h"
 #include "../core/selection_key.h"
 #include "marks.h"
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../core/atomics.h"
 #include "calls.h"
 #include "faults.h"
 #include "order.h"

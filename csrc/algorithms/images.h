@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../core/atomics.h"
+#include "../core/compiler.h"
 #include "calls.h"
 #include "faults.h"
 #include "gather.h"

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../core/fetch.h"
 #include "../core/selection_key.h"
 #include "bracket.h"
 #include "marks.h"

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 
+#include "../core/atomics.h"
 #include "../core/loss.h"
+#include "../core/prefetch.h"
 #include "../core/score.h"
 #include "calls.h"
 #include "faults.h"

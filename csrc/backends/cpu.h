@@ -7,7 +7,10 @@
 #include <cstdint>
 
 #include "../algorithms/marks.h"
+#include "../core/atomics.h"
 #include "../core/bits.h"
+#include "../core/compiler.h"
+#include "../core/fetch.h"
 #include "cpu_marks.h"
 #include "cpu_search.h"
 #include "cpu_walk.h"

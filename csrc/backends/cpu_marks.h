@@ -4,8 +4,10 @@
 #include <cstdint>
 
 #include "../algorithms/marks.h"
+#include "../core/atomics.h"
 #include "../core/bits.h"
-#include "../core/macros.h"
+#include "../core/compiler.h"
+#include "../core/fetch.h"
 #include "../core/selection_key.h"
 #include "cpu_simd.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../algorithms/marks.h"
-#include "../core/macros.h"
+#include "../core/fetch.h"
 #include "cpu_simd.h"
 
 namespace dynloader {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../core/macros.h"
+#include "../core/fetch.h"
 
 namespace dynloader {
 

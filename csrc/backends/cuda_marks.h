@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "../algorithms/marks.h"
+#include "../core/atomics.h"
+#include "../core/fetch.h"
 #include "cuda_loops.h"
 
 namespace dynloader {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../core/atomics.h"
+#include "../core/fetch.h"
 #include "cuda_loops.h"
 
 namespace dynloader {

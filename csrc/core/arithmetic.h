@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "bits.h"
-#include "macros.h"
+#include "compiler.h"
 
 namespace dynloader {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "macros.h"
+#include "compiler.h"
 
 namespace dynloader {
 

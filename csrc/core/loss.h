@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "bits.h"
-#include "macros.h"
+#include "compiler.h"
 
 namespace dynloader {
 

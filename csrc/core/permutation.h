@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "macros.h"
+#include "compiler.h"
 #include "random.h"
 
 namespace dynloader {

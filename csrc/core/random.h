@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "macros.h"
+#include "compiler.h"
 
 namespace dynloader {
 

@@ -8,7 +8,8 @@
 
 #include "arithmetic.h"
 #include "bits.h"
-#include "macros.h"
+#include "compiler.h"
+#include "prefetch.h"
 #include "random.h"
 
 namespace dynloader {
