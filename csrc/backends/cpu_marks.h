@@ -64,7 +64,8 @@ struct MarkTiles {
     uint64_t* bits = marks.bits + (first + start) / 64;
     uint64_t open[kMarkBlock / 64];
     uint32_t high[kMarkBlock];
-    const bool is_near = decide_nearly(key, first + start, length, bits, open);
+    bool is_near = false;
+    if constexpr (Key::kHasNearlyHigh) is_near = decide_nearly(first + start, length, bits, open);
     if (!is_near) decide(first + start, length, high, bits, open);
     int64_t count = 0;
     for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
@@ -101,16 +102,17 @@ struct MarkTiles {
     return count;
   }
 
-  // As decide(), from the bounds' high halves alone: samples that share one are left open, which is
-  // as right as long as the list holds them. False where it might not.
-  bool decide_nearly(const ScoreKey& by_score, int64_t begin, int64_t length, uint64_t* bits,
-                     uint64_t* open) const {
+  // As decide(), but compares nearly_high() with the bounds' high halves. Samples that share one
+  // are left open, which is right as long as the list holds them. Returns false where it might not.
+  bool decide_nearly(int64_t begin, int64_t length, uint64_t* bits, uint64_t* open) const {
     if (bracket.lower == bracket.upper) return false;
-    const uint32_t upper = NearlyOrdered::of(static_cast<uint32_t>(bracket.upper >> 32)).most;
-    const uint32_t lower = NearlyOrdered::of(static_cast<uint32_t>(bracket.lower >> 32)).least;
-    const float* scores = by_score.scores + begin;
+    const Key local = key;
+    const auto upper_high = static_cast<uint32_t>(bracket.upper >> 32);
+    const auto lower_high = static_cast<uint32_t>(bracket.lower >> 32);
+    const uint32_t upper = Key::range_of_nearly_high(upper_high).most;
+    const uint32_t lower = Key::range_of_nearly_high(lower_high).least;
     uint32_t nearly[kMarkBlock];
-    for (int64_t j = 0; j < length; ++j) nearly[j] = nearly_ordered_bits(scores[j]);
+    for (int64_t j = 0; j < length; ++j) nearly[j] = local.nearly_high(begin + j);
     const int64_t words = (length + 63) / 64;
     for (int64_t j = length; j < words * 64; ++j) nearly[j] = 0;
     for (int64_t w = 0; w < words; ++w) {
@@ -121,10 +123,6 @@ struct MarkTiles {
     int64_t num_open = 0;
     for (int64_t w = 0; w < words; ++w) num_open += __builtin_popcountll(open[w]);
     return num_open * n <= marks.open_capacity * length;
-  }
-  template <class K>
-  bool decide_nearly(const K&, int64_t, int64_t, uint64_t*, uint64_t*) const {
-    return false;
   }
 
   void decide(int64_t begin, int64_t length, uint32_t* high, uint64_t* bits, uint64_t* open) const {

@@ -1,7 +1,13 @@
 // Keys: what makes one sample come before another. All keys of a selection are distinct 64-bit
-// integers, so that the k largest are one set, whoever looks for them. A key is asked for in
-// halves, because the low one (a keyed bijection of the index) is rarely needed. Before the first,
-// fetch() is called.
+// integers, so that the k largest are one set, whoever looks for them.
+//
+// A key is asked for in halves, because the low one (a keyed bijection of the index) is rarely
+// needed. Before the first, fetch() is called. A key says what algorithms and backends may use:
+//
+// - kHighBits: the number of bits of high();
+// - kIsDrawn: high() draws a random number, so reading all keys again is slow;
+// - kHasNearlyHigh: nearly_high() costs less than high() and orders samples alike where their
+//   high() differ; range_of_nearly_high() gives its least and its most for one high().
 #pragma once
 
 #include <cstdint>
@@ -30,6 +36,7 @@ DYNLOADER_FN uint64_t whole(const Key& key, int64_t i) {
 struct ScoreKey {
   static constexpr int kHighBits = 32;
   static constexpr bool kIsDrawn = false;
+  static constexpr bool kHasNearlyHigh = true;
   const float* scores;
   Address address;
   Shuffle32 tie = {};
@@ -39,6 +46,10 @@ struct ScoreKey {
   }
   DYNLOADER_FN void ask_for(int64_t i) const { prefetch_to_read(scores + i); }
   DYNLOADER_FN uint32_t high(int64_t i) const { return ordered_bits(scores[i]); }
+  DYNLOADER_FN uint32_t nearly_high(int64_t i) const { return nearly_ordered_bits(scores[i]); }
+  static DYNLOADER_FN NearlyOrdered range_of_nearly_high(uint32_t high) {
+    return NearlyOrdered::of(high);
+  }
   DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
 };
 
@@ -47,6 +58,7 @@ template <class IsFirst>
 struct ClassKey {
   static constexpr int kHighBits = 1;
   static constexpr bool kIsDrawn = false;
+  static constexpr bool kHasNearlyHigh = false;
   IsFirst is_first;
   Address address;
   Purpose purpose;
@@ -114,6 +126,7 @@ template <class Priority>
 struct PriorityKey {
   static constexpr int kHighBits = 32;
   static constexpr bool kIsDrawn = true;
+  static constexpr bool kHasNearlyHigh = false;
   const float* weights;
   Address address;
   Shuffle32 tie = {};

@@ -23,6 +23,8 @@ STANDARD = re.compile(r"[a-z_0-9]+$")  # <cstdint>, and not <omp.h>, <Python.h>,
 VECTORS = re.compile(r"immintrin\.h$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMPILER = re.compile(r"__CUDACC__|__CUDA_ARCH__")
+SCORE = re.compile(r"score", re.IGNORECASE)
+COMMENT = re.compile(r"//.*")
 
 
 def faults(csrc: Path) -> list[str]:
@@ -40,6 +42,8 @@ def faults(csrc: Path) -> list[str]:
             found.append(f"{name}: says nothing by its name")
         if COMPILER.search(text) and name != "core/compiler.h":
             found.append(f"{name}: asks which compiler reads it")
+        if room == "backends" and SCORE.search(COMMENT.sub("", text)):
+            found.append(f"{name}: knows of scores")
         for kind, included in INCLUDE.findall(text):
             if kind == "<":
                 if TORCH.match(included) and room != "ops":
@@ -88,6 +92,7 @@ def test_every_room_has_files() -> None:
         ("ops/a.cpp", '#include "missing.h"', "is not there"),
         ("ops/a.cpp", "#ifdef __CUDACC__", "asks which compiler"),
         ("core/atomics.h", "#ifdef __CUDA_ARCH__", "asks which compiler"),
+        ("backends/a.h", "bool decide(const ScoreKey& key);", "knows of scores"),
         ("ops/utils.h", "", "says nothing"),
         ("core/a.h", "// \u00e9", "is not ASCII"),
         ("core/a.h", "\n" * 301, "has over"),
