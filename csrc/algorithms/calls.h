@@ -1,6 +1,6 @@
 // Every call of the native core as a value: its inputs and outputs as plain pointers to memory of
-// the backend that runs it. `run` is defined in the headers beside this one and instantiated once
-// for each backend.
+// the backend that runs it. The headers beside this one define `run` for each call, and
+// instantiate.h instantiates it once for each backend.
 #pragma once
 
 #include <cstdint>
@@ -170,37 +170,29 @@ struct Spread {
   float* result;  // [n]: the value of a selected sample, or rest
 };
 
-template <class Backend>
-void run(Backend& backend, const TopK& call);
-template <class Backend>
-void run(Backend& backend, const EpsilonGreedy& call);
-template <class Backend>
-void run(Backend& backend, const WeightedSample& call);
-template <class Backend>
-void run(Backend& backend, const CheckWeights& call);
-template <class Backend>
-void run(Backend& backend, const InfoBatch& call);
-template <class Backend>
-void run(Backend& backend, const Order& call);
-template <class Backend>
-void run(Backend& backend, const Gather& call);
-template <class Backend>
-void run(Backend& backend, const GatherRows& call);
-template <class Backend>
-void run(Backend& backend, const GatherImages& call);
-template <class Backend>
-void run(Backend& backend, const ScoreMean& call);
-template <class Backend>
-void run(Backend& backend, const PowerWeights& call);
-template <class Backend>
-void run(Backend& backend, const VisitBonus& call);
-template <class Backend>
-void run(Backend& backend, const Update& call);
-template <class Backend>
-void run(Backend& backend, const UpdateForgetting& call);
-template <class Backend>
-void run(Backend& backend, const CountSelected& call);
-template <class Backend>
-void run(Backend& backend, const Spread& call);
+// The list of all calls: X(Call) for each.
+#define DYNLOADER_FOR_EACH_CALL(X) \
+  X(TopK)                          \
+  X(EpsilonGreedy)                 \
+  X(WeightedSample)                \
+  X(CheckWeights)                  \
+  X(InfoBatch)                     \
+  X(Order)                         \
+  X(Gather)                        \
+  X(GatherRows)                    \
+  X(GatherImages)                  \
+  X(ScoreMean)                     \
+  X(PowerWeights)                  \
+  X(VisitBonus)                    \
+  X(Update)                        \
+  X(UpdateForgetting)              \
+  X(CountSelected)                 \
+  X(Spread)
+
+#define DYNLOADER_DECLARE_RUN(Call) \
+  template <class Backend>          \
+  void run(Backend& backend, const Call& call);
+DYNLOADER_FOR_EACH_CALL(DYNLOADER_DECLARE_RUN)
+#undef DYNLOADER_DECLARE_RUN
 
 }  // namespace dynloader

@@ -20,22 +20,7 @@ void* scratch(void*, int64_t bytes) { return emulator::allocate(static_cast<size
     run(gpu, *call);                                                              \
   }                                                                               \
   extern "C" size_t size_of_##Name() { return sizeof(dynloader::Name); }
-CALL(TopK)
-CALL(EpsilonGreedy)
-CALL(WeightedSample)
-CALL(CheckWeights)
-CALL(InfoBatch)
-CALL(Order)
-CALL(Gather)
-CALL(GatherRows)
-CALL(GatherImages)
-CALL(ScoreMean)
-CALL(PowerWeights)
-CALL(VisitBonus)
-CALL(Update)
-CALL(UpdateForgetting)
-CALL(CountSelected)
-CALL(Spread)
+DYNLOADER_FOR_EACH_CALL(CALL)
 
 // Not within the function: what guards a local static is an atomic that the tracer does not know.
 static std::string message;
