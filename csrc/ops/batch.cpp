@@ -28,8 +28,9 @@ at::Tensor checked_index(const char* op, const at::Tensor& index, const at::Tens
   check_dtype(op, "index", index, at::kLong);
   check_vector(op, "index", index);
   check_same_device(op, "index", index, "data", data);
-  check_indices(op, "index", index, data.size(0));
-  return index.contiguous();
+  const at::Tensor contiguous = index.contiguous();
+  check_indices(op, "index", contiguous, data.size(0));
+  return contiguous;
 }
 
 int64_t* checked_faults(const char* op, at::Tensor& faults, const at::Tensor& data) {

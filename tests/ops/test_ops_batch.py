@@ -62,6 +62,24 @@ def test_rows_that_are_not_there(device: torch.device) -> None:
     assert faults.tolist() == [2, -1]
 
 
+def test_an_index_that_is_not_contiguous(device: torch.device) -> None:
+    data = some(4, (3,), torch.float32, device)
+    images = some(4, (1, 2, 2), torch.uint8, device)
+    right = torch.tensor([1, 99, 2, 99], device=device)[::2]  # what is between counts for nothing
+    faults = no_faults(device)
+    assert torch.equal(rows_of(data, right, faults), data[right])
+    assert torch.equal(rows_of(data, right[:1].expand(5), faults), data[right[:1].expand(5)])
+    assert torch.equal(gathered(images, right, 0, 0, crop=(2, 2)), images[right])
+    assert not faults.any()
+    if device.type == "cpu":
+        wrong = torch.tensor([1, 2, 4, 3])[::2]
+        with pytest.raises(IndexError, match=r"in \[0, 4\), got 4 at position 1"):
+            rows_of(data, wrong, faults)
+        with pytest.raises(IndexError, match=r"in \[0, 4\), got 4 at position 1"):
+            gathered(images, wrong, 0, 0, crop=(2, 2))
+        assert not faults.any()
+
+
 RULES: list[dict[str, Any]] = [
     {"crop": (32, 32)},
     {"crop": (32, 32), "padding": 4},
