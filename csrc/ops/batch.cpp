@@ -17,28 +17,11 @@ namespace {
 // So that all places in an image, and their differences, fit 32 bits.
 constexpr int64_t kMostPixels = int64_t{1} << 24;
 
-void check_data(const char* op, const char* name, const at::Tensor& data) {
-  check_device(op, data.device());
-  TORCH_CHECK_VALUE(data.dim() >= 1, op, ": ", name, " must have at least one dimension, got none");
-  TORCH_CHECK_VALUE(data.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
-                    data.strides());
-}
-
-at::Tensor checked_index(const char* op, const at::Tensor& index, const at::Tensor& data) {
-  check_dtype(op, "index", index, at::kLong);
-  check_vector(op, "index", index);
-  check_same_device(op, "index", index, "data", data);
-  const at::Tensor contiguous = index.contiguous();
+// Returns the index, contiguous.
+at::Tensor check_index_of(const char* op, const at::Tensor& index, const at::Tensor& data) {
+  const at::Tensor contiguous = check_index(op, "index", index, "data", data);
   check_indices(op, "index", contiguous, data.size(0));
   return contiguous;
-}
-
-int64_t* checked_faults(const char* op, at::Tensor& faults, const at::Tensor& data) {
-  check_dtype(op, "faults", faults, at::kLong);
-  check_length(op, "faults", faults, 2);
-  check_written(op, "faults", faults);
-  check_same_device(op, "faults", faults, "data", data);
-  return faults.mutable_data_ptr<int64_t>();
 }
 
 uint64_t bits_of(double value, at::ScalarType dtype) {
@@ -50,20 +33,23 @@ uint64_t bits_of(double value, at::ScalarType dtype) {
 
 }  // namespace
 
+int64_t row_bytes(const at::Tensor& data) {
+  return c10::multiply_integers(data.sizes().slice(1)) * static_cast<int64_t>(data.element_size());
+}
+
 GatherRows row_batch(const at::Tensor& data, const at::Tensor& index) {
   GatherRows call = {};
   call.index = index.const_data_ptr<int64_t>();
   call.batch_size = index.numel();
   call.rows = data.const_data_ptr();
   call.num_rows = data.size(0);
-  call.row_bytes =
-      c10::multiply_integers(data.sizes().slice(1)) * static_cast<int64_t>(data.element_size());
+  call.row_bytes = row_bytes(data);
   return call;
 }
 
 ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOptions& options,
                        const Address& address, int64_t batch_size) {
-  check_data(op, "images", images);
+  check_rows(op, "images", images);
   TORCH_CHECK_VALUE(images.dim() == 4, op,
                     ": images must have shape [n, channels, height, width], or with the channels "
                     "last, got ",
@@ -74,8 +60,7 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
   const int64_t height = sides[last ? 0 : 1];
   const int64_t width = sides[last ? 1 : 2];
   const int64_t padding = options.padding;
-  TORCH_CHECK_VALUE(0 <= padding && padding <= kMostPixels, op, ": padding must be in [0, ",
-                    kMostPixels, "], got ", padding);
+  check_count(op, "padding", padding, kMostPixels);
   TORCH_CHECK_VALUE(!options.is_reflected || padding == 0 || padding < std::min(height, width), op,
                     ": padding must be less than an image's sides, ", height, " and ", width,
                     ", where it is reflected, got ", padding);
@@ -90,8 +75,7 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
                     " x ", height + 2 * padding, " x ", width + 2 * padding);
   TORCH_CHECK_VALUE(0 <= options.flip_probability && options.flip_probability <= 1, op,
                     ": flip_probability must be in [0, 1], got ", options.flip_probability);
-  TORCH_CHECK_VALUE(0 <= options.cutout && options.cutout <= kMostPixels, op,
-                    ": cutout must be in [0, ", kMostPixels, "], got ", options.cutout);
+  check_count(op, "cutout", options.cutout, kMostPixels);
 
   ImageBatch batch = {};
   batch.dtype = images.scalar_type();
@@ -144,10 +128,10 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
 }
 
 at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tensor& faults) {
-  check_data("gather_rows", "data", data);
-  const at::Tensor where = checked_index("gather_rows", index, data);
+  check_rows("gather_rows", "data", data);
+  const at::Tensor where = check_index_of("gather_rows", index, data);
   GatherRows call = row_batch(data, where);
-  call.faults = checked_faults("gather_rows", faults, data);
+  call.faults = check_faults("gather_rows", faults, "data", data);
   auto shape = data.sizes().vec();
   shape[0] = where.numel();
   at::Tensor batch = at::empty(shape, data.options());
@@ -170,9 +154,9 @@ at::Tensor gather_images(const at::Tensor& images, const at::Tensor& index, at::
                                 flip_alternates, cutout,  fill,    values,       from_channels_last,
                                 to_channels_last};
   ImageBatch made = image_batch(op, images, options, address, index.numel());
-  const at::Tensor where = checked_index(op, index, images);
+  const at::Tensor where = check_index_of(op, index, images);
   made.call.index = where.const_data_ptr<int64_t>();
-  made.call.faults = checked_faults(op, faults, images);
+  made.call.faults = check_faults(op, faults, "data", images);
   at::Tensor batch =
       at::empty_strided(made.sizes, made.strides, images.options().dtype(made.dtype));
   made.call.batch = batch.mutable_data_ptr();

@@ -33,6 +33,8 @@ struct ImageBatch {
 ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOptions& options,
                        const Address& address, int64_t batch_size);
 
+int64_t row_bytes(const at::Tensor& data);
+
 GatherRows row_batch(const at::Tensor& data, const at::Tensor& index);
 
 }  // namespace dynloader

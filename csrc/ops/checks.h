@@ -52,6 +52,11 @@ inline void check_length(const char* op, const char* name, const at::Tensor& ten
                     " elements, got ", tensor.numel());
 }
 
+inline void check_contiguous(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
+                    tensor.strides());
+}
+
 inline void check_same_device(const char* op, const char* name, const at::Tensor& tensor,
                               const char* other_name, const at::Tensor& other) {
   TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
@@ -63,8 +68,7 @@ inline void check_same_device(const char* op, const char* name, const at::Tensor
 inline void check_written(const char* op, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(!tensor.requires_grad(), op, ": ", name,
                     " must not require a gradient, got requires_grad=True");
-  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
-                    tensor.strides());
+  check_contiguous(op, name, tensor);
 }
 
 // So that autograd notices when it has kept the tensor for a backward pass.
@@ -85,9 +89,46 @@ inline int64_t check_samples(const char* op, const char* name, const at::Tensor&
   return tensor.numel();
 }
 
+// Of data whose rows are samples.
+inline void check_rows(const char* op, const char* name, const at::Tensor& data) {
+  check_device(op, data.device());
+  TORCH_CHECK_VALUE(data.dim() >= 1, op, ": ", name, " must have at least one dimension, got none");
+  check_contiguous(op, name, data);
+}
+
+inline void check_between(const char* op, const char* name, int64_t value, int64_t least,
+                          int64_t most) {
+  TORCH_CHECK_VALUE(least <= value && value <= most, op, ": ", name, " must be in [", least, ", ",
+                    most, "], got ", value);
+}
+
 inline void check_count(const char* op, const char* name, int64_t value, int64_t most) {
-  TORCH_CHECK_VALUE(0 <= value && value <= most, op, ": ", name, " must be in [0, ", most,
-                    "], got ", value);
+  check_between(op, name, value, 0, most);
+}
+
+// For numbers that a call reads from a tensor, or writes to one.
+inline void check_integers(const char* op, const char* name, const at::Tensor& tensor,
+                           int64_t count) {
+  check_dtype(op, name, tensor, at::kLong);
+  check_length(op, name, tensor, count);
+}
+
+// Returns where the call counts indices out of range, on the device of another tensor.
+inline int64_t* check_faults(const char* op, at::Tensor& faults, const char* other_name,
+                             const at::Tensor& other) {
+  check_integers(op, "faults", faults, 2);
+  check_written(op, "faults", faults);
+  check_same_device(op, "faults", faults, other_name, other);
+  return faults.mutable_data_ptr<int64_t>();
+}
+
+// Returns the index, contiguous. Its elements are not checked.
+inline at::Tensor check_index(const char* op, const char* name, const at::Tensor& index,
+                              const char* other_name, const at::Tensor& other) {
+  check_dtype(op, name, index, at::kLong);
+  check_vector(op, name, index);
+  check_same_device(op, name, index, other_name, other);
+  return index.contiguous();
 }
 
 inline void check_epoch(const char* op, int64_t epoch) {
@@ -102,8 +143,7 @@ inline Address check_address(const char* op, int64_t seed, int64_t epoch,
   check_epoch(op, epoch);
   const Address address = {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)};
   if (!epoch_at.has_value()) return address;
-  check_dtype(op, "epoch", *epoch_at, at::kLong);
-  check_length(op, "epoch", *epoch_at, 1);
+  check_integers(op, "epoch", *epoch_at, 1);
   TORCH_CHECK_VALUE(epoch_at->device() == device, op, ": epoch must be on ", device, ", got ",
                     epoch_at->device());
   const auto* place = epoch_at->const_data_ptr<int64_t>();
@@ -111,7 +151,7 @@ inline Address check_address(const char* op, int64_t seed, int64_t epoch,
   return {address.seed, 0, place};
 }
 
-// On the CPU, an index out of range is found before anything is written.
+// On the CPU, an index out of range is found before anything is written. The index is contiguous.
 inline void check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
   if (!index.is_cpu()) return;
   const auto* values = index.const_data_ptr<int64_t>();

@@ -1,6 +1,7 @@
 // Operators that put samples in order.
 #include <ATen/Functions.h>
 
+#include "batch.h"
 #include "checks.h"
 #include "memory.h"
 #include "operators.h"
@@ -87,14 +88,8 @@ at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selec
                   int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
                   at::Tensor& faults) {
   const c10::Device device = data.device();
-  check_device("gather", device);
-  TORCH_CHECK_VALUE(data.dim() >= 1, "gather: data must have at least one dimension, got none");
-  TORCH_CHECK_VALUE(data.is_contiguous(), "gather: data must be contiguous, got strides ",
-                    data.strides());
-  check_dtype("gather", "faults", faults, at::kLong);
-  check_length("gather", "faults", faults, 2);
-  check_written("gather", "faults", faults);
-  check_same_device("gather", "faults", faults, "data", data);
+  check_rows("gather", "data", data);
+  int64_t* fault_counts = check_faults("gather", faults, "data", data);
   at::Tensor samples;
   if (selected.has_value()) {
     samples = check_selected("gather", *selected);
@@ -110,8 +105,7 @@ at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selec
   at::Tensor batch = at::empty(shape, data.options());
   call.rows = data.const_data_ptr();
   call.num_rows = data.size(0);
-  call.row_bytes =
-      c10::multiply_integers(data.sizes().slice(1)) * static_cast<int64_t>(data.element_size());
+  call.row_bytes = row_bytes(data);
   call.batch = batch.mutable_data_ptr();
   if (device.is_cpu()) {
     // An error says it all: nothing is left in the tensor.
@@ -122,7 +116,7 @@ at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selec
                       here[0], " samples that are not, such as ", here[1]);
     return batch;
   }
-  call.faults = faults.mutable_data_ptr<int64_t>();
+  call.faults = fault_counts;
   run_on(device, call);
   mark_written(faults);
   return batch;

@@ -54,9 +54,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> drop_some(const char* op, const a
   const Address address = check_address(op, seed, epoch, epoch_at, scores.device());
   int64_t num_candidates = 0;
   if (num_kept >= 0) {
-    const int64_t least = n == 0 ? 0 : 1;
-    TORCH_CHECK_VALUE(least <= num_kept && num_kept <= n, op, ": num_kept must be in [", least,
-                      ", ", n, "], got ", num_kept);
+    check_between(op, "num_kept", num_kept, n == 0 ? 0 : 1, n);
     const int64_t dropped = n - num_kept;
     if (dropped > 0) {
       TORCH_CHECK_VALUE(drop_probability > 0, op,

@@ -16,31 +16,12 @@ const Record* records_of(const char* op, const at::Tensor& records) {
   check_dtype(op, "records", records, at::kInt);
   TORCH_CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
                     ": records must have shape [n, 4], got ", records.sizes());
-  TORCH_CHECK_VALUE(records.is_contiguous(), op, ": records must be contiguous, got strides ",
-                    records.strides());
+  check_contiguous(op, "records", records);
   const auto address = reinterpret_cast<uintptr_t>(records.const_data_ptr());
   TORCH_CHECK_VALUE(address % alignof(Record) == 0, op, ": records must begin at a multiple of ",
                     alignof(Record), " bytes, got an address with remainder ",
                     address % alignof(Record));
   return reinterpret_cast<const Record*>(records.const_data_ptr<int32_t>());
-}
-
-int64_t* faults_of(const char* op, at::Tensor& faults, const char* other_name,
-                   const at::Tensor& other) {
-  check_dtype(op, "faults", faults, at::kLong);
-  check_length(op, "faults", faults, 2);
-  check_written(op, "faults", faults);
-  check_same_device(op, "faults", faults, other_name, other);
-  return faults.mutable_data_ptr<int64_t>();
-}
-
-// Returns the index, contiguous.
-at::Tensor checked_index(const char* op, const char* name, const at::Tensor& index,
-                         const char* other_name, const at::Tensor& other) {
-  check_dtype(op, name, index, at::kLong);
-  check_vector(op, name, index);
-  check_same_device(op, name, index, other_name, other);
-  return index.contiguous();
 }
 
 // Returns whether the samples are known to be ascending, and so all different.
@@ -59,8 +40,7 @@ bool check_selection(const char* op, const at::Tensor& selected, int64_t n) {
 // On the CPU the index is cut here; on CUDA only the device knows where.
 const int64_t* cut_to(const char* op, const NumUsed& num_used, at::Tensor& index) {
   if (!num_used.has_value()) return nullptr;
-  check_dtype(op, "num_used", *num_used, at::kLong);
-  check_length(op, "num_used", *num_used, 1);
+  check_integers(op, "num_used", *num_used, 1);
   check_same_device(op, "num_used", *num_used, "selected", index);
   const auto* place = num_used->const_data_ptr<int64_t>();
   if (!index.is_cpu()) return place;
@@ -139,16 +119,15 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
   TORCH_CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
                     records.sizes());
   check_same_device("update", "records", records, "scores", scores);
-  const at::Tensor where = checked_index("update", "index", index, "scores", scores);
+  const at::Tensor where = check_index("update", "index", index, "scores", scores);
   const LossType type = loss_type(losses);
   check_vector("update", "losses", losses);
   check_length("update", "losses", losses, where.numel());
   check_same_device("update", "losses", losses, "scores", scores);
-  int64_t* fault_counts = faults_of("update", faults, "scores", scores);
+  int64_t* fault_counts = check_faults("update", faults, "scores", scores);
   int64_t* count = nullptr;
   if (num_updates.has_value()) {
-    check_dtype("update", "num_updates", *num_updates, at::kLong);
-    check_length("update", "num_updates", *num_updates, 1);
+    check_integers("update", "num_updates", *num_updates, 1);
     check_written("update", "num_updates", *num_updates);
     check_same_device("update", "num_updates", *num_updates, "scores", scores);
     count = num_updates->mutable_data_ptr<int64_t>();
@@ -173,12 +152,12 @@ void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Ten
                        at::Tensor& faults) {
   const int64_t n = check_samples("update_forgetting", "state", state, at::kInt);
   check_written("update_forgetting", "state", state);
-  const at::Tensor where = checked_index("update_forgetting", "index", index, "state", state);
+  const at::Tensor where = check_index("update_forgetting", "index", index, "state", state);
   check_dtype("update_forgetting", "correct", correct, at::kBool);
   check_vector("update_forgetting", "correct", correct);
   check_length("update_forgetting", "correct", correct, where.numel());
   check_same_device("update_forgetting", "correct", correct, "state", state);
-  int64_t* fault_counts = faults_of("update_forgetting", faults, "state", state);
+  int64_t* fault_counts = check_faults("update_forgetting", faults, "state", state);
   check_indices("update_forgetting", "index", where, n);
   const at::Tensor input = correct.contiguous();
   run_on(state.device(),
@@ -192,9 +171,9 @@ void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& 
                     const NumUsed& num_used) {
   const int64_t n = check_samples("count_selected", "counts", counts, at::kInt);
   check_written("count_selected", "counts", counts);
-  at::Tensor where = checked_index("count_selected", "selected", selected, "counts", counts);
+  at::Tensor where = check_index("count_selected", "selected", selected, "counts", counts);
   const int64_t* used = cut_to("count_selected", num_used, where);
-  int64_t* fault_counts = faults_of("count_selected", faults, "counts", counts);
+  int64_t* fault_counts = check_faults("count_selected", faults, "counts", counts);
   const bool ascending = check_selection("count_selected", where, n);
   run_on(counts.device(),
          CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
@@ -208,7 +187,7 @@ at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t 
   check_dtype("spread", "values", values, at::kFloat);
   check_vector("spread", "values", values);
   check_count("spread", "n", n, kMaxSamples);
-  at::Tensor where = checked_index("spread", "selected", selected, "values", values);
+  at::Tensor where = check_index("spread", "selected", selected, "values", values);
   check_length("spread", "values", values, where.numel());
   const int64_t* used = cut_to("spread", num_used, where);
   check_selection("spread", where, n);
