@@ -91,7 +91,7 @@ def test_a_window_takes_no_operation_of_torch_that_starts_threads(
     kept: torch.Tensor | None,
 ) -> None:
     """On a busy machine each may wait 20 ms for them, whatever its size."""
-    order = BlockOrder(Blocks(10, 2, 200), kept, 1, 0)
+    order = BlockOrder(Blocks(10, 2, 200), kept, Address(1, 0))
     with Recording() as recording:
         order.slice(0, 90)
     assert "searchsorted" in recording.names
