@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from dynloader.integrations._sample_losses import (
+    REMEDY,
+    LabelLosses,
+    agrees,
+    kind_of,
+    label_losses,
+)
 from dynloader.integrations.accelerate import PreparedLoader, prepare
 from dynloader.loading._loader import DataLoader
 from dynloader.policies._policy import Policy
@@ -30,6 +39,20 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     To log epochs, call ``trainer.loader.log_to`` in a callback's ``on_train_begin``: a line is
     written when an epoch ends, before ``on_epoch_end`` of other callbacks.
 
+    A policy needs one loss for each sample. :meth:`losses` computes it for models of transformers
+    for sequence or token classification, regression, and causal, masked or sequence-to-sequence
+    language modeling, and for your own models whose loss is the cross-entropy of ``logits``
+    [b, classes]. The first batch is checked: if their mean is not the loss that the model returns,
+    training stops with an error. With ``label_smoothing_factor``, the smoothed losses are minimized
+    and the plain ones recorded.
+
+    The loss of a step is a mean over samples. For language models it differs from the Trainer's
+    mean over the tokens of the step (``num_items_in_batch``): every sequence counts the same,
+    however long it is. ``average_tokens_across_devices`` has no effect in training.
+
+    Samples come in the order of ``train_sampling_strategy`` "random" or "sequential". Others, such
+    as "group_by_length", are refused.
+
     Args:
         policy: which samples to keep.
         loader_options: more keyword arguments of :class:`dynloader.DataLoader`.
@@ -37,6 +60,12 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
 
     Attributes:
         loader: the loader, from ``train`` on.
+
+    Raises:
+        TypeError: ``compute_loss`` is overridden, but :meth:`losses` is not.
+        ValueError: ``compute_loss_func`` is given or the loss of the model is not known for each
+            sample, and :meth:`losses` is not overridden; or ``train_sampling_strategy`` is one that
+            a policy cannot follow.
     """
 
     def __init__(
@@ -47,12 +76,51 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._check_order()
+        self._gives_losses = type(self).losses is not PruningTrainer.losses
+        self._is_confirmed = self._gives_losses
+        if not self._gives_losses:
+            self._check_loss()
         self.policy = policy
         self.loader_options = loader_options or {}
         self.loader: DataLoader[Any] | None = None
         self._checkpoint: Path | None = None
         # Before those of the user, which may add metrics to the log of an epoch.
         self.callback_handler.callbacks.insert(0, _FollowTrainer(self))
+
+    def _check_order(self) -> None:
+        """Raise ValueError if a policy cannot follow the order of the samples."""
+        strategy = getattr(self.args, "train_sampling_strategy", "random")
+        if strategy not in ("random", "sequential"):
+            raise ValueError(
+                "train_sampling_strategy must be 'random' or 'sequential' with a policy, which "
+                f"chooses the samples of a batch, got {strategy!r}"
+            )
+
+    def _check_loss(self) -> None:
+        """Raise if the configured loss is not known for each sample."""
+        for owner in type(self).__mro__:
+            if "compute_loss" in vars(owner) and owner not in (PruningTrainer, Trainer):
+                raise TypeError(
+                    f"compute_loss must not be overridden alone, got that of {owner.__name__}, "
+                    f"which gives one loss for a batch: {REMEDY}"
+                )
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func must be None, as it gives one loss for a batch, "
+                f"got {self.compute_loss_func!r}: {REMEDY}"
+            )
+        model = self._bare_model()
+        if kind_of(model) is None:
+            raise ValueError(
+                "model must have a loss that is known for each sample, "
+                f"got {type(model).__name__}: {REMEDY}"
+            )
+
+    def _bare_model(self) -> Any:
+        """The model without the wrappers of torch.compile, several processes or peft."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -73,6 +141,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
                 f"it has no {_STATE_NAME}"
             )
         is_skipping = self.args.ignore_data_skip
+        self._is_confirmed = self._gives_losses
         # The loader knows where it was; the Trainer is not to skip what is left.
         self.args.ignore_data_skip = is_skipping or self._checkpoint is not None
         try:
@@ -81,15 +150,22 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             self.args.ignore_data_skip = is_skipping
 
     def get_train_dataloader(self) -> PreparedLoader:
-        """The Trainer's own loader, with the policy."""
+        """The Trainer's own loader, with the policy.
+
+        Raises:
+            TypeError: a subclass orders the samples by a sampler of its own.
+        """
         stock = super().get_train_dataloader()
         self.accelerator._dataloaders.remove(stock)
+        shuffle = _is_shuffled(stock)
         stock = stock.base_dataloader
         options: dict[str, Any] = {
             "collate_fn": stock.collate_fn,
             "num_workers": stock.num_workers,
             "pin_memory": stock.pin_memory,
+            "shuffle": shuffle,
             "drop_last": self.args.dataloader_drop_last,
+            "in_order": stock.in_order,
             "worker_init_fn": stock.worker_init_fn,
             "multiprocessing_context": stock.multiprocessing_context,
             "prefetch_factor": stock.prefetch_factor,
@@ -121,14 +197,77 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             )
         super()._run_epoch(*args, **given)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the Trainer's.
+
+        Raises:
+            RuntimeError: a subclass records no losses, but the policy needs them.
+        """
+        table = None if self.loader is None else self.loader.table
+        before = None if table is None else table.num_updates_known
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if table is None or (self.policy.needs_scores and table.num_updates_known == before):
+            raise RuntimeError(
+                "a step of training recorded no losses: get_train_dataloader and compute_loss, if "
+                "they are overridden, must call those of PruningTrainer"
+            )
+        return loss
+
     def losses(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
-        """One loss a sample, [b]: override this for what is no classification.
+        """Computes the loss of each sample, to be minimized. Override it for another loss.
+
+        By default, what the model computes: the cross-entropy of the class of a sample; the squared
+        error, or binary cross-entropy, averaged over the labels of a sample; the cross-entropy
+        averaged over the tokens of a sample whose label is not -100, or 0 if there are none.
+
+        In training, the value of an override is the loss: ``compute_loss_func`` and
+        ``label_smoothing_factor`` have no part in it.
 
         Args:
-            outputs: of the model; ``outputs["logits"]`` is [b, classes].
-            inputs: with ``inputs["labels"]``, integers [b].
+            outputs: the model's, with ``logits``.
+            inputs: the model's, with ``labels``.
+
+        Returns:
+            floating point [b].
+
+        Raises:
+            ValueError: ``outputs`` and ``inputs`` do not suit the kind of the model.
         """
-        return nn.functional.cross_entropy(outputs["logits"], inputs["labels"], reduction="none")
+        found = self._label_losses(outputs, inputs)
+        return found.sample_means(found.smoothed)
+
+    def _label_losses(self, outputs: Any, inputs: dict[str, Any]) -> LabelLosses:
+        smoothing = 0.0 if self.label_smoother is None else self.label_smoother.epsilon
+        model = self._bare_model()
+        kind = kind_of(model) or "class"
+        return label_losses(kind, getattr(model, "config", None), outputs, inputs, smoothing)
+
+    def _losses_and_scores(
+        self, outputs: Any, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        if self._gives_losses:
+            return self.losses(outputs, inputs), None
+        if isinstance(outputs, dict) and torch.is_tensor(outputs.get("loss")):
+            # Frees the graph of the model's own loss, which can be as large as the logits.
+            outputs["loss"] = outputs["loss"].detach()
+        found = self._label_losses(outputs, inputs)
+        if not self._is_confirmed:
+            self._is_confirmed = self._confirm(outputs, found)
+        scores = None if self.label_smoother is None else found.sample_means(found.plain.detach())
+        return found.sample_means(found.smoothed), scores
+
+    def _confirm(self, outputs: Any, found: LabelLosses) -> bool:
+        """Raise ValueError if the losses are not the model's; False if this batch cannot tell."""
+        is_same = agrees(outputs, found)
+        if is_same is False:
+            own = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+            name = type(self._bare_model()).__name__
+            raise ValueError(
+                f"model must have a loss that is known for each sample, got {name}, whose loss is "
+                f"{float(own.detach().mean()):.6g} where the mean over the labels is "
+                f"{float(found.plain.detach()[found.is_counted].mean()):.6g}: {REMEDY}"
+            )
+        return bool(is_same)
 
     def compute_loss(
         self,
@@ -137,17 +276,31 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The mean of the losses, which are recorded; elsewhere than in training the Trainer's."""
-        index = inputs.pop("index", None)
-        if index is None or self.loader is None:
-            return super().compute_loss(model, inputs, return_outputs)
+        """In training, records :meth:`losses` and returns their mean. Else as the Trainer's."""
+        if self.loader is None or not model.training or "index" not in inputs:
+            return super().compute_loss(
+                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        index = inputs.pop("index")
         outputs = model(**inputs)
-        loss = self.loader.update(self.losses(outputs, inputs), index)
-        # What the Trainer adds up over accumulated batches it does not divide where it gives a
-        # number of items.
-        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+        losses, scores = self._losses_and_scores(outputs, inputs)
+        if losses.shape != index.shape:
+            raise ValueError(
+                f"losses must be one for each of {len(index)} samples, got {list(losses.shape)}; "
+                "a data_collator must not pack several samples into one"
+            )
+        loss = self.loader.update(losses, index, scores=scores)
+        if not self._is_divided(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _is_divided(self, num_items_in_batch: Any) -> bool:
+        """Whether the Trainer divides the loss of a batch by the number of batches in a step."""
+        is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if is_scaled is None:
+            is_counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            is_scaled = is_counted or self.compute_loss_func is not None
+        return not is_scaled
 
 
 class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
@@ -182,6 +335,27 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
         """Write what ``loader.log_to`` is to write of this epoch."""
         if self.trainer.loader is not None:
             self.trainer.loader.settle_logs()
+
+
+def _is_shuffled(stock: Any) -> bool:
+    """Whether the Trainer's own loader shuffles the samples, or else takes them as they come.
+
+    Raises:
+        TypeError: it orders them in some other way, or repeats some or leaves some out.
+    """
+    batches = stock.batch_sampler
+    while hasattr(batches, "batch_sampler"):  # accelerate's, for several processes
+        batches = batches.batch_sampler
+    sampler = getattr(batches, "sampler", batches)
+    if type(sampler) is SequentialSampler:
+        return False
+    is_random = type(sampler) in (RandomSampler, SeedableRandomSampler)
+    if not is_random or sampler.replacement or len(sampler) != len(stock.dataset):
+        raise TypeError(
+            "the sampler of the Trainer must be torch's RandomSampler or SequentialSampler of all "
+            f"samples with a policy, which chooses from them, got {sampler!r}"
+        )
+    return True
 
 
 def _even_steps(
