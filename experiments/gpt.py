@@ -188,7 +188,8 @@ def report(out: Path) -> str:
             METHODS[row["method"]].name,
             "" if row["method"] == "full" else f"{row['keep']:g}",
             str(row["epochs"]),
-            f"{row['bits_per_byte']:.4f} ± {row['deviation']:.4f}",
+            f"{row['bits_per_byte']:.4f}"
+            + (f" ± {row['deviation']:.4f}" if row["seeds"] > 1 else ""),
             f"{row['samples'] / 1000:.1f} k",
             f"{row['cpu_seconds']:.0f}",
             str(row["seeds"]),

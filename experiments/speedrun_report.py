@@ -140,6 +140,32 @@ def table(rows: list[list[str]], head: list[str]) -> str:
     )
 
 
+def headline(rows: Sequence[dict[str, Any]], foot: str) -> str:
+    """The few rows that a visitor reads: full data and the rules that have as many seeds."""
+    shown = [r for r in rows if r["epochs"] in TARGETS]
+    most = max((r["seeds"] for r in shown if r["method"] == "full"), default=0)
+    shown = [r for r in shown if r["seeds"] == most and r["keep"] in (1.0, 0.5)]
+    base = next((r for r in shown if r["method"] == "full"), None)
+    if base is None or most < 2:
+        return ""
+    shown.sort(key=lambda r: r["epochs"])
+    lines = [
+        [
+            f"{METHODS[r['method']].name}, {r['epochs']} epochs",
+            f"{r['accuracy']:.2f} ± {r['deviation']:.2f}",
+            f"{r['samples'] / 1000:.0f} k",
+            f"{r['cpu_seconds'] / base['cpu_seconds']:.2f}",
+        ]
+        for r in shown
+    ]
+    head = ["method", "accuracy, %", "samples", "time"]
+    note = (
+        f"{most} seeds, mean ± standard deviation; the time is that of the process, relative to "
+        f"full data for {base['epochs']} epochs. {foot}"
+    )
+    return f"{table(lines, head)}\n\n{note}\n"
+
+
 def finite(value: Any) -> Any:
     """``value`` without what JSON cannot say: not reached, or no deviation of one seed, is None."""
     if isinstance(value, dict):
@@ -155,7 +181,7 @@ def figure(ratio: float) -> str:
 
 
 def write(folder: Path) -> str:
-    """Write results.json, table.md and frontier.png to ``folder``, and return the table."""
+    """Write the results, tables and image to ``folder``, and return the long table."""
     cells = grid.read(folder)
     if not cells:
         return f"{folder}: no cells yet"
@@ -214,6 +240,7 @@ def write(folder: Path) -> str:
     )
     text += f"\n\n{foot}\n"
     (folder / "table.md").write_text(text)
+    (folder / "headline.md").write_text(headline(rows, foot))
     draw(folder / "frontier.png", cells)
     return text
 
