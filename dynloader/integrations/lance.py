@@ -10,6 +10,8 @@ from typing import Any
 import lance
 from torch.utils.data import Dataset
 
+from dynloader.integrations._index import checked_index
+
 _is_forked = False
 
 
@@ -70,6 +72,7 @@ class MapDataset(Dataset[Any]):
         """Return the samples at ``indices``, in that order, with one read.
 
         Raises:
+            IndexError: one is out of range.
             RuntimeError: this process was forked.
         """
         if _is_forked:
@@ -77,5 +80,6 @@ class MapDataset(Dataset[Any]):
                 "Lance does not work in a forked process: multiprocessing_context of the loader "
                 "must be 'spawn' or 'forkserver' with num_workers > 0, got 'fork'"
             )
-        rows = self.dataset.take([int(i) for i in indices], columns=self.columns).to_pylist()
+        places = [checked_index(index, len(self)) for index in indices]
+        rows = self.dataset.take(places, columns=self.columns).to_pylist()
         return rows if self.transform is None else [self.transform(row) for row in rows]

@@ -10,6 +10,8 @@ from typing import Any
 from litdata import StreamingDataset
 from torch.utils.data import Dataset
 
+from dynloader.integrations._index import checked_index
+
 
 class MapDataset(Dataset[Any]):
     """A map-style dataset of all samples of a ``litdata.StreamingDataset``.
@@ -47,9 +49,10 @@ class MapDataset(Dataset[Any]):
         return self._length
 
     def __getitem__(self, index: int) -> Any:
+        index = checked_index(index, self._length)
         if self._opened is None or self._opened_by != os.getpid():
             self._opened, self._opened_by = _unopened(self.dataset), os.getpid()
-        sample = self._opened[int(index)]
+        sample = self._opened[index]
         return sample if self.transform is None else self.transform(sample)
 
     def __getstate__(self) -> dict[str, Any]:

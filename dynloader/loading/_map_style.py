@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 _WRAP = "wrap it in dynloader.integrations.{0}.MapDataset, which reads it by index"
-# Modules rather than packages, since users often have a package "datasets" too.
+_JOIN = (
+    "wrap each of its datasets in dynloader.integrations.litdata.MapDataset, and join those with "
+    "torch.utils.data.ConcatDataset"
+)
+# Modules rather than packages, since users often have a package "datasets" too. The first that
+# matches is used.
 _REMEDIES = {
     "streaming.base.": _WRAP.format("streaming"),
+    "litdata.streaming.combined.": _JOIN,
+    "litdata.streaming.parallel.": _JOIN,
     "litdata.streaming.": _WRAP.format("litdata"),
     "lance.torch.": "pass its uri to dynloader.integrations.lance.MapDataset, which reads by index",
     "datasets.iterable_dataset.": "load it with streaming=False, which reads it by index",

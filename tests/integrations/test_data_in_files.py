@@ -97,6 +97,15 @@ def test_samples_by_index(opened: Any) -> None:
 
 
 @pytest.mark.parametrize("opened", KINDS, indirect=True)
+def test_a_loop_over_the_dataset_ends(opened: Any) -> None:
+    assert list(opened) == rows(N)
+    assert opened[-1] == row(N - 1)
+    for index in (N, -N - 1):
+        with pytest.raises(IndexError, match=str(index)):
+            opened[index]
+
+
+@pytest.mark.parametrize("opened", KINDS, indirect=True)
 def test_a_pickle_reads_the_same(opened: Any) -> None:
     """Before the files were opened and after."""
     fresh = pickle.loads(pickle.dumps(opened))
@@ -201,6 +210,19 @@ def test_the_error_for_an_iterable_names_the_wrapper(kind: str, tmp_path: Path) 
         TypeError, match=rf"got the IterableDataset Mine; .*integrations\.{kind}\.MapDataset"
     ):
         dynloader.DataLoader(dataset, policy=dynloader.UCB(keep=0.5))
+
+
+@pytest.mark.parametrize("name", ["CombinedStreamingDataset", "ParallelStreamingDataset"])
+def test_the_error_for_several_of_litdata(name: str, tmp_path: Path) -> None:
+    """What it says can be done."""
+    module, library = module_of("litdata"), pytest.importorskip("litdata")
+    parts = [write_litdata(tmp_path / "a"), write_litdata(tmp_path / "b")]
+    policy = dynloader.RandomDynamic(keep=0.5)
+    with pytest.raises(TypeError, match=r"wrap each of its .*ConcatDataset"):
+        dynloader.DataLoader(getattr(library, name)(parts), policy=policy)
+    joined = torch.utils.data.ConcatDataset([module.MapDataset(part) for part in parts])
+    loader = dynloader.DataLoader(joined, batch_size=9, policy=policy)
+    assert sum(len(batch["index"]) for batch in loader) == N
 
 
 def test_the_error_for_an_iterable_of_lance(tmp_path: Path) -> None:
