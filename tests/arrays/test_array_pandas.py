@@ -85,7 +85,7 @@ def twice() -> Any:
         (
             lambda: ArrayDataset(pandas.Series(["a", 1], dtype=object)),
             TypeError,
-            "array 0 must hold numbers, got a Series of dtype object: drop it, or pass its category",
+            "array 0 must hold numbers, got a Series of dtype object: drop it, or pass its",
         ),
         (
             lambda: ArrayDataset(pandas.DataFrame({"when": pandas.to_datetime(["2020", "2021"])})),

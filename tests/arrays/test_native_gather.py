@@ -220,7 +220,7 @@ def by_sample(loader: DataLoader[Any]) -> dict[int, Tensor]:
     }
 
 
-def test_pruning_and_reordering_do_not_change_a_image() -> None:
+def test_pruning_and_reordering_do_not_change_an_image() -> None:
     pruned = by_sample(augmented())
     every = by_sample(augmented(policy=Full(), batch_size=33, shuffle=False, num_workers=2))
     assert len(pruned) == 50

@@ -219,3 +219,13 @@ def test_a_selection_reads_and_moves_no_generator(device: torch.device) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert torch.equal(ops.sample(weights, 10), first)
+
+
+@pytest.mark.parametrize("draw", [ops.sample, ops.priority_sample])
+def test_weights_of_zero_do_not_count_towards_k(draw: Any, device: torch.device) -> None:
+    weights = torch.tensor([1.0, 0.0, 2.0, 0.0]).to(device)
+    found = draw(weights, 2)
+    indices = found if isinstance(found, torch.Tensor) else found[0]
+    assert sorted(indices.tolist()) == [0, 2]
+    with pytest.raises(ValueError, match="weights must have at least k = 3 above zero, got 2"):
+        draw(weights, 3)
