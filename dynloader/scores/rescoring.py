@@ -131,6 +131,6 @@ def _batches(loader: DataLoader[Any], left_out: Tensor) -> DataLoader[Any]:
         **options,
     )
     # A trainer expects the length of its own loader, so do not warn about this one.
-    batches._is_warned = True
+    batches._has_warned = True
     batches.set_epoch(loader.epoch)
     return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from dynloader import (
     scores,
     transforms,
 )
+from dynloader.loading._frameworks import FixedLength
 
 N = 50
 
@@ -134,6 +136,18 @@ def test_an_epoch_resumed_in_its_midst_was_scored_before() -> None:
     assert resumed.table is not None
     assert loader.table is not None
     assert torch.equal(resumed.table.visits, loader.table.visits)
+
+
+def test_the_length_of_its_own_loader_is_nobodys_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = made()
+    loader = DataLoader(data, batch_size=8, policy=UCB(keep=0.5))
+    for x, y in loader:
+        loader.update(nn.functional.cross_entropy(model(x), y, reduction="none"))
+    expected = FixedLength("A trainer", 1000, "a remedy")
+    monkeypatch.setattr("dynloader.loading._frameworks.fixed_length", lambda length: expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(scores.rescore(model, loader).indices) > 0
 
 
 def test_nothing_is_left_out() -> None:
