@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import grid
 import paper_report
 import torch
 import train
@@ -257,7 +258,7 @@ def static_scores(
         if not about.exists():
             found, cost = taught(static, cell.seed, data, args)
             scores.save(path, found, method=cell.method, epochs=static.epochs, seed=cell.seed)
-            write(about, cost)
+            grid.write(about, cost)
     return scores.load(path), json.loads(about.read_text())
 
 
@@ -292,29 +293,6 @@ def taught(
         found = static.score(Teacher(trainer, torch.stack(logits)))
     cost["samples"] += static.num_more_passes * len(data.train)
     return found, {name: value + run[name] for name, value in cost.items()}
-
-
-def check_settings(out: Path, about: dict[str, Any]) -> None:
-    """Refuse to mix trainings of other data or options with those in ``out``."""
-    path = out / "settings.json"
-    wanted = {"data": about["data"], **about["arguments"]}
-    if not path.exists():
-        write(path, wanted)
-        return
-    found = json.loads(path.read_text())
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise SystemExit(
-                f"--out holds trainings with {name} {found.get(name)!r}, got {value!r}: "
-                "name another folder"
-            )
-
-
-def write(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    half.write_text(json.dumps(value) + "\n")
-    half.replace(path)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -383,10 +361,10 @@ def main() -> None:
             },
             "arguments": {name: vars(args)[name] for name in SETTINGS},
         }
-        check_settings(args.out, about)
+        grid.check_settings(args.out, {"data": about["data"], **about["arguments"]})
         train.warm_up(data, argparse.Namespace(**{**vars(args), "keep": 0.5}))
-        grid = list(cells(args))
-        for number, cell in enumerate(grid, start=1):
+        wanted = list(cells(args))
+        for number, cell in enumerate(wanted, start=1):
             path = folder / f"{cell.name}.json"
             claim = path.with_suffix(".claim")
             if path.exists() or (file := claimed(claim)) is None:
@@ -396,14 +374,14 @@ def main() -> None:
                     if path.exists():
                         continue
                     run = trained(cell, data, args)
-                    write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
+                    grid.write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
                 finally:
                     claim.unlink()
             tqdm.write(
-                f"{number}/{len(grid)} {cell.name}: {100 * run['accuracy']:.2f} %, "
+                f"{number}/{len(wanted)} {cell.name}: {100 * run['accuracy']:.2f} %, "
                 f"{run['samples']:,} samples, {run['train_seconds']:.0f} s"
             )
-        missing = [cell.name for cell in grid if not (folder / f"{cell.name}.json").exists()]
+        missing = [cell.name for cell in wanted if not (folder / f"{cell.name}.json").exists()]
         if missing:
             tqdm.write(f"other processes are still at {len(missing)} cells: {', '.join(missing)}")
     print(paper_report.write(args.out))
