@@ -25,9 +25,6 @@ class LoaderLogs:
     def __init__(self) -> None:
         self._logs: list[EpochLog] = []
 
-    def __len__(self) -> int:
-        return len(self._logs)
-
     def add(self, log: EpochLog) -> None:
         """Add ``log``. It is closed when Python exits, if not before."""
         self._logs.append(log)
