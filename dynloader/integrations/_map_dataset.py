@@ -1,4 +1,4 @@
-"""Checks the index of a map-style dataset."""
+"""Checks that the map-style datasets share."""
 
 from __future__ import annotations
 
@@ -17,3 +17,9 @@ def checked_index(index: Any, length: int) -> int:
     if not -length <= found < length:
         raise IndexError(f"index must be in [-{length}, {length}), got {found}")
     return found % length
+
+
+def check_transform(transform: Any) -> None:
+    """Raise TypeError unless ``transform`` is a function of a sample, or None."""
+    if transform is not None and not callable(transform):
+        raise TypeError(f"transform must be callable, got {transform!r}")

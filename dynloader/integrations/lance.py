@@ -10,7 +10,7 @@ from typing import Any
 import lance
 from torch.utils.data import Dataset
 
-from dynloader.integrations._index import checked_index
+from dynloader.integrations._map_dataset import check_transform, checked_index
 
 _is_forked = False
 
@@ -55,8 +55,7 @@ class MapDataset(Dataset[Any]):
             raise TypeError(
                 f"dataset must be a URI or a lance.LanceDataset, got {type(dataset).__name__}"
             )
-        if transform is not None and not callable(transform):
-            raise TypeError(f"transform must be callable, got {transform!r}")
+        check_transform(transform)
         self.dataset = dataset
         self.columns = None if columns is None else list(columns)
         self.transform = transform

@@ -10,7 +10,7 @@ from typing import Any
 from litdata import StreamingDataset
 from torch.utils.data import Dataset
 
-from dynloader.integrations._index import checked_index
+from dynloader.integrations._map_dataset import check_transform, checked_index
 
 
 class MapDataset(Dataset[Any]):
@@ -36,8 +36,7 @@ class MapDataset(Dataset[Any]):
             raise TypeError(
                 f"dataset must be a litdata.StreamingDataset, got {type(dataset).__name__}"
             )
-        if transform is not None and not callable(transform):
-            raise TypeError(f"transform must be callable, got {transform!r}")
+        check_transform(transform)
         self.dataset = _unopened(dataset)
         self.transform = transform
         # len(dataset) counts the samples that one process iterates over.

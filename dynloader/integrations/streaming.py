@@ -8,6 +8,8 @@ from typing import Any
 from streaming import StreamingDataset
 from torch.utils.data import Dataset
 
+from dynloader.integrations._map_dataset import check_transform
+
 
 class MapDataset(Dataset[Any]):
     """A map-style dataset of all samples of a ``streaming.StreamingDataset``.
@@ -33,8 +35,7 @@ class MapDataset(Dataset[Any]):
             raise TypeError(
                 f"dataset must be a streaming.StreamingDataset, got {type(dataset).__name__}"
             )
-        if transform is not None and not callable(transform):
-            raise TypeError(f"transform must be callable, got {transform!r}")
+        check_transform(transform)
         self.dataset = dataset
         self.transform = transform
 
