@@ -55,7 +55,7 @@ def select_batch(
     "importance" draws ``k`` samples with replacement, with probability p proportional to the score.
     The weights ``1 / (b p)`` keep the mean over the batch unbiased (Katharopoulos and Fleuret
     2018). Their score is the bound on the gradient norm that :func:`dynloader.scores.el2n`
-    computes. :class:`ImportanceGate` tells whether importance sampling pays off. The host waits
+    computes. :class:`ImportanceGate` decides whether importance sampling pays off. The host waits
     for the GPU to check the scores.
 
     Args:

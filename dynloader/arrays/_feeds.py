@@ -199,26 +199,26 @@ class ArrayFetcher:
 
     Args:
         dataset: a dataset of arrays.
-        torchs: torch's fetcher, called for batches that cannot be gathered; it may raise.
+        fallback: torch's fetcher, called for batches that cannot be gathered; it may raise.
     """
 
-    def __init__(self, dataset: Any, torchs: Any) -> None:
+    def __init__(self, dataset: Any, fallback: Any) -> None:
         self._dataset = dataset
-        self._torchs = torchs
+        self._fallback = fallback
 
     def fetch(self, index: list[int]) -> Any:
         """Return the batch with the samples ``index``."""
         dataset, rows = self._dataset, index
         while type(dataset) is Subset:
-            rows = _taken(dataset.indices, rows)
+            rows = _taken_from(dataset.indices, rows)
             dataset = dataset.dataset
         columns, found = whole_columns(dataset), as_integers(rows)
         if isinstance(columns, str) or found is None or len(found) == 0:
-            return self._torchs.fetch(index)
+            return self._fallback.fetch(index)
         found, n = found.to(torch.int64), len(columns)
         lowest, highest = (int(bound) for bound in found.aminmax())
         if not -n <= lowest <= highest < n:
-            return self._torchs.fetch(index)
+            return self._fallback.fetch(index)
         if lowest < 0:
             found = torch.where(found < 0, found + n, found)
         found = found.to(columns.device)
@@ -227,7 +227,7 @@ class ArrayFetcher:
         return columns.structured([gather(part, found, faults) for part in columns.tensors])
 
 
-def _taken(indices: Any, positions: Any) -> Any:
+def _taken_from(indices: Any, positions: Any) -> Any:
     """Return ``indices`` at ``positions``, as a Subset does; an array is indexed in one call."""
     if isinstance(indices, Tensor | np.ndarray):
         where = as_integers(positions)

@@ -47,7 +47,9 @@ def fixed_length(length: int) -> FixedLength | None:
         is_epoch = module.endswith(".loops.training_epoch_loop")
         if module == _IGNITE or (is_epoch and module.startswith(_LIGHTNING)):
             caller = frame.f_locals.get("self")
-            found = _ignites(caller) if module == _IGNITE else _lightnings(caller, length)
+            found = (
+                _ignite_length(caller) if module == _IGNITE else _lightning_length(caller, length)
+            )
             return None if found is None or found.num_batches == length else found
         frame = frame.f_back
     return None
@@ -65,7 +67,7 @@ def warn_of_fixed_length(length: int) -> bool:
     return True
 
 
-def _ignites(engine: Any) -> FixedLength | None:
+def _ignite_length(engine: Any) -> FixedLength | None:
     if engine.state.epoch_length is None:
         return None
     return FixedLength(
@@ -75,7 +77,7 @@ def _ignites(engine: Any) -> FixedLength | None:
     )
 
 
-def _lightnings(loop: Any, length: int) -> FixedLength | None:
+def _lightning_length(loop: Any, length: int) -> FixedLength | None:
     trainer = loop.trainer
     if trainer.fit_loop.max_batches < length and trainer.limit_train_batches != 1.0:
         return None

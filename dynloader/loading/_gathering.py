@@ -69,12 +69,12 @@ class Gathering:
         self._found = found if isinstance(found, Columns) else None
         self.columns, self._feeders = columns, None
 
-    def in_place_of_samples(self, loader: Any, torchs: Any) -> Any:
-        """Make torch's iterator ``torchs`` gather its batches natively if there are arrays."""
+    def gather_in(self, loader: Any, iterator: Any) -> Any:
+        """Make torch's iterator ``iterator`` gather its batches natively if there are arrays."""
         if self.columns is not None:
             # Replaces only the part that calls the dataset for each sample.
-            torchs._dataset_fetcher = ArrayFetcher(loader.dataset, torchs._dataset_fetcher)
-        return torchs
+            iterator._dataset_fetcher = ArrayFetcher(loader.dataset, iterator._dataset_fetcher)
+        return iterator
 
     def iterate(self, loader: Any, epochs: PrunedEpochs, pairing: Pairing) -> ArrayIterator:
         """Return an iterator over the current epoch of ``epochs``."""

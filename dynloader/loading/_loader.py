@@ -275,7 +275,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         gathering = self._gathering
         gathering.refresh(self)
         if self._recorded is None:
-            return gathering.in_place_of_samples(self, super().__iter__())
+            return gathering.gather_in(self, super().__iter__())
         iterator = None if self._iterating is None else self._iterating()
         self._pairing.begin_pass()
         epochs = None
@@ -289,7 +289,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             if gathering.columns is not None:
                 self._iterating = None
                 return gathering.iterate(self, self._epochs, self._pairing)
-        inner = gathering.in_place_of_samples(self, super().__iter__())
+        inner = gathering.gather_in(self, super().__iter__())
         if iterator is None or iterator.inner is not inner:
             iterator = EpochIterator(
                 inner,
