@@ -17,7 +17,6 @@ from dynloader.ops._calls import (
     ScoreMean,
     ScoreRule,
     Selection,
-    UncutSelection,
     count_selected,
     epsilon_greedy,
     gather,
@@ -37,9 +36,6 @@ from dynloader.ops._calls import (
     info_batch_uncut as info_batch_uncut,
 )
 from dynloader.ops._calls import (
-    num_used_of as num_used_of,
-)
-from dynloader.ops._calls import (
     spread as spread,
 )
 from dynloader.ops._calls import (
@@ -50,7 +46,6 @@ __all__ = [
     "ScoreMean",
     "ScoreRule",
     "Selection",
-    "UncutSelection",
     "count_selected",
     "epsilon_greedy",
     "gather",

@@ -55,35 +55,27 @@ class Selection(NamedTuple):
         indices: int64 [k], the selected samples.
         weights: float32 [k], the factors of the losses, in the order of ``indices``; None if all
             are 1.
+        num_used: int64 [1] on the device of ``indices``, if the host does not know yet how many
+            samples are selected: the first ``num_used`` elements of ``indices`` and ``weights``
+            count, the rest is undefined. None if all count.
     """
 
     indices: Tensor
-    weights: Tensor | None
+    weights: Tensor | None = None
+    num_used: Tensor | None = None
 
+    def cut(self) -> Selection:
+        """Return the selection with only the elements that count; the host waits for the GPU.
 
-class UncutSelection(NamedTuple):
-    """A selection whose size the host does not know yet.
-
-    Attributes:
-        indices: int64 [n]; the first ``num_used`` are the selected samples, the rest is undefined.
-        weights: float32 [n], the factors of the losses, in the order of ``indices``; the first
-            ``num_used`` are defined. None if all are 1.
-        num_used: int64 [1] on the device of ``indices``, number of selected samples.
-    """
-
-    indices: Tensor
-    weights: Tensor | None
-    num_used: Tensor
-
-    def cut(self, num_used: int) -> Selection:
-        """Return the selection, given its size."""
-        weights = None if self.weights is None else self.weights[:num_used]
-        return Selection(self.indices[:num_used], weights)
-
-
-def num_used_of(selection: Selection | UncutSelection) -> Tensor | None:
-    """Return the number of selected indices, int64 [1] on their device; None means all."""
-    return selection.num_used if isinstance(selection, UncutSelection) else None
+        Raises:
+            ValueError: ``num_used`` is not in [0, len(indices)].
+        """
+        if self.num_used is None:
+            return self
+        k = int(self.num_used)
+        if not 0 <= k <= len(self.indices):
+            raise ValueError(f"num_used must be in [0, {len(self.indices)}], got {k}")
+        return Selection(self.indices[:k], None if self.weights is None else self.weights[:k])
 
 
 def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
@@ -174,7 +166,7 @@ def info_batch(
 
 def info_batch_uncut(
     scores: Tensor, drop_probability: float = 0.5, *, seed: int = 0, epoch: int | Tensor = 0
-) -> UncutSelection:
+) -> Selection:
     """Like :func:`info_batch` without ``num_kept``, but the host does not wait for the GPU.
 
     Args:
@@ -191,7 +183,7 @@ def info_batch_uncut(
     scores = values_argument("info_batch_uncut", "scores", scores)
     probability = number_argument("info_batch_uncut", "drop_probability", drop_probability)
     address = address_arguments("info_batch_uncut", seed, epoch)
-    return UncutSelection(*_operators.info_batch_uncut(scores, probability, *address))
+    return Selection(*_operators.info_batch_uncut(scores, probability, *address))
 
 
 def sample(

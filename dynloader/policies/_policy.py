@@ -20,7 +20,7 @@ from dynloader._checks import (
     exact,
     plain_number,
 )
-from dynloader.ops import Selection, UncutSelection
+from dynloader.ops import Selection
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
@@ -123,9 +123,7 @@ class Policy(abc.ABC):
             check_number("keep", self.keep, "(0, 1]")
 
     @abc.abstractmethod
-    def select(
-        self, table: ScoreTable, k: int, *, seed: int, epoch: int
-    ) -> Tensor | Selection | UncutSelection:
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor | Selection:
         """Choose ``k`` of the ``len(table)`` samples.
 
         Must be a pure function of its arguments, so that every process and every resumed run makes
@@ -139,9 +137,9 @@ class Policy(abc.ABC):
 
         Returns:
             The kept indices, int64 [k], distinct, in any order; or a :class:`dynloader.Selection`
-            of these indices and their loss weights, float32 [k]; or a
-            :class:`dynloader.ops.UncutSelection` if only the GPU knows so far how many are kept. It
-            may hold fewer than ``k`` indices, and also more if the class has ``keeps_more = True``.
+            of these indices and their loss weights, float32 [k], with ``num_used`` if only the GPU
+            knows so far how many are kept. It may hold fewer than ``k`` indices, and also more if
+            the class has ``keeps_more = True``.
             In both cases :meth:`dynloader.DataLoader.total_steps` is an upper bound.
         """
 
@@ -261,9 +259,7 @@ def is_built_in(policy: Policy) -> bool:
     return type(policy).__module__.startswith("dynloader.")
 
 
-def as_selection(
-    chosen: Any, policy: Policy, num_samples: int, k: int
-) -> Selection | UncutSelection:
+def as_selection(chosen: Any, policy: Policy, num_samples: int, k: int) -> Selection:
     """Check and return ``chosen``, which ``policy.select`` returned for ``k`` of ``num_samples``.
 
     Raises:
@@ -272,11 +268,12 @@ def as_selection(
             or the indices are not distinct.
     """
     source = f"{type(policy).__name__}.select"
-    if isinstance(chosen, UncutSelection):
+    selection = chosen if isinstance(chosen, Selection) else Selection(chosen)
+    if selection.num_used is not None:
         if is_built_in(policy):
-            return chosen
-        chosen = chosen.cut(int(chosen.num_used))
-    indices, weights = chosen if isinstance(chosen, Selection) else (chosen, None)
+            return selection
+        selection = selection.cut()
+    indices, weights = selection.indices, selection.weights
     if isinstance(indices, tuple):
         raise TypeError(
             f"{source}: indices must be a tensor of torch.int64, got tuple: "
@@ -296,7 +293,7 @@ def as_selection(
     if not is_built_in(policy):
         # This check reads the values, so it is limited to users' policies, which may have drawn
         # with replacement.
-        num_distinct = len(indices.unique())
+        num_distinct = len(torch.unique(indices))
         if num_distinct != len(indices):
             raise ValueError(
                 f"{source}: indices must be distinct, got {num_distinct} distinct among "
@@ -313,7 +310,7 @@ def as_selection(
             raise ValueError(
                 f"{source}: weights must be finite, got {num_other} of {len(weights)} that are not"
             )
-    return Selection(indices, weights)
+    return selection
 
 
 def _check_dtype(name: str, value: Any, dtype: torch.dtype) -> None:

@@ -59,7 +59,7 @@ class EpsilonGreedy(Policy):
         n, num_random = len(table), self._num_random(k)
         indices = ops.epsilon_greedy(table.scores, k, num_random, seed=seed, epoch=epoch)
         if not self.rescale:
-            return Selection(indices, None)
+            return Selection(indices)
         num_greedy = k - num_random
         stands_for = (n - num_greedy) / num_random * k / n
         weights = torch.full((n,), stands_for, dtype=torch.float32, device=indices.device)

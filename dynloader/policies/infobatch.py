@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from dynloader import ops
 from dynloader._checks import check_number, exact
-from dynloader.ops import Selection, UncutSelection
+from dynloader.ops import Selection
 from dynloader.policies._policy import Keep, Policy
 from dynloader.table._table import ScoreTable
 
@@ -57,11 +57,8 @@ class InfoBatch(Policy):
         return keep
 
     @override
-    def select(
-        self, table: ScoreTable, k: int, *, seed: int, epoch: int
-    ) -> Selection | UncutSelection:
+    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         scores, share = table.scores, self.drop_probability
-        chosen: Selection | UncutSelection
         if self.keep is not None:
             chosen = ops.info_batch(scores, share, num_kept=k, seed=seed, epoch=epoch)
         elif scores.is_cpu:

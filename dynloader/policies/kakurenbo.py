@@ -51,6 +51,6 @@ class Kakurenbo(Policy):
         num_kept = max(k, int((~(scores <= bound)).sum()))
         indices = ops.top_k(scores, num_kept, seed=seed, epoch=epoch)
         if not self.rescale:
-            return Selection(indices, None)
+            return Selection(indices)
         weights = torch.full((num_kept,), n / num_kept, dtype=torch.float32, device=indices.device)
         return Selection(indices, weights)

@@ -54,7 +54,7 @@ class Prioritized(Policy):
         weights = sampling_weights(losses, self.exponent, self.offset)
         indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
         if not self.rescale:
-            return Selection(indices, None)
+            return Selection(indices)
         beta = self.beta
         if callable(beta):
             beta = plain_number(beta(epoch))

@@ -89,7 +89,7 @@ class Weighted(Policy):
         weights = sampling_weights(table.scores, self.exponent, self.offset)
         if not self.rescale:
             indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
-            return Selection(indices, None)
+            return Selection(indices)
         indices, threshold = ops.priority_sample(weights, k, seed=seed, epoch=epoch, validate=False)
         num_represented = (threshold / weights[indices].double()).clamp(min=1)
         return Selection(indices, (num_represented * (k / len(table))).float())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._checks import exact
-from dynloader.ops import Selection, UncutSelection
+from dynloader.ops import Selection
 from dynloader.policies._policy import Policy, as_selection, check_room_for_classes
 from dynloader.table._table import ScoreTable
 
@@ -17,12 +17,14 @@ from dynloader.table._table import ScoreTable
 _TURNS = 2**32 - 1
 
 
-def choose(
-    policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int
-) -> Tensor | Selection | UncutSelection:
-    """Return the selection of ``policy``, including its ``explore`` and ``min_per_class``."""
+def choose(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+    """Return the selection of ``policy``, including its ``explore`` and ``min_per_class``.
+
+    Raises:
+        TypeError, ValueError: ``policy.select`` returns something else than its contract says.
+    """
     if not policy.explore and not policy.min_per_class:
-        return policy.select(table, k, seed=seed, epoch=epoch)
+        return _checked(policy, table, k, seed=seed, epoch=epoch)
     turn = None
     if policy.explore:
         turn = turn_of(policy, len(table), k, seed=seed, epoch=epoch)
@@ -31,7 +33,11 @@ def choose(
         chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
     if policy.min_per_class:
         chosen = with_classes(policy, table, chosen, turn, seed=seed, epoch=epoch)
-    return chosen
+    return Selection(chosen)
+
+
+def _checked(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+    return as_selection(policy.select(table, k, seed=seed, epoch=epoch), policy, len(table), k)
 
 
 def _unweighted(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
@@ -40,7 +46,7 @@ def _unweighted(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: 
     Raises:
         ValueError: the policy returns weights, which ``explore`` and ``min_per_class`` would lose.
     """
-    found = as_selection(policy.select(table, k, seed=seed, epoch=epoch), policy, len(table), k)
+    found = _checked(policy, table, k, seed=seed, epoch=epoch)
     if found.weights is not None:
         name = "explore" if policy.explore else "min_per_class"
         raise ValueError(

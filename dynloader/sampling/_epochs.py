@@ -20,8 +20,8 @@ from dynloader._checks import (
     check_state_tensor,
     refusing_states,
 )
-from dynloader.ops import Selection, num_used_of
-from dynloader.policies._policy import Policy, as_selection, is_built_in
+from dynloader.ops import Selection
+from dynloader.policies._policy import Policy, is_built_in
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._constraints import choose
 from dynloader.sampling._plan import Kept, Plan
@@ -261,8 +261,7 @@ class Epochs:
             )
         begin = time.perf_counter()
         num_kept = self.policy.num_kept(self.num_samples, checkpoint)
-        chosen = choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
-        selection = as_selection(chosen, self.policy, self.num_samples, num_kept)
+        selection = choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
         kept = Kept(
             selection,
             checkpoint,
@@ -270,7 +269,7 @@ class Epochs:
             is_trusted=is_built_in(self.policy),
             is_resident=self.is_resident,
         )
-        self.table.count_selection(selection.indices, num_used_of(selection))
+        self.table.count_selection(selection.indices, selection.num_used)
         self.select_seconds += time.perf_counter() - begin
         return kept
 
@@ -291,7 +290,7 @@ class Epochs:
         if self.current.is_exhausted and self.world.size == 1:
             self.finish(self.current)
         current, kept = self.current, self._kept
-        indices, weights = (None, None) if kept is None else kept.selection()
+        selection = None if kept is None else kept.selection()
         return {
             "epoch": current.plan.epoch,
             # If batches were skipped while an iterator was in use, that iterator is behind start.
@@ -299,8 +298,8 @@ class Epochs:
             "position": self.position,
             "is_exhausted": current.is_exhausted,
             "checkpoint": None if kept is None else kept.checkpoint,
-            "indices": None if indices is None else indices.clone(),
-            "weights": weights,
+            "indices": None if selection is None else selection.indices.clone(),
+            "weights": None if selection is None else selection.weights,
             "select_seconds": self.select_seconds,
         }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dynloader import ops
 from dynloader._address import Address
 from dynloader._checks import check_range
-from dynloader.ops import Selection, UncutSelection, num_used_of
+from dynloader.ops import Selection
 from dynloader.sampling._blocks import BlockOrder, Blocks
 from dynloader.table._on_host import OnHost
 
@@ -46,7 +46,7 @@ class Kept:
 
     def __init__(
         self,
-        selection: Selection | UncutSelection,
+        selection: Selection,
         checkpoint: int,
         num_samples: int,
         *,
@@ -57,7 +57,7 @@ class Kept:
         self.num_samples = num_samples
         self._is_trusted = is_trusted
         self._ascending: Tensor | None = None
-        indices, weights, num_used = selection.indices, selection.weights, num_used_of(selection)
+        indices, weights, num_used = selection
         self._num_used = None if num_used is None else OnHost(num_used)
         self._there = indices
         stays = is_resident and is_trusted and indices.is_cuda

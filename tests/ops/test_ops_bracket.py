@@ -73,7 +73,7 @@ def test_a_wrong_bracket_changes_nothing(kind: str, place: torch.device) -> None
         k = n // 2
         found = ops.epsilon_greedy(on_device, k, k // 3, **address(i))
         same(found, reference.epsilon_greedy(scores, k, k // 3, **address(i)), kind, n)
-        indices, weights = ops.info_batch(on_device, num_kept=k + 1, **address(i))
+        indices, weights, _ = ops.info_batch(on_device, num_kept=k + 1, **address(i))
         wanted = reference.info_batch(scores, 0.5, num_kept=k + 1, **address(i))
         same(indices, wanted[0], kind, n)
         assert weights is not None

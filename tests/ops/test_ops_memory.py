@@ -88,7 +88,7 @@ def test_a_large_result_is_a_tensor_like_others() -> None:
 def test_a_result_that_is_cut_short_is_saved_short() -> None:
     for n in (1000, LARGE):
         scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
-        indices, weights = ops.info_batch(scores, 0.9)
+        indices, weights, _ = ops.info_batch(scores, 0.9)
         assert weights is not None
         for result in (indices, weights):
             assert len(result) < n
@@ -103,7 +103,7 @@ def test_a_result_that_is_cut_short_is_saved_short() -> None:
 
 
 def test_a_result_that_is_cut_short_is_no_view() -> None:
-    indices, weights = ops.info_batch(torch.rand(1000))
+    indices, weights, _ = ops.info_batch(torch.rand(1000))
     assert weights is not None
     assert not indices._is_view()
     assert not weights._is_view()

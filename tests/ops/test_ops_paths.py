@@ -41,7 +41,7 @@ def digest(device: torch.device | str = "cpu") -> str:
             scores = tensor(values(family, n), device)
             for k in counts_of(n):
                 add(ops.top_k(scores, k, **at), ops.epsilon_greedy(scores, k, k // 3, **at))
-            add(*ops.info_batch(scores, 0.5, **at), *ops.score_mean(scores))
+            add(*ops.info_batch(scores, 0.5, **at)[:2], *ops.score_mean(scores))
             add(ops.power_weights(scores, 0.3, 0.05), ops.power_weights(scores, 7.0, 0.0))
         for family in WEIGHTS:
             weights = tensor(values(family, n), device)
@@ -71,7 +71,7 @@ def table_after_updates(n: int, device: torch.device | str) -> list[Tensor]:
     return [scores, records, state, counts, faults, bonus]
 
 
-TYPES = {"ScoreMean", "ScoreRule", "Selection", "UncutSelection"}
+TYPES = {"ScoreMean", "ScoreRule", "Selection"}
 
 
 def run_with(path: str) -> subprocess.CompletedProcess[str]:
@@ -149,6 +149,7 @@ def test_frozen_answers_are_those_of_the_operations(
         if op in freeze.CHANGED:
             results = tuple(arguments[name] for name in freeze.CHANGED[op])
         results = results if isinstance(results, tuple) else (results,)
+        results = [x for x in results if x is not None]
         assert len(results) == len(row["answers"])
         for found, answer in zip(results, row["answers"], strict=True):
             same(found, freeze.decode(answer), number, op)

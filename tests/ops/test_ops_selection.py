@@ -66,7 +66,7 @@ def test_info_batch(family: str, place: torch.device) -> None:
     for i, n in enumerate([*SMALL, 2**16 + 1, 300_000]):
         scores = tensor(cached_values(family, n), place)
         r = (0.5, 0.0, 0.3, 0.99)[i % 4]
-        indices, weights = ops.info_batch(scores, r, **address(i))
+        indices, weights, _ = ops.info_batch(scores, r, **address(i))
         wanted = expected("info_batch", family, n, r, **address(i))
         same(indices, wanted[0], n, r)
         assert weights is not None
@@ -83,7 +83,7 @@ def test_info_batch_of_an_exact_size(family: str, place: torch.device) -> None:
             if dropped > 0 and dropped >= min(n, np.ceil(dropped / r)):
                 continue  # an error: nobody would be left to stand for those dropped
             options = {"num_kept": num_kept, **address(i)}
-            indices, weights = ops.info_batch(scores, r, **options)
+            indices, weights, _ = ops.info_batch(scores, r, **options)
             wanted = expected("info_batch", family, n, r, **options)
             same(indices, wanted[0], n, r, num_kept)
             assert weights is not None
@@ -200,7 +200,7 @@ def test_any_layout_of_the_input(device: torch.device) -> None:
         same(selected, reference.priority_sample(y, 1234, seed=5)[0], name)
         greedy = reference.epsilon_greedy(y, 1234, 100, seed=5)
         same(ops.epsilon_greedy(view, 1234, 100, seed=5), greedy, name)
-        indices, weights = ops.info_batch(view, seed=5)
+        indices, weights, _ = ops.info_batch(view, seed=5)
         wanted = reference.info_batch(y, seed=5)
         same(indices, wanted[0], name)
         assert weights is not None

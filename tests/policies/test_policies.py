@@ -27,7 +27,6 @@ from dynloader import (
     StaticRandom,
     Weighted,
 )
-from dynloader.ops import UncutSelection
 
 N = 100
 SCORES = torch.arange(N) / 10.0
@@ -46,12 +45,11 @@ def select(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> 
     return on_host(policy.select(table_of(losses, policy), k, seed=seed, epoch=epoch))
 
 
-def on_host(chosen: Tensor | Selection | UncutSelection) -> Selection:
+def on_host(chosen: Tensor | Selection) -> Selection:
     """What was chosen; on a GPU it may be of a size that the host does not know yet."""
     if isinstance(chosen, Tensor):
-        return Selection(chosen.cpu(), None)
-    if isinstance(chosen, UncutSelection):
-        chosen = chosen.cut(int(chosen.num_used))
+        return Selection(chosen.cpu())
+    chosen = chosen.cut()
     weights = None if chosen.weights is None else chosen.weights.cpu()
     return Selection(chosen.indices.cpu(), weights)
 
@@ -198,7 +196,7 @@ def test_epsilon_greedy_takes_the_top_and_some_of_the_rest() -> None:
     policy = EpsilonGreedy(keep=0.2, epsilon=0.25)
     explored = torch.zeros(N)
     for seed in range(400):
-        chosen, weights = select(policy, SCORES, seed=seed)
+        chosen, weights, _ = select(policy, SCORES, seed=seed)
         assert weights is None
         assert chosen[-15:].tolist() == list(range(85, 100))
         assert len(chosen) == 20
@@ -210,16 +208,16 @@ def test_epsilon_greedy_takes_the_top_and_some_of_the_rest() -> None:
 
 
 def test_epsilon_is_taken_as_written() -> None:
-    chosen, _ = select(EpsilonGreedy(keep=0.5, epsilon=0.58), SCORES)  # 28.999... in doubles
+    chosen, *_ = select(EpsilonGreedy(keep=0.5, epsilon=0.58), SCORES)  # 28.999... in doubles
     assert chosen[-21:].tolist() == list(range(79, 100))
     assert int((chosen >= 79).sum()) <= 21 + 29
-    greedy_only, _ = select(EpsilonGreedy(keep=0.5, epsilon=0.0), SCORES)
+    greedy_only, *_ = select(EpsilonGreedy(keep=0.5, epsilon=0.0), SCORES)
     assert greedy_only.tolist() == list(range(50, 100))
 
 
 def test_epsilon_greedy_weights() -> None:
     policy = EpsilonGreedy(keep=0.4, epsilon=0.5, rescale=True)
-    chosen, weights = select(policy, torch.arange(10.0))
+    chosen, weights, _ = select(policy, torch.arange(10.0))
     # 2 at the top stand for themselves, 2 of the other 8 for 4 samples each; times k/n = 0.4.
     assert weights is not None
     assert chosen[2:].tolist() == [8, 9]
@@ -230,7 +228,7 @@ def test_epsilon_greedy_weights() -> None:
 def test_epsilon_greedy_weighs_those_it_took_of_equals(epoch: int) -> None:
     """Which of equal scores count as the highest is a draw, the same for samples and weights."""
     policy = EpsilonGreedy(keep=0.4, epsilon=0.25, rescale=True)
-    found, weights = select(policy, torch.ones(N), seed=3, epoch=epoch)
+    found, weights, _ = select(policy, torch.ones(N), seed=3, epoch=epoch)
     highest = set(dynloader.ops.top_k(torch.ones(N), 30, seed=3, epoch=epoch).tolist())
     assert weights is not None
     wanted = [0.4 if sample in highest else 2.8 for sample in found.tolist()]
@@ -242,7 +240,7 @@ def test_info_batch_as_published() -> None:
     losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])  # mean 3.2
     kept_low: set[int] = set()
     for seed in range(20):
-        chosen, weights = select(InfoBatch(anneal=None), losses, seed=seed)
+        chosen, weights, _ = select(InfoBatch(anneal=None), losses, seed=seed)
         assert weights is not None
         assert len(chosen) == 3
         assert chosen[-1] == 4
@@ -257,20 +255,20 @@ def test_info_batch_without_weights() -> None:
 
 def test_info_batch_with_an_exact_count() -> None:
     policy = InfoBatch(keep=0.7, drop_probability=0.5, anneal=None)
-    chosen, weights = select(policy, SCORES)
+    chosen, weights, _ = select(policy, SCORES)
     assert weights is not None
     # 30 dropped out of the lowest 60, whose other 30 weigh twice.
     assert len(chosen) == 70
     assert chosen[30:].tolist() == list(range(60, 100))
     assert weights.tolist() == [2.0] * 30 + [1.0] * 40
-    everyone, ones = select(InfoBatch(keep=1.0, anneal=None), SCORES)
+    everyone, ones, _ = select(InfoBatch(keep=1.0, anneal=None), SCORES)
     assert everyone.tolist() == list(range(N))
     assert ones is not None
     assert ones.tolist() == [1.0] * N
 
 
 def test_info_batch_at_the_least_it_can_keep() -> None:
-    chosen, weights = select(InfoBatch(keep=0.5, drop_probability=0.5, anneal=None), SCORES)
+    chosen, weights, _ = select(InfoBatch(keep=0.5, drop_probability=0.5, anneal=None), SCORES)
     assert weights is not None
     assert len(chosen) == 50
     assert weights.tolist() == [2.0] * 50
@@ -279,7 +277,7 @@ def test_info_batch_at_the_least_it_can_keep() -> None:
 @pytest.mark.parametrize(("keep", "share"), [(0.3, 0.7), (0.1, 0.9), (0.71, 0.29)])
 def test_info_batch_takes_the_least_it_can_keep_as_it_is_written(keep: float, share: float) -> None:
     """In doubles 1 - 0.7 is above 0.3."""
-    chosen, _ = select(InfoBatch(anneal=None, keep=keep, drop_probability=share), SCORES)
+    chosen, *_ = select(InfoBatch(anneal=None, keep=keep, drop_probability=share), SCORES)
     assert len(chosen) == round(keep * N)
     with pytest.raises(ValueError, match="keep must be at least 1 - drop_probability"):
         InfoBatch(anneal=None, keep=keep - 0.001, drop_probability=share)
@@ -296,7 +294,7 @@ def test_weighted_prefers_high_losses() -> None:
 
 
 def test_weights_of_equal_samples_are_1() -> None:
-    _, weights = select(Weighted(keep=0.5, exponent=0.0), SCORES)
+    _, weights, _ = select(Weighted(keep=0.5, exponent=0.0), SCORES)
     assert weights is not None
     # Each stands for tau >= 1 samples; their number is only estimated.
     assert len(weights.unique()) == 1
@@ -324,7 +322,7 @@ def test_weights_are_unbiased_in_expectation(policy: Policy) -> None:
     estimates = []
     for seed in range(1500):
         chosen = policy.select(table, policy.num_kept(N, 1), seed=seed, epoch=1)
-        indices, weights = on_host(chosen)
+        indices, weights, _ = on_host(chosen)
         weighted = values[indices] if weights is None else values[indices] * weights.double()
         # InfoBatch's weights sum to n: its loss is larger, and its steps are as many as published.
         size = N if isinstance(policy, InfoBatch) else len(indices)
@@ -423,11 +421,9 @@ def test_a_selection_whose_size_comes_with_it() -> None:
     class Some(Lowest):
         needs_scores = False
 
-        def select(
-            self, table: ScoreTable, k: int, *, seed: int, epoch: int
-        ) -> dynloader.ops.UncutSelection:
+        def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
             indices = torch.arange(len(table))
-            return dynloader.ops.UncutSelection(indices, indices.float(), torch.tensor([epoch + 1]))
+            return Selection(indices, indices.float(), torch.tensor([epoch + 1]))
 
     loader = DataLoader(Numbers(N), batch_size=4, policy=Some())
     for epoch in range(4):

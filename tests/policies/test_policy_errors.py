@@ -27,7 +27,6 @@ from dynloader import (
     StaticRandom,
     Weighted,
 )
-from dynloader.ops import UncutSelection
 from dynloader.policies._policy import is_built_in
 
 NAN, INF = float("nan"), float("inf")
@@ -243,9 +242,19 @@ class Returns(Lowest):
             "Returns.select: weights must be finite, got 2 of 3 that are not",
         ),
         (
-            UncutSelection(torch.arange(9), torch.full((9,), -math.inf), torch.tensor([4])),
+            Selection(torch.arange(9), torch.full((9,), -math.inf), torch.tensor([4])),
             ValueError,
             "Returns.select: weights must be finite, got 4 of 4 that are not",
+        ),
+        (
+            Selection(torch.arange(9), None, torch.tensor([10])),
+            ValueError,
+            r"num_used must be in \[0, 9\], got 10",
+        ),
+        (
+            Selection(torch.arange(9), None, torch.tensor([-1])),
+            ValueError,
+            r"num_used must be in \[0, 9\], got -1",
         ),
     ],
 )

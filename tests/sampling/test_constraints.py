@@ -23,7 +23,15 @@ from dynloader import (
     Weighted,
     ops,
 )
-from dynloader.sampling._constraints import choose, num_explored, turn_of
+from dynloader.sampling._constraints import choose as choose_selection
+from dynloader.sampling._constraints import num_explored, turn_of
+
+
+def choose(*args: Any, **options: Any) -> torch.Tensor:
+    """The indices chosen; none of the policies here gives weights."""
+    selection = choose_selection(*args, **options)
+    assert selection.weights is None
+    return selection.indices
 
 
 def table_of(losses: torch.Tensor, policy: Policy) -> ScoreTable:

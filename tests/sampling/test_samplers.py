@@ -170,7 +170,7 @@ def test_the_first_batch_costs_one_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     [([1, 5, 3, 9], [1, 3, 5, 9]), ([1, 3, 5], [1, 3, 5]), ([7], [7]), ([2, 1], [1, 2])],
 )
 def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> None:
-    kept = Kept(ops.Selection(torch.tensor(indices), None), 3, 10)
+    kept = Kept(ops.Selection(torch.tensor(indices)), 3, 10)
     assert (len(kept), kept.checkpoint, kept.weights) == (len(indices), 3, None)
     assert kept.indices.tolist() == kept.on(torch.device("cpu")).tolist() == indices
     assert kept.ascending.tolist() == ascending
@@ -180,8 +180,8 @@ def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> Non
         [ascending[start : start + 2]] for start in range(0, len(plan), 2)
     ]
     with pytest.raises(IndexError, match=r"indices selected must be in \[0, 5\)"):
-        Kept(ops.Selection(torch.tensor([*indices, 5]), None), 3, 5)
-    trusted = Kept(ops.Selection(torch.tensor(indices), None), 3, 1, is_trusted=True)
+        Kept(ops.Selection(torch.tensor([*indices, 5])), 3, 5)
+    trusted = Kept(ops.Selection(torch.tensor(indices)), 3, 1, is_trusted=True)
     assert trusted.indices.tolist() == indices
 
 

@@ -34,7 +34,7 @@ def test_a_selection_of_a_size_yet_unknown_is_the_same(place: torch.device) -> N
         uncut = ops.info_batch_uncut(scores, 0.6, seed=3, epoch=4)
         cut = ops.info_batch(scores, 0.6, seed=3, epoch=4)
         assert uncut.indices.shape == uncut.weights.shape == (n,)
-        found = uncut.cut(int(uncut.num_used))
+        found = uncut.cut()
         assert torch.equal(found.indices, cut.indices)
         assert torch.equal(found.weights, cut.weights)
 
@@ -108,7 +108,7 @@ def test_the_loader_feeds_a_selection_of_a_size_yet_unknown(
     assert len(wanted[0][2]) < N
     calls = []
 
-    def uncut(*args: Any, **options: Any) -> ops.UncutSelection:
+    def uncut(*args: Any, **options: Any) -> ops.Selection:
         calls.append(1)
         return ops.info_batch_uncut(*args, **options)
 
