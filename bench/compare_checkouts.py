@@ -46,6 +46,8 @@ def calls() -> dict[str, tuple[Callable[[], None], int]]:
     arrays = dynloader.DataLoader(data, **options)
     samples = dynloader.DataLoader(Numbers(), **options)
     with_index = dynloader.DataLoader(data, return_index=True, **options)
+    for loader in (arrays, samples, with_index):
+        loader.table.update(torch.arange(N), torch.rand(N))
     table = dynloader.ScoreTable(N, "cpu")
     index, losses = torch.randperm(N)[:BATCH], torch.rand(BATCH)
     scores, selected = torch.rand(N), torch.arange(0, N, 2)

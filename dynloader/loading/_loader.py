@@ -283,11 +283,13 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             epochs = self._epochs.sampler.epochs
             epochs.begin()
             self._logs.begin(epochs)
-            self._has_warned = self._has_warned or warn_of_fixed_length(len(self))
+            if not self._has_warned and warn_of_fixed_length(len(self)):
+                self._has_warned = True
             if self.progress_bar and epochs.world.rank == 0:
                 self._pairing.show(bar_of(epochs.current.plan, len(self), self.num_left))
             if gathering.columns is not None:
-                self._iterating = None
+                if self._iterating is not None:
+                    self._iterating = None
                 return gathering.iterate(self, self._epochs, self._pairing)
         inner = gathering.gather_in(self, super().__iter__())
         if iterator is None or iterator.inner is not inner:
