@@ -4,6 +4,7 @@
 #   make test       run all tests
 #   make bench      run the microbenchmarks, and write JSON to bench/results/; for a quick look, use
 #                   "python -m dynloader bench"
+#   make docs       build the site in docs/_build/html, with warnings as errors; runs the tutorials
 #   make lint       run ruff, mypy and clang-format
 #   make sanitize   test the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 #   make mutants    mutation testing: find small changes to the package that no test detects; ARGS="..." lists the files
@@ -26,7 +27,7 @@ OUT ?= bench/results
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml dynloader/_version.py
 
-.PHONY: demo test bench lint sanitize mutants gpu gpu-speed clean build FORCE
+.PHONY: demo test bench docs lint sanitize mutants gpu gpu-speed clean build FORCE
 
 build: $(VENV)/built
 
@@ -60,6 +61,11 @@ bench: build
 	@mkdir -p $(OUT)
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-min-rounds=3 --benchmark-json=$(OUT)/ops.json $(ARGS)
 
+docs: build
+	rm -rf docs/_build docs/gallery
+	$(BIN)/sphinx-build -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "== the site is docs/_build/html/index.html"
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,4 +89,4 @@ gpu-speed:
 	$(PYTHON) bench/gpu.py speed $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dynloader/*.so
+	rm -rf $(VENV) build dist *.egg-info dynloader/*.so docs/_build docs/gallery

@@ -56,7 +56,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     Args:
         policy: which samples to keep.
         loader_options: more keyword arguments of :class:`dynloader.DataLoader`.
-        *args, **kwargs: as the Trainer's.
+        *args: as for the Trainer.
+        **kwargs: as for the Trainer.
 
     Attributes:
         loader: the loader, from ``train`` on.

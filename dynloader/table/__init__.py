@@ -1,8 +1,9 @@
 """The score table: one score per sample, and the loss records the scores come from."""
 
+from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
-__all__ = ["ScoreTable"]
+__all__ = ["ScoreTable", "Scoring"]
 
 
 def __dir__() -> list[str]:

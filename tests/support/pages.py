@@ -1,0 +1,101 @@
+"""What the code blocks of README and docs need to run: small data, a small network."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from paths import ROOT
+from torch.utils.data import TensorDataset
+
+import dynloader
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+
+# In a test: fewer epochs and workers, and the CPU.
+_SMALLER = [
+    (r"num_workers=8, pin_memory=True, ?", ""),
+    (r"num_workers=8, ?", ""),
+    (r"range\((?:20|30|200)\)", "range(3)"),
+    (r"epochs=(?:30|90|200)\b", "epochs=3"),
+    (r'"cuda"', '"cpu"'),
+    (r"batch_size=(?:128|256|512)\b", "batch_size=32"),
+]
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def smaller(code: str) -> str:
+    """The same code, for a test."""
+    for pattern, replacement in _SMALLER:
+        code = re.sub(pattern, replacement, code)
+    return code
+
+
+def names() -> dict[str, Any]:
+    """What a training script has before it meets a loader."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    # Images of 2 x 2 pixels.
+    train_set = TensorDataset(torch.randn(300, 1, 2, 2), torch.randint(3, (300,)))
+    loader = dynloader.DataLoader(train_set, batch_size=32, policy=dynloader.UCB(keep=0.5))
+    return {
+        "F": F,
+        "dataclasses": dataclasses,
+        "dynloader": dynloader,
+        "evaluate": lambda model: 0.5,
+        "loader": loader,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "os": os,
+        "torch": torch,
+        "train_set": train_set,
+    }
+
+
+def images() -> dict[str, Any]:
+    """Names for code whose samples are images, in memory and in a folder "train"."""
+    import torchvision
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    for name in ("cat", "dog"):
+        (Path("train") / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (40, 40), (9 * number, 5, 5)).save(f"train/{name}/{number}.jpg")
+    model = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 10)
+    )
+    return names() | {
+        "images": torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8),
+        "labels": torch.randint(10, (300,)),
+        "mean": [0.5, 0.5, 0.5],
+        "model": model,
+        "std": [0.2, 0.2, 0.2],
+        "torchvision": torchvision,
+        "v2": v2,
+    }
+
+
+def frameworks() -> dict[str, Any]:
+    """Names for the adapters."""
+    import accelerate
+    import lightning
+
+    return names() | {"accelerator": accelerate.Accelerator(cpu=True), "lightning": lightning}
+
+
+NAMES: dict[str, Callable[[], dict[str, Any]]] = {
+    "frameworks.md": frameworks,
+    "in-memory.md": images,
+}
