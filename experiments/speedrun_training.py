@@ -206,14 +206,10 @@ def triangle(done: float, start: float = 0.2, peak: float = 0.23, end: float = 0
 
 
 def distribution(losses: Tensor) -> dict[str, float]:
-    """How the losses of an epoch are distributed: what may predict whether pruning pays."""
-    mean = losses.mean()
-    return {
-        "loss": float(mean),
-        "median_over_mean": float(losses.median() / mean),
-        "share_below_tenth": float((losses < mean / 10).float().mean()),
-        "share_of_top_half": float(losses.topk(len(losses) // 2).values.sum() / losses.sum()),
-    }
+    """How the losses of an epoch are distributed."""
+    found = dynloader.scores.loss_distribution(losses)._asdict()
+    del found["num_samples"]
+    return {"loss": found.pop("mean"), **found}
 
 
 def normalized(images: Tensor) -> Tensor:

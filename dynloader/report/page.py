@@ -15,11 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from dynloader.logs._files import new_file
 from dynloader.logs._run_log import notable
 from dynloader.report.figures import DARK, LIGHT, Chart, charts
 from dynloader.report.read import RecordedRun, by_name, found_runs
 from dynloader.report.text import digits, percent, shown
+from dynloader.scores.distribution import loss_distribution
 
 _STYLE = (Path(__file__).parent / "style.css").read_text()
 
@@ -133,8 +137,34 @@ def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
         '<section><h2 id="summary">Summary</h2>'
         '<p class="note">Means over seeds, after the last epoch.</p>'
         f"{_table(header, rows)}"
+        + _losses(groups)
         + (f"<details><summary>Policies</summary><ul>{policies}</ul></details>" if policies else "")
         + "</section>"
+    )
+
+
+def _losses(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
+    """Return how the last losses are distributed, for each method whose arrays are there."""
+    header = ["method", "mean", "median / mean", "below a tenth of the mean", "sum, highest half"]
+    rows = []
+    for name, runs in groups.items():
+        samples = runs[0].samples
+        if "last_loss" not in samples or "visits" not in samples:
+            continue
+        losses = np.asarray(samples["last_loss"])[np.asarray(samples["visits"]) > 0]
+        try:
+            found = loss_distribution(torch.from_numpy(losses))
+        except (TypeError, ValueError):  # no loss is finite, or these are no losses: one is below 0
+            continue
+        row = [name, digits(found.mean), digits(found.median_over_mean)]
+        rows.append([*row, percent(found.share_below_tenth), percent(found.share_of_top_half)])
+    if not rows:
+        return ""
+    return (
+        "<details><summary>Last losses of the samples</summary>"
+        '<p class="note">If the highest half has little more than 50 % of the sum, the losses are '
+        "alike, and there is little to select by. One seed.</p>"
+        f"{_table(header, rows)}</details>"
     )
 
 

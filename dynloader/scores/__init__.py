@@ -1,5 +1,6 @@
 """Scores of sample difficulty: of a batch, of a training history, and of a whole dataset."""
 
+from dynloader.scores.distribution import LossDistribution, loss_distribution
 from dynloader.scores.files import load, save
 from dynloader.scores.of_batch import (
     SCORES,
@@ -18,6 +19,7 @@ from dynloader.scores.scoring_pass import Scored, scoring_pass
 
 __all__ = [
     "SCORES",
+    "LossDistribution",
     "Rescored",
     "Score",
     "Scored",
@@ -31,6 +33,7 @@ __all__ = [
     "grand",
     "grand_last_layer",
     "load",
+    "loss_distribution",
     "margin",
     "rescore",
     "save",

@@ -487,6 +487,24 @@ def test_the_page_holds_all_it_shows(report: Path) -> None:
     assert "<i>0.2" not in text
 
 
+def test_the_page_shows_how_losses_are_distributed(tmp_path: Path) -> None:
+    trained(tmp_path / "run", Full(), "full", epochs=1)
+    samples = dict(np.load(tmp_path / "run" / "samples.npz"))
+    losses, visits = np.zeros(60, np.float32), np.zeros(60, np.int32)
+    losses[:5], visits[:5] = [4.0, 0.0, 1.0, 0.1, 4.9], 1
+    np.savez(tmp_path / "run" / "samples.npz", **samples | {"last_loss": losses, "visits": visits})
+    main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")])
+    text = (tmp_path / "page" / "report.html").read_text()
+    part = text.split("Last losses of the samples")[1].split("</details>")[0]
+    found = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", part)[-5:]
+    assert found == ["full", "2", "0.5", "40 %", "99 %"]
+
+    losses[0] = -1  # no losses: there is no such part
+    np.savez(tmp_path / "run" / "samples.npz", **samples | {"last_loss": losses, "visits": visits})
+    main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")])
+    assert "Last losses" not in (tmp_path / "page" / "report.html").read_text()
+
+
 def test_images_and_lists(report: Path) -> None:
     text = (report / "report.html").read_text()
     from PIL import Image
