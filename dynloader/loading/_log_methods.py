@@ -100,4 +100,4 @@ class LogMethods:
         it, because they exchange their scores.
         """
         if self._epochs.sampler is not None:
-            self._epochs.sampler.epochs.hand_on()
+            self._epochs.sampler.epochs.notify_if_over()

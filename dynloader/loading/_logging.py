@@ -107,7 +107,7 @@ def _settle(loader: weakref.ref[Any]) -> None:
     # The loop may never ask for a batch after the last one.
     are_recorded = found._pairing.num_unclaimed == 0 or not epochs.policy.needs_scores
     if epochs.current.is_complete and are_recorded and epochs.world.size == 1:
-        epochs.hand_on()
+        epochs.notify_if_over()
 
 
 def _checked_labels(labels: Any, num_samples: int) -> Tensor:
