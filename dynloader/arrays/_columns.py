@@ -215,7 +215,7 @@ def _is_unchanged(indices: Any, copy: Any) -> bool:
     return bool(indices == copy)  # 1 ms per million integers, most of which are the same objects
 
 
-def why_not(loader: Any) -> str | None:
+def why_not_native(loader: Any) -> str | None:
     """Return why a loader's arguments require torch's code to make batches; None if they do not."""
     if loader.batch_size is None:
         return "batch_size is None"
@@ -236,7 +236,7 @@ def _is_collate_extended() -> bool:
     )
 
 
-def why_not_torch(loader: Any) -> str | None:
+def why_not_without_policy(loader: Any) -> str | None:
     """Return why a loader without a policy cannot gather natively; None if it can."""
     if loader.num_workers > 0:
         return "num_workers is above 0, and there is no policy"
