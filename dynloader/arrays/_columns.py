@@ -26,9 +26,9 @@ from dynloader.arrays._dataset import ArrayDataset
 from dynloader.transforms import Pipeline, Transform, pipeline
 
 # torch's samplers, whose indices are always in range.
-_TORCH = (SequentialSampler, RandomSampler, DistributedSampler)
+_SAMPLERS = (SequentialSampler, RandomSampler, DistributedSampler)
 # The types of samples that are rows of arrays.
-_SAMPLES = (Tensor, tuple, dict)
+_SAMPLE_TYPES = (Tensor, tuple, dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Columns:
         return parts[0] if self.is_single else parts
 
     def with_transforms(self, transforms: Any) -> Columns:
-        """Return a copy with transforms.
+        """Return a copy that applies ``transforms`` to the arrays it gathers.
 
         Args:
             transforms: a list for the first array, or a mapping from array names (numbers if the
@@ -82,15 +82,15 @@ class Columns:
         if not isinstance(transforms, Mapping):
             transforms = {0 if self.names is None else self.names[0]: transforms}
         names = list(range(len(self.tensors))) if self.names is None else list(self.names)
-        made: dict[int, Pipeline] = {}
+        pipelines: dict[int, Pipeline] = {}
         for name, listed in transforms.items():
             if name not in names:
                 raise KeyError(f"transforms must be for arrays in {names}, got {name!r}")
             if isinstance(listed, Transform) or not isinstance(listed, Sequence):
                 raise TypeError(f"transforms must be a list of transforms, got {listed!r}")
             number = names.index(name)
-            made[number] = pipeline(listed, self.tensors[number])
-        return replace(self, pipelines=made)
+            pipelines[number] = pipeline(listed, self.tensors[number])
+        return replace(self, pipelines=pipelines)
 
 
 def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:
@@ -98,7 +98,7 @@ def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:
 
     Args:
         dataset: any dataset.
-        before: the previous result, or None. If nothing was replaced since, it is returned as is.
+        before: the previous result, or None. It is returned as is if nothing was replaced since.
             The indices of Subsets are converted again only if they changed.
     """
     indices = []
@@ -111,13 +111,13 @@ def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:
     found = replace(found, layout=tuple(_layout(tensor) for tensor in found.tensors))
     if before is None:
         return _with_rows(found, indices)
-    is_alike = (
+    has_same_rows = (
         len(indices) == len(before.indices)
         and all(map(_is_unchanged, indices, before.indices))
         and len(found.tensors[0]) == len(before.tensors[0])
         and found.device == before.device
     )
-    if not is_alike:
+    if not has_same_rows:
         return _with_rows(found, indices)
     if (
         all(map(operator.is_, found.tensors, before.tensors))
@@ -215,7 +215,7 @@ def _is_unchanged(indices: Any, copy: Any) -> bool:
     return bool(indices == copy)  # 1 ms per million integers, most of which are the same objects
 
 
-def why_not(loader: Any) -> str | None:
+def why_not_native(loader: Any) -> str | None:
     """Return why a loader's arguments require torch's code to make batches; None if they do not."""
     if loader.batch_size is None:
         return "batch_size is None"
@@ -232,7 +232,7 @@ def why_not(loader: Any) -> str | None:
 def _is_collate_extended() -> bool:
     """Return whether ``default_collate`` calls a user's function for samples of arrays."""
     return any(
-        function is not collate_tensor_fn and any(issubclass(kind, key) for kind in _SAMPLES)
+        function is not collate_tensor_fn and any(issubclass(kind, key) for kind in _SAMPLE_TYPES)
         for key, function in default_collate_fn_map.items()
     )
 
@@ -241,10 +241,10 @@ def _is_collate_extended() -> bool:
 _COLLATE_AT_IMPORT = {} if _is_collate_extended() else dict(default_collate_fn_map)
 
 
-def why_not_torch(loader: Any) -> str | None:
+def why_not_without_policy(loader: Any) -> str | None:
     """Return why a loader without a policy cannot gather natively; None if it can."""
     if loader.num_workers > 0:
         return "num_workers is above 0, and there is no policy"
-    if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in _TORCH:
+    if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in _SAMPLERS:
         return "the sampler is not one of torch's, so its indices may be anything"
     return None

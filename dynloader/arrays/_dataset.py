@@ -100,7 +100,7 @@ def _as_tensor(name: str, array: Any, device: torch.device | str | None) -> Tens
         array = _values_of(name, array)
     if isinstance(array, np.ndarray):
         with warnings.catch_warnings():
-            # A read-only array, such as a file opened for reading, is fine: it is never written.
+            # A read-only array, such as a read-only memmap, is fine: it is never written.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             try:
                 array = torch.from_numpy(array)
@@ -110,9 +110,9 @@ def _as_tensor(name: str, array: Any, device: torch.device | str | None) -> Tens
                     f"{array.strides}"
                 ) from error
     if not isinstance(array, Tensor):
-        alone = ": pass it as the only argument" if _is_pandas("DataFrame", array) else ""
+        remedy = ": pass it as the only argument" if _is_pandas("DataFrame", array) else ""
         raise TypeError(
-            f"{name} must be a tensor or a NumPy array, got {type(array).__name__}{alone}"
+            f"{name} must be a tensor or a NumPy array, got {type(array).__name__}{remedy}"
         )
     if array.ndim == 0:
         raise ValueError(f"{name} must have shape [n, ...], got []")

@@ -28,8 +28,8 @@ def num_threads(num_workers: int) -> int:
     The consumer also gathers a batch if no thread has started it.
 
     Args:
-        num_workers: the loader's. Above 0, it is the number of threads, at most one per CPU;
-            otherwise they are one fewer than torch's threads, and at most 4.
+        num_workers: the loader's ``num_workers``. Above 0: use that many threads, at most one per
+            CPU. 0: use one fewer than torch's threads, at most 4.
     """
     if num_workers > 0:
         return min(num_workers, os.cpu_count() or 1)
@@ -39,7 +39,7 @@ def num_threads(num_workers: int) -> int:
 class Feeders:
     """The native feeders of one loader, reused from epoch to epoch.
 
-    Starting and joining the threads of a new one takes 0.2 ms. A copy of this object starts
+    Starting and joining the threads of a new feeder takes 0.2 ms. A copy of this object starts
     without feeders.
 
     Args:
@@ -53,7 +53,7 @@ class Feeders:
         self._spare: list[tuple[int, Any]] = []
 
     def take(self, num_threads: int, address: Address) -> tuple[int, Any]:
-        """Return the number of threads and a feeder that has that many."""
+        """Return ``num_threads`` and a feeder with that many threads."""
         while self._spare:
             spare = self._spare.pop()
             if spare[0] == num_threads and spare[1].is_here:
@@ -64,13 +64,13 @@ class Feeders:
             (tensor, pipelines[j].native() if j in pipelines else None)
             for j, tensor in enumerate(self._columns.tensors)
         ]
-        made = _C.Feeder(
+        feeder = _C.Feeder(
             native, **address._asdict(), num_threads=num_threads, pin_memory=self._pin_memory
         )
-        return num_threads, made
+        return num_threads, feeder
 
     def give_back(self, feeder: tuple[int, Any]) -> None:
-        """Return a feeder from which every batch was taken, for reuse."""
+        """Keep a feeder for reuse, after every batch was taken from it."""
         if not self._spare:
             self._spare.append(feeder)
 
@@ -126,8 +126,8 @@ class HostFeed:
         self._submit()
         index = self._ahead.popleft()
         parts = self._feeder.take()
-        for j, made in self._columns.pipelines.items():
-            parts[j] = made.finish(parts[j])
+        for j, pipeline in self._columns.pipelines.items():
+            parts[j] = pipeline.finish(parts[j])
         return index, self._columns.structured(parts)
 
 
@@ -149,7 +149,7 @@ class DeviceFeed:
         # Never read: the order yields only valid rows, and a policy's indices are already checked.
         self._faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
         self._samples = plan.samples_on(columns.device)
-        self._place, self._stop, self._share = start, stop, share
+        self._position, self._stop, self._share = start, stop, share
         self._chunk: deque[Tensor] = deque()
 
     def __iter__(self) -> DeviceFeed:
@@ -163,24 +163,24 @@ class DeviceFeed:
         rows = index if columns.rows is None else columns.rows[index]
         parts = []
         for j, tensor in enumerate(columns.tensors):
-            made = columns.pipelines.get(j)
-            if made is None:
+            pipeline = columns.pipelines.get(j)
+            if pipeline is None:
                 parts.append(torch.ops.dynloader.gather_rows(tensor, rows, self._faults))
             else:
-                parts.append(made.gather(tensor, rows, self._faults, plan.address))
+                parts.append(pipeline.gather(tensor, rows, self._faults, plan.address))
         return index, columns.structured(parts)
 
     def _next_chunk(self) -> None:
-        if self._place >= self._stop:
+        if self._position >= self._stop:
             raise StopIteration
         step = self._share.step
-        stop = min(self._stop, self._place + max(1, _CHUNK // step) * step)
-        whole = self._place + (stop - self._place) // step * step
-        for begin, end in ((self._place, whole), (whole, stop)):
+        stop = min(self._stop, self._position + max(1, _CHUNK // step) * step)
+        whole = self._position + (stop - self._position) // step * step
+        for begin, end in ((self._position, whole), (whole, stop)):
             if begin < end:
                 block = self._samples_at(begin, end).view(-1, min(step, end - begin))
                 self._chunk.extend(self._share.of(block, self._samples_at).unbind())
-        self._place = stop
+        self._position = stop
 
     def _samples_at(self, start: int, stop: int) -> Tensor:
         plan, samples = self._plan, self._samples
@@ -229,16 +229,11 @@ class ArrayFetcher:
 
 def _taken_from(indices: Any, positions: Any) -> Any:
     """Return ``indices`` at ``positions``, as a Subset does; an array is indexed in one call."""
-    if isinstance(indices, Tensor | np.ndarray):
-        where = as_integers(positions)
-        if where is not None and isinstance(indices, np.ndarray):
+    is_array = isinstance(indices, Tensor | np.ndarray)
+    if is_array and (found := as_integers(positions)) is not None:
+        if isinstance(indices, np.ndarray):
             if indices.ndim == 1 and indices.dtype.kind in "iu":
-                return indices[where.numpy()]
-        elif (
-            where is not None
-            and isinstance(indices, Tensor)
-            and indices.is_cpu
-            and as_integers(indices) is not None
-        ):
-            return indices[where]
+                return indices[found.numpy()]
+        elif indices.is_cpu and as_integers(indices) is not None:
+            return indices[found]
     return [indices[position] for position in positions]

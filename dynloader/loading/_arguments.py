@@ -114,17 +114,17 @@ def sampler_for(
         policy: selects the samples.
         sampler: one of torch's samplers, or None.
         batch_sampler: must be None.
-        shuffle: whether to shuffle. None: as ``sampler`` does; True if that is None too.
+        shuffle: whether to shuffle. None: follow ``sampler``, or shuffle if that is None too.
         table: the loader's table, or None.
         num_replicas: number of processes. None: that of ``sampler`` if it is a
             ``DistributedSampler``.
-        rank: rank of this process. If ``num_replicas`` is taken from a ``DistributedSampler``,
-            the rank is too.
+        rank: rank of this process; ignored if ``num_replicas`` is taken from ``sampler``, which
+            then also determines the rank.
         options: other arguments of :class:`PruningSampler`.
 
     Returns:
-        The sampler, and the ``claims`` of ``table`` that the loader sets once it is complete: if it
-        cannot be made, the table stays free for another policy.
+        The sampler, and the ``claims`` that the loader must set on ``table`` once construction has
+        succeeded; None without a table. Until then, the table stays free for another policy.
 
     Raises:
         TypeError, ValueError: a policy cannot be combined with ``sampler`` or ``batch_sampler``,
@@ -139,7 +139,7 @@ def sampler_for(
     if followed is not None and num_replicas is None:
         num_replicas, rank = followed.num_replicas, followed.rank
     before = None if table is None else table.claims
-    found = PruningSampler(
+    pruning = PruningSampler(
         sized(dataset),
         policy,
         table=table,
@@ -149,11 +149,11 @@ def sampler_for(
         **options,
     )
     if followed is not None:
-        found.epochs.follow(followed)
+        pruning.epochs.follow(followed)
     if table is None or before is None:
-        return found, None
+        return pruning, None
     claims, table.claims = table.claims, before
-    return found, claims
+    return pruning, claims
 
 
 def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:
@@ -179,7 +179,7 @@ def _order_of(sampler: Any, shuffle: bool | None, n: int) -> tuple[bool, Any]:
 
 
 def is_replaced(sampler: Any, batch_sampler: Any) -> bool:
-    """Return True, with a warning, if a framework rebuilt the loader to read all samples in order.
+    """Return True, and warn, if a framework rebuilt the loader to read all samples in order.
 
     The batch sampler may be our own or a wrapper that copied its attributes.
     """

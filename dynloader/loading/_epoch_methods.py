@@ -87,8 +87,8 @@ class EpochMethods:
         """The fraction of training completed, in [0, 1]; exact after every batch.
 
         Every epoch has the same weight, however many samples it keeps, and so has every batch
-        within an epoch. The value is 1 once the last batch of the last epoch was delivered. All
-        processes agree without communication, and a resumed run continues from the same value.
+        within an epoch. The value is 1 once the last batch of the last epoch has been delivered.
+        All processes agree without communication, and a resumed run continues from the same value.
         Prefetched batches count. Use it with :class:`dynloader.ProgressLR` or your own schedule.
 
         Raises:

@@ -156,8 +156,8 @@ class PlainEpochs(LoaderEpochs):
         check_integer("epoch", epoch, 0)
         self._number = int(epoch)
         for sampler in (loader.sampler, loader.batch_sampler):
-            if callable(pass_on := getattr(sampler, "set_epoch", None)):
-                pass_on(epoch)
+            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                set_epoch(epoch)
 
     def length(self, loader: Any) -> int:
         return torch.utils.data.DataLoader.__len__(loader)
@@ -190,7 +190,7 @@ class PlainEpochs(LoaderEpochs):
         with refusing_states():
             check_integer("epoch of the state", state["epoch"], 0, 2**63)
             # Without a policy, an epoch resumes from its beginning.
-            _check_position(state, num_fed=0, drop_last=False, steps_per_epoch=None)
+            _check_position(state, step=1, num_fed=0, drop_last=False, steps_per_epoch=None)
 
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
         self.set(int(state["epoch"]), loader)
@@ -312,6 +312,7 @@ class PrunedEpochs(LoaderEpochs):
                 )
             _check_position(
                 state,
+                step=step,
                 num_fed=num_fed,
                 drop_last=loader.drop_last,
                 steps_per_epoch=loader.steps_per_epoch,
@@ -322,19 +323,24 @@ class PrunedEpochs(LoaderEpochs):
 
 
 def _check_position(
-    state: Mapping[str, Any], *, num_fed: int, drop_last: bool, steps_per_epoch: int | None
+    state: Mapping[str, Any],
+    *,
+    step: int,
+    num_fed: int,
+    drop_last: bool,
+    steps_per_epoch: int | None,
 ) -> None:
     """Raise ValueError unless the position is between batches of an epoch of ``num_fed`` samples.
 
     Args:
         state: the state to check.
+        step: number of samples in one step, over all processes.
         num_fed: number of samples in the epoch.
         drop_last: whether the epoch drops an incomplete last step.
         steps_per_epoch: number of steps in every epoch; None if the samples determine it.
     """
     # States from older versions lack "start".
-    step, start, position = state.get("step", 1), state.get("start", 0), state.get("position", 0)
-    check_integer("step of the state", step, 1)
+    start, position = state.get("start", 0), state.get("position", 0)
     if steps_per_epoch is None:
         check_integer("start of the state", start, 0, num_fed + 1)
         stop = num_fed - ((num_fed - start) % step if drop_last else 0)

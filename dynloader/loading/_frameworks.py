@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 _IGNITE = "ignite.engine.engine"
-
-
+# Attributes of schedulers that hold a number of steps.
 _LENGTHS = ("total_steps", "total_iters", "T_max")
 
 
@@ -56,7 +55,7 @@ def fixed_length(length: int) -> FixedLength | None:
 
 
 def warn_of_fixed_length(length: int) -> bool:
-    """Warn if a trainer expects other than ``length`` batches; return whether it warned."""
+    """Warn if a trainer expects a number of batches other than ``length``; return whether so."""
     if (found := fixed_length(length)) is None:
         return False
     warnings.warn(
@@ -117,17 +116,17 @@ def warn_of_estimate(
     Args:
         schedulers: learning-rate schedulers.
         estimates: wrong numbers of steps.
-        source: clause for the message that says where they come from.
+        source: where the estimates come from, as a clause of the message.
         steps: actual number of steps.
         is_bound: whether ``steps`` is only an upper bound.
     """
     for scheduler in schedulers:
         for length in lengths_of(scheduler) & estimates:
-            takes = f"at most {steps}" if is_bound else f"{steps}"
+            actual = f"at most {steps}" if is_bound else f"{steps}"
             other = "" if is_bound else ", or loader.total_steps(epochs, accumulate=...)"
             warnings.warn(
                 f"the learning-rate schedule has {length} steps, {source}, but the training takes "
-                f"{takes}: use dynloader.ProgressLR{other}",
+                f"{actual}: use dynloader.ProgressLR{other}",
                 stacklevel=2,
             )
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dynloader.arrays._columns import Columns, columns_of, why_not, why_not_torch
+from dynloader.arrays._columns import Columns, columns_of, why_not_native, why_not_without_policy
 from dynloader.arrays._feeds import ArrayFetcher, DeviceFeed, Feeders, HostFeed, num_threads
 from dynloader.loading._array_iterator import ArrayIterator
 from dynloader.loading._epochs import PrunedEpochs
@@ -17,10 +17,11 @@ from dynloader.sampling._plan import SMALL_CHUNK
 
 
 class Gathering:
-    """The arrays from which a loader gathers its batches, if any.
+    """The native gathering of a loader's batches.
 
     Attributes:
-        columns: those arrays, with their transforms; None if torch's iterators fetch each sample.
+        columns: the arrays to gather from, with their transforms; None if torch's iterators fetch
+            each sample.
     """
 
     def __init__(self) -> None:
@@ -30,9 +31,9 @@ class Gathering:
 
     def find(self, loader: Any) -> Columns | str:
         """Return the current arrays of ``loader``, or the reason why it cannot gather natively."""
-        reason = why_not(loader) if loader.native_gather else "native_gather is False"
+        reason = why_not_native(loader) if loader.native_gather else "native_gather is False"
         if reason is None and loader.policy is None:
-            reason = why_not_torch(loader)
+            reason = why_not_without_policy(loader)
         return reason or columns_of(loader.dataset, self._found)
 
     def refresh(self, loader: Any) -> None:
@@ -70,7 +71,7 @@ class Gathering:
         self.columns, self._feeders = columns, None
 
     def gather_in(self, loader: Any, iterator: Any) -> Any:
-        """Make torch's iterator ``iterator`` gather its batches natively if there are arrays."""
+        """Return torch's ``iterator``, changed to gather batches natively if there are arrays."""
         if self.columns is not None:
             # Replaces only the part that calls the dataset for each sample.
             iterator._dataset_fetcher = ArrayFetcher(loader.dataset, iterator._dataset_fetcher)
@@ -81,7 +82,7 @@ class Gathering:
         columns, batches = self.columns, epochs.batches
         assert columns is not None
         assert batches is not None
-        # torch's iterators draw one number too: the generator ends in the same state.
+        # Draw one number, as torch's iterators do, so that the generator ends in the same state.
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         current, share = epochs.current, batches.share
         plan = current.plan

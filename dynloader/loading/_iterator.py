@@ -21,22 +21,22 @@ class Record:
 
     Attributes:
         outstanding: indices of the batches that have not come back, by number.
-        num_handed_out: number of batches drawn so far.
+        num_drawn: number of batches drawn so far.
     """
 
     def __init__(self) -> None:
         self.outstanding: dict[int, Any] = {}
-        self.num_handed_out = 0
+        self.num_drawn = 0
 
     def note(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
         """Record the first element of each pair, the indices of a batch; yield the second."""
-        for indices, passed_on in batches:
-            self.outstanding[self.num_handed_out] = indices
-            self.num_handed_out += 1
-            yield passed_on
+        for indices, item in batches:
+            self.outstanding[self.num_drawn] = indices
+            self.num_drawn += 1
+            yield item
 
     def take_all(self) -> Any:
-        """Return the indices of the last outstanding batch, or None; clear all outstanding."""
+        """Return the indices of the last outstanding batch, or None, and clear all outstanding."""
         if not self.outstanding:
             return None
         _, indices = self.outstanding.popitem()
@@ -46,15 +46,15 @@ class Record:
     @property
     def first_outstanding(self) -> int:
         """The number of the first outstanding batch."""
-        return min(self.outstanding, default=self.num_handed_out)
+        return min(self.outstanding, default=self.num_drawn)
 
 
 class RecordedSampler:
     """Index sampler for torch's iterators that records the batches they draw.
 
     Args:
-        sampler: the loader's index sampler. A pruning sampler is replayed without using up its
-            epoch, since a batch that torch draws may never reach the training:
+        sampler: the loader's index sampler. A pruning sampler is replayed, which does not consume
+            its epoch, since a batch that torch draws may never reach the training loop:
             :class:`EpochIterator` decides when the epoch is over.
 
     Attributes:
@@ -93,7 +93,7 @@ def end_epoch(epochs: Epochs, epoch: EpochProgress, pairing: Pairing) -> None:
     pairing.exhaust()
     pairing.show(None)
     if pairing.num_unclaimed > 0 and epochs.policy.needs_scores:
-        return  # losses may still come: the next epoch is settled when it is asked for
+        return  # losses may still arrive: the next epoch is settled when it is requested
     epochs.finish_at_end(epoch)
 
 
@@ -160,7 +160,7 @@ class EpochIterator:
                 self._pairing.exhaust()
             raise
         except BaseException:
-            # A batch that failed counts as done; a timeout does not use up any.
+            # A failed batch counts as done; a timeout consumes none.
             self._take(tasks)
             raise
         indices = self._take(tasks)
@@ -182,12 +182,12 @@ class EpochIterator:
 
         Args:
             tasks: numbers of the batches that workers had before this one came back; None without
-                workers. Batches that torch no longer waits for have come back.
+                workers. A batch that torch no longer waits for has come back.
         """
         record = self._record
         if tasks is None:
             indices = record.take_all()
-            num_done = record.num_handed_out
+            num_done = record.num_drawn
         else:
             indices = None
             # More than one only if a worker died: its lost batches have the lower numbers.
@@ -226,7 +226,7 @@ def with_index(batch: Any, index: Tensor) -> Any:
         extended = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         extended["index"] = index
         return extended
-    # torch's own, as torch.max returns them, have n_fields.
+    # torch's own named tuples, such as those torch.max returns, have n_fields.
     is_named = hasattr(batch, "_fields") or hasattr(batch, "n_fields")
     if isinstance(batch, tuple) and not is_named:
         return (*batch, index)

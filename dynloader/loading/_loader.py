@@ -64,9 +64,9 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
 
     Args:
         dataset: the dataset; it must be map-style if there is a policy.
-        policy: selects the samples. With a policy, the loader draws the order itself. It takes
-            only the shuffling from torch's samplers; from a ``DistributedSampler``, it also takes
-            the number of processes, the rank and the epochs given to ``set_epoch``. Other samplers
+        policy: selects the samples. With a policy, the loader draws the order itself. From torch's
+            samplers it takes only whether to shuffle; from a ``DistributedSampler``, it also takes
+            the number of processes, the rank and the epochs passed to ``set_epoch``. Other samplers
             and ``batch_sampler`` raise an error.
         table: the score table; by default a new one, on the current GPU if there is one. Without a
             policy, passing a table lets :meth:`update` record losses. Policies that share a table
@@ -95,8 +95,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         device: the device to put batches on. Batches from arrays on the host are copied to a GPU
             on a separate stream while earlier batches are in use. Needs native gathering and a
             policy; otherwise use :func:`dynloader.prefetch_to_device`.
-        num_replicas: number of processes that share an epoch; needs a policy. None: those of
-            ``torch.distributed``, once it is initialized. 1: this process feeds all samples.
+        num_replicas: number of processes that share an epoch; needs a policy. None: the processes
+            of ``torch.distributed``, once it is initialized. 1: this process feeds all samples.
         rank: rank of this process. None: its rank in ``torch.distributed``.
         batch_sizes: batch size of each process, if they differ. All processes take the same number
             of steps.
@@ -108,7 +108,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             one starts over.
         progress_bar: show a tqdm bar for each epoch in the process of rank 0. Needs a policy and
             tqdm.
-        epochs: number of training epochs, for :attr:`progress`. None: that of the policy.
+        epochs: number of training epochs, for :attr:`progress`. None: the policy's ``epochs``.
         blocks: number of samples in every storage block (row group, chunk, shard), or a sequence
             with the size of each block. The order then shuffles the blocks, and shuffles samples
             within each window of ``window`` blocks. Blocks without kept samples are skipped.
@@ -223,8 +223,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         )
         batches = None
         if pruning is not None and self.batch_size is not None:
-            # Bypasses torch's __setattr__, which forbids this: torch's batch sampler loops over
-            # single samples, and passing another one would rule out batch_size and drop_last.
+            # Replaces torch's batch sampler, which loops over single samples. Passing another one
+            # to torch would rule out batch_size and drop_last, and its __setattr__ forbids this.
             batches = PruningBatchSampler(
                 pruning,
                 self.batch_size,
@@ -327,8 +327,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             index: integers [b], the indices of the samples, as yielded with
                 ``return_index=True``. None: those of the batch last yielded, which must be the
                 only one since the last update. If an earlier iterator was interrupted, a new one
-                drops its pending batches. If it was exhausted and its last batch still lacks its
-                losses, then losses of that size could belong to either batch, which raises
+                drops its pending batches. If it was exhausted and its last batch is still waiting
+                for its losses, then losses of that size could belong to either batch, which raises
                 RuntimeError.
             scores: floating point [b], recorded instead of ``losses``; for example, the plain
                 cross-entropy if the loss to minimize uses label smoothing.
@@ -384,7 +384,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         return (losses * weights.to(losses.device, losses.dtype)).mean()
 
     def __setattr__(self, attr: str, value: Any) -> None:
-        if attr in _OURS and attr in self.__dict__:
+        if attr in _ADDED_ARGUMENTS and attr in self.__dict__:
             raise ValueError(f"{attr} must not be set after DataLoader is initialized")
         super().__setattr__(attr, value)
 
@@ -403,7 +403,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         return f"DataLoader({', '.join(f'{k}={v}' for k, v in described.items())})"
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At interpreter exit, the logs are closed already, and modules may be gone.
+        # At interpreter exit, the logs are already closed, and modules may be gone.
         if _is_finalizing():
             return
         # A framework's wrapper class may inherit this method without having our attributes.
@@ -412,11 +412,11 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no iterator, since worker processes cannot be copied, and no logs.
-        alone = {"_iterator": None, "_iterating": None}
-        return self.__dict__ | alone | {"_pairing": Pairing(), "_logs": LoaderLogs()}
+        fresh = {"_pairing": Pairing(), "_logs": LoaderLogs()}
+        return self.__dict__ | fresh | {"_iterator": None, "_iterating": None}
 
 
-_OURS = (
+_ADDED_ARGUMENTS = (
     inspect.signature(DataLoader.__init__).parameters.keys()
     - inspect.signature(torch.utils.data.DataLoader.__init__).parameters.keys()
     - {"newer"}

@@ -52,16 +52,16 @@ class LogMethods:
     ) -> RunLog | None:
         """Write the statistics of every finished epoch to ``target``.
 
-        The host then waits for the GPU. With several processes, only rank 0 writes. The statistics
+        Each write waits for the GPU. With several processes, only rank 0 writes. The statistics
         of an epoch are written at the first of these events:
 
-        - The loop asks for another batch after the last one, and all losses are recorded.
+        - The loop requests another batch after the last one, and all losses are recorded.
         - The next epoch is requested by ``iter()`` or ``loader.epoch``, or metrics are added to the
           log. An interrupted epoch is over then.
         - :meth:`settle_logs` is called. ``FollowEpochs`` and ``PruningTrainer`` do this at the end
           of each of their epochs.
         - The loader is deleted or Python exits. This also writes the statistics of an interrupted
-          epoch, but leaves the arrays per sample as they were after the epoch before, so that a
+          epoch, but leaves the arrays per sample as they were after the previous epoch, so that a
           run can resume from a checkpoint within the epoch. With several processes, the scores are
           those of rank 0. Errors become warnings. A process that is killed writes nothing.
 
@@ -75,9 +75,9 @@ class LogMethods:
                 different seeds of it.
             labels: the class of each sample, integers [n]. None: the policy's labels, if any.
             class_names: names of the classes.
-            resume: continue the run in the folder, if there is one, from the current epoch on. Call
-                this after :meth:`load_state_dict`. A truncated last line is dropped and a damaged
-                ``samples.npz`` is rewritten, with a warning.
+            resume: continue the run in the folder, if there is one, from the current epoch on; call
+                ``log_to`` after :meth:`load_state_dict`. A truncated last line is dropped and a
+                damaged ``samples.npz`` is rewritten, with a warning.
 
         Returns:
             The :class:`dynloader.RunLog` if ``target`` is a folder, to add metrics and images to;
@@ -100,4 +100,4 @@ class LogMethods:
         it, because they exchange their scores.
         """
         if self._epochs.sampler is not None:
-            self._epochs.sampler.epochs.hand_on()
+            self._epochs.sampler.epochs.notify_if_over()

@@ -36,7 +36,7 @@ class LoaderLogs:
             log.begin(epochs.current)
 
     def close(self) -> None:
-        """Write the last epoch to all logs, when no further one will be requested."""
+        """Write the last epoch to all logs; no further epoch will be requested."""
         for log in self._logs:
             log.close()
 
@@ -99,15 +99,15 @@ def open_log(
 
 
 def _settle(loader: weakref.ref[Any]) -> None:
-    """Write the statistics of a finished epoch, before the user adds metrics to it."""
+    """Write the statistics of a finished epoch, so that the user can add metrics to it."""
     if (found := loader()) is None or (sampler := found.pruning_sampler) is None:
         return
     epochs: Epochs = sampler.epochs
     _ = epochs.number  # settles the next epoch if possible, which writes this one
-    # The loop may never ask for a batch after the last one.
-    are_recorded = found._pairing.num_unclaimed == 0 or not epochs.policy.needs_scores
-    if epochs.current.is_complete and are_recorded and epochs.world.size == 1:
-        epochs.hand_on()
+    # The loop may never request a batch after the last one.
+    has_all_losses = found._pairing.num_unclaimed == 0 or not epochs.policy.needs_scores
+    if epochs.current.is_complete and has_all_losses and epochs.world.size == 1:
+        epochs.notify_if_over()
 
 
 def _checked_labels(labels: Any, num_samples: int) -> Tensor:

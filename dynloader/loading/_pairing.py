@@ -32,7 +32,8 @@ class Pairing:
         self._num_unclaimed = 0
         self._num_claimed = 0
         self._is_exhausted = False
-        self._num_late: int | None = None
+        # Size of the last batch of the previous pass, if it may still be waiting for its losses.
+        self._late_size: int | None = None
 
     def show(self, progress: Any) -> None:
         """Replace the current tqdm bar with ``progress``, or remove it if that is None."""
@@ -49,7 +50,7 @@ class Pairing:
         """Forget all batches yielded so far."""
         self._num_unclaimed = self._num_claimed = 0
         self._is_exhausted = False
-        self._num_late = None
+        self._late_size = None
         self.epoch = None
 
     def begin_pass(self) -> None:
@@ -57,13 +58,13 @@ class Pairing:
 
         If the previous pass was exhausted, a consumer that prefetches may still hold its last
         batch. Until the next batch is yielded, losses belong to that last batch. After that, losses
-        of its size are ambiguous, and :meth:`indices` raises.
+        of its size are ambiguous, and :meth:`indices` raises RuntimeError.
         """
         if not self._is_exhausted or self._num_claimed == 0 or self._num_unclaimed == 0:
             self.forget()
             return
         if self._num_unclaimed == 1:
-            self._num_late = as_index(self._indices).numel()
+            self._late_size = as_index(self._indices).numel()
             self._num_unclaimed = 0
         self._num_claimed, self._is_exhausted = 0, False
 
@@ -91,14 +92,13 @@ class Pairing:
         Raises:
             RuntimeError: no batch is waiting for losses, or more than one may be.
         """
-        is_late = self._num_late is not None
-        if self._num_unclaimed == 0 and not is_late:
+        if self._num_unclaimed == 0 and self._late_size is None:
             raise RuntimeError(
                 "update needs a batch that was yielded since the last update, got none: "
                 f"{_REMEDY}, if the losses belong to an earlier batch"
             )
         num_waiting = self._num_unclaimed
-        if num_waiting == 1 and self._num_late == num_losses:
+        if num_waiting == 1 and self._late_size == num_losses:
             num_waiting += 1  # they may belong to the last batch of the previous pass
         if num_waiting > 1:
             raise RuntimeError(
@@ -112,7 +112,7 @@ class Pairing:
         """Record that the losses of a batch arrived."""
         self._num_unclaimed = max(0, self._num_unclaimed - 1)
         self._num_claimed += 1
-        self._num_late = None
+        self._late_size = None
         self.used_at = time.perf_counter()
 
 
@@ -120,5 +120,5 @@ def bar_of(plan: Plan, num_batches: int, num_left: int) -> Any:
     """Return a tqdm bar for an epoch of ``num_batches`` batches, ``num_left`` of which remain."""
     from tqdm.auto import tqdm
 
-    kept = f"epoch {plan.epoch}, {len(plan) / plan.num_samples:.0%} of the samples"
-    return tqdm(total=num_batches, initial=num_batches - num_left, desc=kept, unit="batch")
+    description = f"epoch {plan.epoch}, {len(plan) / plan.num_samples:.0%} of the samples"
+    return tqdm(total=num_batches, initial=num_batches - num_left, desc=description, unit="batch")

@@ -41,7 +41,7 @@ class ToDevice(Generic[_T]):
     Args:
         batches: an iterator over batches.
         device: the device to move them to.
-        ahead: whether to fetch the next batch and start its copy before this one is returned.
+        ahead: whether to fetch the next batch and start its copy before returning one.
     """
 
     def __init__(self, batches: Iterator[_T], device: torch.device, *, ahead: bool) -> None:
@@ -59,8 +59,8 @@ class ToDevice(Generic[_T]):
         return self
 
     def __next__(self) -> _T:
-        wanted = 2 if self._ahead else 1
-        while self._end is None and len(self._fetched) < wanted:
+        num_wanted = 2 if self._ahead else 1
+        while self._end is None and len(self._fetched) < num_wanted:
             try:
                 self._fetched.append(self._fetch())
             except BaseException as error:
@@ -74,8 +74,8 @@ class ToDevice(Generic[_T]):
             batch, is_copied = batch
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(is_copied)
-            # The memory belongs to the copy stream, which must not reuse it before this stream is
-            # done with it.
+            # The memory belongs to the copy stream, which must not reuse it before the current
+            # stream is done with it.
             _each_tensor(batch, lambda tensor: _recorded(tensor, stream))
         moved: _T = batch
         return moved
@@ -105,7 +105,7 @@ def _each_tensor(batch: Any, f: Callable[[Tensor], Any]) -> Any:
         return f(batch)
     if isinstance(batch, Mapping):
         return {name: _each_tensor(part, f) for name, part in batch.items()}
-    if isinstance(batch, PackedSequence):  # it wants its sizes on the CPU
+    if isinstance(batch, PackedSequence):  # its batch_sizes must stay on the CPU
         indices = (batch.sorted_indices, batch.unsorted_indices)
         moved = (None if part is None else f(part) for part in indices)
         return PackedSequence(f(batch.data), batch.batch_sizes, *moved)

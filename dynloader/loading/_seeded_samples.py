@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-_WORD = 2**32 - 1
+_WORD_MASK = 2**32 - 1
 
 
 def check_has_samples(dataset: Any) -> None:
@@ -28,14 +28,15 @@ def seed_generators(seed: int, epoch: int, index: int) -> None:
     """Seed the global generators of torch (CPU), NumPy and Python for one sample.
 
     The seeds are eight 32-bit words of ``numpy.random.SeedSequence``, whose output NumPy guarantees
-    to stay the same. Its entropy is the address as four 32-bit words.
+    not to change. Its entropy is four 32-bit words: the low and the high half of ``seed``,
+    ``epoch`` and ``index``.
 
     Args:
         seed: in [0, 2**64).
         epoch: in [0, 2**32).
         index: in [0, 2**32).
     """
-    address = np.array([seed & _WORD, seed >> 32, epoch, index], np.uint32)
+    address = np.array([seed & _WORD_MASK, seed >> 32, epoch, index], np.uint32)
     words = np.random.SeedSequence(address).generate_state(8)
     numbers = words.tolist()
     # torch's CPU generator uses only the low 32 of these 64 bits.
@@ -45,7 +46,7 @@ def seed_generators(seed: int, epoch: int, index: int) -> None:
 
 
 @contextlib.contextmanager
-def kept_generators() -> Iterator[None]:
+def preserved_generators() -> Iterator[None]:
     """Restore the global CPU generators of torch, NumPy and Python on exit."""
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
@@ -85,7 +86,7 @@ class SeededDataset:
         """
         epoch, indices = addresses
         samples = []
-        with kept_generators():
+        with preserved_generators():
             for index in indices:
                 seed_generators(self._seed, epoch, index)
                 samples.append(self.dataset[index])
@@ -114,8 +115,8 @@ class WithEpoch:
         return len(self._indices)
 
 
-class OwnDataset:
-    """Worker init function that puts the user's dataset into ``get_worker_info()`` of torch.
+class WorkerInit:
+    """Worker init function that makes torch's ``get_worker_info()`` return the user's dataset.
 
     Args:
         worker_init_fn: the user's function, called afterwards; or None.
@@ -125,9 +126,9 @@ class OwnDataset:
         self._worker_init_fn = worker_init_fn
 
     def __call__(self, worker_id: int) -> None:
-        """Set up worker ``worker_id``."""
+        """Set up worker ``worker_id``, then call the user's function."""
         info: Any = get_worker_info()
-        # Bypasses its own __setattr__, which forbids changes.
+        # Bypasses __setattr__ of WorkerInfo, which forbids changes.
         object.__setattr__(info, "dataset", info.dataset.dataset)
         if self._worker_init_fn is not None:
             self._worker_init_fn(worker_id)
@@ -144,7 +145,7 @@ class SeededLoader:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self.dataset = SeededDataset(loader.dataset, loader.seed or 0)
-        self.worker_init_fn = OwnDataset(loader.worker_init_fn)
+        self.worker_init_fn = WorkerInit(loader.worker_init_fn)
         self._index_sampler = WithEpoch(loader)
 
     def __getattr__(self, name: str) -> Any:

@@ -31,10 +31,10 @@ class StateMethods:
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs to yield the same batches from here on.
 
-        The entry "batch" counts the batches of this epoch that were yielded. This also holds after
-        a ``break``, unless the next epoch was requested since. With ``in_order=False``, batches
-        that were yielded early may come again. Without a policy, the epoch resumes from its
-        beginning.
+        The entry "batch" counts the batches of this epoch that were yielded. After a ``break``, the
+        state still belongs to the interrupted epoch, unless the next epoch has been requested
+        since. With ``in_order=False``, batches that were yielded early may be repeated. Without a
+        policy, the epoch resumes from its beginning.
 
         With several processes, the state contains the losses that this process recorded and those
         that all processes had recorded when the epoch was settled. To save one state for all

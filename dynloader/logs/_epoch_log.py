@@ -36,9 +36,9 @@ class EpochLog:
         epochs: the epochs to follow.
         update_seconds: returns the host time spent on recording losses so far, in seconds.
         target: called with the statistics and the epoch.
-        run_log: also receives the arrays per sample; None: they are not written.
-        labels: the class of each sample, int64 [n], to report the fraction kept of each class;
-            None: it is not reported.
+        run_log: also receives the statistics and the arrays per sample, or None.
+        labels: the class of each sample, int64 [n], to report the fraction kept of each class, or
+            None.
         used_at: returns the time at which the loader was last used, by ``time.perf_counter``, so
             that the time a script spends between epochs does not count.
     """
@@ -76,7 +76,7 @@ class EpochLog:
         self._began: tuple[EpochProgress, float] | None = None
         # If this run was resumed, earlier costs are in earlier lines of the log, or in no log.
         is_new = epochs.current.plan.epoch == 0 and epochs.current.start == 0
-        self._before = (0.0, 0.0) if is_new else (epochs.select_seconds, update_seconds())
+        self._totals_before = (0.0, 0.0) if is_new else (epochs.select_seconds, update_seconds())
 
     def begin(self, epoch: EpochProgress) -> None:
         """Start the clock of ``epoch``, unless it is already running."""
@@ -112,7 +112,7 @@ class EpochLog:
         """
         if self._began is None or self._began[0] is not epoch or self._is_ending:
             return
-        self._is_ending = True  # the target may request the next epoch, which calls this again
+        self._is_ending = True  # the target may request the next epoch, which calls end() again
         try:
             self._report(epoch, self._began[1], with_samples)
         finally:
@@ -143,8 +143,8 @@ class EpochLog:
             "samples": self._num_trained + epoch.position,
             "seconds": self._seconds + seconds,
             "epoch_seconds": seconds,
-            "select_seconds": totals[0] - self._before[0],
-            "update_seconds": totals[1] - self._before[1],
+            "select_seconds": totals[0] - self._totals_before[0],
+            "update_seconds": totals[1] - self._totals_before[1],
             "always": retention.always,
             "sometimes": retention.sometimes,
             "never": retention.never,
@@ -154,9 +154,8 @@ class EpochLog:
         if len(seen):
             # torch.quantile takes at most 2**24 elements.
             ordered = seen.sort().values
-            for share in QUANTILES:
-                value = ordered[round(share * (len(ordered) - 1))]
-                figures[f"score_{round(100 * share):02}"] = float(value)
+            for name, share in QUANTILES.items():
+                figures[name] = float(ordered[round(share * (len(ordered) - 1))])
         if self._labels is not None:
             num_classes = int(self._labels.max()) + 1
             of_all = self._labels.bincount(minlength=num_classes)
@@ -175,7 +174,7 @@ class EpochLog:
                     num_epochs=torch.tensor(len(self._run_log.lines) + 1),
                 )
             self._run_log.write(figures)
-        self._began, self._before = None, totals
+        self._began, self._totals_before = None, totals
         self._was_kept, self._returns, self._checkpoint = was_kept, returns, checkpoint
         self._num_trained, self._seconds = figures["samples"], figures["seconds"]
 

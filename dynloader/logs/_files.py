@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 VERSION = 1
-# Statistics of an epoch. All other names in a line, except SCORES, are metrics of the user.
+# Statistics of an epoch. All other names in a line, except SCORES, are the user's metrics.
 FIGURES = {
     "epoch",
     "num_selected",
@@ -30,9 +30,9 @@ FIGURES = {
     "num_selections",
     "kept_of_class",
 }
-# Quantiles of the scores, and their names in a line, in percent.
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SCORES = {f"score_{round(100 * share):02}" for share in QUANTILES}
+# Quantiles of the scores by name; the names are in percent.
+QUANTILES = {f"score_{round(100 * share):02}": share for share in (0.05, 0.25, 0.5, 0.75, 0.95)}
+SCORES = QUANTILES.keys()
 
 # Allowed NumPy dtype kinds of the arrays per sample.
 _KINDS = {
@@ -53,14 +53,14 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
     If the process is killed or writing fails, ``path`` is unchanged.
     """
-    half = path.with_name(f"{path.name}.new")
+    unfinished = path.with_name(f"{path.name}.new")
     try:
-        with half.open("wb") as file:
+        with unfinished.open("wb") as file:
             yield file
-        half.replace(path)
+        unfinished.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            half.unlink()
+            unfinished.unlink()
         raise
 
 
@@ -73,8 +73,7 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     about = _parsed(path.read_bytes(), path.name)
     if about.get("version") != VERSION:
-        got = _got(about.get("version"))
-        raise ValueError(f"version in {path.name} must be {VERSION}, {got}")
+        raise ValueError(f"version in {path.name} must be {VERSION}, {_got(about.get('version'))}")
     requirements: dict[str, tuple[str, type | UnionType]] = {
         "name": ("text", str | int | float),
         "seed": ("a number or text", str | int | float),

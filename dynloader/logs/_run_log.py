@@ -67,7 +67,7 @@ class RunLog:
         self.folder = None if folder is None else Path(folder)
         self.labels = None if labels is None else as_labels(labels)
         self.lines: list[dict[str, Any]] = []
-        # Writes the line of a finished epoch if that is still pending.
+        # Writes the line of the last finished epoch if it is still pending.
         self.settle: Callable[[], Any] = lambda: None
         self.samples: dict[str, np.ndarray[Any, Any]] = {}
         self._on_disk = None if self.folder is None else _content(self.folder / "epochs.jsonl")
@@ -138,7 +138,7 @@ class RunLog:
             dataset: a map-style dataset. Each sample must be an image, or a tuple, list or mapping
                 whose first element is one. An image is a PIL image, or a tensor or array [height,
                 width], [channels, height, width] or [height, width, channels] with 1 or 3 channels,
-                either bytes or floating point in [0, 1]; other floating-point ranges are scaled to
+                either uint8 or floating point in [0, 1]; other floating-point ranges are scaled to
                 [0, 1]. Samples of any other kind are skipped.
         """
         self.settle()
@@ -160,7 +160,8 @@ class RunLog:
             raise ValueError(f"{folder} holds a run that cannot be resumed: {error}") from None
         self.lines = [line for line in lines if (line.get("epoch") or 0) < first_epoch]
         last_epoch = self.lines[-1].get("epoch") or 0 if self.lines else -1
-        # Otherwise, the epoch of the truncated line is trained again.
+        # If the run resumes at or before the epoch of the truncated line, nothing is lost: that
+        # epoch is trained again.
         is_lost = is_cut and len(self.lines) == len(lines) and last_epoch + 1 < first_epoch
         if is_lost:
             warnings.warn(
@@ -196,7 +197,7 @@ class RunLog:
         self._on_disk = text
 
     def is_untouched(self) -> bool:
-        """Return whether the lines on disk are as this log left them, so no other log took over."""
+        """Return whether the lines on disk are as this log left them: no other log took over."""
         if self.folder is None:
             return True
         return self.folder.is_dir() and _content(self.folder / "epochs.jsonl") == self._on_disk
@@ -206,7 +207,7 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_IMAGES) -> dict[str, l
     """Return the indices of notable samples: hardest, never kept, most often returning.
 
     Args:
-        samples: arrays with one entry per sample, of a :class:`RunLog`.
+        samples: the arrays of a :class:`RunLog`, which have one entry per sample.
         count: maximum number of samples of each kind.
     """
     found: dict[str, list[int]] = {}
@@ -241,7 +242,7 @@ def _line_of(line: Mapping[str, Any]) -> str:
 
 
 def _as_image(sample: Any) -> Any:
-    """Return a sample as a PIL image of at most 96 pixels per side, or None if it is no image."""
+    """Return a sample as a PIL image of at most 96 pixels per side, or None if it is not one."""
     from PIL import Image
 
     if isinstance(sample, Mapping):

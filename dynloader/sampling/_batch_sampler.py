@@ -89,6 +89,7 @@ class PruningBatchSampler(BatchSampler):
 
     def length(self, share: Share | None = None) -> int:
         """Return the number of batches of the current epoch."""
+        # Settles the next epoch if due, even if the length is fixed.
         num_selected = self.sampler.num_selected
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
@@ -104,14 +105,13 @@ class PruningBatchSampler(BatchSampler):
         self.sampler.set_epoch(epoch)
 
     def num_batches(self, num_samples: int, share: Share | None = None) -> int:
-        """Return how many batches ``num_samples`` samples make."""
+        """Return the number of batches that ``num_samples`` samples fill."""
         step = (share or self.share).step
-        partial = 0 if self.drop_last else step - 1
-        return (num_samples + partial) // step
+        return num_samples // step if self.drop_last else -(-num_samples // step)
 
     def num_left(self, epoch: EpochProgress, share: Share | None = None) -> int:
-        """Return how many batches of ``epoch`` the next iterator yields."""
-        # Fewer processes than before may begin beyond the end of their shorter epoch.
+        """Return the number of batches of ``epoch`` that the next iterator yields."""
+        # A run resumed on fewer processes may begin beyond the end of its shorter epoch.
         num_samples = max(0, self.stop_of(epoch.plan, share, epoch.start) - epoch.start)
         return self.num_batches(num_samples, share)
 
@@ -128,16 +128,16 @@ class PruningBatchSampler(BatchSampler):
     def replay(self, chunk: int = CHUNK) -> Iterator[Tensor]:
         """Return the batches of the current epoch as int64 tensors, without consuming the epoch.
 
-        About ``chunk`` indices are computed at a time. The batches of a chunk do not overlap but
-        share its memory: a batch that is kept or pickled keeps the whole chunk, unless it is
-        cloned.
+        About ``chunk`` indices are computed at a time. The batches of a chunk do not overlap, but
+        they share its memory: clone a batch before you keep or pickle it, or the whole chunk is
+        kept or pickled.
         """
         current = self.sampler.epochs.current
         blocks = self._blocks(current.plan, current.start, self.share, chunk)
         return chain.from_iterable(block.unbind() for block in blocks)
 
     def replay_with_lists(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """Return the batches of :meth:`replay`, each as a pair of the tensor and a list."""
+        """Return the batches of :meth:`replay`, each as a pair of a tensor and a list."""
         current = self.sampler.epochs.current
         blocks = self._blocks(current.plan, current.start, self.share)
         pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)

@@ -21,7 +21,7 @@ class Blocks:
         sizes: number of samples in every block (the last may have fewer), or a list with the number
             of samples in each block.
         window: number of blocks that are shuffled together.
-        num_samples: number of samples of the dataset.
+        num_samples: number of samples in the dataset.
 
     Attributes:
         bounds: the first sample of each block, then ``num_samples``; int64 [blocks + 1].
@@ -51,7 +51,7 @@ class Blocks:
         self.window = int(window)
 
     def describe(self) -> str:
-        """Return a text that is equal for blocks that give the same order."""
+        """Return a description that is equal for blocks that produce the same order."""
         digest = zlib.crc32(self.bounds.numpy().tobytes())
         return f"{len(self.bounds) - 1} blocks (checksum {digest:08x}), window of {self.window}"
 
@@ -83,7 +83,7 @@ class BlockOrder:
         is_last = torch.arange(1, len(ends) + 1, device="cpu") % blocks.window == 0
         is_last[-1:] = True
         self._ends = ends[is_last]
-        self._held: tuple[int, Tensor] | None = None
+        self._last_window: tuple[int, Tensor] | None = None
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Return the samples at positions [start, stop), int64 on the host."""
@@ -99,10 +99,11 @@ class BlockOrder:
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device="cpu")
 
     def _samples_of(self, number: int) -> Tensor:
-        held = self._held
-        if held is None or held[0] != number:
+        last = self._last_window
+        if last is None or last[0] != number:
             within = slice(number * self._window, (number + 1) * self._window)
-            # NumPy: torch.repeat_interleave starts threads, and on a busy machine waits for them.
+            # NumPy, because torch.repeat_interleave starts threads and waits for them on a busy
+            # machine.
             starts, stops = self._starts[within].numpy(), self._stops[within].numpy()
             sizes = stops - starts
             # Count up from the start of each block.
@@ -110,5 +111,5 @@ class BlockOrder:
             if self._ascending is not None:
                 places = self._ascending.numpy()[places]
             samples = torch.from_numpy(places)
-            held = self._held = number, samples
-        return held[1]
+            last = self._last_window = number, samples
+        return last[1]

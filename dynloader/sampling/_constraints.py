@@ -1,4 +1,4 @@
-"""Samples that a selection must hold for any policy: those whose turn it is, some of each class."""
+"""Constraints on the selection of any policy: ``explore`` and ``min_per_class``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynloader.ops import Selection
 from dynloader.policies._policy import Policy, as_selection, check_room_for_classes
 from dynloader.table._table import ScoreTable
 
-# The epoch that keys the permutation of turns; no training reaches it.
+# The epoch that keys the permutation in which samples take turns; no training reaches it.
 _TURNS = 2**32 - 1
 
 
@@ -21,10 +21,11 @@ def choose(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) 
     """Return the selection of ``policy``, including its ``explore`` and ``min_per_class``.
 
     Raises:
-        TypeError, ValueError: ``policy.select`` returns something else than its contract says.
+        TypeError, ValueError: ``policy.select`` violates its contract, or it returns weights,
+            which cannot be combined with ``explore`` or ``min_per_class``.
     """
     if not policy.explore and not policy.min_per_class:
-        return _checked(policy, table, k, seed=seed, epoch=epoch)
+        return _select(policy, table, k, seed=seed, epoch=epoch)
     turn = None
     if policy.explore:
         turn = turn_of(policy, len(table), k, seed=seed, epoch=epoch)
@@ -36,7 +37,7 @@ def choose(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) 
     return Selection(chosen)
 
 
-def _checked(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+def _select(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
     return as_selection(policy.select(table, k, seed=seed, epoch=epoch), policy, len(table), k)
 
 
@@ -44,20 +45,20 @@ def _unweighted(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: 
     """Return the indices of ``policy.select``, int64.
 
     Raises:
-        ValueError: the policy returns weights, which ``explore`` and ``min_per_class`` would lose.
+        ValueError: the policy returns weights, which ``explore`` and ``min_per_class`` would drop.
     """
-    found = _checked(policy, table, k, seed=seed, epoch=epoch)
-    if found.weights is not None:
+    selection = _select(policy, table, k, seed=seed, epoch=epoch)
+    if selection.weights is not None:
         name = "explore" if policy.explore else "min_per_class"
         raise ValueError(
             f"{name} needs a policy without weights, got weights from "
             f"{type(policy).__name__}.select"
         )
-    return found.indices
+    return selection.indices
 
 
 def num_explored(explore: float, k: int) -> int:
-    """Return how many of ``k`` samples are kept because it is their turn."""
+    """Return the number of samples, out of ``k``, that are kept because it is their turn."""
     return min(k, max(1, math.floor(exact(explore) * k))) if explore else 0
 
 
@@ -77,9 +78,9 @@ def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
 def with_turns(
     policy: Policy, table: ScoreTable, k: int, turn: Tensor, *, seed: int, epoch: int
 ) -> Tensor:
-    """Return the samples of ``turn`` and the best choices of the policy, int64 [k], ascending.
+    """Return the samples of ``turn`` and the policy's best choices, int64 [k], in ascending order.
 
-    More than ``k`` samples if the policy keeps more.
+    There are more than ``k`` if the policy keeps more.
     """
     n, num_turns = len(table), len(turn)
     if policy.keeps_more:
@@ -88,7 +89,7 @@ def with_turns(
         is_kept[chosen.to(table.device)] = True
         is_kept[turn.to(table.device)] = True
         return is_kept.nonzero().view(-1)
-    # Prefer the samples whose turn it is, then the policy's choice of k - num_turns. Where the two
+    # Prefer the samples whose turn it is, then the policy's choice of k - num_turns. If the two
     # overlap, fill up from its choice of k.
     importance = torch.zeros(n, dtype=torch.float32, device=table.device)
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
@@ -108,18 +109,22 @@ def with_classes(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """Return ``chosen``, changed to hold ``min_per_class`` of each class; int64 [k], ascending.
+    """Return ``chosen`` with at least ``min_per_class`` samples of each class.
 
-    Each class with too few samples gets its highest-ranked others. In exchange, the lowest-ranked
-    samples of other classes are dropped, those of ``turn`` only if there are no others.
+    Each class with too few samples gets its highest-ranked samples that were not chosen. In
+    exchange, the lowest-ranked samples of other classes are dropped. Samples of ``turn`` are
+    dropped only if there are no others.
 
     Args:
         policy: the policy, which ranks the samples.
         table: the table of the scores.
         chosen: the selected samples, int64 [k].
         turn: the samples whose turn it is, int64 [m] on the host, or None.
-        seed: seed of the choice among samples that rank equal.
+        seed: seed of the choice among samples of equal rank.
         epoch: epoch of the checkpoint.
+
+    Returns:
+        int64 [k] on the host, in ascending order.
 
     Raises:
         ValueError: ``k`` samples cannot hold ``min_per_class`` of each class.

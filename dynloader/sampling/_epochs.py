@@ -1,4 +1,4 @@
-"""The epochs of a training: what each selects, and when it is over."""
+"""The epochs of a training run: what each selects, and when it is over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ NUM_EPOCHS = 2**32
 
 
 class Epochs:
-    """The sequence of epochs. Settling an epoch makes its selection and makes it current.
+    """The sequence of epochs.
+
+    To settle an epoch is to make its selection and to make it the current epoch.
 
     Args:
         policy: the policy that selects samples.
@@ -41,18 +43,18 @@ class Epochs:
         world: the processes that share an epoch.
         seed: seed of all random choices, in [0, 2**64).
         shuffle: feed samples in random order; if False, in ascending order.
-        blocks: the blocks of storage, if the order goes by them; else None.
+        blocks: the storage blocks that the order follows, or None.
 
     Attributes:
         policy: the policy that selects samples.
         table: the scores of the samples.
         world: the processes that share an epoch.
-        num_samples: number of samples of the dataset.
+        num_samples: number of samples in the dataset.
         seed: seed of all random choices.
         shuffle: whether samples are fed in random order.
-        current: the epoch settled last, and how far it has been used.
-        select_seconds: time that the host has spent on selections, in seconds.
-        is_resident: whether the indices are needed on the GPU, next to the samples.
+        current: the epoch settled last, and its progress.
+        select_seconds: host time spent on selections so far, in seconds.
+        is_resident: whether the samples are on a GPU, so that the indices are needed there.
         when_over: functions to call with an epoch that is over, before the next is settled.
     """
 
@@ -76,26 +78,27 @@ class Epochs:
         self.select_seconds = 0.0
         self.is_resident = False
         self.when_over: list[Callable[[EpochProgress], None]] = []
-        self._num_updates_beside = 0
+        self._num_updates_outside = 0
         self._followed: Any = None
         self._followed_epoch = 0
         self._kept: Kept | None = None
         self.current = self._settle(0)
 
-    # State of the training
+    # Progress
 
     def is_over(self) -> bool:
         """Return whether the next iterator begins a new epoch instead of :attr:`current`."""
         return self.current.is_over(self.num_updates, self.table.num_in_update)
 
     @property
-    def _is_left(self) -> bool:
+    def _is_next_due(self) -> bool:
+        """Whether the current epoch is over and no iterator uses it any more."""
         return self.is_over() and not self.current.is_in_use
 
     @property
     def _awaits_others(self) -> bool:
-        """Whether all processes must meet before the next epoch can be settled."""
-        return self._is_left and self.world.size > 1
+        """Whether the next epoch is due, but can be settled only by all processes together."""
+        return self._is_next_due and self.world.size > 1
 
     @property
     def number(self) -> int:
@@ -115,8 +118,11 @@ class Epochs:
 
     @property
     def plan(self) -> Plan:
-        """The plan of the next iterator. A single process settles the next epoch first if due."""
-        if self._is_left and self.world.size == 1:
+        """The plan of the next iterator.
+
+        With one process, the next epoch is settled first if due.
+        """
+        if self._is_next_due and self.world.size == 1:
             self.finish(self.current)
         return self.current.plan
 
@@ -124,15 +130,16 @@ class Epochs:
     def position(self) -> int:
         """The position after the last batch delivered by :attr:`current`.
 
-        If only the first batch was looked at, this is still where the iterator began.
+        If the iterator was dropped after its first batch and no losses were recorded, this is where
+        it began.
         """
         current = self.current
         return current.position if self.is_over() or current.is_in_use else current.start
 
     @property
     def num_updates(self) -> int:
-        """The number of table updates, except those by :meth:`record_beside`."""
-        return self.table.num_updates_known - self._num_updates_beside
+        """The number of table updates, except those by :meth:`record_outside_training`."""
+        return self.table.num_updates_known - self._num_updates_outside
 
     @property
     def has_unshared_updates(self) -> bool:
@@ -178,8 +185,9 @@ class Epochs:
     def finish_at_end(self, epoch: EpochProgress) -> None:
         """End an exhausted epoch that may be the last of the training; see :meth:`finish`.
 
-        A schedule may end with the training. If the next epoch cannot be settled, the error is
-        raised only when that epoch is requested. Errors of :attr:`when_over` are raised at once.
+        The function ``keep`` of a policy may cover only the epochs of the training. If the next
+        epoch cannot be settled, the error is raised only when that epoch is requested. Errors of
+        :attr:`when_over` are raised immediately.
         """
         if epoch is not self.current:
             return
@@ -192,22 +200,22 @@ class Epochs:
         with contextlib.suppress(Exception):
             self.current = self._settle(number)
 
-    def hand_on(self) -> None:
+    def notify_if_over(self) -> None:
         """Call :attr:`when_over` if the current epoch is over, without settling the next.
 
         All processes must call this, because it exchanges their scores.
         """
         if self.world.size > 1:
             number = self.current.plan.epoch
-            self.table.synchronize(of=f"{self.identity()}, at the end of {number}")
+            self.table.synchronize(of=f"{self.identity()}, at the end of epoch {number}")
         self._call_when_over()
 
-    def record_beside(self, index: Tensor | Sequence[int], losses: Tensor) -> None:
+    def record_outside_training(self, index: Tensor | Sequence[int], losses: Tensor) -> None:
         """Update the table with losses that do not count as training on the current epoch."""
         before, num_in_update = self.table.num_updates_known, self.table.num_in_update
         self.table.update(index, losses)
         self.table.num_in_update = num_in_update
-        self._num_updates_beside += self.table.num_updates_known - before
+        self._num_updates_outside += self.table.num_updates_known - before
 
     def left_out(self) -> Tensor:
         """Return the samples that the current epoch does not feed, after settling it if due.
@@ -215,7 +223,7 @@ class Epochs:
         Returns:
             int64 [m] on the host, in ascending order.
         """
-        if self._is_left:
+        if self._is_next_due:
             self.finish(self.current)
         self._follow()
         kept = self.current.plan.kept
@@ -232,10 +240,10 @@ class Epochs:
 
     def _synchronize(self, epoch: int) -> None:
         """Exchange scores, so that all processes begin ``epoch`` with the same table."""
-        # begin() reads the result, because it waits for the indices anyway.
+        # begin() reads the result, since it waits for the indices anyway.
         self.table.start_check()
         if self.world.size > 1:
-            self.table.synchronize(of=f"{self.identity()}, going on to epoch {epoch}")
+            self.table.synchronize(of=f"{self.identity()}, moving to epoch {epoch}")
 
     def _call_when_over(self) -> None:
         if self.is_over():
@@ -276,7 +284,7 @@ class Epochs:
     # Saving and resuming
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that determine the samples fed, given the scores."""
+        """Return the settings that, together with the scores, determine the samples fed."""
         return {
             "num_samples": self.num_samples,
             "policy": self.policy.describe(),
@@ -304,7 +312,7 @@ class Epochs:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> int:
-        """Return how many samples the epoch of ``state`` feeds.
+        """Check ``state`` and return the number of samples that its epoch feeds.
 
         Raises:
             ValueError: :meth:`restore` cannot continue from ``state``.
@@ -351,13 +359,13 @@ class Epochs:
                 )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``, which :meth:`check_state` has accepted.
+        """Continue from ``state``, which must have passed :meth:`check_state`.
 
         The state of the table is loaded separately.
         """
         kept = None
         if state["checkpoint"] is not None:
-            # Copy, because the state belongs to the caller.
+            # A copy, because the state belongs to the caller.
             indices, weights = state["indices"].to("cpu", copy=True), state["weights"]
             if weights is not None:
                 weights = weights.detach().to(self.table.device)

@@ -27,19 +27,19 @@ SMALL_CHUNK = 8_192
 
 
 class Kept:
-    """The samples that one selection kept, on the host, and the weights of their losses.
+    """The samples that one selection kept, and the weights of their losses.
 
     Args:
         selection: the selection, on any device.
         checkpoint: the epoch of the selection.
-        num_samples: number of samples of the dataset.
-        is_trusted: the indices are known to be in range and need no check.
-        is_resident: the indices are used on their device. If they are also trusted and on a GPU,
-            they are copied to the host only when requested.
+        num_samples: number of samples in the dataset.
+        is_trusted: whether the indices are known to be in range, so that they need no check.
+        is_resident: whether the indices are used on their device. If they are also trusted and on a
+            GPU, they are copied to the host only when requested.
 
     Attributes:
         checkpoint: the epoch of the selection.
-        num_samples: number of samples of the dataset.
+        num_samples: number of samples in the dataset.
         weights: the loss weight of each sample of the dataset, float32 [num_samples], 1 for samples
             not kept; None if all are 1.
     """
@@ -59,7 +59,7 @@ class Kept:
         self._ascending: Tensor | None = None
         indices, weights, num_used = selection
         self._num_used = None if num_used is None else OnHost(num_used)
-        self._there = indices
+        self._on_device = indices
         stays = is_resident and is_trusted and indices.is_cuda
         self._copy = None if stays else OnHost(indices)
         self._indices: Tensor | None = None
@@ -67,12 +67,12 @@ class Kept:
             self._read()
         self.weights: Tensor | None = None
         if weights is not None:
-            here = indices.to(weights.device)
-            self.weights = ops.spread(weights, here, num_samples, rest=1.0, num_used=num_used)
+            indices = indices.to(weights.device)
+            self.weights = ops.spread(weights, indices, num_samples, rest=1.0, num_used=num_used)
 
     def __len__(self) -> int:
-        # Waits only if the host does not know the number yet.
-        return len(self._there) if self._num_used is None else int(self._num_used.get())
+        # Waits only if the number is not on the host yet.
+        return len(self._on_device) if self._num_used is None else int(self._num_used.get())
 
     @property
     def indices(self) -> Tensor:
@@ -90,12 +90,12 @@ class Kept:
 
     def on(self, device: torch.device) -> Tensor:
         """Return the kept samples in the policy's order, int64 [k] on ``device``."""
-        if self._there.device != device:
-            self._there = self.indices.to(device)
-        return self._there[: len(self)]
+        if self._on_device.device != device:
+            self._on_device = self.indices.to(device)
+        return self._on_device[: len(self)]
 
     def _read(self) -> Tensor:
-        copy = OnHost(self._there) if self._copy is None else self._copy
+        copy = OnHost(self._on_device) if self._copy is None else self._copy
         indices = copy.get()[: len(self)]
         if not self._is_trusted:
             check_range("indices selected", indices, self.num_samples)
@@ -124,10 +124,11 @@ class Plan:
 
     Attributes:
         address: the seed of the order and the epoch.
-        num_samples: number of samples of the dataset.
-        shuffle: feed samples in random order, keyed by ``address``; if False, in ascending order.
+        num_samples: number of samples in the dataset.
+        shuffle: whether to feed samples in random order, keyed by ``address``, or in ascending
+            order.
         kept: the samples fed. None means all.
-        stored: the blocks of storage, if the order goes by them; else None.
+        stored: the storage blocks that the order follows, or None.
     """
 
     address: Address
@@ -188,8 +189,9 @@ class Plan:
     ) -> Iterator[Tensor]:
         """Yield the samples at positions [start, stop) as int64 [batches, batch_size] tensors.
 
-        The first block is one batch, so that the first batch comes early. Each further block is
-        twice as long, up to ``chunk`` indices. A smaller last batch is a separate block.
+        The first block is one batch, so that the first batch is ready early. Each further block is
+        twice as long as the one before, up to ``chunk`` indices. A smaller last batch is a separate
+        block.
         """
         most = max(1, chunk // batch_size) * batch_size
         size = batch_size
@@ -212,6 +214,6 @@ class Plan:
         weights = self.kept.weights
         if weights.is_cpu and index.is_cpu:  # the table has checked the range
             return weights.index_select(0, index)
-        # Asynchronous only toward the GPU: the host could read a copy to the CPU too early.
-        here = index.to(weights.device, non_blocking=weights.is_cuda)
-        return weights[here.clamp(0, self.num_samples - 1)]
+        # Asynchronous only to the GPU: the host could read a copy to the CPU too early.
+        index = index.to(weights.device, non_blocking=weights.is_cuda)
+        return weights[index.clamp(0, self.num_samples - 1)]

@@ -13,10 +13,10 @@ _T = TypeVar("_T")
 
 
 class EpochProgress:
-    """How far an epoch has been used. Only this class changes its attributes.
+    """The progress of an epoch. Only this class changes its attributes.
 
-    An iterator attaches itself, then reports each batch and the end. Positions count the samples of
-    all processes, in the order of the plan.
+    An iterator attaches itself, then reports each batch and the end of the epoch. Positions count
+    the samples of all processes, in the order of the plan.
 
     Args:
         plan: the samples that the epoch feeds, and their order.
@@ -38,7 +38,7 @@ class EpochProgress:
         self.stop: int | None = None
         self.is_exhausted = is_exhausted
         self._reset(num_updates=0)
-        self._user: weakref.ref[Any] | None = None
+        self._iterator: weakref.ref[Any] | None = None
 
     def _reset(self, num_updates: int) -> None:
         self._num_delivered = 0
@@ -50,9 +50,9 @@ class EpochProgress:
     def is_over(self, num_updates: int, last_update_size: int) -> bool:
         """Return whether the next iterator begins the next epoch.
 
-        An epoch of which only the first batch was delivered is not over until its losses are
-        recorded. A table update counts as such only if it has as many losses as that batch has
-        samples, so initial scores do not end an epoch.
+        If only the first batch of an epoch was delivered, the epoch is not over until the losses of
+        that batch are recorded. A table update counts as such only if it has as many losses as the
+        batch has samples, so initial scores do not end an epoch.
 
         Args:
             num_updates: number of updates that the table has received.
@@ -74,16 +74,16 @@ class EpochProgress:
     @property
     def is_in_use(self) -> bool:
         """Whether the last iterator is still alive."""
-        return self._user is not None and self._user() is not None
+        return self._iterator is not None and self._iterator() is not None
 
     def begin(self, num_updates: int) -> None:
         """Start counting for a new iterator, which begins at ``start``."""
         self.position = self.start
         self._reset(num_updates)
 
-    def attach(self, user: Any, stop: int | None = None) -> None:
-        """Make ``user`` the iterator in use; it will reach ``stop``."""
-        self._user = weakref.ref(user)
+    def attach(self, iterator: Any, stop: int | None = None) -> None:
+        """Make ``iterator`` the one in use; ``stop`` is the position at which it will end."""
+        self._iterator = weakref.ref(iterator)
         if stop is not None:
             self.stop = stop
 
@@ -92,19 +92,19 @@ class EpochProgress:
         self.position = position
 
     def deliver(self, num_samples: int, num_updates: int) -> None:
-        """Count a batch of ``num_samples`` that reached the training after ``num_updates``."""
+        """Count a batch of ``num_samples``, delivered after ``num_updates`` table updates."""
         self._num_delivered += 1
         self._last_batch_size, self._num_updates_before = num_samples, num_updates
         self._is_handed_out = True
 
     def record(self) -> None:
-        """Note that losses were recorded. If a batch was delivered, the epoch is over."""
+        """Record that losses arrived. If a batch was delivered before, the epoch is over."""
         self._is_recorded = self._is_recorded or self._num_delivered > 0
 
     def exhaust(self) -> None:
         """Mark the epoch as exhausted and detach its iterator."""
         self.is_exhausted = True
-        self._user = None
+        self._iterator = None
 
     def skip(self, num_samples: int, stop: int) -> None:
         """Skip the next ``num_samples`` samples, but none beyond ``stop``."""
@@ -118,10 +118,10 @@ class EpochProgress:
         self._reset(self._num_updates_before)
 
     def hand_out(self, items: Iterator[_T], num_items: int) -> Iterator[_T]:
-        """Return an iterator of ``items`` for a stock loader; the last item exhausts the epoch."""
-        user = self._handing_out(items, num_items)
-        self.attach(user)
-        return user
+        """Return an iterator over ``items`` for a stock loader; the last one exhausts the epoch."""
+        iterator = self._handing_out(items, num_items)
+        self.attach(iterator)
+        return iterator
 
     def _handing_out(self, items: Iterator[_T], num_items: int) -> Iterator[_T]:
         for item in islice(items, max(0, num_items - 1)):
@@ -133,4 +133,4 @@ class EpochProgress:
         self.is_exhausted = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_user": None}
+        return self.__dict__ | {"_iterator": None}

@@ -18,14 +18,14 @@ from dynloader.sampling._share import Share, World, share_of
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
-_SEEDS = 2**64
+_NUM_SEEDS = 2**64
 
 
 class PruningSampler(DistributedSampler[int]):
     """Sampler of the indices that a policy keeps in each epoch.
 
-    If several processes share an epoch, all feed the same number of samples: if they cannot be
-    divided evenly, the last step is filled up from the beginning of the epoch. When an epoch is
+    If several processes share an epoch, all feed the same number of samples: if the samples cannot
+    be divided evenly, the last step is filled up from the beginning of the epoch. When an epoch is
     settled, the processes exchange their scores, so that all make the same selection.
 
     A stock ``torch.utils.data.DataLoader`` draws indices ahead of the training. An epoch is over
@@ -41,7 +41,7 @@ class PruningSampler(DistributedSampler[int]):
     Args:
         data_source: the dataset, or its number of samples.
         policy: the policy that selects samples.
-        table: the scores of the samples, for you to update. None creates a new table. Policies that
+        table: the scores of the samples, which you update. None creates a new table. Policies that
             share a table and read scores must have the same ``scoring``.
         shuffle: feed samples in random order; if False, in ascending order.
         seed: seed of all random choices, in [0, 2**64); must be equal in all processes. None means
@@ -49,10 +49,12 @@ class PruningSampler(DistributedSampler[int]):
         num_replicas: number of processes that share an epoch. None means the processes of
             ``torch.distributed``, once it is initialized; with 1, this process feeds all samples.
         rank: rank of this process. None means its rank in ``torch.distributed``.
-        blocks: number of samples in every block of storage, or a list with the number of samples in
-            each block. The order then shuffles the blocks, and the samples of ``window`` blocks
-            together; blocks without kept samples are skipped. None shuffles all samples together.
-        window: number of blocks shuffled together; a larger window is closer to a full shuffle.
+        blocks: number of samples in every storage block, or a list with the number of samples in
+            each block. The order then shuffles the blocks, and shuffles samples within each window
+            of ``window`` blocks. Blocks without kept samples are skipped. None shuffles all samples
+            together.
+        window: number of blocks whose samples are shuffled together; a larger window is closer to a
+            full shuffle.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -62,7 +64,7 @@ class PruningSampler(DistributedSampler[int]):
     Attributes:
         policy: the policy that selects samples.
         table: the scores of the samples.
-        num_samples: number of samples of the dataset.
+        num_samples: number of samples in the dataset.
         shuffle: whether samples are fed in random order.
         seed: the seed as given.
         epochs: the epochs, which the loader advances.
@@ -82,28 +84,29 @@ class PruningSampler(DistributedSampler[int]):
         window: int = 8,
     ) -> None:
         # The base class is not initialized. It only makes frameworks leave the sharding to us.
-        if isinstance(data_source, Sized):
-            data_source = len(data_source)
-        check_integer("number of samples", data_source, 1, 2**32)
+        num_samples = len(data_source) if isinstance(data_source, Sized) else data_source
+        check_integer("number of samples", num_samples, 1, 2**32)
+        num_samples = int(num_samples)
         if not isinstance(policy, Policy):
             raise TypeError(f"policy must be a dynloader.Policy, got {policy!r}")
         check_flag("shuffle", shuffle)
         if seed is not None:
-            check_integer("seed", seed, 0, _SEEDS)
+            check_integer("seed", seed, 0, _NUM_SEEDS)
         world = World(num_replicas, rank)
         if blocks is not None and not shuffle:
             raise ValueError("blocks must be None with shuffle=False, which has its own order")
-        stored = None if blocks is None else Blocks(blocks, window, int(data_source))
-        policy.check(data_source)
+        stored = None if blocks is None else Blocks(blocks, window, num_samples)
+        policy.check(num_samples)
         if table is None:
-            table = ScoreTable(data_source)
-        check_table(table, data_source)
+            table = ScoreTable(num_samples)
+        else:
+            check_table(table, num_samples)
         claims = table.claims
         # A policy that reads no scores leaves the scoring to policies that do.
         if policy.needs_scores or policy.scoring != Scoring():
             table.agree_on(policy.scoring, of=type(policy).__name__)
         table.keep_history(policy.history)
-        self.num_samples = int(data_source)
+        self.num_samples = num_samples
         self.policy = policy
         self.table = table
         self.shuffle = shuffle
@@ -135,7 +138,8 @@ class PruningSampler(DistributedSampler[int]):
     def num_selected(self) -> int:
         """The number of samples that all processes together feed in the current epoch.
 
-        Until several processes have settled the epoch, this is the most the policy may keep.
+        With several processes, before they have settled the epoch, this is the most that the
+        policy may keep.
         """
         return self.epochs.num_selected
 
@@ -179,7 +183,7 @@ class PruningSampler(DistributedSampler[int]):
             index: sample indices, integers [b] in [0, n), on any device.
             losses: floating point [b], on any device.
         """
-        self.epochs.record_beside(index, losses)
+        self.epochs.record_outside_training(index, losses)
 
     def _indices(self, plan: Plan, start: int, share: Share) -> Iterator[int]:
         blocks = plan.blocks(start, len(plan), share.step)
@@ -189,7 +193,7 @@ class PruningSampler(DistributedSampler[int]):
 
 
 def check_table(table: Any, num_samples: int) -> None:
-    """Raise unless ``table`` is a table of ``num_samples`` samples."""
+    """Raise TypeError or ValueError unless ``table`` is a ScoreTable of ``num_samples`` samples."""
     if not isinstance(table, ScoreTable):
         raise TypeError(f"table must be a ScoreTable, got {type(table).__name__}")
     if len(table) != num_samples:

@@ -24,7 +24,7 @@ def replicas() -> tuple[int, int]:
 
 
 def is_sharded_elsewhere() -> bool:
-    """Return whether accelerate divides the batches of batch samplers among the processes."""
+    """Return whether accelerate divides the batches of a batch sampler among the processes."""
     state = sys.modules.get("accelerate.state")
     shared: Any = None if state is None else state.PartialState._shared_state
     return bool(shared) and shared.get("num_processes", 1) > 1
@@ -39,7 +39,7 @@ class World:
         rank: rank of this process. None means its rank in ``torch.distributed``.
 
     Attributes:
-        given: both arguments.
+        given: ``(num_replicas, rank)`` as passed.
 
     Raises:
         TypeError: an argument is not an integer.
@@ -85,7 +85,7 @@ class World:
 
 @dataclass(frozen=True)
 class Share:
-    """The share of one process in the samples of a step of all processes.
+    """The samples of each step that one process feeds.
 
     Attributes:
         sizes: number of samples per step of each process.
@@ -100,7 +100,7 @@ class Share:
 
     @property
     def step(self) -> int:
-        """The number of samples of all processes in one step."""
+        """The number of samples in one step, over all processes."""
         return sum(self.sizes)
 
     def of(self, block: Tensor, beginning: Callable[[int, int], Tensor]) -> Tensor:
@@ -146,7 +146,8 @@ def share_of(
         last_batch: "split" or "pad", as in :class:`Share`.
 
     Raises:
-        ValueError: ``batch_sizes`` has the wrong length, or another size for this process.
+        ValueError: ``batch_sizes`` has the wrong length, or its size for this process is not
+            ``batch_size``.
     """
     num_replicas, rank = world
     sizes = (batch_size,) * num_replicas if batch_sizes is None else tuple(batch_sizes)

@@ -497,7 +497,7 @@ def test_the_page_shows_how_losses_are_distributed(tmp_path: Path) -> None:
     text = (tmp_path / "page" / "report.html").read_text()
     part = text.split("Last losses of the samples")[1].split("</details>")[0]
     found = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", part)[-5:]
-    assert found == ["full", "2", "0.5", "40 %", "99 %"]
+    assert found == ["full", "2.00", "0.500", "40.0 %", "99.0 %"]
 
     losses[0] = -1  # no losses: there is no such part
     np.savez(tmp_path / "run" / "samples.npz", **samples | {"last_loss": losses, "visits": visits})

@@ -298,18 +298,18 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     )
     alone = PruningSampler(N, Full(), num_replicas=1)
     alone.set_epoch(3)
-    alone.epochs.hand_on()
+    alone.epochs.notify_if_over()
     assert met == []
     second = PruningSampler(N, Full(), num_replicas=2, rank=1, seed=5)
     second.set_epoch(3)
     assert len(met) == 1
     assert "'seed': 5" in met[0]
-    assert met[0].endswith("going on to epoch 3")
+    assert met[0].endswith("moving to epoch 3")
     # When a training ends, nobody asks for the next epoch.
-    second.epochs.hand_on()
+    second.epochs.notify_if_over()
     assert len(met) == 2
     assert "'seed': 5" in met[1]
-    assert met[1].endswith("at the end of 3")
+    assert met[1].endswith("at the end of epoch 3")
 
 
 def test_two_samplers_that_feed_alike() -> None:
