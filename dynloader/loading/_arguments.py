@@ -138,7 +138,8 @@ def sampler_for(
     order, followed = _order_of(sampler, shuffle, len(sized(dataset)))
     if followed is not None and num_replicas is None:
         num_replicas, rank = followed.num_replicas, followed.rank
-    before = None if table is None else table.claims
+    # What is no table is refused by the sampler.
+    before = table.claims if isinstance(table, ScoreTable) else None
     pruning = PruningSampler(
         sized(dataset),
         policy,

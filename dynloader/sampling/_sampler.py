@@ -102,16 +102,16 @@ class PruningSampler(DistributedSampler[int]):
         else:
             check_table(table, num_samples)
         claims = table.claims
-        # A policy that reads no scores leaves the scoring to policies that do.
-        if policy.needs_scores or policy.scoring != Scoring():
-            table.agree_on(policy.scoring, of=type(policy).__name__)
-        table.keep_history(policy.history)
         self.num_samples = num_samples
         self.policy = policy
         self.table = table
         self.shuffle = shuffle
         self.seed = None if seed is None else int(seed)  # type: ignore[assignment]
         try:
+            # A policy that reads no scores leaves the scoring to policies that do.
+            if policy.needs_scores or policy.scoring != Scoring():
+                table.agree_on(policy.scoring, of=type(policy).__name__)
+            table.keep_history(policy.history)
             self.epochs = Epochs(
                 policy, table, world, seed=self.seed or 0, shuffle=shuffle, blocks=stored
             )

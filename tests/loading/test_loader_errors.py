@@ -69,6 +69,12 @@ class Unsized:
         ),
         (Numbers(N), {"table": ScoreTable(3)}, ValueError, "one row for each of 20 samples, got 3"),
         (Numbers(N), {"table": torch.ones(N)}, TypeError, "table must be a ScoreTable, got Tensor"),
+        (
+            Numbers(N),
+            {"policy": Full(), "table": "x"},
+            TypeError,
+            "table must be a ScoreTable, got str",
+        ),
         (Numbers(N), {"seed": -1}, ValueError, r"seed must be in \[0, 18446744073709551616\), got"),
         (Numbers(N), {"seed": 2**64, "policy": Full()}, ValueError, "seed must be in"),
         (Numbers(N), {"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
