@@ -31,6 +31,8 @@ def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     if page.name == "in-memory.md":
         pytest.importorskip("torchvision")
+    if page.name == "report.md":
+        pytest.importorskip("PIL")
     if page.name == "frameworks.md":
         for framework in ("accelerate", "lightning", "transformers"):
             pytest.importorskip(framework)
