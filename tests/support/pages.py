@@ -17,7 +17,10 @@ from torch.utils.data import TensorDataset
 import dynloader
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-PAGES += sorted((ROOT / "docs").rglob("*.md"))
+# Not what the build writes.
+PAGES += sorted(
+    page for page in (ROOT / "docs").rglob("*.md") if page.parts[len(ROOT.parts) + 1] != "_build"
+)
 
 # In a test: fewer epochs and workers, and the CPU.
 _SMALLER = [
