@@ -488,6 +488,7 @@ def test_the_page_holds_all_it_shows(report: Path) -> None:
 
 
 def test_the_page_shows_how_losses_are_distributed(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     trained(tmp_path / "run", Full(), "full", epochs=1)
     samples = dict(np.load(tmp_path / "run" / "samples.npz"))
     losses, visits = np.zeros(60, np.float32), np.zeros(60, np.int32)
