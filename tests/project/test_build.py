@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from paths import ROOT
+from paths import ROOT, is_built_site
 
 import dynloader
 from dynloader.ops._native import check_torch
@@ -95,7 +95,8 @@ def test_the_sdist_holds_all_that_make_and_the_tests_need(tmp_path: Path) -> Non
 
 
 def is_built(path: Path) -> bool:
-    return "__pycache__" in path.parts or path.suffix in (".so", ".o", ".pyc")
+    is_compiled = "__pycache__" in path.parts or path.suffix in (".so", ".o", ".pyc")
+    return is_compiled or is_built_site(path)
 
 
 def script(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import pages
 import pytest
@@ -29,30 +28,16 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_code_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if page.name == "in-memory.md":
-        pytest.importorskip("torchvision")
-    if page.name == "report.md":
-        pytest.importorskip("PIL")
-    if page.name == "frameworks.md":
-        for framework in ("accelerate", "lightning", "transformers"):
-            pytest.importorskip(framework)
-    names = pages.NAMES.get(page.name, pages.names)()
-    for code in pages.blocks(page):
-        exec(compile(pages.smaller(code), name_of(page), "exec"), names)
-
-
-def names_after(page: str) -> dict[str, Any]:
-    names = pages.names()
-    for code in pages.blocks(ROOT / page):
-        exec(pages.smaller(code), names)
-    return names
+    pages.run(page)
 
 
 def test_the_first_example_trains() -> None:
     names = pages.names()
     before = names["model"][1].weight.detach().clone()
     (code,) = pages.blocks(README)
-    exec(pages.smaller(code), names)
+    code = pages.smaller(code)
+    assert code.count("range(3)") == 1
+    exec(code, names)
     loader = names["loader"]
     assert isinstance(loader, dynloader.DataLoader)
     # The first epoch with all samples, the others with half of them; every batch recorded.
@@ -61,7 +46,10 @@ def test_the_first_example_trains() -> None:
 
 
 def test_policies_of_the_docs_select_as_they_say() -> None:
-    names = names_after("docs/own-policy.md")
+    page = ROOT / "docs" / "own-policy.md"
+    for code in pages.blocks(page)[:2]:  # "in ten lines", as README says
+        assert len(code.splitlines()) <= 10
+    names = pages.run(page)
     loader = dynloader.DataLoader(range(8), batch_size=8, policy=names["Middle"](keep=0.5))
     losses = torch.tensor([9.0, 1.0, 5.0, 4.0, 0.0, 6.0, 8.0, 3.0])
     for index in loader:
@@ -83,7 +71,10 @@ def test_policies_of_the_docs_select_as_they_say() -> None:
 
 
 def test_the_learning_rate_ends_with_the_training() -> None:
-    names = names_after("docs/schedules.md")
+    page = ROOT / "docs" / "schedules.md"
+    (code,) = pages.blocks(page)
+    assert code.count("30") == 2
+    names = pages.run(page)
     assert names["loader"].progress == 1
     assert names["optimizer"].param_groups[0]["lr"] == 0
 

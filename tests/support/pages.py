@@ -9,18 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
-from paths import ROOT
+from paths import ROOT, is_built_site
 from torch.utils.data import TensorDataset
 
 import dynloader
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-# Not what the build writes.
-PAGES += sorted(
-    page for page in (ROOT / "docs").rglob("*.md") if page.parts[len(ROOT.parts) + 1] != "_build"
-)
+PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if not is_built_site(page))
 
 # In a test: fewer epochs and workers, and the CPU.
 _SMALLER = [
@@ -58,6 +56,7 @@ def names() -> dict[str, Any]:
         "dynloader": dynloader,
         "evaluate": lambda model: 0.5,
         "loader": loader,
+        "make_model": lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)),
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "os": os,
@@ -98,6 +97,21 @@ def frameworks() -> dict[str, Any]:
     return names() | {"accelerator": accelerate.Accelerator(cpu=True), "lightning": lightning}
 
 
+def run(page: Path) -> dict[str, Any]:
+    """Run the blocks of a page one after another, and return the names that there are then."""
+    for package in REQUIRED.get(page.name, ()):
+        pytest.importorskip(package)
+    known = NAMES.get(page.name, names)()
+    for code in blocks(page):
+        exec(compile(smaller(code), str(page), "exec"), known)
+    return known
+
+
+REQUIRED = {
+    "frameworks.md": ("accelerate", "lightning", "transformers"),
+    "in-memory.md": ("torchvision",),
+    "report.md": ("PIL",),
+}
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "frameworks.md": frameworks,
     "in-memory.md": images,
