@@ -9,12 +9,12 @@ results.json. Experiments without cells are left out.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from speedrun_report import table
+import grid
+from speedrun_report import footer, origin, table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -37,11 +37,14 @@ class Regime:
     metric: str = "accuracy"
     higher_is_better: bool = True
 
-    def cells(self, method: str) -> dict[int, dict[str, Any]]:
+    def cells(self, method: str, keep: float) -> dict[int, dict[str, Any]]:
         """Return the cells of a method by seed."""
-        files = (RESULTS / self.folder / "cells").glob(f"{method}-{self.epochs}-*.json")
-        found = [json.loads(path.read_text()) for path in files]
-        return {cell["seed"]: cell for cell in found}
+        wanted = (method, keep, self.epochs)
+        return {
+            cell["seed"]: cell
+            for cell in grid.read(RESULTS / self.folder)
+            if (cell["method"], cell["keep"], cell["epochs"]) == wanted
+        }
 
 
 REGIMES = [
@@ -62,7 +65,7 @@ STATISTICS = ("share_of_top_half", "share_below_tenth", "median_over_mean")
 
 def measured(regime: Regime) -> dict[str, Any] | None:
     """Return what the cells say; None if there are none of both methods."""
-    full, ucb = regime.cells("full-1"), regime.cells("ucb-0.5")
+    full, ucb = regime.cells("full", 1), regime.cells("ucb", 0.5)
     seeds = sorted(full.keys() & ucb.keys())
     if not seeds:
         return None
@@ -82,18 +85,22 @@ def measured(regime: Regime) -> dict[str, Any] | None:
             }
             for name, epoch in epochs.items()
         },
-        "commits": sorted({cell["about"]["commit"]["hash"] for cell in full.values()}),
+        "cells": [cells[seed] for cells in (full, ucb) for seed in seeds],
     }
 
 
 def row_of(found: dict[str, Any]) -> list[str]:
     """Return a row of the table."""
-    is_share = found["metric"] == "accuracy"
-    scale, unit = (100, " points") if is_share else (1, " bits")
-    gain = scale * statistics.mean(found["gains"])
-    spread = f" ± {scale * statistics.stdev(found['gains']):.2f}" if len(found["gains"]) > 1 else ""
+    gain = statistics.mean(found["gains"])
+    if found["metric"] == "accuracy":
+        scale, sign, unit = 100, "+", "points"
+    else:  # lower is better: a sign would be read the wrong way
+        scale, sign, unit = 1, "", "bits worse" if gain < 0 else "bits better"
+        gain = abs(gain)
+    several = len(found["gains"]) > 1
+    spread = f" ± {scale * statistics.stdev(found['gains']):.2f}" if several else ""
     second, last = found["losses"]["second"], found["losses"]["last"]
-    cells = [found["name"], f"{gain:+.2f}{spread}{unit}", str(len(found["seeds"]))]
+    cells = [found["name"], f"{scale * gain:{sign}.2f}{spread} {unit}", str(len(found["seeds"]))]
     for epoch in (second, last):
         cells += [f"{100 * epoch[key]:.0f} %" for key in STATISTICS[:2]]
     return cells
@@ -102,6 +109,7 @@ def row_of(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Read the cells, and write the table."""
     found = [result for regime in REGIMES if (result := measured(regime)) is not None]
+    cells = [cell for result in found for cell in result.pop("cells")]
     header = ["training", "UCB, keep 0.5, against full data", "seeds"]
     for epoch in ("epoch 2", "last epoch"):
         header += [f"{epoch}: sum, highest half", f"{epoch}: below a tenth"]
@@ -109,13 +117,13 @@ def main() -> None:
         "Gains are paired by seed, for the same number of epochs: UCB takes about half of the "
         "samples. *sum, highest half*: the share of the sum of the losses that the half of the "
         "samples with the highest losses has; *below a tenth*: the share of the samples whose loss "
-        "is below a tenth of the mean; both of full data."
+        f"is below a tenth of the mean; both of full data. {footer(cells)}"
     )
     out = RESULTS / "regimes"
     out.mkdir(exist_ok=True)
     text = table([row_of(result) for result in found], header) + "\n\n" + note + "\n"
     (out / "table.md").write_text(text)
-    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    grid.write(out / "results.json", {"regimes": found, **origin(cells)})
     print(text)
 
 

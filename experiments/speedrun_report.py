@@ -180,6 +180,24 @@ def figure(ratio: float) -> str:
     return "not reached" if math.isinf(ratio) else f"{ratio:.2f}"
 
 
+def origin(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """The commits and machines of the cells."""
+    return {
+        "commits": sorted({cell["about"]["commit"]["hash"] or "unknown" for cell in cells}),
+        "machines": sorted({cell["about"]["machine"]["cpu"] for cell in cells}),
+    }
+
+
+def footer(cells: Sequence[dict[str, Any]]) -> str:
+    """The machines, the version of torch and the commits of the cells, for below a table."""
+    found = origin(cells)
+    return (
+        f"{', '.join(found['machines'])}, one thread, "
+        f"torch {cells[0]['about']['versions']['torch']}, "
+        f"commit {', '.join(commit[:10] for commit in found['commits'])}"
+    )
+
+
 def write(folder: Path) -> str:
     """Write the results, tables and image to ``folder``, and return the long table."""
     cells = grid.read(folder)
@@ -190,8 +208,7 @@ def write(folder: Path) -> str:
     result = {
         "settings": json.loads((folder / "settings.json").read_text()),
         "about": about,
-        "commits": sorted({cell["about"]["commit"]["hash"] or "unknown" for cell in cells}),
-        "machines": sorted({cell["about"]["machine"]["cpu"] for cell in cells}),
+        **origin(cells),
         "summary": rows,
         "claims": found,
     }
@@ -234,10 +251,7 @@ def write(folder: Path) -> str:
             ],
             ["rule", "keep", "accuracy of full data", "time / full data (95 %)"],
         )
-    foot = (
-        f"{', '.join(result['machines'])}, one thread, torch {about['versions']['torch']}, "
-        f"commit {', '.join(commit[:10] for commit in result['commits'])}"
-    )
+    foot = footer(cells)
     text += f"\n\n{foot}\n"
     (folder / "table.md").write_text(text)
     (folder / "headline.md").write_text(headline(rows, foot))
