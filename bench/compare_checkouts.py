@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import dynloader
+from dynloader.bench import machine
 
 N, BATCH = 50_000, 256
 
@@ -135,12 +136,10 @@ def table_of(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def commit_of(checkout: Path) -> str:
-    """Return the commit of a checkout, with a + if files differ from it."""
-    asked = ("git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*")
-    return subprocess.run(
-        asked, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout.strip()
+def commit_of(about: dict[str, Any]) -> str:
+    """Return the commit that a process measured, with a + if files differ from it."""
+    commit = about["commit"]
+    return (commit["hash"] or "unknown")[:10] + "+" * bool(commit["uncommitted_changes"])
 
 
 def main() -> None:
@@ -153,27 +152,28 @@ def main() -> None:
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure is not None:
-        found = {"package": dynloader.__file__, "seconds": measure(options.measure)}
-        print(json.dumps(found))
+        seconds = measure(options.measure)
+        print(
+            json.dumps(
+                {"package": dynloader.__file__, "seconds": seconds, "about": machine.describe()}
+            )
+        )
         return
     if len(options.checkouts) != 2:
         parser.error(f"two checkouts are required, got {len(options.checkouts)}")
-    from dynloader.bench import machine
-
-    before, after = options.checkouts
+    checkouts = dict(zip(("before", "after"), options.checkouts, strict=True))
     ratios: dict[str, list[float]] = {}
-    seconds: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(options.processes):
-        order = [("before", before), ("after", after)]
-        for name, checkout in order if number % 2 == 0 else reversed(order):
-            seconds[name].append(run_in(checkout, options.rounds)["seconds"])
-        for call, time_after in seconds["after"][-1].items():
-            ratios.setdefault(call, []).append(time_after / seconds["before"][-1][call])
+        for name in sorted(checkouts, reverse=number % 2 == 0):  # the two take turns to be first
+            runs[name].append(run_in(checkouts[name], options.rounds))
+        times_before, times_after = (runs[name][-1]["seconds"] for name in checkouts)
+        for call, time_after in times_after.items():
+            ratios.setdefault(call, []).append(time_after / times_before[call])
     result = {
-        "about": machine.describe(),
-        "before": commit_of(before),
-        "after": commit_of(after),
-        "seconds": seconds,
+        "about": runs["after"][-1]["about"],
+        **{name: commit_of(found[-1]["about"]) for name, found in runs.items()},
+        "seconds": {name: [each["seconds"] for each in found] for name, found in runs.items()},
         "ratios": ratios,
     }
     options.out.mkdir(parents=True, exist_ok=True)
