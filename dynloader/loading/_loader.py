@@ -288,7 +288,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             if self.progress_bar and epochs.world.rank == 0:
                 self._pairing.show(bar_of(epochs.current.plan, len(self), self.num_left))
             if gathering.columns is not None:
-                if self._iterating is not None:
+                if self._iterating is not None:  # setting an attribute takes 0.4 us
                     self._iterating = None
                 return gathering.iterate(self, self._epochs, self._pairing)
         inner = gathering.gather_in(self, super().__iter__())

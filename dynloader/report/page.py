@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dynloader.logs._files import new_file
@@ -151,7 +150,7 @@ def _losses(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
         samples = runs[0].samples
         if "last_loss" not in samples or "visits" not in samples:
             continue
-        losses = np.asarray(samples["last_loss"])[np.asarray(samples["visits"]) > 0]
+        losses = samples["last_loss"][samples["visits"] > 0]
         try:
             found = loss_distribution(torch.from_numpy(losses))
         except (TypeError, ValueError):  # no loss is finite, or these are no losses: one is below 0
