@@ -66,6 +66,14 @@ METHODS: dict[str, Method] = {
         "weighted by loss",
         lambda keep, epochs: dynloader.Weighted(keep=keep, every=1, exponent=1.0, rescale=False),
     ),
+    "weighted-unbiased": Method(
+        "weighted by loss^0.3, unbiased",
+        lambda keep, epochs: dynloader.Weighted(keep=keep, every=1),
+    ),
+    "weighted-unbiased-anneal": Method(
+        "weighted by loss^0.3, unbiased, last eighth on all data",
+        lambda keep, epochs: dynloader.Weighted(keep=keep, every=1, anneal=0.875, epochs=epochs),
+    ),
     "last-loss": Method(
         "highest last loss",
         lambda keep, epochs: dynloader.UCB(keep=keep, every=1, alpha=1.0, c=0.0),
