@@ -1,5 +1,5 @@
-// Logarithm, exponential and random variates from + - * / alone: the C library's and the GPU's
-// differ in the last bit.
+// Logarithm, exponential and random variates, computed with only + - * / and floor: the C library's
+// and the GPU's own functions differ in the last bit.
 #pragma once
 
 #include <cmath>
@@ -13,9 +13,9 @@ namespace dynloader {
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kTwoToMinus64 = 0x1p-64;
 
-// ln(1 + d) for d in [sqrt(1/2) - 1, sqrt(2) - 1], with full relative precision near d = 0: 2
-// atanh(d / (2 + d)). There |s| <= 0.1716, so the first term left out, s^23 / 23, is below 2^-60 of
-// the result.
+// Returns ln(1 + d) for d in [sqrt(1/2) - 1, sqrt(2) - 1] as 2 atanh(s), s = d / (2 + d), with full
+// relative precision near d = 0. |s| <= 0.1716, so the first omitted term, s^23 / 23, is below
+// 2^-60 of the result.
 DYNLOADER_FN double log1p_reduced(double d) {
   const double s = d / (2.0 + d);
   const double z = s * s;
@@ -33,7 +33,7 @@ DYNLOADER_FN double log1p_reduced(double d) {
   return twice + twice * (z * p);
 }
 
-// x * 2^-scale = (1 + d) * 2^exponent, for a positive normal double.
+// x * 2^-scale = (1 + d) * 2^exponent, for a positive normal double x.
 struct Reduced {
   double d;
   double exponent;
@@ -47,18 +47,18 @@ DYNLOADER_FN Reduced reduce(double x, int scale) {
   return {(above ? m * 0.5 : m) - 1.0, static_cast<double>(exponent)};
 }
 
-// ln(x) for a positive normal double.
+// Returns ln(x) for a positive normal double x.
 DYNLOADER_FN double natural_log(double x) {
   const Reduced reduced = reduce(x, 0);
   return reduced.exponent * kLn2 + log1p_reduced(reduced.d);
 }
 
-// e^x, with x clamped to [-700, 700].
+// Returns e^x, with x clamped to [-700, 700].
 DYNLOADER_FN double exponential(double x) {
   x = x < -700.0 ? -700.0 : x;
   x = x > 700.0 ? 700.0 : x;
   const double n = floor(x * 1.4426950408889634 + 0.5);
-  // ln(2) in two parts, the first with 20 trailing zero bits, so that n times it is exact.
+  // ln(2) in two parts. The first has 21 trailing zero bits, so n times it is exact.
   const double ln2_high = bit_cast<double>(uint64_t{0x3fe62e42fee00000u});
   const double ln2_low = bit_cast<double>(uint64_t{0x3dea39ef35793c76u});
   const double r = (x - n * ln2_high) - n * ln2_low;
@@ -80,14 +80,14 @@ DYNLOADER_FN double exponential(double x) {
   return p * bit_cast<double>(static_cast<uint64_t>(exponent) << 52);
 }
 
-// (u + 1/2) / 2^64, in (0, 1].
+// Returns (u + 1/2) / 2^64, in (0, 1].
 DYNLOADER_FN double unit_interval(uint64_t u) {
   return (static_cast<double>(u) + 0.5) * kTwoToMinus64;
 }
 
-// -ln((u + 1/2) / 2^64): exponential with mean 1. Above 2^64 / sqrt(2) it is taken from the
-// distance to 1, as an integer, because the smallest variates win the race and must keep their
-// relative precision.
+// Returns -ln((u + 1/2) / 2^64), an exponential variate with mean 1. For u above 2^64 / sqrt(2),
+// computes it from the distance to 1, taken as an integer: the smallest variates win the race, and
+// must keep their relative precision.
 DYNLOADER_FN double exponential_variate(uint64_t u) {
   const bool near_one = u >= 0xb504f333f9de6485u;
   const Reduced elsewhere = reduce(static_cast<double>(u) + 0.5, 64);

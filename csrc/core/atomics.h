@@ -1,4 +1,4 @@
-// Access to memory that other threads may write to at the same time, or not.
+// How to access memory: Shared if other threads may write to it at the same time, Alone if not.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 
 namespace dynloader {
 
-// Other threads write to the memory, too. All operations are relaxed: no result depends on their
-// order.
+// For memory that other threads also write to. All operations are relaxed: no result depends on
+// their order.
 struct Shared {
-  // Returns the value before.
+  // fetch_add and fetch_or return the previous value.
   static DYNLOADER_FN int64_t fetch_add(int64_t* address, int64_t value) {
 #if DYNLOADER_ON_GPU
     return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(address),
@@ -36,7 +36,7 @@ struct Shared {
 #endif
   }
 
-  // Each of these returns whether it was this call that changed the value.
+  // compare_exchange returns whether this call changed the value.
 
   static DYNLOADER_FN bool compare_exchange(uint32_t* address, uint32_t expected,
                                             uint32_t desired) {
@@ -89,8 +89,8 @@ struct Shared {
   }
 };
 
-// One thread has the memory to itself. At an atomic a processor waits until memory has answered;
-// without atomics it loads many samples at once.
+// For memory that only one thread accesses. An atomic makes the processor wait until memory
+// answers; without atomics, it loads many samples at once.
 struct Alone {
   template <class T>
   static DYNLOADER_FN T fetch_add(T* address, T value) {

@@ -1,5 +1,6 @@
-// What a loop asks of a functor before its elements: to read the results of earlier calls, and to
-// name the memory it will touch. Both are optional: a functor without the member is left alone.
+// Hooks that a loop calls on a functor before its elements: fetch() reads the results of earlier
+// steps, and ask_for(i) prefetches the memory of element i. Both are optional: without the member,
+// the call does nothing.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +9,9 @@
 
 namespace dynloader {
 
-// A functor reads the results of earlier calls from the backend's memory. Every loop calls fetch()
-// once, before its first element: compilers would read them for each element, for the loop might
-// change them. A functor that holds another must pass the call on.
+// Lets the functor read the results of earlier steps from the backend's memory. Every loop calls
+// fetch() once, before its first element: otherwise compilers would reload the results for each
+// element, because the loop might change them. A functor that holds another must forward the call.
 template <class F>
 DYNLOADER_FN auto fetch(F& f, int) -> decltype(f.fetch()) {
   f.fetch();

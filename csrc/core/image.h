@@ -1,4 +1,5 @@
-// What becomes of one image: which of its pixels is where, all in whole numbers.
+// How one image of a batch is cropped, flipped and cut out: which of its pixels goes where,
+// computed in integers.
 #pragma once
 
 #include <cstdint>
@@ -7,27 +8,27 @@
 
 namespace dynloader {
 
-// What is drawn for each image, and from what.
+// The options from which each image's view is drawn.
 struct ImageRule {
-  int32_t channels, height, width;  // of an image
+  int32_t channels, height, width;  // of the source image
   int32_t crop_height, crop_width;  // of the result
-  int32_t padding;                  // on every side, before the crop
-  int32_t cutout;                   // side of the square that is filled in the result; 0: none
-  uint64_t flip_below;              // flipped where 32 random bits are below
-  bool is_reflected;                // the padding mirrors the image; or else it is filled
-  bool alternates;                  // flipped every other epoch; flip_below decides of epoch 0
+  int32_t padding;                  // added on every side before the crop
+  int32_t cutout;                   // side of the square filled in the result; 0: none
+  uint64_t flip_below;              // flips if 32 random bits are below this
+  bool is_reflected;                // true: padding mirrors the image; false: padding is filled
+  bool alternates;                  // flips every other epoch; flip_below decides for epoch 0
 };
 
-// A random integer in [0, count).
+// Maps 32 random bits to an integer in [0, count).
 DYNLOADER_FN int32_t random_below(uint32_t word, int32_t count) {
   return static_cast<int32_t>((static_cast<uint64_t>(word) * static_cast<uint32_t>(count)) >> 32);
 }
 
-// What was drawn for one image: pixel (y, x) of the result is pixel (y + top, x_step * x + left)
-// of the image, if that is inside of it.
+// The view drawn for one image: pixel (y, x) of the result is pixel (y + top, x_step * x + left) of
+// the image, if that lies inside the image.
 struct View {
   int32_t top, left, x_step;
-  int32_t cut_top, cut_bottom, cut_left, cut_right;  // [top, bottom) x [left, right)
+  int32_t cut_top, cut_bottom, cut_left, cut_right;  // cutout: [top, bottom) x [left, right)
 
   static DYNLOADER_FN View draw(const ImageRule& rule, Address address, int64_t sample) {
     const Words words = random_words(address, Purpose::kView, static_cast<uint64_t>(sample));
@@ -40,7 +41,8 @@ struct View {
     if (is_flipped) view.left += rule.crop_width - 1;
     view.x_step = is_flipped ? -1 : 1;
     if (rule.cutout == 0) return view;
-    // Around a pixel drawn from the result, cut off at its edges (DeVries and Taylor 2017).
+    // Centers the cutout on a random pixel of the result; the edges clip it (DeVries and Taylor
+    // 2017).
     const Words cut = random_words(address, Purpose::kCutout, static_cast<uint64_t>(sample));
     view.cut_top = random_below(cut.word[0], rule.crop_height) - rule.cutout / 2;
     view.cut_left = random_below(cut.word[1], rule.crop_width) - rule.cutout / 2;
@@ -49,7 +51,7 @@ struct View {
     return view;
   }
 
-  // `word`: random bits of this epoch.
+  // `word` holds random bits of the current epoch.
   static DYNLOADER_FN bool is_mirrored(const ImageRule& rule, Address address, int64_t sample,
                                        uint32_t word) {
     if (!rule.alternates) return word < rule.flip_below;
@@ -73,7 +75,8 @@ DYNLOADER_FN bool is_inside(int32_t place, int32_t size) {
   return static_cast<uint32_t>(place) < static_cast<uint32_t>(size);
 }
 
-// The edge itself is not repeated. For places less than `size` away from it.
+// Reflects `place` into [0, size) without repeating the edge pixel, from which `place` must be less
+// than `size` pixels away.
 DYNLOADER_FN int32_t mirrored(int32_t place, int32_t size) {
   const int32_t positive = place < 0 ? -place : place;
   return positive < size ? positive : 2 * (size - 1) - positive;

@@ -1,4 +1,4 @@
-// A loss as the training step produced it, in any of torch's floating point types, as float32.
+// Converts losses from torch's 16-bit floating-point types to float32.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ DYNLOADER_FN float from_float16(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
   const uint32_t exponent = (bits >> 10) & 0x1fu;
   const uint32_t fraction = bits & 0x3ffu;
-  if (exponent == 0) {  // zero or subnormal: the fraction in steps of 2^-24, exact in float32
+  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24, exact in float32
     const uint32_t magnitude = bit_cast<uint32_t>(static_cast<float>(fraction) * 0x1p-24f);
     return bit_cast<float>(sign | magnitude);
   }

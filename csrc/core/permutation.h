@@ -1,9 +1,9 @@
-// The order of an epoch as a function: position -> place, a keyed bijection of [0, n) in constant
-// memory.
+// The order of an epoch as a function from position to place: a keyed bijection of [0, n) in
+// constant memory.
 //
-// A Feistel network over the smallest power of two that holds n (at least 8 bits), walked along its
-// cycle until it lands below n (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA
-// 2002). The walk takes under two steps on average from n = 129 on.
+// A Feistel network over the smallest power of two that is at least n (and at least 2^8), applied
+// repeatedly until the result is below n (Black and Rogaway, "Ciphers with arbitrary finite
+// domains", CT-RSA 2002). For n >= 129, this walk takes fewer than two steps on average.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace dynloader {
 
 struct Permutation {
   static constexpr int kRounds = 8;
-  // Below 8 bits the orders of a handful of samples are visibly not uniform.
+  // With fewer than 8 bits, the orders of a few samples are visibly not uniform.
   static constexpr int kMinimumBits = 8;
 
   uint64_t n;
@@ -25,8 +25,7 @@ struct Permutation {
   uint32_t keys[kRounds];
 
   static DYNLOADER_FN Permutation keyed(Address address, Purpose purpose, uint64_t n) {
-    // In integers: ceil(log2(n)) from a floating point logarithm is off by one next to powers of
-    // two.
+    // Uses integers: ceil(log2(n)) in floating point is off by one near powers of two.
     int bits = kMinimumBits;
     while (bits < 63 && (uint64_t{1} << bits) < n) ++bits;
     const int left_bits = bits / 2;
@@ -45,13 +44,13 @@ struct Permutation {
 
   DYNLOADER_FN bool is_inside(uint64_t x) const { return x < n; }
 
-  // One step of the walk, which ends at the first place that is inside. With n = 1 there is no walk
-  // to take.
+  // Takes one step of the walk, which ends at the first place in [0, n). If n is 1, the first step
+  // goes straight to 0.
   DYNLOADER_FN uint64_t step(uint64_t x) const {
     if (n <= 1) return 0;
     uint32_t left = static_cast<uint32_t>(x >> right_bits);
     uint32_t right = static_cast<uint32_t>(x) & right_mask;
-    // Written out: compilers give up on vector code for a loop of steps with a loop in each.
+    // Unrolled by hand: compilers do not vectorize a loop of steps that each contain a loop.
     two_rounds<0>(left, right);
     two_rounds<2>(left, right);
     two_rounds<4>(left, right);

@@ -1,5 +1,5 @@
-// Starts to load memory before it is read or written. A GPU runs other threads meanwhile, so there
-// it does nothing.
+// Prefetches memory before it is read or written. Does nothing on a GPU, which runs other threads
+// while it waits for memory.
 #pragma once
 
 #include "compiler.h"

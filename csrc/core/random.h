@@ -1,4 +1,4 @@
-// Randomness that has an address: a pure function of (seed, epoch, purpose, index).
+// Random numbers with an address: a pure function of (seed, epoch, purpose, index).
 //
 // Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 #pragma once
@@ -9,23 +9,23 @@
 
 namespace dynloader {
 
-// Two uses never share a stream. The values are part of the output: never renumber them.
+// No two purposes share a stream. The values determine the output: never renumber them.
 enum class Purpose : uint32_t {
   kShuffle = 1,   // the order of an epoch
   kTie = 2,       // which of equal keys comes first
-  kRace = 3,      // weighted sampling one after another
+  kRace = 3,      // weighted sampling, one sample after another
   kPriority = 4,  // priority sampling
   kExplore = 5,   // epsilon-greedy's random part
-  kDrop = 6,      // InfoBatch's dropping
+  kDrop = 6,      // which samples InfoBatch drops
   kSubset = 7,    // uniform random subsets
   kView = 8,      // where an image is cropped, and whether it is flipped
-  kCutout = 9,    // where a square is cut out of it
+  kCutout = 9,    // where a square is cut out of an image
 };
 
 struct Address {
   uint64_t seed;
   uint32_t epoch;
-  // Where the epoch is read instead, in the backend's memory; null: nowhere. A CUDA graph is
+  // If not null, fetch() reads the epoch from here, in the backend's memory: a CUDA graph is
   // replayed with a new epoch in the same place.
   const int64_t* epoch_at = nullptr;
 
@@ -46,7 +46,7 @@ DYNLOADER_FN Words philox_round(Words c, uint32_t key0, uint32_t key1) {
        static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ key1, static_cast<uint32_t>(product0)}};
 }
 
-// Written out: compilers give up on vector code for a loop of calls with a loop in each.
+// Unrolled by hand: compilers do not vectorize a loop of calls that each contain a loop.
 DYNLOADER_FN Words philox4x32_10(Words c, uint32_t key0, uint32_t key1) {
   constexpr uint32_t kStep0 = 0x9E3779B9u;
   constexpr uint32_t kStep1 = 0xBB67AE85u;
@@ -69,7 +69,7 @@ DYNLOADER_FN Words random_words(Address address, Purpose purpose, uint64_t index
                        static_cast<uint32_t>(address.seed >> 32));
 }
 
-// 64 bits for each of the samples 2j and 2j + 1, which share the four words of one Philox call.
+// 64 random bits for each of samples 2j and 2j + 1, which share the four words of one Philox call.
 struct BitsOfPair {
   uint64_t even, odd;
 };
@@ -85,9 +85,9 @@ DYNLOADER_FN uint64_t random_bits64(Address address, Purpose purpose, uint64_t i
   return (i & 1) != 0 ? bits.odd : bits.even;
 }
 
-// A keyed bijection of the 32-bit integers: equal scores get distinct low halves of their keys.
-// Three multiply-and-shift steps with the multipliers and shifts of Wellons' "triple32" (2018), a
-// key before each.
+// A keyed bijection of the 32-bit integers, which gives equal scores distinct low halves of their
+// keys. Uses the multipliers and shifts of Wellons' "triple32" (2018): three steps of shift and
+// multiply, then a shift, with a key before each.
 struct Shuffle32 {
   Words keys;
 

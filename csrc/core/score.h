@@ -1,4 +1,4 @@
-// What one sample's score means: how a loss changes its record, and what is made of the record.
+// The score of one sample: how a loss updates its record, and what is computed from the record.
 #pragma once
 
 #include <cmath>
@@ -14,13 +14,13 @@ namespace dynloader {
 enum class ScoreRule : int32_t {
   kLastLoss = 0,
   kMean = 1,  // the moving average of the losses
-  kMeanPlusVariance =
-      2,  // Raju, Daruwalla and Lipasti (2021): the moving average plus c times the moving variance
+  // the moving average plus c times the moving variance (Raju, Daruwalla and Lipasti 2021)
+  kMeanPlusVariance = 2,
 };
 
 struct Scoring {
   ScoreRule rule;
-  float alpha;  // the weight of the new value in a moving average
+  float alpha;  // weight of the new value in a moving average
   float c;
 };
 
@@ -39,8 +39,9 @@ DYNLOADER_FN uint32_t visits_after(uint32_t visits) {
   return visits < kMaxVisits ? visits + 1 : kMaxVisits;
 }
 
-// The loss has its canonical bits already. The moments start at the first visit with (loss, 0), and
-// again after anything that is not finite: one diverged step must not stay in an average for ever.
+// Returns the record after a visit. `loss` must be canonical. The moments start as (loss, 0) at the
+// first visit, and restart after a value that is not finite: one diverged step must not stay in an
+// average forever.
 DYNLOADER_FN Record visited(Record record, float loss, float alpha) {
   const bool starts = record.visits == 0 || !is_finite(record.mean) ||
                       !is_finite(record.variance) || !is_finite(loss);
@@ -65,8 +66,9 @@ DYNLOADER_FN float score_of(const Record& record, const Scoring& scoring) {
   return record.last_loss;
 }
 
-// The classical confidence bonus of UCB1 (Auer, Cesa-Bianchi, Fischer 2002): mean + c sqrt(ln t /
-// visits). It grows while a sample is away, so that every sample returns.
+// Returns the mean plus the classical confidence bonus of UCB1 (Auer, Cesa-Bianchi, Fischer 2002):
+// mean + c sqrt(ln t / visits). The bonus grows while a sample is not selected, so every sample
+// returns.
 DYNLOADER_FN float score_with_visit_bonus(const Record& record, double c, double log_t) {
   const double visits = record.visits == 0 ? 1.0 : static_cast<double>(record.visits);
   const double bonus = c * sqrt(log_t / visits);
@@ -74,8 +76,8 @@ DYNLOADER_FN float score_with_visit_bonus(const Record& record, double c, double
   return record.visits == 0 ? bit_cast<float>(kInfinityBits) : score;
 }
 
-// (max(score, 0) + offset)^exponent, the sampling weight. Whatever is not a number, or infinite,
-// weighs most.
+// Returns the sampling weight (max(score, 0) + offset)^exponent, at most the largest float. NaN and
+// +inf get the largest weight.
 DYNLOADER_FN float power_weight(float score, double exponent, double offset) {
   const double clamped = score > 0.0f ? static_cast<double>(score) : 0.0;
   const double base = clamped + offset;
@@ -87,9 +89,9 @@ DYNLOADER_FN float power_weight(float score, double exponent, double offset) {
   return diverged || weight > largest ? kFloatMax : static_cast<float>(weight);
 }
 
-// Forgetting events (Toneva et al. 2019) in 32 bits: bit 0 tells whether the sample was right at
-// its last visit, the bits above count how often it went from right to wrong. Bits 30 and 31 are in
-// use only while a batch is recorded.
+// The forgetting state of a sample (Toneva et al. 2019) in 32 bits: bit 0 says whether its last
+// prediction was correct; the bits above count how often it went from correct to wrong. Bits 30 and
+// 31 are used only while a batch is recorded.
 constexpr uint32_t kForgettingPending = 0x80000000u;
 constexpr uint32_t kForgettingWrong = 0x40000000u;
 constexpr uint32_t kForgettingKept = 0x3fffffffu;
@@ -101,8 +103,9 @@ DYNLOADER_FN uint32_t forgetting_after(uint32_t state, bool correct) {
   return (counted << 1) | (correct ? 1u : 0u);
 }
 
-// A score in fixed point, so that a sum does not depend on its order: steps of 2^-32, from -2^30 to
-// 2^30. The sums of the two halves of 2^32 such numbers fit 64 unsigned bits each.
+// Scores in fixed point, so that a sum does not depend on the order of its terms: steps of 2^-32,
+// from -2^30 to 2^30. For 2^32 scores, the sum of the signed high halves and the sum of the
+// unsigned low halves each fit in 64 bits.
 constexpr double kFixedPointLimit = 1073741824.0;
 constexpr double kFixedPointOne = 4294967296.0;
 

@@ -1,13 +1,14 @@
-// Keys: what makes one sample come before another. All keys of a selection are distinct 64-bit
-// integers, so that the k largest are one set, whoever looks for them.
+// Keys, which put the samples in order. All keys of a selection are distinct 64-bit integers, so
+// the k largest are the same set no matter how they are found.
 //
-// A key is asked for in halves, because the low one (a keyed bijection of the index) is rarely
-// needed. Before the first, fetch() is called. A key says what algorithms and backends may use:
+// A key is read in halves, because the low half (a keyed bijection of the index) is rarely needed.
+// fetch() must be called before the first read. Each type of key declares what algorithms and
+// backends may use:
 //
 // - kHighBits: the number of bits of high();
 // - kIsDrawn: high() draws a random number, so reading all keys again is slow;
-// - kHasNearlyHigh: nearly_high() costs less than high() and orders samples alike where their
-//   high() differ; range_of_nearly_high() gives its least and its most for one high().
+// - kHasNearlyHigh: nearly_high() costs less than high(), and orders samples the same way if their
+//   high() differ; range_of_nearly_high() returns its smallest and largest value for one high().
 #pragma once
 
 #include <cstdint>
@@ -20,12 +21,13 @@
 
 namespace dynloader {
 
-// The k-th largest key, and where the search for it stands. Lives in the backend's memory.
+// The state of a search for the k-th largest key, in the backend's memory.
 struct Threshold {
-  uint64_t prefix;  // the digits found so far; when the search is over, the threshold itself
+  uint64_t prefix;  // digits found so far; after the search, the threshold itself
   int64_t rank;     // how many of the keys that start with the prefix are among the k largest
-  int32_t settled;  // all keys that start with the prefix are, or the threshold was found
-                    // otherwise: the digits below stay as they are
+  // Not 0: the digits below stay as they are, because all keys that start with the prefix are among
+  // the k largest, or because the threshold was found otherwise.
+  int32_t settled;
 };
 
 template <class Key>
@@ -53,7 +55,7 @@ struct ScoreKey {
   DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
 };
 
-// First the samples of a class, then the others, each at random.
+// Puts the samples of a class first, then the others, each in random order.
 template <class IsFirst>
 struct ClassKey {
   static constexpr int kHighBits = 1;
@@ -72,13 +74,13 @@ struct ClassKey {
   DYNLOADER_FN uint32_t low(int64_t i) const { return shuffle(static_cast<uint32_t>(i)); }
 };
 
-// The samples whose keys by score reach a threshold: those that epsilon-greedy takes for their
-// scores. No threshold: it takes none.
+// Whether a sample's key by score reaches a threshold. Epsilon-greedy selects these samples for
+// their scores. With no threshold, there are none.
 struct IsGreedy {
   ScoreKey key;
   const uint64_t* threshold;
-  uint32_t above = 0xffffffffu;  // the halves of the threshold
-  uint32_t least = 0xffffffffu;
+  uint32_t above = 0xffffffffu;  // high half of the threshold
+  uint32_t least = 0xffffffffu;  // low half
   DYNLOADER_FN void fetch() {
     key.fetch();
     if (threshold == nullptr) return;
@@ -92,7 +94,7 @@ struct IsGreedy {
   }
 };
 
-// InfoBatch (Qin et al. 2024): the samples that are never dropped.
+// Whether InfoBatch (Qin et al. 2024) always keeps a sample: its score is not below the mean.
 struct IsNotBelowMean {
   const float* scores;
   const double* mean;
@@ -103,8 +105,9 @@ struct IsNotBelowMean {
   }
 };
 
-// Weighted sampling, one sample after another without replacement, as an exponential race
-// (Efraimidis and Spirakis 2006): the k smallest E / w, that is the k largest w / E.
+// Weighted sampling without replacement, one sample after another, as an exponential race
+// (Efraimidis and Spirakis 2006): keeps the k smallest E / w, that is, the
+// k largest w / E, with E exponential.
 struct RacePriority {
   static constexpr Purpose kPurpose = Purpose::kRace;
   static DYNLOADER_FN double of(double weight, uint64_t bits) {
@@ -112,7 +115,7 @@ struct RacePriority {
   }
 };
 
-// Priority sampling (Duffield, Lund, Thorup 2007): the k largest w / u; the (k + 1)-th gives
+// Priority sampling (Duffield, Lund, Thorup 2007): keeps the k largest w / u. The (k + 1)-th gives
 // unbiased weights.
 struct UniformPriority {
   static constexpr Purpose kPurpose = Purpose::kPriority;
@@ -121,7 +124,8 @@ struct UniformPriority {
   }
 };
 
-// Drawn where it is needed: a selection reads nearly all keys once.
+// Draws each priority when it is read, instead of storing it: a selection reads nearly all keys
+// once.
 template <class Priority>
 struct PriorityKey {
   static constexpr int kHighBits = 32;
@@ -137,7 +141,7 @@ struct PriorityKey {
   DYNLOADER_FN uint32_t high(int64_t i) const {
     return of(i, random_bits64(address, Priority::kPurpose, static_cast<uint64_t>(i)));
   }
-  // Those of the samples 2j and 2j + 1, for the price of one draw.
+  // Writes high() of samples 2j and 2j + 1, for the price of one draw.
   DYNLOADER_FN void high_of_pair(int64_t j, uint32_t* high) const {
     const BitsOfPair bits =
         random_bits_of_pair(address, Priority::kPurpose, static_cast<uint64_t>(j));
