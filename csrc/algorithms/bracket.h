@@ -1,4 +1,4 @@
-// Where the k-th largest key lies, from a look at a few of the keys: so all of them are read only
+// Brackets the k-th largest key by looking at a few of the keys, so that all keys are read only
 // once (Floyd and Rivest, "Expected time bounds for selection", CACM 1975).
 #pragma once
 
@@ -10,13 +10,13 @@
 
 namespace dynloader {
 
-// One search, in the backend's memory.
+// The state of one search, in the backend's memory.
 struct Search {
   Threshold threshold;
   Bracket bracket;
-  int64_t look_ranks[2];  // of the ends of the bracket among the keys looked at
-  uint64_t look_keys[2];  // and these
-  int64_t open_rank;      // of the threshold among the open keys
+  int64_t look_ranks[2];  // ranks of the ends of the bracket among the keys looked at
+  uint64_t look_keys[2];  // keys with these ranks
+  int64_t open_rank;      // rank of the threshold among the open keys
   uint64_t open_threshold;
   int64_t totals[2];  // as in Marks
   uint64_t first_kept;
@@ -28,8 +28,9 @@ DYNLOADER_FN int floor_log2(int64_t n) {
   return bits;
 }
 
-// So many keys are looked at: about n^(2/3), where looking costs as much as what it leaves open.
-// Fewer where the scores are beyond the cache: a look waits for memory, a pass over all does not.
+// Returns how many of n keys to look at: about n^(2/3), where looking costs as much as what it
+// leaves open. Fewer if the scores do not fit the cache: a look waits for memory, a pass over all
+// keys does not.
 DYNLOADER_FN int64_t looks_at(int64_t n) {
   const int log2_n = floor_log2(n);
   const int wanted = (2 * log2_n + 1) / 3 + (log2_n < 22 ? 1 : -1);
@@ -44,12 +45,14 @@ DYNLOADER_FN int64_t integer_sqrt(int64_t x) {
   return root;
 }
 
-// Four standard deviations of a rank among `looks` keys, of which `above` are expected above it.
+// Returns slightly more than four standard deviations of a rank among `looks` keys, of which
+// `above` are expected above it.
 DYNLOADER_FN int64_t rank_margin(int64_t above, int64_t looks) {
   return integer_sqrt(16 * (above * (looks - above) / looks)) + 4;
 }
 
-// Twice the number of open samples that is to be expected at most, and a tile.
+// Returns the capacity of the list of open samples: twice the most that are expected, plus a tile,
+// but at most n.
 DYNLOADER_FN int64_t open_capacity(int64_t n, int64_t looks) {
   const int64_t margin = rank_margin(looks / 2, looks);
   const int64_t expected = (2 * margin + 2) * (n / looks + 1);
@@ -65,9 +68,9 @@ struct WriteKey {
   DYNLOADER_FN void operator()(int64_t i) const { keys[i] = whole(key, i); }
 };
 
-// One sample of each of `looks` stretches of equal length (a power of two of them), at a place in
-// it that no regular pattern of the scores follows. Which ones decides how fast the answer comes,
-// not which it is.
+// Looks at one sample in each of 2^log2_looks stretches of equal length, at a hashed place that no
+// regular pattern of the scores follows. Which samples it looks at affects only the speed, not the
+// result.
 template <class Key>
 struct LookAtKey {
   Key key;
@@ -81,7 +84,7 @@ struct LookAtKey {
   DYNLOADER_FN void operator()(int64_t j) const {
     const uint32_t hash = mixed(j);
     const uint32_t high = key.high(static_cast<int64_t>(place_of(j, hash)));
-    // The low half of a key is as good as random: any random bits stand for it.
+    // The low half of a key is as good as random, so any random bits can stand in for it.
     keys[j] = (static_cast<uint64_t>(high) << 32) | (hash * 0xC2B2AE35u);
   }
 
@@ -118,12 +121,12 @@ struct SetBracket {
   }
 };
 
-// After marking: is the threshold among the open keys?
+// Runs after marking: checks whether the threshold is among the open keys.
 struct Locate {
   Search* search;
   int64_t open_capacity;
   DYNLOADER_FN void operator()() const {
-    // Settled: the search by digits has nothing to do.
+    // After a hit, the threshold is settled, and the search by digits does nothing.
     const int64_t rank = search->threshold.rank - search->totals[0];
     const int64_t open = search->totals[1];
     const bool hit = 1 <= rank && rank <= open && open <= open_capacity;
@@ -133,10 +136,10 @@ struct Locate {
   }
 };
 
-// After the search by digits, which does nothing where the bracket had hit.
+// Runs after the search by digits, which does nothing if the bracket hit.
 struct Conclude {
   Search* search;
-  uint64_t beyond;  // 0: the threshold is kept; 1: only what lies above it
+  uint64_t beyond;  // 0: keep the threshold and all above it; 1: only what is above it
   DYNLOADER_FN void operator()() const {
     if (search->bracket.is_active == 0) search->threshold.prefix = search->open_threshold;
     search->first_kept = search->threshold.prefix + beyond;

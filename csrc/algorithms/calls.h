@@ -1,6 +1,6 @@
-// Every call of the native core as a value: its inputs and outputs as plain pointers to memory of
-// the backend that runs it. The headers beside this one define `run` for each call, and
-// instantiate.h instantiates it once for each backend.
+// Every call of the native core as a value: its inputs and outputs are plain pointers to memory of
+// the backend that runs it. The other headers in this directory define `run` for each call, and
+// instantiate.h instantiates it for each backend.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace dynloader {
 
-// Samples 0..n-1 for all calls; n < 2^32 where there are scores.
+// The samples of every call are 0..n-1. Calls on scores require n < 2^32.
 
 struct TopK {
   const float* scores;
@@ -41,18 +41,19 @@ struct WeightedSample {
 struct CheckWeights {
   const float* weights;
   int64_t n;
-  int64_t* counts;  // [2]: positive ones, and those negative or not finite
+  int64_t* counts;  // [2]: finite positive weights; negative or non-finite weights
 };
 
 struct InfoBatch {
   const float* scores;
   int64_t n;
   double drop_probability;
-  int64_t num_kept;  // exact ratio; below zero: the mean decides
+  int64_t num_kept;  // exact number to keep; negative: the mean decides
   int64_t num_candidates;
   Address address;
-  int64_t* selected;  // [n], the first *kept of them used, ascending
-  float* weights;     // [n], likewise
+  // [num_kept], or [n] if that is negative; only the first *kept are used.
+  int64_t* selected;  // ascending
+  float* weights;
   int64_t* kept;
 };
 
@@ -66,29 +67,29 @@ struct Order {
 };
 
 struct Gather {
-  Order order;  // its result is not written
+  Order order;  // its `order` is not written
   const void* rows;
   int64_t num_rows, row_bytes;
-  void* batch;      // [order.stop - order.start] rows; zeros where a sample has none
-  int64_t* faults;  // [2]: samples outside [0, num_rows), and the largest of them as unsigned
+  void* batch;      // [order.stop - order.start] rows; zeros for samples that do not exist
+  int64_t* faults;  // [2]: number of samples outside [0, num_rows); the largest as unsigned
 };
 
-// As Gather, of samples that are told.
+// Like Gather, for samples listed in `index`.
 struct GatherRows {
   const int64_t* index;
   int64_t batch_size;
   const void* rows;
   int64_t num_rows, row_bytes;
-  void* batch;      // [batch_size] rows; zeros where a sample has none
+  void* batch;      // [batch_size] rows; zeros for samples that do not exist
   int64_t* faults;  // [2], as for Gather
 };
 
-// How far apart, in elements, pixels are that are next to each other in one dimension.
+// The distance, in elements, between adjacent pixels in each dimension.
 struct PixelStrides {
   int64_t channel, row, column;
 };
 
-// Images of a batch, cropped, flipped, cut out and looked up.
+// Gathers the images of a batch: crops, flips, cuts out and looks up values.
 struct GatherImages {
   const int64_t* index;
   int64_t batch_size;
@@ -97,11 +98,11 @@ struct GatherImages {
   const void* images;
   int64_t num_images;
   PixelStrides from, to;
-  int pixel_bytes;     // of the images: 1, 2, 4 or 8
-  uint64_t fill;       // the bits of a pixel: what padding and the cutout are filled with
-  const void* values;  // [channels, 256]: what each byte becomes; null: itself
+  int pixel_bytes;     // bytes of a pixel of the images: 1, 2, 4 or 8
+  uint64_t fill;       // bits of the pixel that fills padding and cutout
+  const void* values;  // [channels, 256]: value of each byte; null: pixels are copied as they are
   int value_bytes;     // 2 or 4
-  void* batch;         // filled where a sample has no image
+  void* batch;         // filled for samples that do not exist
   int64_t* faults;     // [2], as for Gather
 };
 
@@ -109,7 +110,7 @@ struct ScoreMean {
   const float* scores;
   int64_t n;
   double* mean;
-  int64_t* counts;  // [3]: finite, not finite, saturated
+  int64_t* counts;  // [3]: finite, non-finite, saturated scores
 };
 
 struct PowerWeights {
@@ -137,8 +138,8 @@ struct Update {
   LossType loss_type;
   int64_t batch_size;
   Scoring scoring;
-  int64_t* faults;       // [2]: indices outside [0, n), and the largest of them as unsigned
-  int64_t* num_updates;  // [1], raised by one unless the batch is empty; null: not counted
+  int64_t* faults;       // [2]: number of indices outside [0, n); the largest as unsigned
+  int64_t* num_updates;  // [1], incremented unless the batch is empty; null: not counted
 };
 
 struct UpdateForgetting {
@@ -154,23 +155,23 @@ struct CountSelected {
   int32_t* counts;
   int64_t n;
   const int64_t* selected;
-  bool is_ascending;  // known to be, and within [0, n): no two elements count the same sample
+  bool is_ascending;  // known to be ascending, without duplicates, and within [0, n)
   int64_t num_selected;
-  const int64_t* num_used;  // [1], the first *num_used of them; null: all
+  const int64_t* num_used;  // [1]; only the first *num_used are used; null: all
   int64_t* faults;
 };
 
 struct Spread {
   const float* values;      // [num_selected]
-  const int64_t* selected;  // all different
+  const int64_t* selected;  // without duplicates
   int64_t num_selected;
-  const int64_t* num_used;  // [1], the first *num_used of them; null: all
+  const int64_t* num_used;  // [1]; only the first *num_used are used; null: all
   float rest;
   int64_t n;
-  float* result;  // [n]: the value of a selected sample, or rest
+  float* result;  // [n]: values of the selected samples, `rest` elsewhere
 };
 
-// The list of all calls: X(Call) for each.
+// Expands X(Call) for every call.
 #define DYNLOADER_FOR_EACH_CALL(X) \
   X(TopK)                          \
   X(EpsilonGreedy)                 \

@@ -1,4 +1,4 @@
-// Indices that name no sample.
+// Indices out of range.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,8 @@
 
 namespace dynloader {
 
-// An index outside [0, n) is never followed: it is counted, and the table reports it.
+// Returns whether `index` is in [0, n). If not, counts it in `faults`, from which the caller
+// reports it; an index out of range is never followed.
 template <class Access>
 DYNLOADER_FN bool is_within(int64_t index, int64_t n, int64_t* faults) {
   if (static_cast<uint64_t>(index) < static_cast<uint64_t>(n)) return true;

@@ -1,5 +1,5 @@
-// The rows of a batch: the order of the epoch is evaluated where the rows are copied, and no index
-// is stored.
+// Gathers the rows of a batch. The order of the epoch is evaluated while the rows are copied, and
+// no index is stored.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace dynloader {
 
-// What is copied at a time, as wide as rows and addresses allow.
+// The widest unit of a copy.
 struct alignas(16) SixteenBytes {
   uint64_t half[2];
 };
@@ -20,11 +20,11 @@ template <class Samples, class Unit>
 struct CopyRow {
   Samples samples;
   const Unit* rows;
-  int64_t num_rows, units;  // of one row
+  int64_t num_rows, units;  // units of one row
   Unit* batch;
   int64_t* faults;
 
-  // This part of the work on row j, of so many parts.
+  // Does part `part` of the `parts` into which the work on row j is split.
   DYNLOADER_FN void operator()(int64_t j, uint64_t place, int64_t part, int64_t parts) const {
     const int64_t sample = samples(place);
     const bool exists = static_cast<uint64_t>(sample) < static_cast<uint64_t>(num_rows);
@@ -32,7 +32,8 @@ struct CopyRow {
     const Unit* row = rows + (exists ? sample : 0) * units;
     Unit* target = batch + j * units;
     if (parts == 1 && exists && units > 0) {
-      // By a core: the library knows how best. Of rows of nothing it may not be asked.
+      // On a CPU core, memcpy knows best how to copy a row. It must not be called for rows of no
+      // bytes, because their address may be null.
       __builtin_memcpy(target, row, static_cast<size_t>(units) * sizeof(Unit));
       return;
     }
@@ -42,7 +43,7 @@ struct CopyRow {
   }
 };
 
-// Every element where it is.
+// A walk that leaves every element in place.
 struct InPlace {
   DYNLOADER_FN uint64_t start(int64_t j) const { return static_cast<uint64_t>(j); }
   DYNLOADER_FN uint64_t step(uint64_t x) const { return x; }
@@ -59,7 +60,7 @@ void copy_rows(Backend& backend, const Call& call, int64_t batch_size, const Wal
                              static_cast<Unit*>(call.batch), call.faults});
 }
 
-// In the widest units that rows and addresses allow.
+// Copies in the widest units that rows and addresses allow.
 template <class Backend, class Call, class Walk, class Samples>
 void copy_rows(Backend& backend, const Call& call, int64_t batch_size, const Walk& walk,
                const Samples& samples) {

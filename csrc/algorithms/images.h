@@ -1,4 +1,4 @@
-// The images of a batch: what is drawn for each is evaluated where its pixels are copied.
+// Gathers the images of a batch. The view of each image is drawn while its pixels are copied.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace dynloader {
 
-// A pixel as it is, and a byte as what the table has for it.
+// Conversions of a pixel: AsItIs copies it, LookUp replaces a byte by its value in a table.
 template <class Pixel>
 struct AsItIs {
   using From = Pixel;
@@ -38,7 +38,7 @@ struct CopyImage {
 
   DYNLOADER_FN void fetch() { call.address.fetch(); }
 
-  // This part of the work on image j, of so many parts.
+  // Does part `part` of the `parts` into which the work on image j is split.
   DYNLOADER_FN void operator()(int64_t j, uint64_t /*place*/, int64_t part, int64_t parts) const {
     const ImageRule& rule = call.rule;
     const int64_t sample = call.index[j];
@@ -68,7 +68,8 @@ struct CopyImage {
     return convert(channel, static_cast<From>(call.fill));
   }
 
-  // By one of the threads of a GPU: neighbours take pixels that are neighbours in memory.
+  // Copies one pixel, by one thread of a GPU: adjacent threads write pixels that are adjacent in
+  // memory.
   DYNLOADER_FN void copy_pixel(const View& view, int64_t pixel, const From* image,
                                To* result) const {
     const ImageRule& rule = call.rule;
@@ -101,14 +102,15 @@ struct CopyImage {
         image[channel * call.from.channel + row * call.from.row + column * call.from.column]);
   }
 
-  // By a core, which would take longer to ask of each pixel where it comes from than to copy it.
+  // Copies one row, by a CPU core, which would take longer to find the source of each pixel than to
+  // copy it.
   DYNLOADER_FN void copy_row(const View& view, int32_t channel, int32_t y, const From* image,
                              To* result) const {
     const ImageRule& rule = call.rule;
     To* target = result + channel * call.to.channel + y * call.to.row;
     const int32_t width = rule.crop_width;
     const bool has_source = is_inside(y + view.top, rule.height);
-    // The pixels [begin, end) have their source inside of the image.
+    // The pixels [begin, end) have their source inside the image.
     const bool is_flipped = view.x_step < 0;
     int32_t begin = clamp(is_flipped ? view.left - rule.width + 1 : -view.left, width);
     int32_t end = clamp(is_flipped ? view.left + 1 : rule.width - view.left, width);
@@ -133,7 +135,7 @@ struct CopyImage {
     }
   }
 
-  // Of the strides that come often the compiler is told.
+  // Passes the common strides as constants, so that the compiler knows them.
   DYNLOADER_FN void copy_span(int32_t channel, const From* source, int64_t step, To* target,
                               int32_t count) const {
     if (call.to.column == 1 && step == 1) {

@@ -1,4 +1,4 @@
-// All calls, defined and instantiated for one backend.
+// Defines all calls, and instantiates them for one backend.
 #pragma once
 
 #include "calls.h"
@@ -13,7 +13,7 @@
 
 #define DYNLOADER_INSTANTIATE_RUN(Call) template void run(InstantiatedBackend&, const Call&);
 
-// Once in a translation unit, in this namespace.
+// Use once per translation unit, in namespace dynloader.
 #define DYNLOADER_INSTANTIATE(Backend) \
   using InstantiatedBackend = Backend; \
   DYNLOADER_FOR_EACH_CALL(DYNLOADER_INSTANTIATE_RUN)

@@ -1,4 +1,4 @@
-// A selection under way: one bit for each sample, and a list of those that are not decided yet.
+// A selection in progress: one bit per sample, and a list of the samples that are not decided yet.
 #pragma once
 
 #include <cstdint>
@@ -7,25 +7,25 @@
 
 namespace dynloader {
 
-// Keys from `upper` on are surely selected, keys below `lower` surely not. Between them is open.
+// Keys >= `upper` are certainly selected, keys < `lower` certainly not. Keys in between are open.
 struct Bracket {
   uint64_t lower, upper;
   int32_t is_active;  // 0: nothing is left to mark
 };
 
-// Samples come in tiles of kTile by their index; the open ones of a tile lie side by side.
+// Tiles are kTile consecutive samples. The open samples of a tile are adjacent in the list.
 struct Marks {
   static constexpr int64_t kTile = 4096;
   static constexpr int64_t kTileWords = kTile / 64;
 
   uint64_t* bits;          // [tiles * kTileWords], 1 for a selected sample
-  int64_t* tile_counts;    // [tiles] selected samples of each
-  int64_t* open_starts;    // [tiles] places in the list of open samples
-  int32_t* open_counts;    // [tiles]
+  int64_t* tile_counts;    // [tiles], selected samples of each
+  int64_t* open_starts;    // [tiles], start of each in the list of open samples
+  int32_t* open_counts;    // [tiles], samples of each in that list
   uint64_t* open_keys;     // [open_capacity]
-  uint16_t* open_samples;  // [open_capacity] places within their tiles
+  uint16_t* open_samples;  // [open_capacity], positions within their tiles
   int64_t open_capacity;
-  int64_t* totals;  // [2], zero before marking: selected samples, open ones
+  int64_t* totals;  // [2], zero before marking: selected samples, open samples
 
   static DYNLOADER_FN int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 

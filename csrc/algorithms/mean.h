@@ -1,4 +1,4 @@
-// Sums over all samples, in integers.
+// Integer sums over all samples.
 #pragma once
 
 #include <cstdint>
@@ -18,17 +18,17 @@ struct AddScore {
     const double magnitude = static_cast<double>(score < 0.0f ? -score : score);
     sums[0] += value >> 32;
     sums[1] = add_wrapping(sums[1], value & 0xffffffff);
-    // Without && and branches, for which there is no vector code.
+    // Uses no && and no branches, which compilers do not vectorize.
     sums[2] += static_cast<int64_t>(finite);
     sums[3] += static_cast<int64_t>(!finite);
     sums[4] += static_cast<int64_t>(finite & (magnitude > kFixedPointLimit));
   }
 };
 
-// Most often no score of a stretch is far out, and then far less has to be asked: none is to be cut
-// or counted, and the sum of the stretch itself fits.
+// A faster way for a stretch whose scores are all below 2^17 in magnitude, as most are: none needs
+// to be clamped or counted by itself, and the sum of the stretch fits in 64 bits.
 struct AddScores {
-  static constexpr uint32_t kNearBits = 0x48000000u;  // 2^17
+  static constexpr uint32_t kNearBits = 0x48000000u;  // 2^17 as a float
   static constexpr int64_t kMost = 4096;              // 2^12 scores below 2^17, in steps of 2^-32
   AddScore one;
   DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const { one(i, sums); }
@@ -58,7 +58,8 @@ struct FinishMean {
   double* mean;
   int64_t* counts;
   DYNLOADER_FN void operator()() const {
-    // What the lower halves sum up to beyond 32 bits goes up, so that the sum alone decides.
+    // Carries what the sum of the low halves has beyond 32 bits, so that the result depends only on
+    // the total.
     const int64_t carried = static_cast<int64_t>(static_cast<uint64_t>(sums[1]) >> 32);
     const double high = static_cast<double>(sums[0] + carried) * kFixedPointOne;
     const double low = static_cast<double>(sums[1] & 0xffffffff);

@@ -1,4 +1,4 @@
-// The order of an epoch: any slice of it, computed where it is needed.
+// Any slice of the order of an epoch, computed on demand.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ DYNLOADER_FN WalkFrom walk_of(const Order& call) {
   return {call.n, call.start, call.address, call.purpose};
 }
 
-// f(samples), with what the call selects from.
+// Calls f(samples), where samples(place) is the sample at that place of the selection.
 template <class F>
 void with_samples(const Order& call, const F& f) {
   if (call.selected == nullptr) {

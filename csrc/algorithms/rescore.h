@@ -1,5 +1,5 @@
-// What a selection reads instead of the scores as they are: one pass over the samples, each by
-// itself.
+// Computes what a selection reads instead of the raw scores: one pass over the samples, each
+// independent of the others.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Weighted sampling without replacement: a priority for each sample, and the k largest of them.
+// Weighted sampling without replacement: draws a priority for each sample, and keeps the k largest.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ void sample_by(Backend& backend, const WeightedSample& call) {
     if (call.tau != nullptr) backend.once(WriteTau{nullptr, call.tau});
     return;
   }
-  // The first sample left out gives both tau and the others.
+  // The key of the first sample left out gives tau, and the selection: all keys above it.
   Search* search = start_search(backend, call.k + 1);
   Top<true, Backend, Key> top(backend, key, call.n, search);
   top.find();

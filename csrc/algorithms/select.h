@@ -1,4 +1,4 @@
-// The selections that keep the best: top-k, epsilon-greedy and InfoBatch.
+// Selections by score: top-k, epsilon-greedy and InfoBatch.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ void run(Backend& backend, const TopK& call) {
   select_top(backend, ScoreKey{call.scores, call.address}, call.n, call.k, call.selected);
 }
 
-// The smallest of the `count` largest keys by score; null where count is 0.
+// Returns a pointer to the smallest of the `count` largest keys by score; null if count is 0.
 template <class Backend>
 const uint64_t* smallest_of(Backend& backend, const ScoreKey& key, int64_t n, int64_t count) {
   if (count == 0) return nullptr;
@@ -32,8 +32,8 @@ void run(Backend& backend, const EpsilonGreedy& call) {
   select_top(backend, greedy_first, call.n, call.k, call.selected);
 }
 
-// How many of InfoBatch's candidates (those below the mean, or the lowest few) are dropped, and
-// what the rest weigh.
+// The number of InfoBatch's candidates for dropping (the samples below the mean, or the lowest
+// few), and the weight of those that are kept.
 struct DropPlan {
   int64_t num_candidates;
   float weight;
@@ -49,8 +49,8 @@ struct PlanDrop {
     const int64_t dropped =
         exact ? call.n - call.num_kept
               : static_cast<int64_t>(call.drop_probability * static_cast<double>(candidates));
-    // The inverse of the probability to be kept: with an exact count, 1 / (1 - r) only up to
-    // rounding.
+    // The inverse of the probability of being kept. It equals 1 / (1 - r) only up to rounding,
+    // because `dropped` is an integer, and not if the candidates were limited to n.
     plan->weight = dropped == 0 ? 1.0f
                                 : static_cast<float>(static_cast<double>(candidates) /
                                                      static_cast<double>(candidates - dropped));

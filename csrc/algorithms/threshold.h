@@ -1,7 +1,7 @@
-// Selection by predicate: find the k-th largest key, then keep what reaches it.
+// Selection by predicate: finds the k-th largest key, then keeps every key that reaches it.
 //
-// The key is looked for inside a bracket, and where the bracket has missed it, digit by digit.
-// Either way it is the same key.
+// The search looks for the key inside a bracket, and digit by digit if the bracket missed it. Both
+// find the same key.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ namespace dynloader {
 
 constexpr uint32_t kNoDigit = 0xffffffffu;
 
-// The digit of a sample's key at kShift, for those whose key starts with the digits found so far.
+// The digit at kShift of a sample's key, or kNoDigit if the key does not start with the digits
+// found so far.
 template <class Key, int kShift, int kBits>
 struct DigitOf {
   static constexpr int kTop = kShift + kBits;
@@ -35,14 +36,15 @@ struct DigitOf {
     if constexpr (kShift < 32) bits |= key.low(i);
     const uint32_t digit = static_cast<uint32_t>(bits >> kShift) & kMask;
     if constexpr (kIsFirst) return digit;
-    // The shift is masked because both branches are compiled; kTop is below 64 in this one.
+    // The shift is masked because this line is compiled even if kIsFirst. It is reached only
+    // otherwise, when kTop is below 64.
     constexpr int kPrefixShift = kTop & 63;
     const bool matches = (bits >> kPrefixShift) == (prefix >> kPrefixShift);
     return matches ? digit : kNoDigit;
   }
 };
 
-// What the backend asks and tells while it walks a histogram from its highest bin down.
+// What the backend reads and writes as it walks a histogram from its highest bin down.
 template <int kShift, bool kToTheEnd>
 struct Descent {
   Threshold* threshold;
@@ -52,7 +54,8 @@ struct Descent {
   DYNLOADER_FN void take(uint32_t digit, int64_t rank, int64_t count) const {
     threshold->prefix |= static_cast<uint64_t>(digit) << kShift;
     threshold->rank = rank;
-    // All that start with these digits are selected. With kToTheEnd the key itself is wanted.
+    // Ends the search if all keys that start with these digits are selected; with kToTheEnd, the
+    // key itself is wanted.
     threshold->settled = !kToTheEnd && rank == count ? 1 : 0;
   }
 };
@@ -63,9 +66,9 @@ void descend(Backend& backend, const Key& key, int64_t n, Threshold* threshold) 
                                          Descent<kShift, kToTheEnd>{threshold});
 }
 
-// On entry threshold->rank is k, 1 <= k <= n; on return exactly k keys are at least the prefix.
-// Digits of 11 bits: 2,048 counters fit the first-level cache of a core and the shared memory of a
-// GPU's block.
+// On entry, threshold->rank is k, 1 <= k <= n; on return, exactly k keys are >= threshold->prefix.
+// Digits have at most 11 bits: 2,048 counters fit in the L1 cache of a core, and in the shared
+// memory of a GPU's block.
 template <bool kToTheEnd, class Backend, class Key>
 void search_digits(Backend& backend, const Key& key, int64_t n, Threshold* threshold) {
   if constexpr (Key::kHighBits == 32) {
@@ -93,22 +96,24 @@ struct StartSearch {
   }
 };
 
-// Which samples stay: the search->threshold.rank largest keys, or with kAbove what lies above the
-// smallest of those, which is one less.
+// Selects the search->threshold.rank largest keys; with kAbove, only those above the smallest of
+// them, which is one fewer.
 template <bool kAbove, class Backend, class Key>
 class Top {
  public:
   Top(Backend& backend, const Key& key, int64_t n, Search* search)
       : backend_(backend), key_(key), n_(n), search_(search) {}
 
-  // search->first_kept. Half of the work of mark(), which is to be called after it, if at all.
+  // Finds search->first_kept, and does half of the work of mark(). Call mark() only after find(),
+  // if at all.
   void find() {
     if (n_ <= Backend::kAllKeysUpTo) {
       look_at_all();
     } else {
-      // A digit search reads all keys up to six times: not those that are drawn when they are read.
+      // A digit search reads all keys up to six times, which is too slow if they are drawn when
+      // read.
       if (n_ >= Backend::kBracketFrom || Key::kIsDrawn) look_at_some();
-      // Does nothing where the bracket has hit.
+      // Does nothing if the bracket hit.
       search_digits<kAbove>(backend_, key_, n_, &search_->threshold);
     }
     backend_.once(Conclude{search_, kAbove ? 1u : 0u});

@@ -1,6 +1,6 @@
-// Recording a batch. Duplicates within a batch have one result whatever the order: first every
-// element stages what it brings (an associative maximum or "or"), then one of those that brought
-// something settles the sample.
+// Records a batch. Duplicates within a batch give the same result in any order: first, every
+// element stages its value (by maximum or "or", which are associative); then one of a sample's
+// elements settles it.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@
 
 namespace dynloader {
 
-// last_loss and visits of a record, as one word that atomics can work on: while a batch is staged,
-// a flag, the visits so far, and the highest loss as ordered bits.
+// A record's last_loss and visits form one word for atomics. While a batch is staged, it holds a
+// flag, the visits so far, and the highest loss as ordered bits.
 constexpr uint64_t kStaged = uint64_t{1} << 63;
 
 DYNLOADER_FN uint64_t* staging_word(Record* record) {
@@ -54,7 +54,7 @@ struct SettleLoss {
     const uint32_t visits = static_cast<uint32_t>(staged >> 32) & kMaxVisits;
     const uint64_t settled = (uint64_t{visits_after(visits)} << 32) | bit_cast<uint32_t>(loss);
     if (!Access::compare_exchange(staging_word(place), staged, settled)) return;
-    // From here on this element alone touches the sample's moments and score.
+    // From here on, only this element touches the sample's moments and score.
     const Record after =
         visited({place->mean, place->variance, loss, visits}, loss, call.scoring.alpha);
     place->mean = after.mean;
@@ -172,7 +172,8 @@ struct SpreadValue {
   DYNLOADER_FN void operator()(int64_t j) const {
     if (j >= num_used) return;
     const int64_t index = call.selected[j];
-    // On the CPU it was checked; on CUDA such a value is left out.
+    // On the CPU, the operator has already checked the index; on CUDA, a value with an invalid
+    // index is skipped.
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
     call.result[index] = call.values[j];
   }
