@@ -1,4 +1,4 @@
-// Tiles of samples marked as bits, and written out, by one core.
+// Marks tiles of samples as bits, and writes the marked samples out, on one core.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace dynloader {
 
-// Marked at a time: what is known of a block fits the first-level cache.
+// The number of samples marked at a time: the data of a block fits in the L1 cache.
 constexpr int64_t kMarkBlock = 1024;
 
 template <class Isa, class Key>
@@ -32,7 +32,6 @@ struct MarkTiles {
     Shared::fetch_add(marks.totals, total);
   }
 
-  // Block by block, because what is known of a block fits the first-level cache.
   int64_t mark_tile(int64_t first, int64_t size) const {
     uint64_t keys[Marks::kTile + Simd<Isa>::kSlack];
     uint32_t samples[Marks::kTile + Simd<Isa>::kSlack];
@@ -47,7 +46,7 @@ struct MarkTiles {
     marks.open_counts[tile] = 0;
     if (num_open == 0) return count;
     const int64_t place = Shared::fetch_add(marks.totals + 1, num_open);
-    // Too many: their number tells.
+    // The list is full. totals[1] beyond open_capacity shows it.
     if (place + num_open > marks.open_capacity) return count;
     marks.open_starts[tile] = place;
     marks.open_counts[tile] = static_cast<int32_t>(num_open);
@@ -88,7 +87,7 @@ struct MarkTiles {
     return count;
   }
 
-  // As Simd::places, where few bits are set.
+  // Like Simd::places, for words with few bits set.
   static int64_t few_places(uint64_t bits, uint32_t first, uint32_t* out) {
     const int64_t count = __builtin_popcountll(bits);
     int64_t j = 0;
@@ -102,8 +101,9 @@ struct MarkTiles {
     return count;
   }
 
-  // As decide(), but compares nearly_high() with the bounds' high halves. Samples that share one
-  // are left open, which is right as long as the list holds them. Returns false where it might not.
+  // Like decide(), but compares nearly_high() with the high halves of the bounds. Leaves samples
+  // that share a high half with a bound open, which is right as long as the list holds them.
+  // Returns false if it might not.
   bool decide_nearly(int64_t begin, int64_t length, uint64_t* bits, uint64_t* open) const {
     if (bracket.lower == bracket.upper) return false;
     const Key local = key;
@@ -155,7 +155,7 @@ struct MarkTiles {
     open[words - 1] &= within(length);
   }
 
-  // The bits of the last of the words for so many samples.
+  // Returns the bits that are in use in the last word for `length` samples.
   static uint64_t within(int64_t length) {
     return length % 64 == 0 ? ~uint64_t{0} : (uint64_t{1} << (length % 64)) - 1;
   }

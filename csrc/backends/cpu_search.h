@@ -1,4 +1,4 @@
-// The search for the key of a rank, on one core.
+// Finds the key of a rank, and counts bins, on one core.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace dynloader {
 
-// Narrows a range of keys around the one of that rank: between two of a few, those that lie some
-// way off on either side of it (Floyd and Rivest 1975).
+// Returns the key with `rank`, 1 being the largest. Narrows a range around it: sorts a few of the
+// keys, and picks two that lie some way off on either side of it (Floyd and Rivest 1975).
 template <class Isa>
 uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t* here,
                      uint64_t* there) {
@@ -19,7 +19,7 @@ uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t
   uint64_t lowest = 0;
   uint64_t highest = ~uint64_t{0};
   for (int round = 0; count > kFew; ++round) {
-    uint64_t few[kFew];  // best first
+    uint64_t few[kFew];  // largest first
     for (int64_t j = 0; j < kFew; ++j) {
       const uint64_t key = keys[count * j / kFew];
       int64_t place = j;
@@ -30,7 +30,7 @@ uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t
     uint64_t upper = middle >= kMargin ? few[middle - kMargin] : highest;
     uint64_t lower = middle + kMargin < kFew ? few[middle + kMargin] : lowest;
     if (round % 4 == 3) {
-      // So that it ends soon whatever the keys are.
+      // Every fourth round halves the range, so that the search ends soon for any keys.
       upper = highest;
       lower = lowest + (highest - lowest) / 2 + 1;
     }
@@ -60,15 +60,15 @@ uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t
     for (int64_t other = 0; other < count; ++other) above += keys[other] > keys[j] ? 1 : 0;
     if (above == rank - 1) return keys[j];
   }
-  return 0;  // never: the keys are distinct
+  return 0;  // unreachable: the keys are distinct
 }
 
-// Side by side, so that equal neighbours do not wait for one counter.
+// Several histograms side by side, so that equal neighbors do not wait for one counter.
 constexpr int64_t kHistograms = 4;
 
-// counts: kHistograms of kBins + 1 for each range, the last bin for what is left out.
-// With the Isa in its name, as all that is compiled more than once: of functions of one name the
-// linker keeps any.
+// `counts` holds kHistograms histograms of kBins + 1 bins for each range; the last bin counts what
+// is left out. Like everything that is compiled more than once, it has Isa in its name: the linker
+// keeps any one of several functions with the same name.
 template <class Isa, int kBins, class Bin>
 struct CountBins {
   Bin bin;

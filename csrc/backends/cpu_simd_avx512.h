@@ -1,4 +1,4 @@
-// The steps of cpu_simd.h where there is AVX-512.
+// The steps of cpu_simd.h for AVX-512.
 #pragma once
 
 #include <immintrin.h>
@@ -42,7 +42,8 @@ struct Simd<Avx512> {
       const uint32_t mask = static_cast<uint32_t>(bits >> (16 * part)) & 0xffffu;
       const __m512i here =
           _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first + 16 * part)));
-      // In a register and then stored whole: compressing to memory is slow on some processors.
+      // Compresses in a register, then stores it whole: compressing to memory is slow on some
+      // processors.
       _mm512_storeu_si512(out + count, _mm512_maskz_compress_epi32(_cvtu32_mask16(mask), here));
       count += __builtin_popcount(mask);
     }

@@ -1,4 +1,4 @@
-// Walks of many at once, on one core.
+// Takes many walks at once, on one core.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 
 namespace dynloader {
 
-// Isa: so that each instruction set has functions of its own name.
+// Isa gives the functions of each instruction set names of their own.
 template <class Isa, class Walk, class Emit>
 struct WalkAll {
-  // At a time: their places fit the first-level cache.
+  // The number of walks at a time: their places fit in the L1 cache.
   static constexpr int64_t kWalkers = 512;
 
   Walk walk;
@@ -19,8 +19,8 @@ struct WalkAll {
     const Walk local_walk = fetched(walk);
     const Emit local_emit = fetched(emit);
     uint64_t places[kWalkers];
-    uint64_t outside[kWalkers];  // the places of those still walking, close together
-    uint32_t walkers[kWalkers];  // and who they are
+    uint64_t outside[kWalkers];  // places of the walks that have not ended, packed
+    uint32_t walkers[kWalkers];  // numbers of these walks
     for (int64_t first = begin; first < end; first += kWalkers) {
       const int64_t size = end - first < kWalkers ? end - first : kWalkers;
       for (int64_t j = 0; j < size; ++j) {
@@ -45,7 +45,7 @@ struct WalkAll {
     }
   }
 
-  // In a function of its own, where no name stands for the same memory twice.
+  // A separate function, in which no two names refer to the same memory.
   static void step_all(const Walk& walk, uint64_t* places, int64_t count) {
     const Walk local = walk;
     for (int64_t j = 0; j < count; ++j) places[j] = local.step(places[j]);

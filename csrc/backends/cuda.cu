@@ -1,4 +1,4 @@
-// Kernels of the primitives in cuda.h, and the instantiation of every call for the GPU.
+// Defines the primitives of cuda.h by launching kernels, and instantiates every call for the GPU.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -15,12 +15,12 @@ namespace dynloader {
 namespace {
 
 constexpr int kBlocksPerProcessor = 8;
-// More keys than this are searched by all of the GPU.
+// If a list has room for more keys than this, the whole GPU searches it.
 constexpr int64_t kKeysOfOneBlock = 65536;
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  // Clears the error, which the next check of torch's kernels would report as its own.
+  // Clears the error: otherwise torch's next check after a kernel would report it as its own.
   (void)cudaGetLastError();
   std::string message = std::string("dynloader: ") + what + ": " + cudaGetErrorString(status);
   if (status == cudaErrorNoKernelImageForDevice) {
@@ -31,7 +31,8 @@ void check(cudaError_t status, const char* what) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many blocks as there is work for, and no more than keep the GPU busy: the kernels stride.
+// Returns the number of blocks to launch: as many as there is work for, but no more than keep the
+// GPU busy. The kernels stride over the rest.
 int64_t resident_blocks(int64_t blocks) {
   int device = 0;
   int processors = 0;
@@ -42,7 +43,7 @@ int64_t resident_blocks(int64_t blocks) {
   return blocks < resident ? blocks : resident;
 }
 
-// The only place that launches.
+// Launches a kernel. All launches go through this function.
 template <class... Parameters>
 void launch(cudaStream_t stream, int64_t blocks, int threads, void (*kernel)(Parameters...),
             Parameters... arguments) {
@@ -52,14 +53,14 @@ void launch(cudaStream_t stream, int64_t blocks, int threads, void (*kernel)(Par
         "cudaLaunchKernel");
 }
 
-// A list of keys as what a descent reads.
+// A list of keys in the form that a descent reads.
 struct ListKey {
   static constexpr int kHighBits = 32;
   const uint64_t* keys;
   const int64_t* count;
   int64_t size = 0;
   DYNLOADER_FN void fetch() { size = *count; }
-  // What is not there comes last.
+  // Elements past the end of the list come last.
   DYNLOADER_FN uint32_t high(int64_t i) const {
     return i < size ? static_cast<uint32_t>(keys[i] >> 32) : 0;
   }

@@ -1,5 +1,5 @@
-// The loops on a GPU. The same primitives as Cpu (cpu.h), with the same results; all work is queued
-// on one stream, and the host waits for nothing. The templates are defined in cuda.cu.
+// The primitives on a GPU: the same as those of Cpu (cpu.h), with the same results. All work is
+// queued on one stream, and the host never waits. The templates are defined in cuda.cu.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,8 +13,8 @@ namespace dynloader {
 
 class Cuda {
  public:
-  // Up to here one block looks at all keys. A bracket pays from where reading all keys three times
-  // costs more than the launches that it takes.
+  // Up to kAllKeysUpTo keys, one block looks at all of them. From kBracketFrom keys on, a bracket
+  // pays: reading all keys three times costs more than the launches for the bracket.
   static constexpr int64_t kAllKeysUpTo = 16384;
   static constexpr int64_t kBracketFrom = int64_t{1} << 22;
 
@@ -63,7 +63,7 @@ class Cuda {
  private:
   cudaStream_t stream_;
   Scratch scratch_;
-  uint32_t* counts_ = nullptr;  // of a descent, zero between two of them
+  uint32_t* counts_ = nullptr;  // counters of a descent; zero between descents
 };
 
 }  // namespace dynloader

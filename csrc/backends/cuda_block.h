@@ -1,4 +1,4 @@
-// What the threads of one block do together.
+// Operations that the threads of one block perform together.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,7 +19,7 @@ __device__ __forceinline__ int64_t warp_sum(int64_t value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     value = add_wrapping(value, __shfl_down_sync(kWholeWarp, value, distance));
   }
-  return value;  // in lane 0
+  return value;  // the sum in lane 0 only
 }
 
 __device__ __forceinline__ int64_t warp_inclusive_scan(int64_t value) {
@@ -30,9 +30,9 @@ __device__ __forceinline__ int64_t warp_inclusive_scan(int64_t value) {
   return value;
 }
 
-// The sum of the values of all threads before this one, and of all. To be called by every thread of
-// the block; warp_sums is shared memory for kThreads / 32 values, free for the next call after a
-// __syncthreads().
+// Returns the sum of the values of all threads before this one, and writes the sum of all values to
+// `total`. Every thread of the block must call it. warp_sums is shared memory for kThreads / 32
+// values; after a __syncthreads(), the next call may use it.
 template <int kThreads>
 __device__ __forceinline__ int64_t block_exclusive_scan(int64_t value, int64_t* warp_sums,
                                                         int64_t* total) {

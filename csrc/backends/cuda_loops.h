@@ -1,4 +1,4 @@
-// Kernels that treat every element by itself, and sums over them.
+// Kernels that process each element by itself, and sums over the elements.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,8 @@ namespace dynloader {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-// A step that must end before the next begins, for so many elements: one block can do both.
+// Up to this many elements, one block runs two steps of which the first must end before the second
+// begins.
 constexpr int64_t kOneBlock = 4096;
 constexpr int kOneBlockThreads = 1024;
 
@@ -23,7 +24,7 @@ __global__ void once_kernel(F f) {
   f();
 }
 
-// What one step does with an element that other threads may touch too.
+// Runs one step on an element that other threads may touch, too.
 template <class Step>
 struct SharedStep {
   Step step;
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) for_each_kernel(F f, int64_t n) {
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i);
 }
 
-// One block, for its barrier holds no others.
+// Launch with one block: its barrier does not hold other blocks.
 template <class First, class Second>
 __global__ void __launch_bounds__(kOneBlockThreads)
     in_two_steps_kernel(First first, Second second, int64_t n) {
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(Walk walk, Emit emit, in
   }
 }
 
-// A warp for each element: all lanes take the same walk, and then share what is to be done.
+// Uses a warp per element: all lanes take the same walk, then share the work on the element.
 template <class Walk, class Emit>
 __global__ void __launch_bounds__(kThreads) walk_shared_kernel(Walk walk, Emit emit, int64_t n) {
   fetch(walk, 0);

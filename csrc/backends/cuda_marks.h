@@ -1,4 +1,5 @@
-// Kernels that mark the selected samples as bits, and write them out. A block for each tile.
+// Kernels that mark the selected samples as bits, and write them out. Marking and writing use one
+// block per tile.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,17 +13,19 @@
 
 namespace dynloader {
 
-constexpr int kItems = static_cast<int>(Marks::kTile) / kThreads;    // of one thread in a tile
-constexpr int kTileHalves = static_cast<int>(Marks::kTile) / kWarp;  // words of 32 bits
+constexpr int kItems = static_cast<int>(Marks::kTile) / kThreads;  // samples of a thread in a tile
+constexpr int kTileHalves = static_cast<int>(Marks::kTile) / kWarp;  // 32-bit words of a tile
 constexpr int kScanThreads = 1024;
 constexpr int kScanItems = 8;
 
-// The bits of 32 samples; a word of 64 bits has those of the lower indices first.
+// Returns the bits of a tile in words of 32. The half of a 64-bit word that comes first has the
+// lower indices.
 __device__ __forceinline__ uint32_t* halves_of(const Marks& marks, int64_t tile) {
   return reinterpret_cast<uint32_t*>(marks.bits + tile * Marks::kTileWords);
 }
 
-// Three blocks to a processor. Asked for none, nvcc spills registers on sm_75 for the sake of four.
+// Requests three blocks per multiprocessor. Without a request, nvcc aims for four, and spills
+// registers on sm_75.
 template <class Key>
 __global__ void __launch_bounds__(kThreads, 3)
     mark_kernel(Key key, int64_t n, const Bracket* bracket, Marks marks) {
@@ -37,8 +40,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   const auto upper_high = static_cast<uint32_t>(upper >> 32);
 
   uint32_t high[kItems];
-  uint32_t open = 0;   // bit item: this thread's sample of that item is open
-  int64_t marked = 0;  // of this warp
+  uint32_t open = 0;   // bit `item`: this thread's sample number `item` is open
+  int64_t marked = 0;  // samples that this warp marked
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
     const int64_t i = tile * Marks::kTile + item * kThreads + threadIdx.x;
@@ -81,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-// A warp for each tile: it has few open samples.
+// Uses a warp per tile, because a tile has few open samples.
 __global__ void __launch_bounds__(kThreads)
     settle_kernel(int64_t tiles, const uint64_t* threshold, Marks marks) {
   const int64_t tile = int64_t{blockIdx.x} * kWarps + warp_number();
@@ -99,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
   if (lane_number() == 0) marks.tile_counts[tile] += sum;
 }
 
-// values[j] = the sum of the values before it. One block.
+// Replaces each value by the sum of the values before it. Launch with one block.
 __global__ void __launch_bounds__(kScanThreads) exclusive_scan_kernel(int64_t* values, int64_t n) {
   __shared__ int64_t warp_sums[kScanThreads / kWarp];
   int64_t carry = 0;

@@ -1,4 +1,4 @@
-// Kernels that find the key of a rank, by histograms in shared memory.
+// Kernels that find the key of a rank with histograms in shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,8 +15,8 @@ constexpr int kSearchThreads = 1024;
 constexpr int kSearchBits = 11;
 constexpr int kSearchBins = 1 << kSearchBits;
 
-// One addition for a warp of equal bins (all scores equal, most samples ruled out already), not 32.
-// To be called by every lane; bins from `bins` on are left out.
+// Counts bin b, unless b >= bins. If all lanes of a warp have the same bin (all scores equal, most
+// samples ruled out already), adds once instead of 32 times. Every lane must call it.
 __device__ __forceinline__ void count_bin(uint32_t b, uint32_t bins, uint32_t* counts) {
   const uint32_t first = __shfl_sync(kWholeWarp, b, 0);
   if (__all_sync(kWholeWarp, b == first)) {
@@ -26,8 +26,8 @@ __device__ __forceinline__ void count_bin(uint32_t b, uint32_t bins, uint32_t* c
   }
 }
 
-// From the highest bin down, the one with the rank-th member: take(bin, rank within it, count). To
-// be called by every thread of the block.
+// Finds the bin with the rank-th member, from the highest bin down, and calls take(bin, rank within
+// it, count). Every thread of the block must call it.
 template <int kBlockThreads, int kBins, class Take>
 __device__ __forceinline__ void find_bin(const uint32_t* counts, int64_t rank, int64_t* warp_sums,
                                          const Take& take) {
@@ -50,8 +50,8 @@ __device__ __forceinline__ void find_bin(const uint32_t* counts, int64_t rank, i
   }
 }
 
-// One round of a descent: every block counts its share in shared memory and adds it to the global
-// counts; the block that comes last walks them, and leaves them zero, as it found them.
+// Runs one round of a descent. Every block counts its share in shared memory and adds it to the
+// global counts. The last block to finish walks them, and leaves them zero, as it found them.
 template <int kBins, class Bin, class Descent>
 __global__ void __launch_bounds__(kThreads)
     descend_kernel(Bin bin, Descent descent, int64_t n, uint32_t* counts, uint32_t* ticket) {
@@ -90,8 +90,9 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *ticket = 0;
 }
 
-// The key of a rank among so few that one block finds it: the digits of the key one after another,
-// from the highest. Block b looks for ranks[b]. No count: all `capacity` of them are there.
+// Finds the key of a rank among few enough keys for one block: the digits of the key one after
+// another, from the highest. Block b looks for ranks[b]. If `count` is null, there are `capacity`
+// keys.
 __global__ void __launch_bounds__(kSearchThreads)
     keys_of_ranks_kernel(const uint64_t* keys, int64_t capacity, const int64_t* count,
                          const int64_t* ranks, uint64_t* results) {

@@ -1,4 +1,4 @@
-// Working memory for one call, handed in by whoever makes the call, who also takes it back.
+// Working memory for one call. The caller provides it and takes it back.
 #pragma once
 
 #include <cstdint>
