@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The tests of the operations and of the feeder, with the native code for the CPU compiled under AddressSanitizer and
-# UndefinedBehaviorSanitizer, and under ThreadSanitizer: sanitize.sh PYTHON. Nothing is suppressed.
+# Runs the tests of the operations and of the feeder with the native code for the CPU compiled under AddressSanitizer and
+# UndefinedBehaviorSanitizer, then under ThreadSanitizer. Usage: sanitize.sh PYTHON. Nothing is suppressed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
-# Of the rest, some measure memory, which a sanitizer multiplies, and some test torch's compiler or torchvision.
+# Excludes tests that measure memory, which a sanitizer multiplies, and tests of torch's compiler or torchvision.
 tests=$(ls tests/ops/test_ops_*.py tests/table/test_table.py tests/arrays/test_native_gather.py | grep -v -e ops_memory -e with_torch)
 
-# Instrumented libraries need the runtime to be there before Python, and it needs to find where C++ throws.
+# Prints what to preload: instrumented libraries need the sanitizer's runtime before Python starts, and the runtime needs
+# libstdc++, to find where C++ throws.
 runtime() {
   echo "$("${CXX:-g++}" -print-file-name="$1") $("${CXX:-g++}" -print-file-name=libstdc++.so.6)"
 }
@@ -18,8 +19,8 @@ check() {
   echo "== $sanitizers"
   DYNLOADER_SANITIZE=$sanitizers DYNLOADER_CUDA=0 "$python" setup.py --quiet build --build-lib "$lib" > "$lib.log" 2>&1 \
     || { tail -n 40 "$lib.log"; exit 1; }
-  # A library of its own, and not the one in this folder, which Python looks at first. What a sanitizer says before it ends
-  # the process is to be seen, so pytest leaves the descriptors alone.
+  # Tests the library in $lib, not the one in this folder, which Python would look at first. pytest does not capture file
+  # descriptors, so that a sanitizer's report is seen when it ends the process.
   env PYTHONPATH="$lib" "$@" "$python" -c "
 import sys
 sys.path.remove('')
@@ -29,10 +30,10 @@ sys.exit(pytest.main(['-q', '-rN', '--capture=sys', '-p', 'no:cacheprovider', '-
 }
 
 mkdir -p build
-# Python frees not all that it has. A small stack trace for each allocation saves half of the time.
 but_for="memory_stays or torchvisions"
-# A thread that is in its allocator while another forks leaves the child without one.
+# Python does not free all of its memory, so leaks are not detected. Short stack traces of allocations save half of the
+# time. Tests that fork are left out: if one thread forks while another is in the allocator, the child cannot allocate.
 check address,undefined "$but_for or fork" LD_PRELOAD="$(runtime libasan.so)" ASAN_OPTIONS=detect_leaks=0:malloc_context_size=5:quarantine_size_mb=16
-# A forked process may not start threads here. What torch's own threads do is not instrumented.
-# Where addresses are random, the runtime may find no room.
+# Under ThreadSanitizer, a forked process may not start threads, and torch's own threads are not instrumented. With
+# randomized addresses, the runtime may find no room, hence setarch -R.
 check thread "$but_for or fork" LD_PRELOAD="$(runtime libtsan.so)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 setarch -R
