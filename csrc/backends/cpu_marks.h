@@ -87,20 +87,6 @@ struct MarkTiles {
     return count;
   }
 
-  // Like Simd::places, for words with few bits set.
-  static int64_t few_places(uint64_t bits, uint32_t first, uint32_t* out) {
-    const int64_t count = __builtin_popcountll(bits);
-    int64_t j = 0;
-    do {
-      for (int64_t lane = 0; lane < 4; ++lane) {
-        out[j + lane] = first + static_cast<uint32_t>(bits == 0 ? 0 : __builtin_ctzll(bits));
-        bits &= bits - 1;
-      }
-      j += 4;
-    } while (j < count);
-    return count;
-  }
-
   // Like decide(), but compares nearly_high() with the high halves of the bounds. Leaves samples
   // that share a high half with a bound open, which is right as long as the list holds them.
   // Returns false if it might not.
