@@ -58,7 +58,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> drop_some(const char* op, const a
     const int64_t dropped = n - num_kept;
     if (dropped > 0) {
       TORCH_CHECK_VALUE(drop_probability > 0, op,
-                        ": drop_probability must be in (0, 1) where num_kept < ", n, ", got ",
+                        ": drop_probability must be in (0, 1) if num_kept < ", n, ", got ",
                         drop_probability);
       const double wanted = std::ceil(static_cast<double>(dropped) / drop_probability);
       num_candidates = wanted < static_cast<double>(n) ? static_cast<int64_t>(wanted) : n;

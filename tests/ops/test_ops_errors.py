@@ -197,6 +197,9 @@ def test_drop_probability_out_of_range(device: torch.device) -> None:
         refuse(device, "info_batch", ValueError, f"{value:g}", drop_probability=value)
     # None may be dropped with probability 0; all of them, with none below 1.
     refuse(device, "info_batch", ValueError, "0", drop_probability=0.0, num_kept=4)
+    arguments = {**arguments_of("info_batch", device), "drop_probability": 0.0, "num_kept": 4}
+    with pytest.raises(ValueError, match=rf"must be in \(0, 1\) if num_kept < {N}, got 0"):
+        ops.info_batch(**arguments)
     refuse(device, "info_batch", ValueError, "0", num_kept=0)
 
 
