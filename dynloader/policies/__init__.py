@@ -1,4 +1,4 @@
-"""The policies, which choose the samples to keep: one module per method or family."""
+"""Policies choose the samples to keep. Each module holds one method or family."""
 
 from dynloader.policies._policy import Policy
 from dynloader.policies.epsilon_greedy import EpsilonGreedy

@@ -42,15 +42,15 @@ class Policy(abc.ABC):
             checkpoint to that fraction.
         every: number of epochs between selections; arXiv 2111.12621 uses 10.
         warmup: number of epochs at the beginning that use all samples.
-        anneal: fraction of the training, in (0, 1], after which all samples are used again: from
-            epoch ``ceil(anneal * epochs)`` on. None means never.
-        epochs: number of epochs of the training; required by ``anneal``.
+        anneal: fraction of training, in (0, 1], after which all samples are used again: from epoch
+            ``ceil(anneal * epochs)`` on. None means never.
+        epochs: number of training epochs; required by ``anneal``.
         rescale: weight the losses of the kept samples so that they stand for all samples.
-        explore: fraction of the kept samples, in [0, 1], that are kept because it is their turn; at
-            least one sample if above 0. All samples take turns: none stays out for more than about
-            ``n / (explore * k)`` checkpoints, after which it gets a new score. If a policy keeps
-            more than ``keep``, these samples are added to them. Cannot be combined with loss
-            weights.
+        explore: fraction of the kept samples, in [0, 1], that are chosen in rotation instead of by
+            the policy; at least one sample if above 0. The rotation covers all samples, so each is
+            kept, and gets a new score, at least once in about ``n / (explore * k)`` checkpoints.
+            If a policy keeps more than ``keep``, these samples are added. Cannot be combined with
+            loss weights.
         min_per_class: minimum number of samples to keep of each class; a smaller class is kept
             whole. They replace the lowest-ranked samples of other classes. Requires ``labels``.
             Cannot be combined with loss weights.
@@ -86,8 +86,8 @@ class Policy(abc.ABC):
             check_number("anneal", self.anneal, "(0, 1]")
             if self.epochs is None:
                 raise ValueError(
-                    f"epochs must be given with anneal={self.anneal!r}, got None: pass the length "
-                    "of the training, or anneal=None to prune until the end"
+                    f"epochs must be given with anneal={self.anneal!r}, got None: pass the number "
+                    "of training epochs, or anneal=None to prune until the end"
                 )
         self._check_floors()
 
@@ -112,7 +112,7 @@ class Policy(abc.ABC):
             object.__setattr__(self, "labels", as_labels(self.labels))
 
     def _take_plain_numbers(self) -> None:
-        # Native operations and torch.load refuse NumPy numbers, for example.
+        # Native operations and torch.load, for example, do not accept NumPy numbers.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if (plain := plain_number(value)) is not value:
@@ -137,8 +137,8 @@ class Policy(abc.ABC):
 
         Returns:
             The kept indices, int64 [k], distinct, in any order; or a :class:`dynloader.Selection`
-            of these indices and their loss weights, float32 [k], with ``num_used`` if only the GPU
-            knows so far how many are kept. It may hold fewer than ``k`` indices, and also more if
+            of these indices and their loss weights, float32 [k], with ``num_used`` if the number
+            kept is still only on the GPU. It may hold fewer than ``k`` indices, and also more if
             the class has ``keeps_more = True``.
             In both cases :meth:`dynloader.DataLoader.total_steps` is an upper bound.
         """
@@ -181,7 +181,7 @@ class Policy(abc.ABC):
     def num_kept(self, n: int, epoch: int) -> int:
         """Return how many of ``n`` samples ``epoch`` uses.
 
-        All of them if the epoch is not pruned or ``keep`` is None, and ``floor(keep * n)`` in
+        Returns ``n`` if the epoch is not pruned or ``keep`` is None, and ``floor(keep * n)`` in
         decimal arithmetic otherwise.
 
         Raises:
@@ -207,7 +207,7 @@ class Policy(abc.ABC):
     def check(self, num_samples: int) -> None:
         """Raise ValueError if the policy cannot select from ``num_samples`` samples.
 
-        The loader calls it when it is created, so that a ``keep`` too small for the dataset fails
+        The loader calls this when it is created, so that a ``keep`` too small for the dataset fails
         at once and not an epoch later.
         """
         self.num_kept(num_samples, self.first_checkpoint)
@@ -255,7 +255,7 @@ def _describe(value: Any) -> str:
 
 
 def is_built_in(policy: Policy) -> bool:
-    """Return whether the policy is dynloader's own: its indices are distinct and in range."""
+    """Return whether dynloader defines the policy. Its indices are then distinct and in range."""
     return type(policy).__module__.startswith("dynloader.")
 
 
@@ -291,8 +291,8 @@ def as_selection(chosen: Any, policy: Policy, num_samples: int, k: int) -> Selec
             "depends on the losses, set keeps_more = True in the class"
         )
     if not is_built_in(policy):
-        # This check reads the values, so it is limited to users' policies, which may have drawn
-        # with replacement.
+        # This check reads the values, which may wait for the GPU. Only user-defined policies need
+        # it: they may draw with replacement.
         num_distinct = len(torch.unique(indices))
         if num_distinct != len(indices):
             raise ValueError(

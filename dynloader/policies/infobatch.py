@@ -18,15 +18,16 @@ class InfoBatch(Policy):
     """Random dropping of samples whose last loss is below the mean (Qin et al. 2024).
 
     Args:
-        keep: None drops a share of ``drop_probability`` of the samples below the mean, as in the
-            paper, so the number of kept samples depends on the losses. A fraction keeps exactly
-            that many: the candidates are then as many of the lowest losses as needed, and a share
-            of ``drop_probability`` of them is dropped.
-        drop_probability: share of the candidates to drop, in [0, 1).
+        keep: None drops a fraction ``drop_probability`` of the samples below the mean, as in the
+            paper, so the number of kept samples depends on the losses. A number keeps exactly that
+            fraction of the samples: the candidates are then not the samples below the mean, but as
+            many of the lowest losses as needed, and a fraction ``drop_probability`` of them is
+            dropped.
+        drop_probability: fraction of the candidates to drop, in [0, 1).
         rescale: weight the losses of the kept candidates so that they stand for the dropped ones.
             As in the paper, this keeps the sum over an epoch unbiased; the mean over a batch, which
             the loader returns, is larger by the inverse of the kept fraction.
-        anneal: fraction of the training, in (0, 1], after which all samples are used again; 0.875
+        anneal: fraction of training, in (0, 1], after which all samples are used again; 0.875
             in the paper. Requires ``epochs``. None prunes until the end.
     """
 

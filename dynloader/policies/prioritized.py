@@ -20,8 +20,8 @@ class Prioritized(Policy):
     """Samples drawn in favor of high losses, with importance weights (Schaul et al. 2016).
 
     arXiv 1511.05952. The probability ``p`` of a sample is ``(|loss| + offset) ** exponent``,
-    divided by the sum over all samples. A sample that was never seen or whose loss is not finite
-    counts as the highest finite loss. The paper draws with replacement; here, a sample appears at
+    divided by the sum over all samples. A sample that was never seen, or whose loss is not finite,
+    is given the highest finite loss. The paper draws with replacement; here, a sample appears at
     most once in a selection.
 
     Args:
@@ -59,6 +59,6 @@ class Prioritized(Policy):
         if callable(beta):
             beta = plain_number(beta(epoch))
             check_number(f"beta({epoch})", beta, "[0, 1]")
-        # Dividing by the highest cancels n and the sum.
+        # Division by the highest weight cancels n and the sum.
         corrections = weights[indices].double() ** -beta
         return Selection(indices, (corrections / corrections.amax()).float())

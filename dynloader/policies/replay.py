@@ -1,4 +1,4 @@
-"""Selection by the scores that another training recorded."""
+"""Selection by scores recorded in another training run."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynloader import ops
-from dynloader.policies._policy import Policy
+from dynloader.policies._policy import Policy, refuse_rescale
 from dynloader.table._table import ScoreTable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replay(Policy):
-    """The samples with the highest scores at the same point of another training.
+    """The samples with the highest scores at the same point of another training run.
 
     Use the scores of a small model to choose the samples of a large one: train the small model on
-    all samples and save a copy of ``table.scores`` after each epoch. The training of the large
-    model is then pruned from its first epoch on. cifar10-airbench (Jordan, arXiv 2404.00498)
+    all samples and save a copy of ``table.scores`` after each epoch. Training of the large model is
+    then pruned from its first epoch on. cifar10-airbench (Jordan, arXiv 2404.00498)
     selects within each batch this way.
 
     Two such policies are equal only if they are the same object.
 
     Args:
-        scores: numbers [m, n], one row for each epoch of the other training, or a sequence of m
-            tensors [n]; stored as float32 on the CPU. Must not hold NaN; +inf is highest.
-        epochs: number of epochs of this training. Epoch ``e`` reads row
+        scores: numbers [m, n], one row for each epoch of the other run, or a sequence of m tensors
+            [n]; stored as float32 on the CPU. Must not hold NaN; +inf is highest.
+        epochs: number of epochs of this run. Epoch ``e`` reads row
             ``floor(e * m / epochs)``, and the last row from epoch ``epochs`` on. If None, epoch
             ``e`` reads row ``e``, or the last row if there is none.
     """
@@ -41,11 +41,7 @@ class Replay(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rescale:
-            raise ValueError(
-                "rescale must be False for Replay, got True: "
-                "no weight makes up for a sample that is never selected"
-            )
+        refuse_rescale(self)
         object.__setattr__(self, "scores", _recorded(self.scores))
 
     def __eq__(self, other: object) -> bool:

@@ -56,8 +56,8 @@ class SeTa(Policy):
         step = (epoch - self.first_checkpoint) // self.every % self.cycle
         num_below = step * (num_drawn - k) // (self.cycle - 1)
         scores = table.scores[drawn]
-        # Mark the samples in and above the window, then clear those above it. Both calls break ties
-        # the same way.
+        # Mark the samples in and above the window, then unmark those above it. Both calls break
+        # ties in the same way.
         is_kept = torch.zeros(num_drawn, dtype=torch.bool, device=table.device)
         is_kept[ops.top_k(scores, num_drawn - num_below, seed=seed, epoch=epoch)] = True
         if num_above := num_drawn - num_below - k:

@@ -1,4 +1,4 @@
-"""Subsets chosen once."""
+"""Subsets chosen once and kept for all epochs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynloader.table._table import ScoreTable
 
 @dataclass(frozen=True, kw_only=True)
 class StaticRandom(Policy):
-    """One uniformly random subset, chosen once and kept for the whole training."""
+    """One uniformly random subset, chosen once and kept for all epochs."""
 
     needs_scores: ClassVar[bool] = False
     selects_once: ClassVar[bool] = True
@@ -30,7 +30,7 @@ class StaticRandom(Policy):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Static(Policy):
-    """The samples with the highest of the given scores, kept for the whole training.
+    """The samples with the highest of the given scores, kept for all epochs.
 
     Two such policies are equal only if they are the same object.
 

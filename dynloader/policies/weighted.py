@@ -17,7 +17,7 @@ from dynloader.policies._policy import Policy
 from dynloader.table._table import ScoreTable
 
 _FLOAT32 = torch.finfo(torch.float32)
-# If weights are scaled, the highest finite score gets at most 2**100, below that of unseen samples.
+# Scaled weights of finite scores are at most 2**100, which is below that of unseen samples.
 _HIGHEST = 100
 
 
@@ -29,7 +29,7 @@ def check_offset(offset: float) -> None:
 
 
 def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
-    """Return :func:`dynloader.ops.power_weights` without zeros. The host does not wait.
+    """Return :func:`dynloader.ops.power_weights` without zeros. The host does not wait for the GPU.
 
     If float32 cannot hold the weight of some finite score, all weights are scaled relative to that
     of the highest finite score. Any weight still below the smallest normal float32 is raised to it.
@@ -50,7 +50,7 @@ def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
     is_outside = ((weights < _FLOAT32.tiny) | ((weights == _FLOAT32.max) & is_finite)).any()
     if scores.is_cpu and not is_outside:
         return weights
-    # Use only a sum, a quotient and a product with a power of two: their bits are equal on all
+    # Use only sums, quotients and products with powers of two, which are bit-identical on all
     # devices.
     bases = scores.clamp(min=0.0).double() + offset
     ratios = bases / bases.where(is_finite, offset).amax()
