@@ -37,7 +37,7 @@ _STATE_KEYS = {
 
 
 class Retention(NamedTuple):
-    """How many samples all, some, and none of the selections so far have kept."""
+    """Numbers of samples that all, some, and none of the selections so far have kept."""
 
     always: int
     sometimes: int
@@ -68,8 +68,9 @@ class ScoreTable:
             often it was forgotten (predicted correctly, then incorrectly).
         num_selections: number of selections made.
         num_in_update: number of losses in the last update.
-        num_updates_known: like :attr:`num_updates`, but read without waiting for the GPU. Does not
-            include batches replayed by a captured CUDA graph until processes exchange their scores.
+        num_updates_known: :attr:`num_updates` as the host knows it, without waiting for the GPU.
+            Batches replayed by a captured CUDA graph are not included until processes exchange
+            their scores.
     """
 
     # Tensors allocated in inference mode could not be written to outside it.
@@ -87,7 +88,7 @@ class ScoreTable:
         self.num_selections = 0
         self.num_in_update = 0
         self.num_updates_known = 0
-        # Count on the GPU, because the host does not see replays of a captured graph.
+        # The host does not see replays of a captured graph, so count on the GPU.
         self._counted: Tensor | None = None
         if device.type == "cuda":
             self._counted = torch.zeros((1,), dtype=torch.int64, device=device)
@@ -148,7 +149,7 @@ class ScoreTable:
 
     @property
     def claims(self) -> tuple[Scoring, bool, Tensor | None]:
-        """What policies asked of the table; set back where a loader cannot be made."""
+        """The scoring and history that policies requested; restored if creating a loader fails."""
         return self._scoring, self._is_scoring_set, self._history
 
     @claims.setter
@@ -254,23 +255,12 @@ class ScoreTable:
                 f"index must have the shape of losses, {list(losses.shape)}, "
                 f"got {list(index.shape)}"
             )
-        # On the CPU the native operation checks the range and raises. On the GPU it only counts
-        # faults, so that the host need not wait. A CPU index is checked before it is copied there.
+        # The native operation checks the range: on the CPU it raises, on the GPU it only counts
+        # faults, so that the host need not wait. Check a CPU index before copying it to the GPU.
         if index.is_cpu and not self.scores.is_cpu:
             check_range("index", index, len(self))
-        if correct is not None and (not isinstance(correct, Tensor) or correct.dtype != torch.bool):
-            found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
-            raise TypeError(f"correct must be a tensor of torch.bool, got {found}")
-        if correct is not None and correct.shape != losses.shape:
-            raise ValueError(
-                f"correct must have the shape of losses, {list(losses.shape)}, "
-                f"got {list(correct.shape)}"
-            )
-        if correct is not None and self.forgetting is None and is_captured(self.device):
-            raise RuntimeError(
-                "correct must be passed to an update before a CUDA graph captures one: the graph "
-                "would clear table.forgetting on every replay"
-            )
+        if correct is not None:
+            self._check_correct(correct, losses)
         index = self._here(index)
         scoring = self.scoring
         ops.update(
@@ -295,8 +285,23 @@ class ScoreTable:
                     self.forgetting = torch.zeros_like(self.selections)
             ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
 
+    def _check_correct(self, correct: Any, losses: Tensor) -> None:
+        if not isinstance(correct, Tensor) or correct.dtype != torch.bool:
+            found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
+            raise TypeError(f"correct must be a tensor of torch.bool, got {found}")
+        if correct.shape != losses.shape:
+            raise ValueError(
+                f"correct must have the shape of losses, {list(losses.shape)}, "
+                f"got {list(correct.shape)}"
+            )
+        if self.forgetting is None and is_captured(self.device):
+            raise RuntimeError(
+                "correct must be passed to an update before a CUDA graph captures one: the graph "
+                "would clear table.forgetting on every replay"
+            )
+
     def _remember(self, history: Tensor, index: Tensor) -> None:
-        # Read the recorded loss, so that both rows of a duplicate index are equal and it does not
+        # Use the recorded loss: it makes the rows of a duplicate index equal, so that it does not
         # matter which one is written last.
         n = len(self)
         newest = self.last_loss[index.clamp(0, n - 1)].unsqueeze(1)
@@ -307,7 +312,7 @@ class ScoreTable:
         device = self.scores.device
         if tensor.device == device:
             return tensor
-        # Asynchronous only toward the GPU: the host could read a copy to the CPU too early.
+        # Only copies to the GPU are asynchronous: the host could read a copy to the CPU too early.
         return tensor.to(device, non_blocking=device.type == "cuda")
 
     def count_selection(self, indices: Tensor, num_used: Tensor | None = None) -> None:
@@ -397,13 +402,13 @@ class ScoreTable:
         return Retention(always, len(self) - always - never, never)
 
     def stats(self) -> dict[str, float]:
-        """Return figures for a logger. The host waits for the GPU. Raises as :meth:`check` does.
+        """Return metrics for a logger. The host waits for the GPU. Raises as :meth:`check` does.
 
         All names begin with ``dynloader/``:
 
         - ``mean_score``: the mean of the finite scores.
         - ``num_nonfinite``: number of seen samples whose score is not finite.
-        - ``num_saturated``: number of finite scores beyond +-2**30, which the mean takes as
+        - ``num_saturated``: number of finite scores beyond +-2**30, which the mean clamps to
           +-2**30.
         - ``num_unseen``: number of samples never seen.
         - ``num_selections``: number of selections made.
@@ -457,7 +462,7 @@ class ScoreTable:
         self.num_updates = int(state["num_updates"])
         self._faults.zero_()
         self._faults_on_host = None
-        self._shared, self._num_loaded = None, self.num_updates  # every process loads the same
+        self._shared, self._num_loaded = None, self.num_updates  # all processes load one state
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if :meth:`load_state_dict` would; change nothing."""
