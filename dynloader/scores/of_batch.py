@@ -1,7 +1,7 @@
 """Scores of the samples of a batch.
 
 Unless noted, functions take logits, float [b, classes], and labels, int64 [b], on any device.
-They return float32 [b] on the same device, without gradients. They convert half-precision logits
+They return float32 [b] on the same device, without gradients. Half-precision logits are converted
 to float32 first.
 """
 
@@ -68,9 +68,9 @@ def grand(
 ) -> Tensor:
     """Return GraNd (Paul et al. 2021): the gradient norm with respect to all trainable parameters.
 
-    It is exact, by ``torch.func``, and meant for small models: ``chunk_size`` gradients are in
-    memory at a time. The model runs in ``eval()`` mode, because batch normalization with batch
-    statistics leaves a sample without a gradient of its own. Hard samples score high.
+    The norms are exact, computed with ``torch.func``. This is meant for small models, because
+    ``chunk_size`` gradients are in memory at a time. The model runs in ``eval()`` mode: with batch
+    statistics in batch normalization, a sample has no gradient of its own. Hard samples score high.
 
     Args:
         model: maps inputs to logits.
@@ -124,14 +124,14 @@ def entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
 
     Args:
         logits: float [b, classes].
-        labels: ignored. It gives all scores the same signature.
+        labels: ignored; accepted so that all score functions have the same signature.
     """
     entropies: Tensor = torch.special.entr(_checked_logits(logits).softmax(1)).sum(1)
     return entropies
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the probability of the label, in [0, 1]: the input of several history scores."""
+    """Return the probability of the label, in [0, 1]; several history scores take it as input."""
     logits, labels = _checked(logits, labels)
     return logits.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
 
@@ -146,7 +146,7 @@ SCORES: Mapping[str, Score] = {
 
 
 def score_of(score: str | Score) -> Score:
-    """Return the score function, given itself or its name."""
+    """Return ``score``, or the function of that name."""
     if callable(score):
         return score
     if score not in SCORES:
@@ -172,12 +172,12 @@ def _checked(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must have shape [{len(logits)}], got {list(labels.shape)}")
     labels = labels.long()
-    if labels.is_cpu:  # on a GPU this would synchronize; there, CUDA's assertion reports it
+    if labels.is_cpu:  # on a GPU, this would synchronize, and CUDA's assertions check the range
         check_range("labels", labels, logits.shape[1])
     return logits, labels
 
 
 def _error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return ``softmax(logits) - onehot``, the gradient of the cross-entropy in the logits."""
+    """Return ``softmax(logits) - onehot``, the cross-entropy's gradient wrt. the logits."""
     ones = torch.ones((len(labels), 1), dtype=torch.float32, device=logits.device)
     return logits.softmax(1).scatter_add(1, labels.unsqueeze(1), -ones)

@@ -1,4 +1,4 @@
-"""Scores from the history of a training."""
+"""Scores from the history of a training run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dynloader.table._table import ScoreTable
 def forgetting_events(correct: Tensor | ScoreTable) -> Tensor:
     """Count how often each sample went from correct to incorrect (Toneva et al. 2019).
 
-    A sample that was never classified correctly scores +inf, as in the paper, and so is kept.
+    A sample that was never classified correctly scores +inf, as in the paper, so it is kept.
 
     Args:
         correct: bool [times, n], whether each sample was classified correctly at each time; or a
-            table that got ``correct`` with every update.
+            table whose updates all passed ``correct``.
 
     Returns:
         float32 [n].
@@ -37,9 +37,10 @@ def forgetting_events(correct: Tensor | ScoreTable) -> Tensor:
 
 
 def dynamic_uncertainty(confidences: Tensor, window: int = 10) -> Tensor:
-    """Return the standard deviation of p_y in a window of epochs, averaged over windows (Dyn-Unc).
+    """Return Dyn-Unc (He et al. 2024, arXiv 2306.05175). High means uncertain.
 
-    He et al. 2024, arXiv 2306.05175. High means uncertain.
+    It is the standard deviation of the label's probability in a window of epochs, averaged over all
+    windows.
 
     Args:
         confidences: probabilities of the label, float [epochs, n]; see :func:`confidence`.
@@ -52,9 +53,10 @@ def dynamic_uncertainty(confidences: Tensor, window: int = 10) -> Tensor:
 
 
 def dual(confidences: Tensor, window: int = 10) -> Tensor:
-    """Return the standard deviation of p_y times one minus its mean, averaged over windows (DUAL).
+    """Return DUAL (Cho et al. 2025, arXiv 2502.06905). High means hard and uncertain.
 
-    Cho et al. 2025, arXiv 2502.06905. High means hard and uncertain.
+    It is the standard deviation of the label's probability in a window of epochs, times one minus
+    its mean, averaged over all windows.
 
     Args:
         confidences: probabilities of the label in the first epochs, float [epochs, n]; see
@@ -69,16 +71,16 @@ def dual(confidences: Tensor, window: int = 10) -> Tensor:
 
 
 def tdds(probabilities: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
-    """Return how unsteadily the prediction of each sample changes between epochs (TDDS).
+    """Return TDDS (Zhang et al. 2024, arXiv 2311.13613): how unsteadily predictions change.
 
-    Zhang et al. 2024, arXiv 2311.13613. Computes the divergence KL(new || old) of consecutive
-    epochs, then for each window of divergences the norm of their deviations from the window's mean,
-    then the moving average over windows. The newest window weighs ``decay``. Keep high scores.
+    Computes the divergence KL(new || old) of consecutive epochs, then for each window of
+    divergences the norm of their deviations from the window's mean, then the moving average over
+    windows. Keep high scores.
 
     Args:
         probabilities: probabilities of all classes in the first epochs, float [epochs, n, classes].
-        window: number of divergences, in [2, epochs - 1]. There is one fewer than epochs.
-        decay: in (0, 1].
+        window: number of divergences, in [2, epochs - 1]; there is one fewer than epochs.
+        decay: weight of the newest window in the moving average, in (0, 1].
 
     Returns:
         float32 [n].
@@ -91,8 +93,8 @@ def tdds(probabilities: Tensor, window: int = 10, decay: float = 0.9) -> Tensor:
     check_number("decay", decay, "(0, 1]")
     new, old = probabilities[1:].float(), probabilities[:-1].float()
     # 0 log 0 is 0; a predicted probability of 0 becomes the smallest normal number.
-    least = torch.finfo(torch.float32).tiny
-    divergences = torch.xlogy(new, new.clamp(min=least) / old.clamp(min=least)).sum(2)
+    smallest = torch.finfo(torch.float32).tiny
+    divergences = torch.xlogy(new, new.clamp(min=smallest) / old.clamp(min=smallest)).sum(2)
     windows = divergences.unfold(0, window, 1)
     spread: Tensor = (windows - windows.mean(2, keepdim=True)).norm(dim=2)
     ages = torch.arange(len(spread) - 1, -1, -1, device=spread.device)

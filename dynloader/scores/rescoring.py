@@ -17,7 +17,7 @@ from dynloader.scores.of_batch import Score
 from dynloader.scores.scoring_pass import device_of, parts_of, scorer_of
 from dynloader.table._table import ScoreTable
 
-# The loader's options that determine how batches are made.
+# The options of the loader that determine how it makes batches.
 _OPTIONS = (
     "num_workers",
     "collate_fn",
@@ -64,12 +64,12 @@ def rescore(
 
     Call it before each epoch. Every sample then gets a loss in every epoch, from training or from
     rescoring, as in the papers of KAKURENBO and IES. The cost is a forward pass over the dropped
-    samples, during which the model is in ``eval()`` mode. Batches are made as the loader makes its
-    own, including transforms and workers. With several processes, each scores its share, and all
-    must call this function.
+    samples, during which the model is in ``eval()`` mode. Batches are made with the options of the
+    loader, including transforms and workers. With several processes, each scores its share, and
+    all must call this function.
 
-    It does nothing if the epoch drops no samples, or if it was resumed partway: its dropped samples
-    were scored when it began.
+    It does nothing if the epoch drops no samples, or was resumed partway: the dropped samples were
+    scored when the epoch began.
 
     Args:
         model: maps inputs to logits.
@@ -82,7 +82,7 @@ def rescore(
     Raises:
         TypeError: ``loader`` is not a dynloader.DataLoader, or has no policy.
     """
-    loader = getattr(loader, "base_dataloader", loader)  # unwrap accelerate's
+    loader = getattr(loader, "base_dataloader", loader)  # unwrap a loader that accelerate prepared
     sampler = getattr(loader, "pruning_sampler", None)
     if not isinstance(loader, DataLoader) or sampler is None:
         kind = "without one" if isinstance(loader, DataLoader) else type(loader).__name__
@@ -107,20 +107,20 @@ def rescore(
 
 
 def _batches(loader: DataLoader[Any], left_out: Tensor) -> DataLoader[Any]:
-    """Return a loader of the dropped samples, whose batches end with positions in ``left_out``."""
+    """Return a loader of the dropped samples. Its batches end with positions in ``left_out``."""
     options = {name: getattr(loader, name) for name in _OPTIONS}
     if loader.batch_size is None:
         del options["collate_fn"]  # the loader does not collate; here a batch is one sample
     if (transform := loader.batch_transform) is not None:
         adds_index = loader.return_index
 
-        def transformed(batch: Any) -> Any:
-            # Pass what the loader would: the indices of the samples, or none.
+        def with_samples(batch: Any) -> Any:
+            # The transform expects what the loader passes: the indices of the samples, or none.
             places = batch[-1]
             samples = [left_out.to(places.device)[places]] if adds_index else []
             return [*transform([*batch[:-1], *samples])[:2], places]
 
-        options["batch_transform"] = transformed
+        options["batch_transform"] = with_samples
     batches: DataLoader[Any] = DataLoader(
         Subset(loader.dataset, left_out.tolist()),
         loader.batch_size or 1,
@@ -130,7 +130,8 @@ def _batches(loader: DataLoader[Any], left_out: Tensor) -> DataLoader[Any]:
         return_index=True,
         **options,
     )
-    # A trainer expects the length of its own loader, so do not warn about this one.
+    # The warning compares a loader's length with what the calling framework expects of its own
+    # loader, so do not warn about this one.
     batches._has_warned = True
     batches.set_epoch(loader.epoch)
     return batches

@@ -1,4 +1,4 @@
-"""Scoring of a whole dataset by a model."""
+"""Scoring of a whole dataset with a model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def scoring_pass(
     device: torch.device | str | None = None,
     prepare: Callable[[Any], Any] | None = None,
 ) -> Scored:
-    """Score all samples of a dataset by a model, which is in ``eval()`` mode meanwhile.
+    """Score all samples of a dataset with a model, in ``eval()`` mode.
 
     If ``torch.distributed`` is initialized, call it in every process with that process's share of
     the data. Every process gets all scores.
@@ -58,7 +58,7 @@ def scoring_pass(
 
     Raises:
         TypeError: ``num_samples`` is None and ``loader.dataset`` has no length.
-        ValueError: the loader skips samples, or does not tell which samples it yields.
+        ValueError: the loader skips samples, or does not identify the samples it yields.
     """
     function = scorer_of(score, model)
     if num_samples is None:
@@ -87,7 +87,7 @@ def scoring_pass(
             is_found[index] = 1
     num_forward = torch.tensor(position, device=device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # If padding made several processes score a sample, its highest score is used.
+        # If several processes scored a sample because of padding, use its highest score.
         scores, is_found = all_reduce(scores, "max"), all_reduce(is_found, "max")
         num_forward = all_reduce(num_forward, "sum")
     num_missing = int((is_found == 0).sum())
@@ -139,18 +139,18 @@ class _LastLayer:
         self._model, self._layer = model, layers[-1]
 
     def __call__(self, inputs: Any, labels: Tensor) -> Tensor:
-        given: list[Tensor] = []
-        hook = self._layer.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        features: list[Tensor] = []
+        hook = self._layer.register_forward_pre_hook(lambda _, args: features.append(args[0]))
         try:
             logits = self._model(inputs)
         finally:
             hook.remove()
-        if len(given) != 1 or self._layer.out_features != logits.shape[-1]:
+        if len(features) != 1 or self._layer.out_features != logits.shape[-1]:
             raise ValueError(
-                "model must end with its last nn.Linear for grand_last_layer, but that gives "
+                "model must end with its last nn.Linear for grand_last_layer, but that layer gives "
                 f"{self._layer.out_features} values for {logits.shape[-1]} classes"
             )
-        return grand_last_layer(logits, labels, given[0], bias=self._layer.bias is not None)
+        return grand_last_layer(logits, labels, features[0], bias=self._layer.bias is not None)
 
 
 def parts_of(batch: Any, loader: Any, position: int) -> tuple[Tensor, Tensor, Any]:
