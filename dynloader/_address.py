@@ -1,4 +1,4 @@
-"""The address of random choices, which alone determines them."""
+"""The address of random choices: the seed and epoch that determine them."""
 
 from __future__ import annotations
 

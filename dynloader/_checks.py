@@ -1,4 +1,4 @@
-"""Checks of arguments. Every message holds the name, the requirement and the value found."""
+"""Checks of arguments. Every message gives the name, the requirement and the value found."""
 
 from __future__ import annotations
 
@@ -153,8 +153,8 @@ def as_index(index: Any) -> Tensor:
     if type(index) is Tensor and index.dtype == torch.int64:
         return index
     if type(index) is list and index and type(index[0]) is int:
-        # For 256 integers this takes 5 us, and torch.as_tensor 26 us. On failure, fall through to
-        # the code below for its error message.
+        # For 256 integers, this takes 5 us and torch.as_tensor 26 us. On failure, the code below
+        # raises the error.
         with contextlib.suppress(TypeError, ValueError):
             array = np.asarray(index)
             if array.dtype == np.int64:
@@ -170,7 +170,7 @@ def as_index(index: Any) -> Tensor:
 
 @contextlib.contextmanager
 def refusing_states() -> Iterator[None]:
-    """Turn other errors about a state into ValueError: a file may hold any types and values."""
+    """Turn TypeError, IndexError and OverflowError into ValueError: a state may hold anything."""
     try:
         yield
     except (TypeError, IndexError, OverflowError) as error:
@@ -189,9 +189,9 @@ def check_state(state: Any, expected: Mapping[str, Any], keys: set[str]) -> None
 
 
 def _is_same(found: Any, wanted: Any) -> bool:
-    """Return whether both are equal and of the same kind of number, or of the same type.
+    """Return whether the values are equal, and both integers, both real, or of the same type.
 
-    A bool does not count as a number.
+    A bool is not a number here.
     """
     kind = next((k for k in (numbers.Integral, numbers.Real) if isinstance(wanted, k)), None)
     if kind is None or isinstance(wanted, bool):

@@ -56,13 +56,11 @@ class ProgressLR(LRScheduler):
     ) -> None:
         if not hasattr(loader, "progress"):
             raise TypeError(f"loader must be a dynloader.DataLoader, got {type(loader).__name__}")
-        schedules = [schedule] if callable(schedule) else list(schedule)
+        num_groups = len(optimizer.param_groups)
+        schedules = [schedule] * num_groups if callable(schedule) else list(schedule)
         for each in schedules:
             if not callable(each):
                 raise TypeError(f"schedule must be a function of the progress, got {each!r}")
-        num_groups = len(optimizer.param_groups)
-        if callable(schedule):
-            schedules *= num_groups
         if len(schedules) != num_groups:
             raise ValueError(
                 f"schedule must be one function or one for each of {num_groups} groups, "
@@ -81,16 +79,16 @@ class ProgressLR(LRScheduler):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, without the loader, which has its own state, and the functions."""
-        left_out = ("optimizer", "loader", "schedules")
-        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+        """Return the state. It omits the schedules, and the loader, which has its own state."""
+        omitted = ("optimizer", "loader", "schedules")
+        return {name: value for name, value in self.__dict__.items() if name not in omitted}
 
 
 def constant(*, warmup: float = 0.0) -> Schedule:
     """Return a schedule that is constant at 1 after a linear warmup from 0.
 
     Args:
-        warmup: fraction of training taken by the warmup, in [0, 1).
+        warmup: fraction of training spent on the warmup, in [0, 1).
     """
     return _after(warmup, 1.0, _flat)
 
@@ -99,7 +97,7 @@ def linear(*, warmup: float = 0.0, end: float = 0.0) -> Schedule:
     """Return a schedule that decays linearly from 1 to ``end`` after a linear warmup from 0.
 
     Args:
-        warmup: fraction of training taken by the warmup, in [0, 1).
+        warmup: fraction of training spent on the warmup, in [0, 1).
         end: factor at the end of training, at least 0.
     """
     return _after(warmup, end, _line)
@@ -109,7 +107,7 @@ def cosine(*, warmup: float = 0.0, end: float = 0.0) -> Schedule:
     """Return a schedule that decays to ``end`` as half a cosine after a linear warmup from 0 to 1.
 
     Args:
-        warmup: fraction of training taken by the warmup, in [0, 1).
+        warmup: fraction of training spent on the warmup, in [0, 1).
         end: factor at the end of training, at least 0.
     """
     return _after(warmup, end, _half_cosine)

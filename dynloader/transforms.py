@@ -81,7 +81,7 @@ class RandomHorizontalFlip(Transform):
 class AlternatingFlip(Transform):
     """Flips each image left to right in every other epoch (Jordan 2024, arXiv 2404.00498).
 
-    Each image starts flipped with probability 1/2, as determined by the seed. Over two consecutive
+    The seed determines which images start flipped, each with probability 1/2. Over two consecutive
     epochs, the network sees each image once in either orientation. Cannot be combined with
     ``RandomHorizontalFlip``.
     """
@@ -168,7 +168,7 @@ class Pipeline:
 
     Attributes:
         options: arguments of the native gather.
-        later: (mean, std, dtype) to apply to a gathered batch; all None for images of bytes.
+        later: (mean, std, dtype) for :meth:`finish` to apply; all None for images of bytes.
     """
 
     options: dict[str, Any]
@@ -197,7 +197,7 @@ class Pipeline:
         return self.finish(batch)
 
     def finish(self, batch: Tensor) -> Tensor:
-        """Apply to a gathered batch what the native gather did not do."""
+        """Normalize and cast a gathered batch if the native gather did not."""
         mean, std, dtype = self.later
         if mean is not None and std is not None:
             batch = batch.float().sub(mean).div_(std)
@@ -248,7 +248,7 @@ def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
         "to_channels_last": ToChannelsLast in found,
     }
     made = Pipeline(options, later)
-    # An empty batch lets the native code check the options now.
+    # Gather an empty batch so that native code checks the options now.
     no_index = torch.empty(0, dtype=torch.int64, device=images.device)
     faults = torch.zeros(2, dtype=torch.int64, device=images.device)
     made.gather(images, no_index, faults, Address(0, 0))
@@ -289,7 +289,7 @@ def _by_class(transforms: Sequence[Transform]) -> dict[type, Any]:
 def _values(
     normalize: Normalize | None, cast: Cast | None, images: Tensor, channels: int
 ) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None, torch.dtype | None]]:
-    """Return the table for bytes and the operations left for later.
+    """Return the table for bytes and the operations left for :meth:`Pipeline.finish`.
 
     Returns:
         A tensor [channels, 256] with the value of each byte, or None if the images are not uint8
@@ -306,7 +306,7 @@ def _values(
         return None, (mean, std, dtype)
     if mean is None and dtype is None:
         return None, (None, None, None)
-    # Multiplies by 1 / 255 rather than dividing by 255, as torchvision does.
+    # Multiply by 1 / 255, as torchvision does: dividing by 255 gives other bits.
     values = torch.arange(256, dtype=torch.uint8).to(torch.float32).mul_(1.0 / 255)
     values = values.expand(channels, 1, 256)
     if mean is not None and std is not None:

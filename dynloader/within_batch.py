@@ -1,4 +1,4 @@
-"""Selection within a batch: a forward pass for all samples, a backward pass for some.
+"""Selection within a batch: a forward pass over all samples, a backward pass over some.
 
 Random draws depend only on (seed, step). They do not use torch's generators.
 """
@@ -62,7 +62,7 @@ def select_batch(
         scores: floating point [b], such as losses.
         k: number of samples, in [1, b].
         rule: "top" or "importance".
-        reference: floating point [b], subtracted from the scores; None: nothing is subtracted.
+        reference: floating point [b], subtracted from the scores. None subtracts nothing.
         seed: seed of the draws and of the choice among equal scores, in [0, 2**64).
         step: number of the batch, in [0, 2**32). Use a different one for every batch.
 
@@ -236,6 +236,6 @@ class SelectiveBackprop:
 
 def uniform(k: int, seed: int, step: int) -> Tensor:
     """Return ``k`` uniform numbers in [0, 1), float64 on the CPU, from ``seed`` and ``step``."""
-    # NumPy's Philox takes both as its 128-bit key.
+    # Together they are the 128-bit key of NumPy's Philox.
     draws = np.random.Generator(np.random.Philox(key=[seed, step])).random(k)
     return torch.from_numpy(draws)
