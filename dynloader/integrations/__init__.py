@@ -1,1 +1,1 @@
-"""Adapters for frameworks and file formats, one module each. Each module imports its library."""
+"""Adapters for frameworks and file formats. Importing an adapter imports its library."""

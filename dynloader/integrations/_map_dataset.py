@@ -1,4 +1,4 @@
-"""Checks that the map-style datasets share."""
+"""Checks shared by the map-style datasets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def checked_index(index: Any, length: int) -> int:
-    """Return ``index`` in [0, length). A negative index counts from the end, as in a list.
+    """Return ``index`` as an int in [0, length). A negative index counts from the end.
 
     Raises:
-        IndexError: it is out of range; this ends ``for sample in dataset``.
-        TypeError: it is not an integer.
+        IndexError: ``index`` is out of range; this ends ``for sample in dataset``.
+        TypeError: ``index`` is not an integer.
     """
     found = operator.index(index)
     if not -length <= found < length:

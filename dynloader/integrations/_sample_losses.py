@@ -1,4 +1,4 @@
-"""Computes the loss of each sample for models that return one loss for a batch."""
+"""Per-sample losses for models that return one loss for a batch."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _IGNORED = -100
 
 
 def kind_of(model: nn.Module) -> Kind | None:
-    """Tells what ``model`` predicts, and so how its loss is computed.
+    """Return what ``model`` predicts, which determines how its loss is computed.
 
     Returns:
-        "sample": the class, classes or numbers of a sample, by ``config.problem_type``. "token":
-        the class of each token. "next token": the token that follows. "class": unknown; the
-        caller has to check that it is the class of a sample, with :func:`agrees`. None: anything
+        "sample": the class, classes or numbers of a sample, depending on ``config.problem_type``.
+        "token": the class of each token. "next token": the token that follows. "class": assumed to
+        be the class of a sample; the caller must check this with :func:`agrees`. None: something
         else.
     """
     if not isinstance(model, PreTrainedModel):
         return "class"
-    # transformers infers the loss from the name of the class, which a subclass may change.
+    # transformers infers the loss from the name of the class. A subclass may have another name.
     names = [each.__name__ for each in type(model).__mro__]
     if not set(names).isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         return "next token"
-    inherited = (key for name in names for key in LOSS_MAPPING if name.endswith(key))
-    function = LOSS_MAPPING.get(model.loss_type or next(inherited, ""))
+    loss_types = (key for name in names for key in LOSS_MAPPING if name.endswith(key))
+    function = LOSS_MAPPING.get(model.loss_type or next(loss_types, ""))
     if function is ForCausalLMLoss:
-        # An encoder-decoder model shifts the input of its decoder, not the labels.
+        # An encoder-decoder model shifts the inputs of its decoder, not the labels.
         is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
         return "token" if is_encoder_decoder else "next token"
     if function in (ForMaskedLMLoss, ForTokenClassification):
@@ -55,9 +55,9 @@ class LabelLosses(NamedTuple):
     """The loss of each label of a batch.
 
     Attributes:
-        plain: floating point [b, labels of a sample].
-        smoothed: as ``plain``, with label smoothing if there is any.
-        is_counted: bool, of the same shape: False where the label is -100.
+        plain: losses without label smoothing, floating point [b, labels per sample].
+        smoothed: losses with label smoothing, of the shape of ``plain``.
+        is_counted: bool, of the shape of ``plain``; False for labels of -100.
     """
 
     plain: Tensor
@@ -65,25 +65,25 @@ class LabelLosses(NamedTuple):
     is_counted: Tensor
 
     def sample_means(self, losses: Tensor) -> Tensor:
-        """The mean of ``losses`` over the labels of each sample, [b]; 0 if it has no label."""
+        """Return the mean of ``losses`` over each sample's labels, [b]; 0 if it has none."""
         return (losses * self.is_counted).sum(1) / self.is_counted.sum(1).clamp(min=1)
 
 
 def label_losses(
     kind: Kind, config: Any, outputs: Any, inputs: Mapping[str, Any], smoothing: float
 ) -> LabelLosses:
-    """Computes the loss of each label of a batch.
+    """Compute the loss of each label of a batch.
 
     Args:
         kind: what the model predicts, from :func:`kind_of`.
-        config: the model's; only read for the kind "sample".
-        outputs: the model's, with ``logits``.
-        inputs: the model's, with ``labels``; or ``shift_labels`` for the kind "next token".
-        smoothing: the label smoothing factor.
+        config: config of the model; read only for "sample".
+        outputs: outputs of the model, including ``logits``.
+        inputs: inputs of the model, including ``labels``, or ``shift_labels`` for "next token".
+        smoothing: label smoothing factor.
 
     Raises:
-        ValueError: logits or labels are missing, their shapes do not match the kind, or labels that
-            are not classes are to be smoothed.
+        ValueError: logits or labels are missing, their shapes do not match the kind, or
+            ``smoothing`` is not 0 and the labels are not classes.
     """
     is_shifted = kind == "next token" and inputs.get("shift_labels") is not None
     labels = inputs.get("shift_labels" if is_shifted else "labels")
@@ -95,7 +95,7 @@ def label_losses(
     if kind == "sample":
         problem = _problem_type(config, labels)
         if problem != "single_label_classification":
-            return _of_numbers(logits, labels, problem, smoothing)
+            return _number_losses(logits, labels, problem, smoothing)
     if kind == "next token" and not is_shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
     if kind in ("sample", "class"):
@@ -105,7 +105,7 @@ def label_losses(
             f"the loss of a {kind} needs integer labels and logits [*labels.shape, classes], got "
             f"labels {labels.dtype} {list(labels.shape)} and logits {list(logits.shape)}: {REMEDY}"
         )
-    return _of_classes(logits, labels, smoothing)
+    return _class_losses(logits, labels, smoothing)
 
 
 def _logits(outputs: Any) -> Tensor:
@@ -119,7 +119,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def _problem_type(config: Any, labels: Tensor) -> str:
-    """The problem type that ForSequenceClassificationLoss infers."""
+    """Return the problem type that ForSequenceClassificationLoss infers."""
     if config.problem_type is not None:
         return str(config.problem_type)
     if config.num_labels == 1:
@@ -128,7 +128,7 @@ def _problem_type(config: Any, labels: Tensor) -> str:
     return "single_label_classification" if is_class else "multi_label_classification"
 
 
-def _of_numbers(logits: Tensor, labels: Tensor, problem: str, smoothing: float) -> LabelLosses:
+def _number_losses(logits: Tensor, labels: Tensor, problem: str, smoothing: float) -> LabelLosses:
     logits, labels = logits.reshape(len(logits), -1), labels.reshape(len(labels), -1)
     if logits.shape != labels.shape:
         raise ValueError(
@@ -144,7 +144,7 @@ def _of_numbers(logits: Tensor, labels: Tensor, problem: str, smoothing: float) 
     return LabelLosses(losses, losses, torch.ones_like(losses, dtype=torch.bool))
 
 
-def _of_classes(logits: Tensor, labels: Tensor, smoothing: float) -> LabelLosses:
+def _class_losses(logits: Tensor, labels: Tensor, smoothing: float) -> LabelLosses:
     is_counted = labels != _IGNORED
     log_probs = logits.log_softmax(-1)
     classes = labels.where(is_counted, 0).unsqueeze(-1).to(torch.int64)
@@ -157,29 +157,29 @@ def _of_classes(logits: Tensor, labels: Tensor, smoothing: float) -> LabelLosses
 
 @torch.no_grad()
 def agrees(outputs: Any, found: LabelLosses) -> bool | None:
-    """Whether the model's own loss of a batch is the mean of ``found.plain``.
+    """Return whether the loss of a batch that the model returns is the mean of ``found.plain``.
 
     The host waits for the GPU.
 
     Args:
-        outputs: the model's, for inputs with labels.
-        found: from :func:`label_losses`.
+        outputs: outputs of the model for inputs with labels.
+        found: result of :func:`label_losses`.
 
     Returns:
-        None if it cannot be told, because a loss is not finite or the batch has no labels.
+        True or False; None if a loss is not finite or the batch has no labels.
 
     Raises:
-        ValueError: the model returned no loss, or an auxiliary loss as well.
+        ValueError: the model returned no loss, or also an auxiliary loss.
     """
     own = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0]
     if not torch.is_tensor(own) or own.ndim > 1:
         raise ValueError(f"outputs must hold the model's loss, to compare with: {REMEDY}")
     if isinstance(outputs, Mapping) and outputs.get("aux_loss") is not None:
         raise ValueError(
-            f"outputs must not hold an aux_loss, which belongs to no single sample: {REMEDY}"
+            f"outputs must not hold an aux_loss, which is not the loss of any one sample: {REMEDY}"
         )
     own = own.reshape(-1)
-    # torch's DataParallel splits the batch, and returns a loss for each part.
+    # torch's DataParallel splits the batch and returns one loss per part.
     parts = zip(found.plain.chunk(len(own)), found.is_counted.chunk(len(own)), strict=True)
     means = torch.stack([losses[is_counted].mean() for losses, is_counted in parts])
     own = own.to(means.device)

@@ -17,10 +17,10 @@ from dynloader.sampling._batch_sampler import PruningBatchSampler
 class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
     """A prepared accelerate loader that wraps a :class:`dynloader.DataLoader`.
 
-    As with any loader that accelerate prepares, batches move to the device, and gradient
-    accumulation sees the end of each epoch. Unlike accelerate's own, it fetches no batch ahead, so
-    that ``loader.update(losses)`` matches losses to the right batch. All other attributes,
-    including ``loader.update``, are those of the wrapped loader. ``Accelerator.save_state`` and
+    As with any loader that accelerate prepares, batches are moved to the device, and gradient
+    accumulation ends with each epoch. Unlike accelerate's own loaders, it does not fetch batches
+    ahead, so ``loader.update(losses)`` matches losses to the right batch. All other attributes,
+    including ``update``, are those of the wrapped loader. ``Accelerator.save_state`` and
     ``load_state`` include its state.
 
     Args:
@@ -48,7 +48,7 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
             synchronize_rng_states(self.rng_types, self.synchronized_generator)
         loader = self.base_dataloader
         if self._accelerator is not None:
-            _warn_of_schedules(self._accelerator, loader)
+            _warn_about_schedules(self._accelerator, loader)
             self._accelerator = None
         batches = iter(loader)
         num_left = loader.num_left
@@ -70,7 +70,7 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
 
     @iteration.setter
     def iteration(self, epoch: int) -> None:
-        """Ignore accelerate's count: the loader counts its epochs."""
+        """Ignore accelerate's count, because the loader counts epochs itself."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; see :meth:`dynloader.DataLoader.set_epoch`."""
@@ -87,7 +87,7 @@ class PreparedLoader(DataLoaderShard):  # type: ignore[misc]
         return int(self.base_dataloader.samples_per_step)
 
 
-def _warn_of_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> None:
+def _warn_about_schedules(accelerator: Accelerator, loader: DataLoader[Any]) -> None:
     """Warn if a learning-rate schedule has as many steps as epochs of full length."""
     if loader.epochs is None:
         return
@@ -113,13 +113,13 @@ def _num_in_padded_step(loader: DataLoader[Any]) -> int:
     batches = loader.batch_sampler
     if not isinstance(batches, PruningBatchSampler) or loader.drop_last:
         return 0
-    # Epochs of fixed length are padded too, by repeating samples from their beginning.
+    # Epochs of fixed length are also padded, by repeating their first samples.
     is_padded = batches.last_batch == "pad" or batches.steps_per_epoch is not None
     # After resuming with another number of processes, the epoch may start within a step.
     current = batches.sampler.epochs.current
     num_before = current.start + (loader.num_left - 1) * loader.samples_per_step
     in_last = len(current.plan) - num_before
-    # Otherwise the epoch ends early, or more than the last step repeats.
+    # Otherwise, the epoch ends early, or more than its last step consists of repeated samples.
     is_short = 0 < in_last < loader.samples_per_step
     return in_last if is_padded and is_short else 0
 
@@ -137,7 +137,7 @@ def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader
     process. Call ``accelerator.pad_across_processes`` first, or pass ``use_gather_object=True``.
 
     Args:
-        accelerator: an accelerator without ``split_batches``, ``dispatch_batches``, and tensor,
+        accelerator: an accelerator without ``split_batches``, ``dispatch_batches``, or tensor,
             context or sequence parallelism.
         loader: a loader with a policy. Its ``batch_size`` is per process.
 
@@ -179,7 +179,7 @@ def prepare(accelerator: Accelerator, loader: DataLoader[Any]) -> PreparedLoader
 def skip_first_batches(prepared: PreparedLoader, num_batches: int) -> PreparedLoader:
     """Skip the next batches of this epoch, in place of ``accelerate.skip_first_batches``.
 
-    Do not call it after loading a state, which resumes after its last batch.
+    Do not call it after loading a state: the loader then resumes after the last batch by itself.
     """
     prepared.base_dataloader.skip(num_batches)
     return prepared

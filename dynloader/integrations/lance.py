@@ -20,8 +20,8 @@ def _note_fork() -> None:
     _is_forked = True
 
 
-# Spawned workers import this module again, and a fork server has not imported it, so neither runs
-# this.
+# This does not run in spawned workers, which import the module again, nor in the children of a fork
+# server, which has not imported it.
 os.register_at_fork(after_in_child=_note_fork)
 
 
@@ -71,7 +71,7 @@ class MapDataset(Dataset[Any]):
         """Return the samples at ``indices``, in that order, with one read.
 
         Raises:
-            IndexError: one is out of range.
+            IndexError: an index is out of range.
             RuntimeError: this process was forked.
         """
         if _is_forked:

@@ -15,7 +15,7 @@ from dynloader.loading._loader import DataLoader
 class FollowEpochs(Callback):  # type: ignore[misc]
     """A callback that updates the trainer's epoch length and writes the loader's logs.
 
-    A trainer queries the length of the first epoch only. Without this callback or
+    A trainer queries only the length of the first epoch. Without this callback or
     ``Trainer(reload_dataloaders_every_n_epochs=1)``, it skips validation after epochs that are
     shorter than the first.
 
@@ -26,13 +26,13 @@ class FollowEpochs(Callback):  # type: ignore[misc]
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the next epoch if the checkpoint's has no batches left, and check schedules."""
+        """Start the next epoch if the checkpoint's has no batches left. Check the schedules."""
         loader = _loader_of(trainer)
         if loader is not None and loader.num_left == 0:
             loader.set_epoch(loader.epoch + 1)
             iter(trainer.fit_loop._data_fetcher)
         if loader is not None:
-            _warn_of_schedules(trainer, loader)
+            _warn_about_schedules(trainer, loader)
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,7 +46,7 @@ class FollowEpochs(Callback):  # type: ignore[misc]
             trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the logs of an epoch that is complete when validation starts."""
+        """Write the logs of the epoch if it is complete when validation starts."""
         loader = _loader_of(trainer)
         sampler = None if loader is None else loader.pruning_sampler
         if loader is not None and sampler is not None and sampler.epochs.current.is_complete:
@@ -64,8 +64,8 @@ def _limited(length: int, trainer: Trainer) -> int:
     return min(length, limit if isinstance(limit, int) else int(length * limit))
 
 
-def _warn_of_schedules(trainer: Trainer, loader: DataLoader[Any]) -> None:
-    """Warn if a learning-rate schedule uses Lightning's estimate of the steps and that is wrong."""
+def _warn_about_schedules(trainer: Trainer, loader: DataLoader[Any]) -> None:
+    """Warn if a learning-rate schedule uses Lightning's estimate of the steps and it is wrong."""
     epochs, max_steps = trainer.max_epochs, trainer.max_steps
     if epochs is None or epochs < 0:
         return
@@ -85,7 +85,7 @@ def _warn_of_schedules(trainer: Trainer, loader: DataLoader[Any]) -> None:
 
 
 def _loader_of(trainer: Trainer) -> DataLoader[Any] | None:
-    """Return the trainer's training loader if it is its only one and ours, with a policy."""
+    """Return the training loader if there is only one and it is ours, with a policy."""
     combined = trainer.fit_loop._combined_loader
     for loader in () if combined is None else combined.flattened:
         if isinstance(loader, DataLoader) and loader.policy is not None:

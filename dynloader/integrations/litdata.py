@@ -18,8 +18,8 @@ class MapDataset(Dataset[Any]):
 
     The loader, not the dataset's iterator, shuffles the samples and divides them among processes
     and workers. Therefore the dataset's ``shuffle`` and ``drop_last`` have no effect, but its
-    ``subsample`` and ``transform`` do. Every process opens the files itself, because the reader's
-    threads and mapped files do not survive a fork.
+    ``subsample`` and ``transform`` do. Each process opens the files itself, because the reader's
+    threads and memory-mapped files do not survive a fork.
 
     Args:
         dataset: the dataset to read. It is copied, and not modified.
@@ -59,7 +59,7 @@ class MapDataset(Dataset[Any]):
 
 
 def _unopened(dataset: StreamingDataset) -> StreamingDataset:
-    """Return a copy that opens the files again."""
+    """Return a copy that has not opened the files."""
     copied = copy.copy(dataset)
     copied.cache = copied.shuffler = None
     copied.item_loader = copy.deepcopy(dataset.item_loader)

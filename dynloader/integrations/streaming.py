@@ -48,8 +48,8 @@ class MapDataset(Dataset[Any]):
         return sample if self.transform is None else self.transform(sample)
 
     def __getstate__(self) -> dict[str, Any]:
-        # This lock cannot be pickled, and the dataset creates a new one on demand. Do not pickle a
-        # copy without the lock instead: deleting a copy releases the local folder.
+        # Remove the lock, which cannot be pickled; the dataset creates a new one on demand. Do not
+        # pickle a copy without the lock instead: deleting a copy releases the local folder.
         self.dataset.__dict__.pop("_cache_filelock", None)
         return self.__dict__
 

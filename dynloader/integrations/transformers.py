@@ -1,4 +1,4 @@
-"""The loader in the Trainer of Hugging Face transformers."""
+"""Adapter for the Trainer of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -28,45 +28,44 @@ _STATE_NAME = "dynloader.pt"
 
 
 class PruningTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that trains on the samples a policy keeps.
+    """A Trainer that trains on the samples that a policy keeps.
 
-    The Trainer asks for the length of an epoch once. So all epochs have one length, chosen up
-    front: together they have the steps that the policy asks for, and the schedule of the learning
-    rate ends with the last of them. The indices of the samples go around the columns that the
-    Trainer removes, and reach :meth:`compute_loss` as ``inputs["index"]``.
+    The Trainer queries the length of an epoch only once. Therefore all epochs have the same length.
+    It is chosen so that training takes the number of steps that the policy needs, and the
+    learning-rate schedule ends with the last step. Sample indices reach :meth:`compute_loss` as
+    ``inputs["index"]``, even if the Trainer removes unused columns.
 
-    Checkpoints hold the state of the loader, as ``dynloader.pt``, and are gone on from at any step.
-    To log epochs, call ``trainer.loader.log_to`` in a callback's ``on_train_begin``: a line is
-    written when an epoch ends, before ``on_epoch_end`` of other callbacks.
+    Checkpoints include the state of the loader, in ``dynloader.pt``; training resumes from any
+    step. To log epochs, call ``trainer.loader.log_to`` in a callback's ``on_train_begin``. The line
+    of an epoch is written when it ends, before ``on_epoch_end`` of other callbacks.
 
-    A policy needs one loss for each sample. :meth:`losses` computes it for models of transformers
-    for sequence or token classification, regression, and causal, masked or sequence-to-sequence
+    A policy needs one loss per sample. :meth:`losses` computes it for transformers models for
+    sequence or token classification, regression, and causal, masked or sequence-to-sequence
     language modeling, and for your own models whose loss is the cross-entropy of ``logits``
-    [b, classes]. The first batch is checked: if their mean is not the loss that the model returns,
-    training stops with an error. With ``label_smoothing_factor``, the smoothed losses are minimized
-    and the plain ones recorded.
+    [b, classes]. The first batch is checked: if the mean of its losses is not the loss that the
+    model returns, training stops with an error. With ``label_smoothing_factor``, the smoothed
+    losses are minimized and the plain losses are recorded.
 
-    The loss of a step is a mean over samples. For language models it differs from the Trainer's
-    mean over the tokens of the step (``num_items_in_batch``): every sequence counts the same,
-    however long it is. ``average_tokens_across_devices`` has no effect in training.
+    The loss of a step is a mean over samples. For language models, the Trainer instead takes the
+    mean over the tokens of a step (``num_items_in_batch``). Here every sequence has the same
+    weight, regardless of its length. ``average_tokens_across_devices`` has no effect in training.
 
-    Samples come in the order of ``train_sampling_strategy`` "random" or "sequential". Others, such
-    as "group_by_length", are refused.
+    ``train_sampling_strategy`` must be "random" or "sequential".
 
     Args:
-        policy: which samples to keep.
-        loader_options: more keyword arguments of :class:`dynloader.DataLoader`.
-        *args: as for the Trainer.
-        **kwargs: as for the Trainer.
+        policy: chooses the samples to keep.
+        loader_options: additional keyword arguments for :class:`dynloader.DataLoader`.
+        *args: arguments of the Trainer.
+        **kwargs: arguments of the Trainer.
 
     Attributes:
-        loader: the loader, from ``train`` on.
+        loader: the training loader; None before ``train``.
 
     Raises:
         TypeError: ``compute_loss`` is overridden, but :meth:`losses` is not.
-        ValueError: ``compute_loss_func`` is given or the loss of the model is not known for each
-            sample, and :meth:`losses` is not overridden; or ``train_sampling_strategy`` is one that
-            a policy cannot follow.
+        ValueError: ``compute_loss_func`` is given, or per-sample losses of the model are not known,
+            and :meth:`losses` is not overridden; or a policy does not support
+            ``train_sampling_strategy``.
     """
 
     def __init__(
@@ -78,59 +77,59 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         super().__init__(*args, **kwargs)
         self._check_order()
-        self._gives_losses = type(self).losses is not PruningTrainer.losses
-        self._is_confirmed = self._gives_losses
-        if not self._gives_losses:
+        self._overrides_losses = type(self).losses is not PruningTrainer.losses
+        self._is_confirmed = self._overrides_losses
+        if not self._overrides_losses:
             self._check_loss()
         self.policy = policy
         self.loader_options = loader_options or {}
         self.loader: DataLoader[Any] | None = None
         self._checkpoint: Path | None = None
-        # Before those of the user, which may add metrics to the log of an epoch.
-        self.callback_handler.callbacks.insert(0, _FollowTrainer(self))
+        # Goes first, because the user's callbacks may add metrics to the log of an epoch.
+        self.callback_handler.callbacks.insert(0, _LoaderCallback(self))
 
     def _check_order(self) -> None:
-        """Raise ValueError if a policy cannot follow the order of the samples."""
+        """Raise ValueError if a policy does not support the order of the samples."""
         strategy = getattr(self.args, "train_sampling_strategy", "random")
         if strategy not in ("random", "sequential"):
             raise ValueError(
-                "train_sampling_strategy must be 'random' or 'sequential' with a policy, which "
+                "train_sampling_strategy must be 'random' or 'sequential', because the policy "
                 f"chooses the samples of a batch, got {strategy!r}"
             )
 
     def _check_loss(self) -> None:
-        """Raise if the configured loss is not known for each sample."""
+        """Raise if the per-sample losses of the configured loss are not known."""
         for owner in type(self).__mro__:
             if "compute_loss" in vars(owner) and owner not in (PruningTrainer, Trainer):
                 raise TypeError(
                     f"compute_loss must not be overridden alone, got that of {owner.__name__}, "
-                    f"which gives one loss for a batch: {REMEDY}"
+                    f"which returns one loss for a batch: {REMEDY}"
                 )
         if self.compute_loss_func is not None:
             raise ValueError(
-                "compute_loss_func must be None, as it gives one loss for a batch, "
+                "compute_loss_func must be None, because it returns one loss for a batch, "
                 f"got {self.compute_loss_func!r}: {REMEDY}"
             )
         model = self._bare_model()
         if kind_of(model) is None:
             raise ValueError(
-                "model must have a loss that is known for each sample, "
+                "model must be one whose per-sample losses are known, "
                 f"got {type(model).__name__}: {REMEDY}"
             )
 
     def _bare_model(self) -> Any:
-        """The model without the wrappers of torch.compile, several processes or peft."""
+        """Return the model without the wrappers of torch.compile, distributed training and peft."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As the Trainer's.
+        """Train, as the Trainer does.
 
         Raises:
-            FileNotFoundError: the checkpoint has no state of a loader.
-            ValueError: it is that of other data, or of another policy.
+            FileNotFoundError: the checkpoint does not include the state of a loader.
+            ValueError: the checkpoint is for other data or another policy.
         """
         folder = resume_from_checkpoint
         if folder is True:
@@ -142,8 +141,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
                 f"it has no {_STATE_NAME}"
             )
         is_skipping = self.args.ignore_data_skip
-        self._is_confirmed = self._gives_losses
-        # The loader knows where it was; the Trainer is not to skip what is left.
+        self._is_confirmed = self._overrides_losses
+        # The loader resumes where it stopped, so the Trainer must not skip batches.
         self.args.ignore_data_skip = is_skipping or self._checkpoint is not None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -151,10 +150,10 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             self.args.ignore_data_skip = is_skipping
 
     def get_train_dataloader(self) -> PreparedLoader:
-        """The Trainer's own loader, with the policy.
+        """Return a loader with the policy and the options of the Trainer's loader.
 
         Raises:
-            TypeError: a subclass orders the samples by a sampler of its own.
+            TypeError: a subclass uses its own sampler.
         """
         stock = super().get_train_dataloader()
         self.accelerator._dataloaders.remove(stock)
@@ -179,7 +178,9 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         if "steps_per_epoch" not in options and self.args.max_steps <= 0:
             epochs = math.ceil(self.args.num_train_epochs)
             world = (self.args.world_size, self.args.process_index)
-            options["steps_per_epoch"] = _even_steps(stock.dataset, size, epochs, world, options)
+            options["steps_per_epoch"] = _mean_steps_per_epoch(
+                stock.dataset, size, epochs, world, options
+            )
         self.loader = DataLoader(stock.dataset, size, **options)
         if self._checkpoint is not None:
             state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
@@ -187,7 +188,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return prepare(self.accelerator, self.loader)
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
-        """One epoch; of that in which a checkpoint was taken, what is left of it."""
+        """Run one epoch, or the rest of the epoch that the checkpoint interrupted."""
         is_resumed = self._checkpoint is not None and given["epoch"] == given["epochs_trained"]
         if is_resumed and self.loader is not None:
             self.loader.set_epoch(given["epoch"])
@@ -199,40 +200,41 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         super()._run_epoch(*args, **given)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the Trainer's.
+        """Train on one batch, as the Trainer does.
 
         Raises:
-            RuntimeError: a subclass records no losses, but the policy needs them.
+            RuntimeError: no losses were recorded, but the policy needs them.
         """
         table = None if self.loader is None else self.loader.table
         before = None if table is None else table.num_updates_known
         loss: Tensor = super().training_step(*args, **kwargs)
         if table is None or (self.policy.needs_scores and table.num_updates_known == before):
             raise RuntimeError(
-                "a step of training recorded no losses: get_train_dataloader and compute_loss, if "
-                "they are overridden, must call those of PruningTrainer"
+                "a step of training recorded no losses: overrides of get_train_dataloader and "
+                "compute_loss must call the methods of PruningTrainer"
             )
         return loss
 
     def losses(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
-        """Computes the loss of each sample, to be minimized. Override it for another loss.
+        """Return the loss of each sample, to be minimized. Override it to use another loss.
 
-        By default, what the model computes: the cross-entropy of the class of a sample; the squared
-        error, or binary cross-entropy, averaged over the labels of a sample; the cross-entropy
-        averaged over the tokens of a sample whose label is not -100, or 0 if there are none.
+        By default, this is the loss that the model computes: the cross-entropy of a sample's class;
+        the squared error or binary cross-entropy, averaged over a sample's labels; or the
+        cross-entropy averaged over the tokens of a sample whose label is not -100, which is 0 if
+        there are none.
 
-        In training, the value of an override is the loss: ``compute_loss_func`` and
-        ``label_smoothing_factor`` have no part in it.
+        In training, ``compute_loss_func`` and ``label_smoothing_factor`` do not apply to the result
+        of an override.
 
         Args:
-            outputs: the model's, with ``logits``.
-            inputs: the model's, with ``labels``.
+            outputs: outputs of the model, including ``logits``.
+            inputs: inputs of the model, including ``labels``.
 
         Returns:
             floating point [b].
 
         Raises:
-            ValueError: ``outputs`` and ``inputs`` do not suit the kind of the model.
+            ValueError: ``outputs`` or ``inputs`` do not fit the kind of model.
         """
         found = self._label_losses(outputs, inputs)
         return found.sample_means(found.smoothed)
@@ -246,10 +248,10 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     def _losses_and_scores(
         self, outputs: Any, inputs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        if self._gives_losses:
+        if self._overrides_losses:
             return self.losses(outputs, inputs), None
         if isinstance(outputs, dict) and torch.is_tensor(outputs.get("loss")):
-            # Frees the graph of the model's own loss, which can be as large as the logits.
+            # Free the graph of the model's own loss, which can be as large as the logits.
             outputs["loss"] = outputs["loss"].detach()
         found = self._label_losses(outputs, inputs)
         if not self._is_confirmed:
@@ -258,14 +260,14 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return found.sample_means(found.smoothed), scores
 
     def _confirm(self, outputs: Any, found: LabelLosses) -> bool:
-        """Raise ValueError if the losses are not the model's; False if this batch cannot tell."""
+        """Return whether this batch could be checked. Raise if its losses are not the model's."""
         is_same = agrees(outputs, found)
         if is_same is False:
             own = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
             name = type(self._bare_model()).__name__
             raise ValueError(
-                f"model must have a loss that is known for each sample, got {name}, whose loss is "
-                f"{float(own.detach().mean()):.6g} where the mean over the labels is "
+                f"model must be one whose per-sample losses are known, got {name}, whose loss is "
+                f"{float(own.detach().mean()):.6g} instead of the mean over the labels, "
                 f"{float(found.plain.detach()[found.is_counted].mean()):.6g}: {REMEDY}"
             )
         return bool(is_same)
@@ -277,7 +279,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """In training, records :meth:`losses` and returns their mean. Else as the Trainer's."""
+        """Record :meth:`losses` and return their mean. In evaluation, do as the Trainer does."""
         if self.loader is None or not model.training or "index" not in inputs:
             return super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
@@ -296,7 +298,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _is_divided(self, num_items_in_batch: Any) -> bool:
-        """Whether the Trainer divides the loss of a batch by the number of batches in a step."""
+        """Return whether the Trainer divides a batch's loss by the number of batches in a step."""
         is_scaled = getattr(self, "loss_is_scaled_for_ga", None)
         if is_scaled is None:
             is_counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -304,8 +306,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         return not is_scaled
 
 
-class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
-    """Puts the state of the loader into every checkpoint, and tells its logs when an epoch ends."""
+class _LoaderCallback(TrainerCallback):  # type: ignore[misc]
+    """Adds the loader's state to every checkpoint, and writes its logs when an epoch ends."""
 
     def __init__(self, trainer: PruningTrainer) -> None:
         self.trainer = trainer
@@ -313,7 +315,7 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Save it beside the rest, from the first process."""
+        """Save the state of the loader in the checkpoint, in the main process."""
         loader = self.trainer.loader
         if loader is None or loader.table is None:
             return
@@ -325,7 +327,7 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Go on to the next epoch where a checkpoint left none of its own."""
+        """Start the next epoch if the checkpoint's has no batches left."""
         loader = self.trainer.loader
         if loader is not None and loader.num_left == 0 and state.global_step < state.max_steps:
             loader.set_epoch(loader.epoch + 1)
@@ -333,19 +335,19 @@ class _FollowTrainer(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Write what ``loader.log_to`` is to write of this epoch."""
+        """Write the logs of this epoch; see :meth:`dynloader.DataLoader.log_to`."""
         if self.trainer.loader is not None:
             self.trainer.loader.settle_logs()
 
 
 def _is_shuffled(stock: Any) -> bool:
-    """Whether the Trainer's own loader shuffles the samples, or else takes them as they come.
+    """Return whether the Trainer's own loader shuffles the samples.
 
     Raises:
-        TypeError: it orders them in some other way, or repeats some or leaves some out.
+        TypeError: it neither shuffles all samples nor iterates over them in order.
     """
     batches = stock.batch_sampler
-    while hasattr(batches, "batch_sampler"):  # accelerate's, for several processes
+    while hasattr(batches, "batch_sampler"):  # accelerate wraps it for several processes
         batches = batches.batch_sampler
     sampler = getattr(batches, "sampler", batches)
     if type(sampler) is SequentialSampler:
@@ -354,15 +356,15 @@ def _is_shuffled(stock: Any) -> bool:
     if not is_random or sampler.replacement or len(sampler) != len(stock.dataset):
         raise TypeError(
             "the sampler of the Trainer must be torch's RandomSampler or SequentialSampler of all "
-            f"samples with a policy, which chooses from them, got {sampler!r}"
+            f"samples, because the policy chooses from all of them, got {sampler!r}"
         )
     return True
 
 
-def _even_steps(
+def _mean_steps_per_epoch(
     dataset: Any, size: int, epochs: int, world: tuple[int, int], options: dict[str, Any]
 ) -> int:
-    """The mean number of steps of an epoch, rounded up."""
+    """Return the mean number of steps per epoch, rounded up."""
     num_replicas, rank = world
     probe: DataLoader[Any] = DataLoader(
         dataset,
