@@ -75,7 +75,7 @@ class Chart:
             "font.size": 10.5,
             # Names of methods and metrics may contain "$".
             "text.parse_math": False,
-            # Makes the file reproducible.
+            # Fixes the ids in the file, so that it is reproducible.
             "svg.hashsalt": self.key,
         }
         with matplotlib.rc_context(style):
@@ -96,7 +96,7 @@ class Chart:
 
 
 def charts(groups: Groups) -> list[Chart]:
-    """Return every figure that these runs have data for."""
+    """Return a chart of everything that these runs have data for."""
     runs = [run for members in groups.values() for run in members]
     found = []
     metrics = dict.fromkeys(name for run in runs for name in run.metrics)
@@ -156,9 +156,9 @@ def _has_scores(run: RecordedRun) -> bool:
 
 
 def _kept_of_class(run: RecordedRun) -> list[float] | None:
-    """Return the kept share of each class in the last pruned epoch, or else the last epoch.
+    """Return the kept share of each class in the last pruned epoch, or in the last if none is.
 
-    A policy may end with epochs of all samples.
+    The last epochs of a policy may use all samples.
     """
     lines = [line for line in run.lines if line.get("kept_of_class")]
     pruned = [line for line in lines if (line.get("kept_fraction") or 1) < 1]
@@ -179,7 +179,7 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "color": COLOURS[number % len(COLOURS)],
-            # Dashes differ even between different colors, since lines may coincide.
+            # Vary dashes as well as colors, because lines may coincide.
             "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
         }
         for number, name in enumerate(names)
@@ -307,12 +307,12 @@ def retention(groups: Groups) -> Chart:
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
         places = np.arange(len(shares))
         left = np.zeros(len(shares))
-        colours = (COLOURS[3], COLOURS[1], COLOURS[5])
-        for kind, colour, column in zip(
-            _KINDS, colours, np.array(list(shares.values())).T, strict=True
+        colors = (COLOURS[3], COLOURS[1], COLOURS[5])
+        for kind, color, column in zip(
+            _KINDS, colors, np.array(list(shares.values())).T, strict=True
         ):
             bars = axes[0].barh(
-                places, 100 * column, left=left, color=colour, label=kind, height=0.6
+                places, 100 * column, left=left, color=color, label=kind, height=0.6
             )
             labels = [f"{100 * share:.0f} %" if share > 0.06 else "" for share in column]
             axes[0].bar_label(bars, labels, label_type="center", color="#101014", fontsize=9)
@@ -342,7 +342,7 @@ def _classes(groups: Groups) -> Chart:
     num_classes = max(len(kept) for each in found.values() for kept in each)
     columns = {}
     for name, each in found.items():
-        # Runs may have labels with fewer classes; the missing ones are unknown.
+        # If a run has labels of fewer classes, the others are unknown.
         rows_of = [[*kept, *[math.nan] * (num_classes - len(kept))] for kept in each]
         columns[name] = np.array(rows_of).mean(axis=0)
     first = next(iter(groups.values()))[0]

@@ -66,14 +66,15 @@ def write_report(
     damaged: list[str] = []
     for run in runs:
         found += [run] if isinstance(run, RecordedRun) else found_runs([Path(run)], damaged)
-    begun = [run.folder for run in found if not run.lines]
+    unfinished = [run.folder for run in found if not run.lines]
     found = [run for run in found if run.lines]
-    if not found and len(damaged) + len(begun) < 2:
-        none = f"a run must have a finished epoch, got none: {begun[0]}" if begun else ""
-        raise ValueError(none or "".join(damaged) or "runs must hold at least one run, got none")
+    if not found and len(damaged) + len(unfinished) < 2:
+        if unfinished:
+            raise ValueError(f"a run must have a finished epoch, got none: {unfinished[0]}")
+        raise ValueError("".join(damaged) or "runs must hold at least one run, got none")
     for reason in damaged:
         warnings.warn(f"skipped: {reason}", stacklevel=2)
-    for folder in begun:
+    for folder in unfinished:
         warnings.warn(f"skipped: {folder} has no finished epoch", stacklevel=2)
     if not found:
         raise ValueError("runs must include at least one readable run, got none")
@@ -86,10 +87,10 @@ def write_report(
             file.write(chart.rendered(LIGHT, "png"))
         parts.append(_figure(chart))
         links.append((chart.key, chart.title))
-    names: dict[str, int] = {}
+    taken: dict[str, int] = {}
     label_of = {id(run): label for label, members in groups.items() for run in members}
     lists = [
-        _lists(run, label_of[id(run)], out, _file_name(run, names)) for run in found if run.samples
+        _lists(run, label_of[id(run)], out, _file_name(run, taken)) for run in found if run.samples
     ]
     if lists:
         parts.append(f'<section><h2 id="samples">Samples</h2>{"".join(lists)}</section>')
@@ -188,14 +189,14 @@ def _figure(chart: Chart) -> str:
 
 
 def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
-    """Write all samples of a run as CSV, and return the HTML of those worth a look."""
+    """Write all samples of a run as CSV, and return the HTML of the notable ones."""
     name = f"samples/{file_name}"
     (out / "samples").mkdir(exist_ok=True)
     n = len(next(iter(run.samples.values())))
     with new_file(out / name) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
         _write_csv(text, run, range(n))
-        text.detach()  # flushes, and leaves the file open
+        text.detach()  # flushes without closing the file
     seed = shown(str(run.about.get("seed", 0)))
     parts = [
         f"<h3>{_text(label)}, seed {_text(seed)}</h3>"
@@ -205,9 +206,9 @@ def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
     for kind, indices in notable(run.samples).items():
         if not indices:
             continue
-        these = io.StringIO()
-        _write_csv(these, run, indices)
-        data = base64.b64encode(these.getvalue().encode(errors="replace")).decode()
+        excerpt = io.StringIO()
+        _write_csv(excerpt, run, indices)
+        data = base64.b64encode(excerpt.getvalue().encode(errors="replace")).decode()
         items = "".join(_item(run, index) for index in indices)
         parts.append(
             f"<details open><summary>{_text(_TITLES[kind])}</summary>"
@@ -221,13 +222,13 @@ def _lists(run: RecordedRun, label: str, out: Path, file_name: str) -> str:
 def _item(run: RecordedRun, index: int) -> str:
     label = _label(run, index)
     image = run.image(index)
-    shows = ""
+    tag = ""
     if image is not None:
         data = base64.b64encode(image).decode()
-        shows = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
+        tag = f'<img src="data:image/png;base64,{data}" alt="sample {index}">'
     score = run.samples.get("score")
     scored = "" if score is None else f"<br>score {float(score[index]):.3g}"
-    return f"<li>{shows}{index}{'' if label is None else '<br>' + _text(shown(label))}{scored}</li>"
+    return f"<li>{tag}{index}{'' if label is None else '<br>' + _text(shown(label))}{scored}</li>"
 
 
 def _label(run: RecordedRun, index: int) -> str | None:
@@ -251,7 +252,7 @@ def _write_csv(file: Any, run: RecordedRun, indices: Iterable[int]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Return ``value``, quoted if a spreadsheet would evaluate it as a formula."""
+    """Return ``value``, with a leading quote if a spreadsheet would evaluate it as a formula."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value) or not _FORMULA.match(value):
         return value
     return f"'{value}"

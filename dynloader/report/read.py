@@ -16,14 +16,14 @@ import numpy as np
 from dynloader.logs._files import FIGURES, SCORES, read_about, read_lines, read_samples
 from dynloader.report.text import shown
 
-# Only diverged trainings exceed this, and matplotlib cannot draw larger values.
+# Only a diverged run exceeds this. matplotlib cannot draw larger values.
 _HUGE = 1e100
 _FILES = ("run.json", "epochs.jsonl")
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One recorded training.
+    """A recorded training run.
 
     Attributes:
         folder: the folder it was read from.
@@ -77,7 +77,7 @@ def read_run(folder: str | Path) -> RecordedRun:
     """Read the run in ``folder``.
 
     Raises:
-        ValueError: the folder holds no run, or one that has another version or cannot be read.
+        ValueError: the folder holds no run, or the run has another version or cannot be read.
     """
     folder = Path(folder)
     if not _is_run(folder):
@@ -132,12 +132,12 @@ def found_runs(paths: Iterable[str | Path], left_out: list[str] | None = None) -
 
 
 def _is_run(folder: Path) -> bool:
-    """Return whether ``folder`` holds a run, which may lack a file."""
+    """Return whether ``folder`` holds a run, possibly with a missing file."""
     return any(os.path.exists(folder / name) for name in _FILES)
 
 
 def by_name(runs: Iterable[RecordedRun]) -> dict[str, list[RecordedRun]]:
-    """Group runs by method, under the name that the page shows, in order of first appearance."""
+    """Group runs by method, in order of first appearance. Keys are the names to show."""
     groups: dict[str, list[RecordedRun]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
