@@ -15,10 +15,10 @@ COPY = "copy"
 
 
 class UnavailableError(Exception):
-    """Raised if a case cannot be measured here; the message gives the reason."""
+    """Raised if a case cannot be measured on this machine; the message gives the reason."""
 
 
-def told_briefly(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """Return the first line of an error message, without file system paths."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\S*/\S+/\S*", "...", lines[0]).replace("|", "/")
@@ -33,8 +33,8 @@ class Group:
         n: number of samples.
         k: number of samples that one call selects, orders or records.
         device: "cpu" or "cuda".
-        num_bytes: the fewest bytes that one call has to read and write.
-        per_index: report times per index that a call returns, instead of per call.
+        num_bytes: minimum number of bytes that one call must read and write.
+        per_index: whether to report times per returned index instead of per call.
         clock: on CUDA, "device" measures the time from the start to the end of the GPU's work, and
             "host" the time that the host takes, including the wait for the GPU.
     """
@@ -55,7 +55,7 @@ class Case:
     Attributes:
         group: the cases it is compared with.
         what: "dynloader", the name of a peer, "copy", or the name of another input to dynloader.
-        role: which of these ``what`` is: "ours", "peer", "copy" or "input".
+        role: what ``what`` names: "ours", "peer", "copy" or "input".
         build: creates the inputs and returns the function to time, which takes no arguments.
             Raises :class:`UnavailableError`.
         memory: approximate peak memory of inputs, results and scratch, in bytes.
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def items(self) -> int:
-        """The divisor of the time of a call: the number of indices, or 1."""
+        """What to divide the time of a call by: the number of indices, or 1."""
         if not self.group.per_index:
             return 1
         return self.group.k if self.indices is None else self.indices

@@ -13,7 +13,7 @@ QUICK = (50_000, 1_280_000)
 QUICK_ALSO = {"top_k": (10_000_000,)}
 FULL = (50_000, 1_280_000, 10_000_000, 100_000_000)
 HUGE = 1_000_000_000
-# The size to use if only one is shown: ImageNet's, rounded.
+# The size to show if there is room for only one: that of ImageNet, rounded.
 USUAL = 1_280_000
 
 Make = Callable[[int, str], list[Case]]
@@ -25,10 +25,10 @@ class Operation:
 
     Attributes:
         name: its name on the command line.
-        makes: functions of n and a device, each of which makes the cases of one group.
+        makes: functions of n and a device; each makes the cases of one group.
         most: the largest n to measure.
         only: selects the sizes to measure; all by default.
-        is_of_host: it runs on the host, and is measured for "cpu" only.
+        is_of_host: whether it runs only on the host, and so is measured only for "cpu".
     """
 
     name: str

@@ -20,7 +20,7 @@ class MissingError(Exception):
 
 
 def groups_to_draw(result: Result, device: str) -> list[Comparison]:
-    """Return, for each operation, the group of the largest size with a measured peer."""
+    """Return each operation's group of the largest size at which a peer was measured."""
     chosen = []
     for together in by_operation(comparisons(result.rows)):
         ours = together[0].ours
@@ -39,13 +39,13 @@ def bars(group: Comparison, *roles: str) -> list[tuple[str, float, str]]:
     for row in group.others(*roles):
         ratio = group.times_ours(row)
         if ratio is not None:
-            colour = SLOWER if ratio >= 1 else FASTER
-            found.append((row.what, ratio, COPIES if row.role == "copy" else colour))
+            color = SLOWER if ratio >= 1 else FASTER
+            found.append((row.what, ratio, COPIES if row.role == "copy" else color))
     return found
 
 
 def draw(result: Result, device: str, path: Path) -> bool:
-    """Draw peers and copies relative to our time for each operation, as PNG.
+    """Draw the times of peers and copies relative to ours, for each operation, as PNG.
 
     Args:
         result: the result to draw.
@@ -53,7 +53,7 @@ def draw(result: Result, device: str, path: Path) -> bool:
         path: path of the file.
 
     Returns:
-        False if there is nothing to compare; then no file is written.
+        Whether the file was written; False if there is nothing to compare.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -105,8 +105,8 @@ def _fill(axes: Any, groups: list[Comparison]) -> None:
     ratios = [1.0]
     for number, group in enumerate(groups):
         begin = position
-        for what, ratio, colour in bars(group, "peer", "copy"):
-            axes.barh(position, ratio - 1, left=1, height=0.82, color=colour)
+        for what, ratio, color in bars(group, "peer", "copy"):
+            axes.barh(position, ratio - 1, left=1, height=0.82, color=color)
             is_right = ratio >= 1
             axes.annotate(
                 f"{what} {digits(ratio)}×",

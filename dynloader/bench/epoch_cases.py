@@ -1,4 +1,4 @@
-"""Cases of what a training waits for: selections, indices of an epoch, prioritized replay."""
+"""Cases that training waits for: selections, the indices of an epoch, prioritized replay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler
 
 from dynloader import ops
-from dynloader.bench.case import OURS, Call, Case, Group, Role, UnavailableError, told_briefly
+from dynloader.bench.case import OURS, Call, Case, Group, Role, UnavailableError, summarize_error
 from dynloader.bench.inputs import copy, held, in_turn, losses
 from dynloader.bench.select_cases import (
     BELOW_MEAN,
@@ -31,7 +31,7 @@ from dynloader.sampling._sampler import PruningSampler
 from dynloader.table._table import ScoreTable
 
 BATCH = 256
-# An interval that leaves one selection, at the beginning, and none during the measured epochs.
+# An interval between selections after which no measured epoch selects again.
 NEVER_AGAIN = 2**31
 ALPHA, BETA, EPSILON = 0.7, 0.9, 1e-8
 
@@ -83,7 +83,7 @@ def reselect(n: int, device: str, policy: Policy) -> list[Case]:
         random = np.random.default_rng(1)
         return lambda s: first_batch(np.argpartition(s, n - k)[n - k :], random)
 
-    # Indices as Python integers take 32 bytes and an 8-byte pointer each.
+    # An index takes 32 bytes as a Python integer and 8 bytes as a pointer to it.
     scratch = 32 * n + 40 * k
     cases = [
         Case(
@@ -158,15 +158,15 @@ def _torchrl_sampler(n: int, device: str) -> Any:
         module = importlib.import_module("torchrl.data.replay_buffers.samplers")
         options = {"device": torch.device(device)} if device == "cuda" else {}
         return module.PrioritizedSampler(n, ALPHA, BETA, EPSILON, **options)
-    except Exception as error:  # its extension may be missing, or built for another torch
-        reason = f"installed, but does not work here: {told_briefly(error)}"
+    except Exception as error:  # torchrl's extension may be missing or built for another torch
+        reason = f"installed, but does not work here: {summarize_error(error)}"
         raise UnavailableError(reason) from None
 
 
 def replay(n: int, device: str) -> list[Case]:
     """Make cases that draw n // 2 samples by priority and record the losses of each batch.
 
-    Ours draws the whole epoch at once, without replacement. torchrl draws each batch with
+    dynloader draws the whole epoch at once, without replacement. torchrl draws each batch with
     replacement.
     """
     k = n // 2 - n // 2 % BATCH if n >= 2 * BATCH else n // 2

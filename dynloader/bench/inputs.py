@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: nonzero, and in the cache only if they would be in real use."""
+"""Inputs of the benchmarks. None is zero, or in the cache unless it would be in real use."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def in_turn(num_bytes: int, device: str, make: Callable[[int], _T]) -> Iterator[
 
 
 def losses(n: int, device: str, number: int = 0) -> Tensor:
-    """Return losses like those of a training: mostly small, some large, none zero. float32 [n]."""
+    """Return losses like those of training, float32 [n]: mostly small, some large, none zero."""
     generator = torch.Generator(device).manual_seed(number)
     made = torch.empty(n, dtype=torch.float32, device=device)
     return made.exponential_(generator=generator).add_(1e-3)
 
 
 def selected(n: int, device: str, number: int = 0) -> Tensor:
-    """Return half of n indices, one of every pair, in ascending order. int64 [n // 2]."""
+    """Return one random index of each pair in [0, n), ascending, int64 [n // 2]."""
     generator = torch.Generator(device).manual_seed(number)
     half = torch.randint(2, (n // 2,), device=device, generator=generator)
     return half.add_(torch.arange(0, 2 * (n // 2), 2, device=device))
@@ -64,7 +64,7 @@ def way(
         what: its name.
         function: the function to time; takes float32 [n].
         scratch: bytes that it needs in addition to the losses.
-        missing: why the case cannot be measured, if it cannot.
+        missing: why the case cannot be measured, or None.
     """
     n, device = group.n, group.device
 
@@ -83,7 +83,7 @@ def way(
 
 
 def copy(group: Group) -> Case:
-    """Return a case that copies so as to read and write ``group.num_bytes`` bytes in total."""
+    """Return a case whose copy reads and writes ``group.num_bytes`` bytes in total."""
     words = max(group.num_bytes // 8, 1)  # int32, read once and written once
 
     def build() -> Call:
@@ -108,5 +108,5 @@ def copy(group: Group) -> Case:
 
 
 def held(num_bytes: int, device: str) -> int:
-    """Return the bytes that all inputs of this size take together."""
+    """Return the bytes that all copies of an input of this size take together."""
     return num_bytes * num_copies(num_bytes, device)

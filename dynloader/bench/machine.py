@@ -23,7 +23,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe() -> dict[str, Any]:
-    """Return the machine, versions, commit and date, for the head of a result file."""
+    """Return the machine, versions, build, commit and date, for the head of a result file."""
     return {
         "machine": {
             "cpu": _cpu_model(),
@@ -130,6 +130,6 @@ def _commit() -> dict[str, Any]:
     # An installed package may be inside another project's repository.
     if git("ls-files", "--error-unmatch", "_version.py") is None:
         return {"hash": None, "uncommitted_changes": None}
-    # Ignore untracked files: a run writes results.
+    # Ignore untracked files, because runs write results.
     changes = git("status", "--porcelain", "--untracked-files=no", ":/")
     return {"hash": git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}

@@ -1,4 +1,4 @@
-"""Timing: cases are warmed up, then timed in rounds, in which the cases of a group take turns."""
+"""Timing. Cases are warmed up, then timed in rounds; the cases of a group alternate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dynloader.bench.case import Call, Case, UnavailableError, told_briefly
+from dynloader.bench.case import Call, Case, UnavailableError, summarize_error
 from dynloader.bench.machine import free_bytes
 from dynloader.bench.results import Row, row_of
 
@@ -20,7 +20,7 @@ MEMORY = 16 * 2**30
 MIN_ROUNDS = 3
 # Calls that take longer, in seconds, are timed once: their noise is relatively small.
 LONG = 10.0
-# Minimum seconds of a round: calls are repeated until the clock's resolution hardly matters.
+# Minimum seconds per round. Calls are repeated so that the clock's resolution hardly matters.
 ROUND = 2e-4
 
 Clock = Callable[[Call, int], float]
@@ -100,7 +100,7 @@ class Runner:
             self._call = self.case.build()
             clock = clock_of(self.case)
             self._first = clock(self._call, 1)
-            # The first call also pays for starting threads, page faults and lookups.
+            # The first call includes starting threads, page faults and lookups.
             again = clock(self._call, 1) if self._first < 0.1 else self._first
             self._repeats = max(1, math.ceil(ROUND / max(again, 1e-7)))
         except UnavailableError as error:
@@ -110,7 +110,7 @@ class Runner:
         except Exception as error:
             if self.case.role != "peer":
                 raise
-            self._give_up(f"failed: {told_briefly(error)}")
+            self._give_up(f"failed: {summarize_error(error)}")
 
     def _give_up(self, why: str) -> None:
         self.skipped, self._call = why, None
@@ -192,7 +192,7 @@ def _measure_together(cases: Sequence[Case], seconds: float, limit: int) -> list
     for runner in runners:
         runner.warm_up(limit)
     while waiting := [runner for runner in runners if not runner.is_done]:
-        # Cases with equal rounds alternate; short rounds spread over the same period as long ones.
+        # Cases with equal rounds alternate. Short rounds spread over the same period as long ones.
         min(waiting, key=lambda runner: runner.spent).round()
     rows = [runner.row() for runner in runners]
     for runner in runners:

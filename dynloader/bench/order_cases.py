@@ -14,7 +14,7 @@ from dynloader.bench.inputs import copy, held, in_turn, losses, selected
 from dynloader.table._table import ScoreTable
 
 SLICE = 4096
-# No computer holds a permutation of this size; the time of ours does not depend on n.
+# A permutation of this size fits into no memory. Our time does not depend on n.
 VAST = 10**12
 
 
@@ -54,7 +54,7 @@ def randperm(group: Group, call: Call, indices: int | None = None) -> Case:
 def order_of_slice(n: int) -> list[Case]:
     """Make cases that return 4096 positions of the order of n samples, at any offset.
 
-    The peer has to make the whole permutation; its time is divided by all of its indices.
+    The peer must make the whole permutation; its time is divided by all of its indices.
     """
     k = min(SLICE, n)
     group = Group(
@@ -80,7 +80,7 @@ def order_of_slice(n: int) -> list[Case]:
 
 
 def subset(n: int, device: str) -> list[Case]:
-    """Make cases that draw half of n samples; all subsets are equally likely."""
+    """Make cases that draw half of n samples uniformly."""
     k = n // 2
     group = Group(operation="subset", n=n, k=k, device=device, num_bytes=8 * k, per_index=True)
     epochs = itertools.count()
@@ -106,7 +106,7 @@ def update(n: int, device: str, batch: int) -> list[Case]:
     group = Group(operation=f"update of {batch}", n=n, k=k, device=device, num_bytes=num_bytes)
 
     def batches() -> Callable[[], Tensor]:
-        # Use another batch each time, so that its records are not in the cache.
+        # Use another batch in each call, so that its records are not in the cache.
         shuffled = ops.subset(n, 0, min(n // k, 4096) * k, seed=2, device=device)
         turns = itertools.cycle(torch.split(shuffled, k))
         return lambda: next(turns)

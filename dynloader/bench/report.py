@@ -9,11 +9,13 @@ from dynloader.bench.cases import USUAL
 from dynloader.bench.results import Comparison, Result, Row, comparisons
 
 LEGEND = (
-    "ours: median time per call (or per index, marked /index); spread: quartile range / median;\n"
-    "vs copy: our time / the time to copy the fewest bytes that the operation has to move;\n"
+    "ours: median time per call (or per index, marked /index);\n"
+    "spread: interquartile range / median;\n"
+    "vs copy: our time / the time to copy the fewest bytes that the operation must move;\n"
     "other columns: their time / our time. Above 1, dynloader is faster."
 )
-# A README shows each operation at the usual size, these also at the largest, and not the others.
+# A README shows each operation at the usual size; those in the first tuple also at the largest
+# size, and those in the second not at all.
 HEADLINES_AT_LARGEST = ("top_k", "sample", "order")
 LEFT_OUT = ("top_k by input", "update of 128")
 
@@ -110,7 +112,7 @@ def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
     operation = groups[0].ours.operation
     if operation in LEFT_OUT:
         return []
-    # If several shares were measured, the first one: half.
+    # If several shares were measured, use the first, which is half.
     by_size: dict[int, Comparison] = {}
     for group in groups:
         if group.ours.time is not None:
@@ -124,7 +126,7 @@ def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
 
 
 def markdown(result: Result) -> str:
-    """Format the headlines as Markdown; CPU times depend on the machine, so ratios only there."""
+    """Format the headlines as Markdown, on CPUs only as ratios: times depend on the machine."""
     parts = []
     groups = comparisons(result.rows)
     for device in dict.fromkeys(group.ours.device for group in groups):

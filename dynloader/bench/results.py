@@ -26,12 +26,12 @@ class Row:
         n: number of samples.
         k: number of samples that one call selects, orders or records.
         device: "cpu" or "cuda".
-        num_bytes: the fewest bytes that one call has to read and write.
-        per_index: report times per index instead of per call.
+        num_bytes: minimum number of bytes that one call must read and write.
+        per_index: whether to report times per returned index instead of per call.
         clock: "device" or "host".
         what: name of the implementation.
         role: "ours", "peer", "copy" or "input".
-        items: divisor of a time before it is reported or compared.
+        items: divisor of a time, applied before it is reported or compared.
         median: median over the rounds; None if ``skipped`` gives a reason.
         quartile_1: lower quartile over the rounds; None if ``skipped`` gives a reason.
         quartile_3: upper quartile over the rounds; None if ``skipped`` gives a reason.
@@ -59,7 +59,7 @@ class Row:
 
     @property
     def group(self) -> tuple[str, int, int, str]:
-        """The key of the rows that it is compared with: operation, n, k and device."""
+        """The key of its group: operation, n, k and device."""
         return self.operation, self.n, self.k, self.device
 
     @property
@@ -76,7 +76,7 @@ class Row:
 
 
 def row_of(case: Case, **found: Any) -> Row:
-    """Return the row of a case, with its measurement."""
+    """Return the row of a case. ``found`` are the fields of its measurement."""
     return Row(
         **dataclasses.asdict(case.group),
         what=case.what,
@@ -128,7 +128,7 @@ class Result:
 
     Attributes:
         about: the result of :func:`dynloader.bench.machine.describe`, and the machine's load.
-        arguments: the arguments of the command, the time it took, and the rate of preemptions.
+        arguments: the arguments of the command, its duration, and the rate of preemptions.
         rows: the measurements.
     """
 

@@ -1,7 +1,7 @@
 """Cases of the operations that select samples by score, with their peers.
 
-Peers return the same kind of selection, in whatever order is fastest for them. Each is the fastest
-implementation that we know with torch or NumPy.
+Peers return the same kind of selection, in the order that is fastest for them. Each is the fastest
+implementation in torch or NumPy that we know.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def on_host(
 
 
 def topk_scratch(n: int, k: int, device: str) -> int:
-    """Return the bytes that torch.topk takes; on the CPU, it pairs all scores with indices."""
+    """Return the bytes that torch.topk needs. On the CPU, it pairs all scores with indices."""
     return 12 * k + (16 * n if device == "cpu" else 4 * n)
 
 
@@ -84,7 +84,7 @@ def top_k(n: int, device: str, share: Fraction = Fraction(1, 2)) -> list[Case]:
 
 
 def top_k_by_input(n: int, device: str) -> list[Case]:
-    """Make cases that select the n // 2 highest of random scores, and of harder inputs."""
+    """Make cases that select the n // 2 highest scores, random or from harder inputs."""
     k = n // 2
     group = Group(operation="top_k by input", n=n, k=k, device=device, num_bytes=4 * n + 8 * k)
     inputs: dict[str, Callable[[Tensor], Tensor]] = {
@@ -230,7 +230,7 @@ def priority_sample(n: int, device: str) -> list[Case]:
 
 
 def score_mean(n: int, device: str) -> list[Case]:
-    """Make cases of the mean; ours does not depend on order, and counts nonfinite scores."""
+    """Make cases of the mean. Ours also counts nonfinite scores, and does not depend on order."""
     group = Group(operation="score_mean", n=n, k=n, device=device, num_bytes=4 * n)
     return [
         way(group, OURS, ops.score_mean),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynloader.bench import cases, inputs, machine, measure, report, select_cases
-from dynloader.bench.case import Case, Group, UnavailableError, told_briefly
+from dynloader.bench.case import Case, Group, UnavailableError, summarize_error
 from dynloader.bench.epoch_cases import BATCH
 from dynloader.bench.results import comparisons
 
@@ -240,6 +240,6 @@ def test_large_groups_are_measured_one_after_another() -> None:
 
 
 def test_an_error_is_told_without_paths() -> None:
-    assert told_briefly(ValueError()) == "ValueError"
+    assert summarize_error(ValueError()) == "ValueError"
     error = ImportError("/home/me/site/_x.so: no symbol a|b\nand more")
-    assert told_briefly(error) == "... no symbol a/b"
+    assert summarize_error(error) == "... no symbol a/b"
