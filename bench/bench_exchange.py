@@ -1,9 +1,10 @@
-"""What it costs that processes exchange their scores: bytes and time, beside a bare all-gather.
+"""Measures how many bytes and how much time processes need to exchange their scores.
 
     python bench/bench_exchange.py --out bench/results/exchange [--sizes 1280000,100000000]
 
-Processes on one machine, with gloo; half of the samples were recorded in the epoch, each by one of
-the processes. All rows of a table take turns; medians.
+Two processes on one machine, with gloo. Half of the samples were recorded in the epoch, each by one
+process. The exchange is compared with a bare all-gather and a copy. The calls alternate, and the
+table shows ratios of medians.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ ROW_BYTES = 8 + 4 * 4 + 4  # index, record, score
 
 
 def seconds_of(call: Callable[[], None]) -> float:
-    """Every process begins at the same time."""
+    """Return the seconds that ``call`` takes, started at the same time in all processes."""
     dist.barrier()
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
 
 
-def measured(n: int, rounds: int) -> dict[str, Any]:
-    """An exchange, and what it is compared with."""
+def measure(n: int, rounds: int) -> dict[str, Any]:
+    """Measure an exchange of ``n`` scores, and the calls it is compared with."""
     rank = dist.get_rank()
     table = ScoreTable(n, device="cpu")
     num_mine = n // 2 // WORLD
@@ -44,7 +45,7 @@ def measured(n: int, rounds: int) -> dict[str, Any]:
     index = index[rank * num_mine : (rank + 1) * num_mine].sort().values
     losses = torch.rand(2**20)
 
-    def recorded() -> None:
+    def record() -> None:
         for part in index.split(len(losses)):
             table.update(part, losses[: len(part)])
 
@@ -54,23 +55,23 @@ def measured(n: int, rounds: int) -> dict[str, Any]:
     parts = [torch.empty(min(chunk, num_bytes), dtype=torch.uint8) for _ in range(WORLD)]
     target = torch.empty_like(mine)
 
-    def gathered() -> None:
+    def gather() -> None:
         for part in mine.split(chunk):
             dist.all_gather([each[: len(part)] for each in parts], part)
 
-    def copied() -> None:
+    def copy() -> None:
         for _ in range(WORLD):
             target.copy_(mine)
 
     calls = {
         "exchange": table.synchronize,
-        "all_gather": gathered,
-        "copy": copied,
+        "all_gather": gather,
+        "copy": copy,
     }
     table.synchronize()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        recorded()
+        record()
         for name, call in calls.items():
             times[name].append(seconds_of(call))
     unchanged = seconds_of(table.synchronize)
@@ -85,10 +86,10 @@ def measured(n: int, rounds: int) -> dict[str, Any]:
 
 
 def process(rank: int, store: str, sizes: list[int], rounds: int, out: str) -> None:
-    """One of the processes; the first writes what was found."""
+    """Run one process. Rank 0 writes results.json and table.md."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", world_size=WORLD, rank=rank)
-    found = [measured(n, rounds if n < 10**7 else 3) for n in sizes]
+    found = [measure(n, rounds if n < 10**7 else 3) for n in sizes]
     if rank == 0:
         result = {"about": machine.describe(), "processes": WORLD, "measured": found}
         folder = Path(out)
@@ -100,14 +101,13 @@ def process(rank: int, store: str, sizes: list[int], rounds: int, out: str) -> N
 
 
 def table_of(result: dict[str, Any]) -> str:
-    """Ratios; an absolute time of a machine without a GPU says little."""
+    """Format the ratios as Markdown. Absolute times without a GPU say little."""
     about = result["about"]
     lines = [
-        f"What {result['processes']} processes with gloo on one machine give each other when an "
-        "epoch of half of the samples ends",
+        f"Exchange between {result['processes']} processes with gloo on one machine, after an "
+        "epoch of half of the samples",
         "",
-        "| samples | bytes from each process | × all-gather | × a copy "
-        "| nothing new, × an exchange |",
+        "| samples | bytes per process | × all-gather | × a copy | no updates, × an exchange |",
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for found in result["measured"]:
@@ -117,12 +117,12 @@ def table_of(result: dict[str, Any]) -> str:
             seconds["exchange"] / seconds["copy"],
             seconds["nothing changed"] / seconds["exchange"],
         ]
-        told = " | ".join(f"{ratio:.2g}" for ratio in ratios)
-        lines.append(f"| {found['n']:,} | {found['bytes_from_each']:,} | {told} |")
+        cells = " | ".join(f"{ratio:.2g}" for ratio in ratios)
+        lines.append(f"| {found['n']:,} | {found['bytes_from_each']:,} | {cells} |")
     lines += [
         "",
-        "*× all-gather, × a copy*: the time of the exchange in times of a bare all-gather of as "
-        f"many bytes, and of a copy of what arrives. {about['machine']['cpu']}, "
+        "*× all-gather, × a copy*: time of the exchange / time of a bare all-gather of the same "
+        f"bytes, and / time to copy the bytes received. {about['machine']['cpu']}, "
         f"torch {about['versions']['torch']}, commit {about['commit']['hash'][:10]}",
     ]
     return "\n".join(lines) + "\n"

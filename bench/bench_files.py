@@ -1,11 +1,11 @@
-"""What pruning saves where the data is in files: each format by index, beside torch's own loader.
+"""Measures what pruning saves if the data is in files: formats read by index, and torch's loader.
 
     python bench/bench_files.py --data DIR --out bench/results/files [--n 2000] [--rounds 7]
 
-DIR has a folder of JPEG files for each class. They are written once in each format, under --work.
-Every format holds the same JPEG bytes, and they are decoded alike. The loaders of a format take
-turns, an epoch each; medians of processor time, which another process on the machine changes less:
-the files are in memory by then. A format whose package is missing is left out, and named.
+DIR has one folder of JPEG files per class. The files are written to --work once in each format. All
+formats hold the same JPEG bytes and decode them in the same way. The loaders of a format alternate,
+one epoch each. Results are medians of processor time, which other processes affect less than wall
+time; the files are in the page cache. Formats whose package is missing are skipped with a message.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ Sample = tuple[bytes, int]
 
 
 def decode(jpeg: bytes) -> Tensor:
-    """uint8 [height, width, 3]."""
+    """Decode a JPEG file to uint8 [height, width, 3]."""
     with Image.open(io.BytesIO(jpeg)) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def from_columns(row: dict[str, Any]) -> tuple[Tensor, int]:
-    """An image and its label."""
+    """Return the image and label of a row."""
     return decode(row["image"]), int(row["label"])
 
 
 def decoded_columns(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The same for columns of a batch, as Hugging Face's datasets ask for it."""
+    """Decode the columns of a batch, as a transform of Hugging Face datasets."""
     return {"image": [decode(jpeg) for jpeg in batch["image"]], "label": batch["label"]}
 
 
 class Lmdb(Dataset[Any]):
-    """Opened in the process that reads."""
+    """Images in LMDB. Each process opens the file itself."""
 
     def __init__(self, path: Path) -> None:
         import lmdb
@@ -73,7 +73,7 @@ class Lmdb(Dataset[Any]):
 
 
 class Hdf5(Dataset[Any]):
-    """Opened in the process that reads; a batch is one read, in ascending order."""
+    """Images in HDF5. Each process opens the file itself. A batch is one ascending read."""
 
     def __init__(self, path: Path) -> None:
         import h5py
@@ -98,7 +98,7 @@ class Hdf5(Dataset[Any]):
 
 
 class Parquet(Dataset[Any]):
-    """Reads a row group at a time, and keeps those of a window."""
+    """Images in Parquet. Reads whole row groups, and keeps the last ``num_held``."""
 
     def __init__(self, path: Path, num_held: int = 8) -> None:
         import pyarrow.parquet as pq
@@ -224,7 +224,7 @@ FORMATS: dict[str, Callable[[list[Sample], Path], tuple[Any, str]]] = {
 
 
 def of_map_style(dataset: Any, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each epoch: torch's loader, ours, ours with half of the samples."""
+    """Return the seconds of each epoch of torch's loader, ours, and ours with half the samples."""
     half = dynloader.RandomDynamic(keep=0.5, every=1)
     rows: dict[str, Iterable[Any]] = {
         "torch": DataLoader(dataset, BATCH, shuffle=True),
@@ -243,7 +243,7 @@ def of_map_style(dataset: Any, rounds: int) -> dict[str, list[float]]:
 
 
 def of_webdataset(samples: list[Sample], work: Path, rounds: int) -> dict[str, list[float]]:
-    """The same for a tar file: all is read, what is kept is decoded."""
+    """Return the seconds of each epoch of a tar file: all is read, kept samples are decoded."""
     import webdataset
 
     path = work.with_suffix(".tar")
@@ -268,12 +268,12 @@ def of_webdataset(samples: list[Sample], work: Path, rounds: int) -> dict[str, l
 
 
 def walk(loader: Iterable[Any]) -> int:
-    """Take every batch, and let go of it."""
+    """Iterate over a loader, and return its number of batches."""
     return sum(1 for _ in loader)
 
 
 def in_turn(rows: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each call; the first of each is not counted."""
+    """Return the processor seconds of each call, without the first call of each row."""
     times: dict[str, list[float]] = {name: [] for name in rows}
     for round_number in range(rounds + 1):
         for name, call in rows.items():
@@ -285,24 +285,24 @@ def in_turn(rows: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[f
 
 
 def read_samples(folder: Path, n: int) -> list[Sample]:
-    """``n`` JPEG files, as many of each class, in mixed order."""
+    """Read ``n`` JPEG files in random order, the same number of each class."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     found: list[Sample] = []
     for label, path in enumerate(classes):
         names = sorted(path.glob("*.jp*g"))[: -(-n // len(classes))]
         found += [(name.read_bytes(), label) for name in names]
     if not found:
-        raise SystemExit(f"--data must have a folder of .jpg files for each class, got {folder}")
+        raise SystemExit(f"--data must have one folder of .jpg files per class, got {folder}")
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))[:n]]
 
 
 def table_of(found: dict[str, Any]) -> str:
-    """The ratios, as Markdown."""
+    """Format the ratios as Markdown."""
     lines = [
         f"{found['n']:,} JPEG files in each format, batches of {BATCH}, no workers; processor "
         f"time, on {found['machine']['cpu']}",
         "",
-        "| format | a batch / torch's loader | an epoch of half of the samples / of all |",
+        "| format | time per batch / torch's loader | epoch of half the samples / full epoch |",
         "| --- | ---: | ---: |",
     ]
     for name, row in found["formats"].items():
@@ -316,7 +316,7 @@ def table_of(found: dict[str, Any]) -> str:
     packages = ", ".join(f"{row['package']} {row['version']}" for row in found["formats"].values())
     lines += [
         "",
-        f"*Medians of {found['rounds']} epochs that take turns. {packages}, torch "
+        f"*Medians of {found['rounds']} alternating epochs. {packages}, torch "
         f"{found['versions']['torch']}, commit {str(found['commit']['hash'])[:10]}*",
     ]
     return "\n".join(lines) + "\n"
@@ -329,15 +329,19 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/files"))
-    parser.add_argument("--work", type=Path, help="where the formats are written; default: removed")
-    parser.add_argument("--n", type=int, default=2000, help="samples")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the formats; default: a temporary one"
+    )
+    parser.add_argument("--n", type=int, default=2000, help="number of samples")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", help="formats, divided by commas")
+    parser.add_argument("--only", help="formats, separated by commas")
     args = parser.parse_args()
     samples = read_samples(args.data, args.n)
     wanted = args.only.split(",") if args.only else [*FORMATS, "WebDataset"]
     if unknown := set(wanted) - {*FORMATS, "WebDataset"}:
-        raise SystemExit(f"--only must be of {[*FORMATS, 'WebDataset']}, got {sorted(unknown)}")
+        raise SystemExit(
+            f"--only must name formats among {[*FORMATS, 'WebDataset']}, got {sorted(unknown)}"
+        )
     found: dict[str, Any] = machine.describe()
     found |= {"n": len(samples), "rounds": args.rounds, "batch_size": BATCH, "formats": {}}
     with tempfile.TemporaryDirectory() as removed:
@@ -352,7 +356,7 @@ def main() -> None:
                     dataset, package = FORMATS[name](samples, folder)
                     seconds = of_map_style(dataset, args.rounds)
             except ImportError as error:
-                print(f"{name} is left out: {error}")
+                print(f"skipped {name}: {error}")
                 continue
             version = importlib.metadata.version(package)
             row = {"package": package, "version": version, "seconds": seconds}

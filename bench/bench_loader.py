@@ -1,9 +1,9 @@
-"""What an epoch of arrays costs: our loader beside torch's, an index_select loop, and a copy.
+"""Measures an epoch of in-memory arrays: our loader, torch's, an index_select loop and a copy.
 
-    python bench/bench_loader.py --out bench/results/loader [--data shared-or-other.npz] [--quick]
+    python bench/bench_loader.py --out bench/results/loader [--data FILE.npz] [--quick]
 
-Images like CIFAR-10's, uint8 [50000, 3, 32, 32], and labels. All rows of a table take turns;
-medians. Where a row takes long it is measured on fewer samples, and told per sample.
+The data is images like those of CIFAR-10, uint8 [50000, 3, 32, 32], and labels. The rows of a table
+alternate, except slow ones, which are measured afterwards in fewer rounds. Results are medians.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class Transformed(Dataset[Any]):
-    """What people write: torchvision's transforms, a sample at a time."""
+    """The usual code: torchvision's transforms, applied to one sample at a time."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         from torchvision.transforms import v2
@@ -53,20 +53,17 @@ class Transformed(Dataset[Any]):
 
 
 def walk(loader: Iterable[Any]) -> int:
-    """Take every batch, and let go of it."""
-    count = 0
-    for _ in loader:
-        count += 1
-    return count
+    """Iterate over a loader, and return its number of batches."""
+    return sum(1 for _ in loader)
 
 
 def epoch_of(loader: Iterable[Any]) -> Callable[[], int]:
-    """One epoch of a loader."""
+    """Return a function that runs one epoch of a loader."""
     return lambda: walk(loader)
 
 
 def load_images(path: str | None, n: int) -> tuple[Tensor, Tensor]:
-    """Images and labels: from an .npz with "images" and "labels", or random ones."""
+    """Load "images" and "labels" from an .npz file, or generate random ones."""
     if path is not None:
         with np.load(path) as found:
             return torch.from_numpy(found["images"][:n]), torch.from_numpy(found["labels"][:n])
@@ -78,12 +75,18 @@ def load_images(path: str | None, n: int) -> tuple[Tensor, Tensor]:
 def measured(
     rows: dict[str, Callable[[], Any]], rounds: int, epochs: Mapping[str, int] | int = 1
 ) -> dict[str, float]:
-    """Median seconds of an epoch of each; they take turns, so many epochs in a row."""
+    """Return the median seconds of an epoch of each row.
+
+    Args:
+        rows: functions that run one epoch; they alternate.
+        rounds: number of rounds.
+        epochs: number of timed epochs of a row per round; for a mapping, the default is 10.
+    """
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, call in rows.items():
-            # OpenMP's threads stay awake for some milliseconds, and would be in the next row's way.
-            # Then all cores sleep: the first epoch wakes them, and is not counted.
+            # OpenMP's threads spin for some milliseconds, which would slow the next row. After the
+            # pause, all cores sleep: an epoch that is not timed wakes them.
             time.sleep(0.03)
             call()
             for _ in range(epochs if isinstance(epochs, int) else epochs.get(name, _IN_A_ROW)):
@@ -94,10 +97,10 @@ def measured(
 
 
 def plain(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[str, float]:
-    """Batches as they are: seconds an epoch."""
+    """Return the seconds per epoch without transforms."""
     data = TensorDataset(images, labels)
     n = len(images)
-    # Where one epoch's batches are no larger than the last cache, the copy would be one of it.
+    # Copy a whole epoch: a batch might fit into the cache.
     target = torch.empty_like(images)
 
     def by_index_select() -> None:
@@ -121,7 +124,7 @@ def plain(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[
         "index_select": by_index_select,
         "copy": lambda: target.copy_(images),
     }
-    # As many batches in a row of each.
+    # Run the same number of batches in a row of each loader.
     found = measured(rows, rounds, epochs={"dynloader, keep 0.3": round(_IN_A_ROW / 0.3)})
     stock = DataLoader(data, batch_size, shuffle=True)
     found |= measured({"torch DataLoader": epoch_of(stock)}, max(3, rounds // 3))
@@ -131,7 +134,7 @@ def plain(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[
 
 
 def augmented(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> dict[str, float]:
-    """Cropped, flipped and normalised: seconds an epoch."""
+    """Return the seconds per epoch with crops, flips and normalization."""
     listed = [
         ours.RandomCrop(32, padding=4),
         ours.RandomHorizontalFlip(),
@@ -159,7 +162,7 @@ def augmented(images: Tensor, labels: Tensor, batch_size: int, rounds: int) -> d
 
 
 def resident(images: Tensor, labels: Tensor, batch_size: int, device: str) -> dict[str, float]:
-    """Cropped, flipped and normalised where the data lies, on a GPU: seconds an epoch."""
+    """Return the seconds per epoch with crops, flips and normalization of images on a GPU."""
     images, labels = images.to(device), labels.to(device)
     n, pad = len(images), 4
     listed = [
@@ -178,7 +181,7 @@ def resident(images: Tensor, labels: Tensor, batch_size: int, device: str) -> di
     sides = torch.arange(32, device=device)
 
     def by_torch() -> None:
-        """Indexing, then augmentation of the batch by torch's kernels."""
+        """Index and augment each batch with torch's kernels."""
         for index in torch.randperm(n, device=device).split(batch_size):
             labels.index_select(0, index)
             batch = torch.nn.functional.pad(images.index_select(0, index), [pad] * 4)
@@ -194,11 +197,11 @@ def resident(images: Tensor, labels: Tensor, batch_size: int, device: str) -> di
     source = torch.empty(n * 3 * 1024 * 5 // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
-    def copied() -> None:
-        """A copy of as many bytes, read and written, as the bytes and the floats are."""
+    def copy() -> None:
+        """Read and write as many bytes as reading the images and writing float32 takes."""
         target.copy_(source)
 
-    def waited(call: Callable[[], Any]) -> Callable[[], None]:
+    def synchronized(call: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
             call()
             if images.is_cuda:
@@ -210,13 +213,13 @@ def resident(images: Tensor, labels: Tensor, batch_size: int, device: str) -> di
         "dynloader": epoch_of(full),
         "dynloader, keep 0.3": epoch_of(pruned),
         "torch's kernels": by_torch,
-        "copy": copied,
+        "copy": copy,
     }
-    return measured({name: waited(call) for name, call in rows.items()}, 10)
+    return measured({name: synchronized(call) for name, call in rows.items()}, 10)
 
 
 def host_time(rounds: int) -> dict[str, float]:
-    """Seconds a batch where the samples are one byte: what is not moving data."""
+    """Return the seconds per batch of one-byte samples, which is the cost besides moving data."""
     n, batch_size = 50_000, 128
     data = TensorDataset(torch.zeros(n, 1, dtype=torch.uint8))
     loader = dynloader.DataLoader(data, batch_size, policy=dynloader.Full(), table=cpu_table(n))
@@ -242,16 +245,16 @@ class _Ready(Dataset[Any]):
 
 
 def cpu_table(n: int) -> dynloader.ScoreTable:
-    """A table where the arrays are."""
+    """Return a table on the CPU."""
     return dynloader.ScoreTable(n, "cpu")
 
 
 def table_of(found: dict[str, Any]) -> str:
-    """The headlines, as Markdown."""
+    """Format the headlines as Markdown."""
     sizes = list(next(iter(found["epochs"].values())))
     lines = [
         f"An epoch of {found['n']:,} images of 32 x 32 from memory, on "
-        f"{found['machine']['cpu']}, {found['machine']['threads']} threads; times the time of "
+        f"{found['machine']['cpu']}, {found['machine']['threads']} threads; time relative to "
         "dynloader's full epoch",
         "",
         f"| | {' | '.join(f'batch {size}' for size in sizes)} |",
@@ -266,8 +269,8 @@ def table_of(found: dict[str, Any]) -> str:
     ratio = host["torch DataLoader of ready batches"] / host["dynloader"]
     lines += [
         "",
-        f"*Beside moving data, a batch of 128 costs the host 1/{ratio:.2f} of what torch's loader "
-        "takes to hand out batches that are ready. Medians of epochs that take turns; torch "
+        f"*Besides moving data, a batch of 128 takes the host 1/{ratio:.2f} of the time that "
+        "torch's loader takes to return ready-made batches. Medians of alternating epochs; torch "
         f"{found['versions']['torch']}, commit {str(found['commit']['hash'])[:10]}*",
     ]
     return "\n".join(lines) + "\n"
@@ -279,7 +282,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/loader"))
-    parser.add_argument("--data", help="an .npz with images and labels; by default random ones")
+    parser.add_argument("--data", help=".npz file with images and labels; default: random images")
     parser.add_argument("--quick", action="store_true", help="a tenth of the images")
     args = parser.parse_args()
     n = 5_000 if args.quick else 50_000

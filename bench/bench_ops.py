@@ -1,9 +1,9 @@
-"""The cases of dynloader.bench under pytest-benchmark, for its comparisons and histograms.
+"""Runs the cases of dynloader.bench with pytest-benchmark, for its comparisons and histograms.
 
     pytest bench --benchmark-only --benchmark-columns=median,iqr,rounds
 
-One group holds one operation at one size on one device, with its peers and a copy of the bytes that
-it has to move.
+A group is one operation at one size on one device, with its peers and a copy of the bytes that the
+operation must move.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynloader.bench.measure import memory_limit, too_large
 
 
 def test_case(benchmark: Any, case: Case) -> None:
-    """Time a case, on CUDA to the end of its work there."""
+    """Time a case; on CUDA, until the GPU is done."""
     group = case.group
     why = case.missing or too_large(case, memory_limit(group.device))
     if why is not None:
@@ -38,10 +38,10 @@ def test_case(benchmark: Any, case: Case) -> None:
         threads=torch.get_num_threads(),
     )
 
-    def to_the_end() -> None:
+    def call_and_wait() -> None:
         call()
         if group.device == "cuda":
             torch.cuda.synchronize()
 
-    to_the_end()
-    benchmark(to_the_end)
+    call_and_wait()
+    benchmark(call_and_wait)

@@ -1,4 +1,4 @@
-"""Which cases to measure; and the results say what they were measured on."""
+"""Selects the cases to measure, and adds the machine and the commit to the results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dynloader.bench.report import short
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dynloader")
     group.addoption("--quick", action="store_true", help="small sizes")
-    group.addoption("--huge", action="store_true", help="a size of 1,000,000,000 as well")
-    group.addoption("--sizes", help="numbers of samples, N,N")
+    group.addoption("--huge", action="store_true", help="also a size of 1,000,000,000")
+    group.addoption("--sizes", help="numbers of samples, such as 1e5,1e6")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         sizes = (*sizes, cases.HUGE)
     also = cases.QUICK_ALSO if option("--quick") else {}
     found = [case for group in cases.groups(sizes, machine.devices(), also=also) for case in group]
-    # Each is named as one says it to -k.
+    # Names are suitable for pytest's -k option.
     names = [
         f"{c.group.operation}-{short(c.group.n)}-{c.group.k}-{c.group.device}-{c.what}"
         for c in found
@@ -44,8 +44,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    # The plugin's own fields hold the name of the host, which is nobody's business. What is
-    # different in every run must not be here: the plugin warns when two runs differ in it.
+    # The plugin's own fields include the host name, which is private. Leave out what changes in
+    # every run: the plugin warns if two runs differ here.
     machine_info.clear()
     about = machine.describe()
     machine_info.update({name: about[name] for name in ("machine", "versions", "build")})
@@ -59,5 +59,5 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
-    # Times taken beside other work are no times.
+    # Times are unreliable if other processes were running.
     output_json["load_average_of_the_last_minute"] = os.getloadavg()[0]

@@ -1,8 +1,8 @@
-"""Digests of what every operation answers, on one device after another: they must be equal.
+"""Compares digests of the results of every operation between devices. They must be equal.
 
     python bench/digests.py [--sizes 33,5000] [--devices cpu,cuda] [--out FILE]
 
-The inputs are made from the size and the seed, so that two machines can be compared too.
+Inputs depend only on the size and the seed, so that results of two machines can also be compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEEDS = (0, 7, 2**63 + 1)
 
 
 def digest(*tensors: Tensor | None) -> str:
-    """Of the bytes of the tensors."""
+    """Return a digest of the bytes of the tensors."""
     state = hashlib.sha256()
     for tensor in tensors:
         if tensor is not None:
@@ -35,15 +35,15 @@ def digest(*tensors: Tensor | None) -> str:
 
 
 def scores_of(n: int, seed: int) -> Tensor:
-    """Losses, some of them equal, some of them not numbers."""
+    """Return losses, some of which are equal and some NaN."""
     made = np.random.default_rng([n, seed & 0xFFFF]).standard_exponential(n, np.float32)
     made[::101] = 0.5
     made[::1009] = np.nan
     return torch.from_numpy(made)
 
 
-def answers(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
-    """The name of each operation, and the digest of its answer."""
+def results_of(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each operation and the digest of its result."""
     scores = scores_of(n, seed).to(device)
     weights = scores.nan_to_num(2.0)
     k, address = n // 2, {"seed": seed, "epoch": n % 1000}
@@ -72,7 +72,7 @@ def answers(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
     records = torch.zeros(n, 4, dtype=torch.int32, device=device)
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     table = torch.full((n,), torch.inf, device=device)
-    for size in (batch, k):  # twice, the second time in two launches where it is large
+    for size in (batch, k):  # if k is large, the second update takes two kernel launches
         ops.update(table, records, selected[:size], weights[:size], faults, rule=2)
     yield "update", digest(table, records, faults)
     yield "ucb_visits", digest(ops.ucb_visits(records, 1.0, 10.0))
@@ -83,12 +83,12 @@ def answers(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
 
 
 def compare(sizes: list[int], devices: list[str]) -> dict[str, Any]:
-    """The digests on the first device, and where another one differs."""
+    """Return the digests on the first device, and where another device differs."""
     rows, differences = [], []
     for n in sizes:
         for seed in SEEDS if n < 10_000_000 else SEEDS[:1]:
             begin = time.perf_counter()
-            first, *others = (dict(answers(n, seed, device)) for device in devices)
+            first, *others = (dict(results_of(n, seed, device)) for device in devices)
             rows.append({"n": n, "seed": seed, "digests": first})
             for device, other in zip(devices[1:], others, strict=True):
                 differences += [
@@ -101,7 +101,7 @@ def compare(sizes: list[int], devices: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare, write the digests, and fail where any differ."""
+    """Compare the devices, write the digests, and fail if any differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="N,N")
     parser.add_argument("--devices", default="cpu,cuda", metavar="D,D")
@@ -111,10 +111,12 @@ def main() -> None:
     result = compare(sizes, arguments.devices.split(","))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    num_answers = sum(len(row["digests"]) for row in result["rows"])
+    num_results = sum(len(row["digests"]) for row in result["rows"])
     if result["differences"]:
-        raise SystemExit(f"{len(result['differences'])} differ: {result['differences'][:5]}")
-    print(f"{num_answers} answers are equal on {arguments.devices}")
+        raise SystemExit(
+            f"{len(result['differences'])} results differ: {result['differences'][:5]}"
+        )
+    print(f"{num_results} results are equal on {arguments.devices}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""All that only a GPU can tell, in two commands of less than eight minutes each.
+"""Runs all checks that need a GPU, in two commands of less than eight minutes each.
 
-    python bench/gpu.py correct    whether it is right: make gpu
-    python bench/gpu.py speed      how fast it is: make gpu-speed
+    python bench/gpu.py correct    tests and sanitizers: make gpu
+    python bench/gpu.py speed      benchmarks: make gpu-speed
 
     [--out FOLDER] [--only STEP,STEP] [--minutes M] [--again]
 
-Both build for the GPU of this machine with the torch that is installed, and without a network; what
-tells most comes first. Each goes on where it stopped: steps that passed with the same sources,
-torch and GPU are not run again. Writes gpu.json, gpu.md, and what the steps write, to the folder. A
-step that fails does not stop the others, but for the build; the exit status tells.
+Both build for this machine's GPU with the installed torch, without a network. The most important
+steps come first. A repeated command resumes where it stopped: steps that passed with the same
+sources, torch and GPU are not run again. gpu.json, gpu.md and the files of the steps are written to
+FOLDER. If a step fails, the others still run, unless it is the build; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -30,18 +30,26 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results/gpu"
 MINUTES = 7.5
-TAIL = 60  # lines that are kept of what a step printed
-PROCESSES = 8  # of pytest, where it can have several
+TAIL = 60  # lines of a step's output to keep
+PROCESSES = 8  # maximum number of pytest processes
 
 
 class Step(NamedTuple):
-    """One command; what it may take of the time, and what it sets."""
+    """One command.
+
+    Attributes:
+        name: name in the results.
+        command: the command and its arguments.
+        seconds: time reserved for it.
+        variables: environment variables to set.
+        is_kept: whether to skip the step if it passed before.
+    """
 
     name: str
     command: list[str]
     seconds: float
     variables: dict[str, str] | None = None
-    is_kept: bool = True  # not run again once it passed
+    is_kept: bool = True
 
 
 def python(*words: str) -> list[str]:
@@ -49,22 +57,22 @@ def python(*words: str) -> list[str]:
 
 
 def build() -> Step:
-    """Compiles what changed."""
+    """Return the step that compiles what changed."""
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     architecture = os.environ.get("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
     variables = {"DYNLOADER_CUDA": "1", "TORCH_CUDA_ARCH_LIST": architecture}
-    # Always: the extension is not among what a run leaves behind.
+    # Never skip it: the results of an earlier run do not include the extension.
     return Step("build", python("setup.py", "build_ext", "--inplace"), 120, variables, False)
 
 
 def tests(name: str, seconds: float, marked: str) -> Step:
-    """By several processes where pytest-xdist is installed, each with a few threads."""
-    # Those need no GPU, and two of them packages that may not be there.
-    elsewhere = ["loading/test_fuzz_loader.py", "project/test_build.py"]
-    elsewhere += [f"ops/test_{name}.py" for name in ("cuda_emulated", "kernels", "fuzz_ops")]
-    elsewhere += ["ops/test_statistics.py"]
+    """Return the step that runs tests, in several processes if pytest-xdist is installed."""
+    # These need no GPU, and two of them need packages that may be missing.
+    ignored = ["loading/test_fuzz_loader.py", "project/test_build.py"]
+    ignored += [f"ops/test_{name}.py" for name in ("cuda_emulated", "kernels", "fuzz_ops")]
+    ignored += ["ops/test_statistics.py"]
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked]
-    words += [f"--ignore=tests/{name}" for name in elsewhere]
+    words += [f"--ignore=tests/{name}" for name in ignored]
     variables = {"DYNLOADER_REQUIRE_CUDA": "1"}
     if importlib.util.find_spec("xdist") is not None:
         words += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
@@ -73,22 +81,22 @@ def tests(name: str, seconds: float, marked: str) -> Step:
 
 
 def sanitizer(tool: str, seconds: float, *options: str) -> Step:
-    """Every operation on both devices under a tool of compute-sanitizer."""
+    """Return the step that runs every operation on both devices under compute-sanitizer."""
     command = ["compute-sanitizer", "--error-exitcode", "9", "--tool", tool, *options]
     command += python("bench/digests.py", "--sizes", "33,5000,70001", "--devices", "cpu,cuda")
-    # Torch's allocator takes large blocks, and hands out parts of them: an access beyond a tensor,
-    # or a read of what the tensor before left there, looks right.
+    # Torch's allocator hands out parts of large blocks, which hides accesses beyond a tensor and
+    # reads of uninitialized memory.
     return Step(tool, command, seconds, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
 def correct(out: Path) -> list[Step]:
-    """Whether the answers are right, and no step of the kernels is wrong."""
+    """Return the steps that check results and kernels."""
     digests = python("bench/digests.py", "--out", str(out / "digests.json"))
     return [
         build(),
         tests("CUDA tests", 90, "cuda"),
         Step("digests", digests, 50),
-        # Torch asks the runtime for what may not be there, and takes no for an answer.
+        # Torch makes calls of the CUDA API that may fail, and handles the errors.
         sanitizer("memcheck", 40, "--report-api-errors", "no"),
         tests("other tests", 80, "not cuda and not vision"),
         sanitizer("racecheck", 25),
@@ -98,7 +106,7 @@ def correct(out: Path) -> list[Step]:
 
 
 def speed(out: Path) -> list[Step]:
-    """What the operations and the loader cost."""
+    """Return the steps that time the operations and the loader."""
     bench = python("-m", "dynloader", "bench", "--device", "cuda")
     large = ("--sizes", "1e8,1e9", "--seconds", "0.3", "--out", str(out / "large"))
     loader = python("bench/bench_loader.py", "--quick", "--out", str(out / "loader"))
@@ -114,7 +122,7 @@ PARTS = {"correct": correct, "speed": speed}
 
 
 def run(step: Step, seconds: float) -> dict[str, Any]:
-    """The result of a step that may take so long."""
+    """Run a step for at most ``seconds``, and return its result."""
     begin = time.perf_counter()
     try:
         done = subprocess.run(
@@ -130,9 +138,9 @@ def run(step: Step, seconds: float) -> dict[str, Any]:
             timeout=seconds,
         )
         status, printed = str(done.returncode), done.stdout
-    except subprocess.TimeoutExpired as late:
+    except subprocess.TimeoutExpired as error:
         status = f"stopped after {seconds:.0f} s"
-        printed = (late.stdout or b"").decode(errors="replace")
+        printed = (error.stdout or b"").decode(errors="replace")
     except OSError as error:
         status, printed = f"not run: {error.strerror}", ""
     return {
@@ -145,31 +153,31 @@ def run(step: Step, seconds: float) -> dict[str, Any]:
 
 
 def not_run(step: Step, why: str) -> dict[str, Any]:
-    """The result of a step that was left out."""
+    """Return the result of a step that was not run."""
     return {"step": step.name, "passed": False, "status": why, "seconds": 0.0, "output": []}
 
 
 def run_all(chosen: Sequence[Step], seconds: float) -> Iterator[dict[str, Any]]:
-    """The result of each step. What one leaves of its time, those after it may have."""
+    """Run the steps, and yield their results. Later steps may use the time that a step leaves."""
     end = time.monotonic() + seconds
     is_built = True
     for number, step in enumerate(chosen):
         left = end - time.monotonic()
-        of_others = sum(other.seconds for other in chosen[number + 1 :])
-        may_take = min(left, max(step.seconds, left - of_others))
+        reserved = sum(other.seconds for other in chosen[number + 1 :])
+        limit = min(left, max(step.seconds, left - reserved))
         if not is_built:
             yield not_run(step, "not run: the build failed")
-        elif may_take < 5:
-            yield not_run(step, "not run: no time was left")
+        elif limit < 5:
+            yield not_run(step, "not run: no time left")
         else:
-            result = run(step, may_take)
-            # An extension of other sources would tell of those.
+            result = run(step, limit)
+            # Without a new build, later steps would test an extension built from other sources.
             is_built = result["passed"] or step.name != "build"
             yield result
 
 
 def sources() -> str:
-    """A digest of all that decides how a step ends."""
+    """Return a digest of all files that affect the result of a step."""
     state = hashlib.sha256()
     files = [ROOT / "setup.py", ROOT / "pyproject.toml"]
     for folder in ("csrc", "dynloader", "tests", "bench", "examples"):
@@ -181,7 +189,7 @@ def sources() -> str:
 
 
 def known(folders: Sequence[Path], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of an earlier run of the same sources on the same kind of machine."""
+    """Return the results of an earlier run with equal ``about``: GPU, torch and sources."""
     for folder in folders:
         try:
             record = json.loads((folder / "gpu.json").read_text())
@@ -193,7 +201,7 @@ def known(folders: Sequence[Path], about: dict[str, Any]) -> list[dict[str, Any]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """As Markdown."""
+    """Format the results as Markdown."""
     lines = ["| step | result | seconds | last line |", "|---|---|---:|---|"]
     for result in results:
         word = "passed" if result["passed"] else f"FAILED ({result['status']})"
@@ -203,13 +211,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run the steps, write what they told, and exit with 1 where one failed."""
+    """Run the steps, write their results, and exit with status 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=PARTS, nargs="?", default="correct")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER")
-    parser.add_argument("--only", metavar="STEP,STEP", help="by default all")
-    parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M", help="for all steps")
-    parser.add_argument("--again", action="store_true", help="also the steps that passed before")
+    parser.add_argument("--only", metavar="STEP,STEP", help="default: all")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, metavar="M", help="time for all steps"
+    )
+    parser.add_argument("--again", action="store_true", help="also run steps that passed before")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -218,7 +228,7 @@ def main() -> None:
         names = arguments.only.split(",")
         unknown = set(names) - {step.name for step in chosen}
         if unknown:
-            raise SystemExit(f"--only: there are no steps {sorted(unknown)}")
+            raise SystemExit(f"--only: no steps named {sorted(unknown)}")
         chosen = [step for step in chosen if step.name in names]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about = {"gpu": gpu, "torch": torch.__version__, "sources": sources()}
@@ -236,7 +246,7 @@ def main() -> None:
         print(f"{result['step']}: {'passed' if result['passed'] else result['status']}", flush=True)
         if not result["passed"]:
             print("\n".join(result["output"][-15:]), flush=True)
-        # After each, so that a run that is cut off has told what it knew.
+        # Write after each step, so that an interrupted run keeps its results.
         record = about | {"steps": list(results.values())}
         (out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
         text = f"{gpu}, torch {torch.__version__}\n\n{table(record['steps'])}"

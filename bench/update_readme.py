@@ -1,10 +1,10 @@
-"""Puts the tables of the result files into README.md and the pages of docs/.
+"""Updates the tables of results in README.md and docs/.
 
     python bench/update_readme.py [README.md ...]
 
-Replaces whatever stands between a line <!-- bench/results/NAME/table.md --> (or one of
-experiments/results) and the next line <!-- end --> by the text of that file. Paths are relative
-to the repository.
+Replaces the text between a line <!-- bench/results/NAME/table.md --> (or a file in
+experiments/results) and the next line <!-- end --> with the text of that file. Paths are relative
+to the root of the repository.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHOWN = re.compile(
 
 
 def updated(text: str, root: Path = ROOT) -> str:
-    """``text`` with the tables as they are in the files under ``root``."""
+    """Return ``text`` with the tables replaced by those in the files under ``root``."""
 
     def table(found: re.Match[str]) -> str:
         begin, path, end = found.groups()
@@ -38,7 +38,7 @@ def updated(text: str, root: Path = ROOT) -> str:
 
 
 def main() -> None:
-    """Update the files, and say whether they changed."""
+    """Update the files, and print whether they changed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
