@@ -1,11 +1,11 @@
-"""Does it pay to prune sequences? A byte-level language model of Python's standard library.
+"""Tests whether pruning sequences pays off, with a byte-level model of Python's standard library.
 
     python experiments/gpt.py --out experiments/results/gpt --epochs 5 --seeds 3
     python experiments/gpt.py --out experiments/results/gpt --methods full --epochs 3 --seeds 3
 
-A sample is a sequence of 256 bytes. Files, not sequences, are split into training and validation.
-With keep 0.5, five epochs of a rule that reads scores are as many steps as three of full data.
-Cells can be stopped and resumed as those of experiments/speedrun.py.
+A sample is a sequence of 256 bytes. The training and validation sets share no file. With keep 0.5,
+five epochs of a rule that reads scores take as many steps as three epochs of full data. The grid
+can be stopped and resumed like that of experiments/speedrun.py.
 
     python experiments/gpt.py --out experiments/results/gpt --report
 """
@@ -41,16 +41,18 @@ EXCLUDED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2t
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is the same for every method.
+    """The settings shared by all methods.
 
     Attributes:
-        width, depth, num_heads: of the network.
-        length: bytes of a sequence.
-        num_sequences: training sequences, drawn from all that there are.
-        num_validation: validation sequences.
-        batch_size: sequences in a step.
-        lr: highest learning rate of AdamW; it rises for 5 % of the steps and falls as a cosine.
-        weight_decay: of AdamW.
+        width: width of the network.
+        depth: number of blocks.
+        num_heads: number of attention heads.
+        length: length of a sequence in bytes.
+        num_sequences: number of training sequences, drawn from the training files.
+        num_validation: number of validation sequences, drawn from the validation files.
+        batch_size: number of sequences per step.
+        lr: peak learning rate of AdamW. It rises for 5 % of the steps and falls like a cosine.
+        weight_decay: weight decay of AdamW.
     """
 
     width: int = 160
@@ -65,9 +67,9 @@ class Recipe:
 
 
 def sequences(recipe: Recipe, root: Path | None = None) -> tuple[Tensor, Tensor]:
-    """Training and validation sequences, uint8 [n, length + 1], of the standard library's source.
+    """Return training and validation sequences of the standard library, uint8 [n, length + 1].
 
-    A tenth of the files, by a hash of their names, is for validation.
+    A hash of the name puts a tenth of the files into the validation set.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
     paths = [
@@ -89,13 +91,13 @@ def sequences(recipe: Recipe, root: Path | None = None) -> tuple[Tensor, Tensor]
     for part, count in zip(parts, wanted, strict=True):
         every = torch.cat(part)
         if len(every) < count:
-            raise SystemExit(f"the standard library has {len(every)} sequences, {count} are wanted")
+            raise SystemExit(f"the standard library must have {count} sequences, got {len(every)}")
         made.append(every[torch.randperm(len(every), generator=generator)[:count]])
     return made[0], made[1]
 
 
 def losses_of(model: ByteGPT, tokens: Tensor) -> Tensor:
-    """The mean loss of each sequence, float32 [b], in nats a byte."""
+    """Return the mean loss of each sequence in nats per byte, float32 [b]."""
     tokens = tokens.long()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(tokens[:, :-1])
@@ -104,7 +106,7 @@ def losses_of(model: ByteGPT, tokens: Tensor) -> Tensor:
 
 
 def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[str, Any]:
-    """Train one cell, and return what its file holds; seconds are this process's."""
+    """Train one cell, and return the content of its file. Times are processor seconds."""
     torch.manual_seed(cell.seed)
     policy = METHODS[cell.method].policy
     assert policy is not None
@@ -155,7 +157,7 @@ def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[
 
 
 def rate(done: float) -> float:
-    """The learning rate as a share of the highest, after ``done`` of the training."""
+    """Return the learning rate relative to its peak, after a fraction ``done`` of training."""
     return min(done / 0.05, 1.0) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
@@ -196,10 +198,10 @@ def report(out: Path) -> str:
         ]
         for row in rows
     ]
-    head = ["method", "keep", "epochs", "bits a byte", "sequences", "processor s", "seeds"]
+    head = ["method", "keep", "epochs", "bits per byte", "sequences", "processor s", "seeds"]
     text = table(lines, head) + (
         f"\n\n{cells[0]['parameters']:,} parameters; {about['machine']['cpu']}, one thread, torch "
-        f"{about['versions']['torch']}, the source of Python {about['versions']['python']}, "
+        f"{about['versions']['torch']}, data: Python {about['versions']['python']}, "
         f"commit {(about['commit']['hash'] or 'unknown')[:10]}\n"
     )
     (out / "table.md").write_text(text)
@@ -207,7 +209,7 @@ def report(out: Path) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     grid.add_options(parser, METHODS, "runs/gpt")
     for field in dataclasses.fields(Recipe):
@@ -220,7 +222,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train the cells that are not there yet, and report."""
+    """Train the missing cells, and report."""
     args = parse()
     torch.set_num_threads(1)
     if not args.report:
@@ -232,7 +234,7 @@ def main() -> None:
             {"recipe": dataclasses.asdict(recipe), "python": platform.python_version()},
             lambda cell: train(cell, data, recipe),
             lambda found: (
-                f"{found['bits_per_byte']:.4f} bits a byte, {found['samples']:,} sequences, "
+                f"{found['bits_per_byte']:.4f} bits per byte, {found['samples']:,} sequences, "
                 f"{found['cpu_seconds']:.0f} s"
             ),
         )

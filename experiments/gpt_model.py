@@ -10,7 +10,7 @@ VOCABULARY = 256
 
 
 class _Block(nn.Module):
-    """Causal self-attention, then a two-layer perceptron, each added to its normalised input."""
+    """Causal self-attention and a two-layer perceptron, pre-normalized and with residuals."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class _Block(nn.Module):
 
 
 class ByteGPT(nn.Module):
-    """A small decoder-only transformer over bytes, its embedding tied to its head.
+    """A small decoder-only transformer over bytes, with tied input and output embeddings.
 
     Args:
-        width: of the hidden states.
+        width: width of the hidden states.
         depth: number of blocks.
-        num_heads: heads of attention.
-        length: longest sequence.
+        num_heads: number of attention heads.
+        length: maximum length of a sequence.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class ByteGPT(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for block in self.blocks:  # each adds to the stream: its last layers begin smaller
+        for block in self.blocks:  # each adds to the residual stream, so start its outputs smaller
             for last in (block.project, block.contract):
                 nn.init.normal_(last.weight, std=0.02 / (2 * depth) ** 0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next byte, [b, t, 256], of tokens int64 [b, t]."""
+        """Return the logits of the next byte, [b, t, 256], for tokens int64 [b, t]."""
         hidden = self.embedding(tokens) + self.positions[: tokens.shape[1]]
         for block in self.blocks:
             hidden = block(hidden)

@@ -1,4 +1,4 @@
-"""Cells of an experiment: trainings that can be stopped, resumed, and shared among processes."""
+"""The cells of an experiment: training runs that several processes can share, stop and resume."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dynloader.bench import machine
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training.
+    """One training run.
 
     Attributes:
-        method: key of the experiment's methods.
-        keep: fraction of the samples to keep; 1 where the method keeps what it keeps.
-        epochs: length of the training.
-        seed: of everything that is random.
+        method: key of the method.
+        keep: fraction of the samples to keep; 1 if the method does not use it.
+        epochs: number of epochs.
+        seed: seed of all random choices.
     """
 
     method: str
@@ -33,12 +33,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of its file, without the suffix."""
+        """The name of the cell's file, without the suffix."""
         return f"{self.method}-{self.keep:g}-{self.epochs}-{self.seed}"
 
 
 def cells(args: argparse.Namespace, without_keep: Collection[str]) -> Iterator[Cell]:
-    """Yield all cells, one seed after another, so that an unfinished grid can be compared."""
+    """Yield all cells, seed by seed, so that an unfinished grid is already comparable."""
     for seed in range(args.first_seed, args.seeds):
         for method in args.methods:
             for keep in [1.0] if method in without_keep else args.keeps:
@@ -53,14 +53,14 @@ def run(
     train: Callable[[Cell], dict[str, Any]],
     describe: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Train the cells that have no file yet; each writes its own when it is done.
+    """Train the cells that have no file yet. The file of a cell is written when it is done.
 
     Args:
         out: folder of the experiment; files go to ``out/cells``.
         todo: the cells.
-        settings: everything that must be the same for all cells of ``out``.
-        train: returns what to write for a cell.
-        describe: a line of progress for what ``train`` returned.
+        settings: values that must be the same for all cells of ``out``.
+        train: trains a cell, and returns the content of its file.
+        describe: formats what ``train`` returned as a line of progress.
 
     Raises:
         SystemExit: ``out`` holds cells with other settings.
@@ -75,7 +75,7 @@ def run(
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # another process trains it
+                continue  # another process is training it
             if not path.exists():
                 begin = time.perf_counter()
                 found = dataclasses.asdict(cell) | train(cell)
@@ -86,12 +86,12 @@ def run(
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The cells that are done."""
+    """Return the contents of all finished cells."""
     return [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
 
 
 def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to mix trainings of other settings with those in ``out``."""
+    """Record ``settings`` in ``out``. Raise SystemExit if it holds runs with other settings."""
     path = out / "settings.json"
     if not path.exists():
         write(path, settings)
@@ -100,43 +100,47 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if found.get(name) != value:
             raise SystemExit(
-                f"--out holds trainings with {name} {found.get(name)!r}, got {value!r}: "
-                "name another folder"
+                f"--out holds runs with {name} {found.get(name)!r}, got {value!r}: "
+                "choose another folder"
             )
 
 
 def write(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    half.write_text(json.dumps(value, indent=1) + "\n")
-    half.replace(path)
+    """Write JSON atomically."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.new")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
 
 
 def add_options(parser: argparse.ArgumentParser, methods: Iterable[str], out: str) -> None:
-    """Add what every experiment has on its command line."""
+    """Add the command-line options that all experiments share."""
     add = parser.add_argument
     add("--out", type=Path, default=Path(out), help=f"default: {out}")
-    add("--methods", default=",".join(methods), help=f"of {', '.join(methods)}")
+    add(
+        "--methods",
+        default=",".join(methods),
+        help=f"methods, separated by commas, among {', '.join(methods)}",
+    )
     add("--keeps", default="0.5", help="fractions to keep")
-    add("--epochs", default="12", help="lengths of the trainings")
+    add("--epochs", default="12", help="numbers of epochs")
     add("--seeds", type=int, default=3)
     add("--first-seed", type=int, default=0)
-    add("--report", action="store_true", help="train nothing")
+    add("--report", action="store_true", help="only report")
 
 
 def check_options(
     parser: argparse.ArgumentParser, args: argparse.Namespace, methods: Collection[str]
 ) -> None:
-    """Turn lists into lists, or end with an error that names the option."""
+    """Parse the options that are lists. Exit with an error that names a wrong option."""
     args.methods = args.methods.split(",")
     for name in args.methods:
         if name not in methods:
-            parser.error(f"--methods must be of {', '.join(methods)}, got {name!r}")
+            parser.error(f"--methods must be among {', '.join(methods)}, got {name!r}")
     try:
         args.keeps = [float(keep) for keep in args.keeps.split(",")]
         args.epochs = [int(epochs) for epochs in args.epochs.split(",")]
     except ValueError as error:
-        parser.error(f"--keeps and --epochs must be numbers with commas between them: {error}")
+        parser.error(f"--keeps and --epochs must be numbers separated by commas: {error}")
     if any(not 0 < keep <= 1 for keep in args.keeps):
         parser.error(f"--keeps must be in (0, 1], got {args.keeps}")
     if any(epochs < 1 for epochs in args.epochs):

@@ -1,13 +1,13 @@
-"""The experiment of the seed paper: accuracy by method and by how much is kept.
+"""Repeats the experiment of arXiv 2111.12621: accuracy by method and fraction kept.
 
     python experiments/paper.py --data DIR --out OUT [--seeds 3] [--keeps 0.7,0.5,0.3,0.1]
 
-A cell is one training: a method, a fraction to keep, a seed. Each writes a file of its own under
-OUT/cells when it is done, so a run that was stopped goes on where it was, and several processes may
-work on one grid. All methods have equal epochs; "full data, same steps" has as many steps as UCB. A
-static method pays for its scoring, in samples and seconds.
+A cell is one training run: a method, a fraction to keep, a seed. Each cell writes its own file in
+OUT/cells when it is done, so the grid can be stopped and resumed, and several processes can work on
+it. All methods train for the same number of epochs; "full data, same steps" trains for as many
+steps as UCB. The samples and seconds of static methods include scoring.
 
-    python experiments/paper.py --out OUT --report     # the tables of what is there
+    python experiments/paper.py --out OUT --report     # only write the tables of finished cells
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Score = Callable[["Teacher"], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """What a network of its own was, of the training set, while it was trained.
+    """A network trained only for scoring, and its outputs for the training set.
 
     Attributes:
-        trainer: its training.
-        logits: after each epoch, float32 [epochs, n, classes].
+        trainer: the trainer of the network.
+        logits: the logits after each epoch, float32 [epochs, n, classes].
     """
 
     trainer: train.Trainer
@@ -52,7 +52,7 @@ class Teacher:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Of the samples, int64 [n]."""
+        """The labels of the samples, int64 [n]."""
         return self.trainer.data.train.labels
 
     @property
@@ -63,14 +63,14 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """A score that chooses one subset for the whole training.
+    """A method that chooses one subset for all epochs by a score.
 
     Attributes:
-        name: in the table.
-        epochs: that a network of its own is trained for the score.
-        score: high is kept.
-        of_last: it looks at the network after its last epoch only.
-        num_more_passes: over the data, that ``score`` makes.
+        name: name in the table.
+        epochs: number of epochs to train the network that scores.
+        score: computes the scores; the highest are kept.
+        of_last: whether it uses only the outputs after the last epoch.
+        num_more_passes: number of additional passes over the data that ``score`` makes.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Static:
 
 
 def grand(teacher: Teacher) -> torch.Tensor:
-    """By the gradient of the last layer."""
+    """Score by the gradient norm of the last layer."""
     trainer = teacher.trainer
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(trainer.data.train.dataset, 1000)
     found = scores.scoring_pass(
@@ -93,8 +93,8 @@ def grand(teacher: Teacher) -> torch.Tensor:
     return found.scores
 
 
-# Early scores after two epochs, as many as a tenth or so of the training published; those of a
-# history after five, which are four or five pairs of epochs.
+# Early scores use two epochs, which like in publications is about a tenth of training. Scores of a
+# history use five epochs.
 STATIC: dict[str, Static] = {
     "el2n": Static("EL2N, static", 2, lambda t: scores.el2n(t.logits[-1], t.labels), of_last=True),
     "grand": Static("GraNd (last layer), static", 2, grand, of_last=True, num_more_passes=1),
@@ -115,7 +115,7 @@ STATIC: dict[str, Static] = {
 
 
 def infobatch(args: argparse.Namespace) -> dynloader.Policy:
-    """InfoBatch at an exact ratio: where half of the low losses is not enough, more of them."""
+    """Return InfoBatch with an exact ratio. Drop more than half of the low losses if necessary."""
     drop = max(0.5, 1 - args.keep)
     return dynloader.InfoBatch(keep=args.keep, drop_probability=drop, epochs=args.epochs)
 
@@ -161,7 +161,7 @@ METHODS: dict[str, train.Method] = {
         "InfoBatch, as published", train.METHODS["infobatch"].policy
     ),
 }
-# What must be the same for all trainings of one folder.
+# The arguments that must be the same for all cells of a folder.
 SETTINGS = (
     "epochs",
     "every",
@@ -172,13 +172,13 @@ SETTINGS = (
     "device",
     "threads",
 )
-# Methods that keep what they keep, whatever is asked for.
+# Methods that ignore the fraction to keep.
 WITHOUT_KEEP = ("full", "infobatch-published")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training."""
+    """One training run."""
 
     method: str
     keep: float
@@ -186,12 +186,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """That of its file."""
+        """The name of the cell's file, without the suffix."""
         return f"{self.method}-{self.keep:g}-{self.seed}"
 
 
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
-    """All of the grid, one seed after another, so that what is there can be compared."""
+    """Yield all cells, seed by seed, so that an unfinished grid is already comparable."""
     for seed in range(args.seeds):
         for method in args.methods:
             keeps = [1.0] if method in WITHOUT_KEEP else args.keeps
@@ -199,8 +199,8 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
                 yield Cell(method, keep, seed)
 
 
-def trained(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict[str, Any]:
-    """Train it, and return what there is to report."""
+def train_cell(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Train a cell, and return the results."""
     options = argparse.Namespace(**{**vars(args), "keep": cell.keep})
     method, cost = METHODS[cell.method], {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
     if cell.method in STATIC:
@@ -220,7 +220,7 @@ def trained(cell: Cell, data: train_data.Data, args: argparse.Namespace) -> dict
 
 
 def selections_of(trainer: train.Trainer, is_wrong: torch.Tensor) -> dict[str, Any]:
-    """How many samples were kept how often; how many wrong labels were, and would be found."""
+    """Return how often samples were kept, and how many wrong labels were kept or can be found."""
     table = trainer.loader.table
     assert table is not None
     kept = table.selections.cpu()
@@ -229,14 +229,14 @@ def selections_of(trainer: train.Trainer, is_wrong: torch.Tensor) -> dict[str, A
     if is_wrong.any():
         share = kept.float() / max(1, table.num_selections)
         found |= {"wrong_kept": float(share[is_wrong].mean()), "kept": float(share.mean())}
-        # Somebody who looks at as many of the highest scores as there are wrong labels.
+        # With N wrong labels, check the N highest scores.
         hardest = table.scores.cpu().topk(int(is_wrong.sum())).indices
         found["wrong_of_hardest"] = float(is_wrong[hardest].float().mean())
     return found
 
 
 def with_wrong_labels(data: train_data.Data, share: float) -> train_data.Data:
-    """The same data, with so many labels of the training set replaced by others."""
+    """Replace a fixed random share of the training labels with other classes."""
     generator = torch.Generator().manual_seed(0)
     labels = data.train.labels.clone()
     index = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
@@ -248,63 +248,63 @@ def with_wrong_labels(data: train_data.Data, share: float) -> train_data.Data:
 def static_scores(
     cell: Cell, data: train_data.Data, args: argparse.Namespace
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The scores by a model of its own, early in its training, and what they cost."""
+    """Return the scores of a network early in its training, and their cost."""
     static = STATIC[cell.method]
     path = args.out / "cells" / f"{cell.method}-{cell.seed}.npz"
     about = path.with_suffix(".json")
-    # Cells that keep another fraction want the same scores: a process that comes second waits.
+    # Cells with other fractions use the same scores. Another process may be computing them: wait.
     with path.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not about.exists():
-            found, cost = taught(static, cell.seed, data, args)
+            found, cost = compute_scores(static, cell.seed, data, args)
             scores.save(path, found, method=cell.method, epochs=static.epochs, seed=cell.seed)
             grid.write(about, cost)
     return scores.load(path), json.loads(about.read_text())
 
 
-def taught(
+def compute_scores(
     static: Static, seed: int, data: train_data.Data, args: argparse.Namespace
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """As :func:`static_scores`, made anew."""
-    # The seed is another one: a model must not score for its own training.
+    """Compute the result of :func:`static_scores`."""
+    # Use another seed: a network must not score samples for its own training.
     brief = argparse.Namespace(**{**vars(args), "epochs": static.epochs, "keep": 1.0})
     trainer = train.Trainer(data, train.METHODS["full"], 1000 + seed, brief)
     logits: list[torch.Tensor] = []
     cost = {"samples": 0, "train_seconds": 0.0, "cpu_seconds": 0.0}
 
     @contextlib.contextmanager
-    def paid() -> Iterator[None]:
+    def timed() -> Iterator[None]:
         begin, cpu_begin = time.perf_counter(), time.process_time()
         yield
         cost["train_seconds"] += time.perf_counter() - begin
         cost["cpu_seconds"] += time.process_time() - cpu_begin
 
-    def look(epoch: int) -> None:
+    def record_outputs(epoch: int) -> None:
         if static.of_last and epoch < static.epochs - 1:
             return
-        with paid():
+        with timed():
             logits.append(trainer.outputs(data.train))
         cost["samples"] += len(data.train)
 
-    trainer.after_epoch = look
+    trainer.after_epoch = record_outputs
     with tqdm(disable=True) as silent:
         run = trainer.run(silent)
-    with paid():
+    with timed():
         found = static.score(Teacher(trainer, torch.stack(logits)))
     cost["samples"] += static.num_more_passes * len(data.train)
     return found, {name: value + run[name] for name, value in cost.items()}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
     add(
         "--data",
-        help="digits, one of torchvision's, or a folder of images, as of experiments/train.py",
+        help="digits, a torchvision dataset, or a folder of images; see experiments/train.py",
     )
-    add("--name", help="what the report calls the data")
-    add("--root", help="where torchvision's data sets are")
+    add("--name", help="name of the data in the report")
+    add("--root", help="folder of torchvision's datasets")
     add("--out", type=Path, default=Path("runs/paper"))
     add("--methods", default=",".join(METHODS))
     add("--keeps", default="0.7,0.5,0.3,0.1", help="fractions to keep")
@@ -317,16 +317,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--wrong-labels", type=float, default=0.0, help="share of the labels to make wrong")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=1)
-    add("--report", action="store_true", help="train nothing")
+    add("--report", action="store_true", help="only report")
     args = parser.parse_args(arguments)
     args.methods = args.methods.split(",")
     unknown = [name for name in args.methods if name not in METHODS]
     if unknown:
-        parser.error(f"--methods must be of {', '.join(METHODS)}, got {unknown[0]}")
+        parser.error(f"--methods must be among {', '.join(METHODS)}, got {unknown[0]}")
     try:
         args.keeps = [float(keep) for keep in args.keeps.split(",")]
     except ValueError:
-        parser.error(f"--keeps must be numbers with commas between them, got {args.keeps!r}")
+        parser.error(f"--keeps must be numbers separated by commas, got {args.keeps!r}")
     for name in ("epochs", "seeds", "batch_size", "threads"):
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
@@ -336,13 +336,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.every is None:
         args.every = max(1, args.epochs // 20)
     if args.data is None and not args.report:
-        parser.error("--data must name the data, got nothing")
+        parser.error("--data must be a dataset or a folder, got none")
     args.workers, args.eval_every = 0, 2
     return args
 
 
 def main() -> None:
-    """Train the cells that are not there yet, and report."""
+    """Train the missing cells, and report."""
     args = parse()
     torch.set_num_threads(args.threads)
     folder = args.out / "cells"
@@ -373,7 +373,7 @@ def main() -> None:
                 try:
                     if path.exists():
                         continue
-                    run = trained(cell, data, args)
+                    run = train_cell(cell, data, args)
                     grid.write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
                 finally:
                     claim.unlink()
@@ -383,12 +383,17 @@ def main() -> None:
             )
         missing = [cell.name for cell in wanted if not (folder / f"{cell.name}.json").exists()]
         if missing:
-            tqdm.write(f"other processes are still at {len(missing)} cells: {', '.join(missing)}")
+            tqdm.write(
+                f"other processes are still training {len(missing)} cells: {', '.join(missing)}"
+            )
     print(paper_report.write(args.out))
 
 
 def claimed(path: Path) -> IO[str] | None:
-    """The file, locked, if no other process is at this cell; the lock ends with the process."""
+    """Return the locked file, or None if another process trains this cell.
+
+    The lock ends with the process.
+    """
     while True:
         file = path.open("w")
         try:
@@ -401,7 +406,7 @@ def claimed(path: Path) -> IO[str] | None:
                 return file
         except FileNotFoundError:
             pass
-        file.close()  # whoever had it is through, and took it away
+        file.close()  # another process finished the cell and removed the file, so try again
 
 
 if __name__ == "__main__":

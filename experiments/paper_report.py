@@ -1,4 +1,4 @@
-"""The tables and the image of experiments/paper.py: what it writes into its folder."""
+"""The tables and the figure of experiments/paper.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-COLOURS = (
+COLORS = (
     "#4d4d4d",
     "#999999",
     "#0072b2",
@@ -26,8 +26,8 @@ MARKERS = "os^vDPX*<>"
 CLOCKS = {"cpu_seconds": "processor seconds", "train_seconds": "seconds"}
 Runs = dict[tuple[str, float], list[dict[str, Any]]]
 
-# Accuracy, in per cent, of a ResNet-18 after 200 epochs of CIFAR-10, by fraction kept: Raju et al.
-# (arXiv 2111.12621), Qin et al. (ICLR 2024), Zhou et al. (arXiv 2503.13385) for SeTa.
+# Accuracy in percent of a ResNet-18 after 200 epochs of CIFAR-10, by fraction kept. From Raju et
+# al. (arXiv 2111.12621), Qin et al. (ICLR 2024), and for SeTa Zhou et al. (arXiv 2503.13385).
 PUBLISHED_FULL = 95.6
 PUBLISHED = {
     "static random": {0.7: 94.6, 0.5: 93.3, 0.3: 90.2},
@@ -43,8 +43,11 @@ PUBLISHED = {
 def write(out: Path) -> str:
     """Write ``results.json``, the tables and ``accuracy.png`` of the cells in ``out``.
 
-    ``table.md`` has all, ``summary.md`` a line a method where half is kept, ``published.md`` what
-    is lost against full data, beside what the papers have lost.
+    ``table.md`` has all cells; ``summary.md`` has one row per method, at keep 0.5; ``published.md``
+    compares the loss of accuracy relative to full data with published results.
+
+    Returns:
+        The text of ``table.md``.
     """
     cells = []
     for path in sorted((out / "cells").glob("*.json")):
@@ -53,9 +56,9 @@ def write(out: Path) -> str:
             cells.append(found)
     settings = {json.dumps(found["data"]) + json.dumps(comparable(found)) for found in cells}
     if len(settings) > 1:
-        raise SystemExit(f"{out} holds trainings of {len(settings)} settings, which do not compare")
+        raise SystemExit(f"--out must hold cells of one setting, got {len(settings)} in {out}")
     if not cells:
-        raise SystemExit(f"--out must hold cells that are done, got none in {out}")
+        raise SystemExit(f"--out must hold finished cells, got none in {out}")
     runs: Runs = defaultdict(list)
     for found in cells:
         device = found["arguments"].get("device", "cpu")
@@ -72,31 +75,31 @@ def write(out: Path) -> str:
 
 
 def comparable(found: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for two trainings to be compared."""
+    """Return the arguments that must be the same for cells to be comparable."""
     return {"device": "cpu", "threads": 1, **found["arguments"]}
 
 
 def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
-    """Accuracy by method and fraction kept, with the samples and the time of each."""
+    """Format accuracy by method and fraction kept, and the time saved."""
     full = runs.get(("full data", 1.0), [])
     about = cells[0]
     keeps = sorted({keep for _, keep in runs if keep < 1}, reverse=True)
     widths = [max(25, *(len(name) for name, _ in runs)), *(14 for _ in keeps)]
 
     head = ["accuracy, %", *(f"keep {keep:g}" for keep in keeps)]
-    figures = {}
+    columns = {}
     if about["arguments"].get("wrong_labels"):
-        figures = {
-            "of the wrong kept": "wrong_kept",
-            "of as many hardest, wrong": "wrong_of_hardest",
+        columns = {
+            "wrong labels kept": "wrong_kept",
+            "wrong labels found": "wrong_of_hardest",
         }
-        figures = {title: name for title, name in figures.items() if any_has(runs, name)}
-        head += figures
-        widths += map(len, figures)
+        columns = {title: name for title, name in columns.items() if any_has(runs, name)}
+        head += columns
+        widths += map(len, columns)
     rows = []
     for method in dict.fromkeys(name for name, keep in runs if keep < 1):
         row = [method, *(accuracy(runs.get((method, keep), [])) for keep in keeps)]
-        for name in figures.values():
+        for name in columns.values():
             row.append(
                 ", ".join(of_selections(runs.get((method, keep), []), name) for keep in keeps)
             )
@@ -117,11 +120,11 @@ def table(runs: Runs, cells: list[dict[str, Any]]) -> str:
 
 
 def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
-    """Where half is kept (or the most, if that is not there), a line a method."""
+    """Format one row per method, at keep 0.5, or else at the largest fraction."""
     keeps = {keep for _, keep in runs if keep < 1}
     keep = 0.5 if 0.5 in keeps else max(keeps, default=1.0)
     full = runs.get(("full data", 1.0), [])
-    head = ["method", "accuracy, %", "against full data", "of the samples", "of the time"]
+    head = ["method", "accuracy, %", "accuracy vs full", "samples vs full", "time vs full"]
     rows = []
     for (method, other), members in runs.items():
         if other not in (1.0, keep):
@@ -139,12 +142,12 @@ def summary(runs: Runs, cells: list[dict[str, Any]]) -> str:
 
 
 def published(runs: Runs, cells: list[dict[str, Any]]) -> str:
-    """Points lost against full data, published and here, of the methods that have both."""
+    """Format the change in accuracy relative to full data, published and measured here."""
     full = runs.get(("full data", 1.0), [])
     methods = [name for name in dict.fromkeys(name for name, _ in runs) if name in PUBLISHED]
     keeps = sorted({keep for name in methods for keep in PUBLISHED[name]}, reverse=True)
     keeps = [keep for keep in keeps if any((name, keep) in runs for name in methods)]
-    head = ["points against full data"]
+    head = ["points vs full data"]
     for keep in keeps:
         head += [f"keep {keep:g}, published", "here"]
     rows = []
@@ -164,7 +167,7 @@ def published(runs: Runs, cells: list[dict[str, Any]]) -> str:
 
 
 def title_of(about: dict[str, Any]) -> str:
-    """What was trained on what."""
+    """Describe the data and the settings."""
     data, options = about["data"], about["arguments"]
     title = (
         f"{data['name']}: {data['train']:,} training and {data['test']:,} test images, "
@@ -176,7 +179,7 @@ def title_of(about: dict[str, Any]) -> str:
 
 
 def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
-    """How often, where and with what."""
+    """Describe the seeds, the machine, the versions and the commits."""
     about = cells[0]
     seeds = sorted({len(members) for members in runs.values()})
     commits = sorted({found["commit"]["hash"][:10] for found in cells})
@@ -184,9 +187,9 @@ def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
     every = [run for members in runs.values() for run in members]
     paid = ""
     if any(run.get("scoring", {}).get("samples") for run in every):
-        paid = "Static scores are paid for, in samples (forward passes too) and seconds. "
+        paid = "Static methods include the samples (also forward passes) and seconds of scoring. "
     if any(run.get("samples_rescored") for run in every):
-        paid += "New scores for what is left out are paid for in seconds. "
+        paid += "Seconds include rescoring of dropped samples. "
     num_threads = about["arguments"].get("threads", 1)
     threads = "one thread" if num_threads == 1 else f"{num_threads} threads"
     return (
@@ -197,7 +200,7 @@ def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]], widths: list[int]) -> str:
-    """A table."""
+    """Format a Markdown table with columns of the given widths."""
     lines = [
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
         for row in [head, ["-" * width for width in widths], *rows]
@@ -206,7 +209,7 @@ def markdown(head: list[str], rows: list[list[str]], widths: list[int]) -> str:
 
 
 def difference(members: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
-    """In points of accuracy, of the runs of one seed, and its deviation over the seeds."""
+    """Return the mean difference to full data of the same seed in points, and its deviation."""
     whole = {run["seed"]: run["accuracy"] for run in full}
     pairs = [(run["accuracy"], whole[run["seed"]]) for run in members if run["seed"] in whole]
     found = [100 * (own - all_data) for own, all_data in pairs]
@@ -217,9 +220,10 @@ def difference(members: list[dict[str, Any]], full: list[dict[str, Any]]) -> str
 
 
 def time_saved(runs: Runs) -> str:
-    """How far the seconds that were saved are from the samples that were saved.
+    """Compare the time saved with the samples saved.
 
-    Forward passes for scores take seconds and train on no sample: without those methods.
+    Methods that make forward passes for scores are left out, because these passes take time but
+    train on no samples.
     """
     full = runs.get(("full data", 1.0), [])
     gaps = []
@@ -235,35 +239,35 @@ def time_saved(runs: Runs) -> str:
         gaps.append((abs(saved[0] - saved[1]), method, keep, *saved))
     gaps.sort()
     if not gaps:
-        return "There is nothing to compare the time of."
+        return "There are no runs to compare the time of."
     middle, worst = gaps[len(gaps) // 2], gaps[-1]
     return (
-        f"Of the {CLOCKS[clock(runs)]}, what is saved differs from the samples saved by "
-        f"{100 * middle[0]:.1f} points in the median, and by at most {100 * worst[0]:.1f} "
-        f"({worst[1]}, keep {worst[2]:g}: {worst[3]:.0%} of the samples, "
-        f"{worst[4]:.0%} of the time)."
+        f"The shares of {CLOCKS[clock(runs)]} and of samples that were saved differ by "
+        f"{100 * middle[0]:.1f} points at the median and by at most {100 * worst[0]:.1f} "
+        f"({worst[1]}, keep {worst[2]:g}: {worst[3]:.0%} of samples and "
+        f"{worst[4]:.0%} of time saved)."
     )
 
 
 def clock(runs: Runs) -> str:
-    """The time that tells what a training cost: on a GPU its seconds, else the processor's."""
+    """Return the name of the time to report: processor time on CPUs, wall time otherwise."""
     devices = {run["device"] for members in runs.values() for run in members}
     return "cpu_seconds" if devices == {"cpu"} else "train_seconds"
 
 
 def any_has(runs: Runs, name: str) -> bool:
-    """Whether the selections of a run have this figure."""
+    """Return whether any run has this statistic of its selections."""
     return any(name in run.get("selections", {}) for members in runs.values() for run in members)
 
 
 def of_selections(members: list[dict[str, Any]], name: str) -> str:
-    """A share that is known of the selections, in the mean."""
+    """Format the mean over runs of a statistic of their selections."""
     found = [run["selections"][name] for run in members if name in run.get("selections", {})]
     return f"{statistics.fmean(found):.0%}" if found else ""
 
 
 def accuracy(members: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Format the mean and standard deviation over seeds."""
     if not members:
         return ""
     found = [100 * run["accuracy"] for run in members]
@@ -272,7 +276,7 @@ def accuracy(members: list[dict[str, Any]]) -> str:
 
 
 def share(members: list[dict[str, Any]], full: list[dict[str, Any]], name: str) -> float | None:
-    """Of what full data takes, by the mean over the seeds that both have on one kind of machine."""
+    """Return the mean of ``name`` relative to full data, over pairs of equal seed and CPU model."""
     pairs = [
         (run[name], other[name])
         for run in members
@@ -286,12 +290,12 @@ def share(members: list[dict[str, Any]], full: list[dict[str, Any]], name: str) 
 
 
 def percentage(share: float | None) -> str:
-    """As it stands in a table."""
+    """Format a share as a percentage; None gives ""."""
     return "" if share is None else f"{share:.0%}"
 
 
 def draw(runs: Runs, path: Path) -> None:
-    """The last accuracy against samples and against seconds: a line a method, a dot a fraction."""
+    """Plot accuracy against samples and time, with a line per method and a dot per fraction."""
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     methods = list(dict.fromkeys(name for name, _ in runs))
@@ -312,9 +316,9 @@ def draw(runs: Runs, path: Path) -> None:
                 y,
                 spread,
                 label=method,
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
                 marker=MARKERS[number % len(MARKERS)],
-                linestyle="-" if number < len(COLOURS) else "--",
+                linestyle="-" if number < len(COLORS) else "--",
                 linewidth=1.3,
                 markersize=5,
                 capsize=2,
@@ -324,12 +328,12 @@ def draw(runs: Runs, path: Path) -> None:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     best = max(100 * run["accuracy"] for members in runs.values() for run in members)
-    # What falls far behind would press all others together; the table has it.
+    # Cut off outliers, which would squeeze the other lines; the table has them.
     axes[0].set_ylim(best - 16, best + 1)
     axes[0].set_ylabel("test accuracy after the last epoch, %")
     axes[1].legend(loc="lower right", fontsize=8.5)
     figure.suptitle(
-        "Accuracy by method and by how much is kept (lower ones: table)",
+        "Accuracy by method and fraction kept (values below the range: see table)",
         x=0.01,
         ha="left",
         fontsize=13,

@@ -1,9 +1,9 @@
-"""Whether the time saved is that of the samples saved: epochs of all data and pruned, in turn.
+"""Compares the time that pruning saves with the samples it saves.
 
     python experiments/saved.py --data DIR --out experiments/results/saved
 
-The same network trains side by side by several methods; an epoch of each, then the next one of
-each. Medians of the epochs that are pruned, in times of the full epoch of the same turn.
+Several methods train the same network, one epoch of each in turn. Results are medians over the
+pruned epochs, relative to the full-data epoch of the same turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     """Measure, and write results.json and table.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--name", help="what the table calls the data")
+    parser.add_argument("--name", help="name of the data in the table")
     parser.add_argument("--out", type=Path, default=Path("runs/saved"))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--keep", type=float, default=0.5)
@@ -47,12 +47,12 @@ def main() -> None:
         for name, trainer in trainers.items():
             begin = trainer._now()
             trained, _, _ = trainer._train(epoch, 0)
-            if epoch > 0:  # the first one is not pruned
+            if epoch > 0:  # the first epoch is not pruned
                 seconds[name].append(trainer._now() - begin)
                 samples[name].append(trained)
     found = {}
     for name in METHODS:
-        # Of the full epoch of the same turn: what slows the machine slows both.
+        # Divide by the full epoch of the same turn, because other load slows both.
         turns = [own / full for own, full in zip(seconds[name], seconds["full"], strict=True)]
         low, middle, high = statistics.quantiles(turns, n=4)
         found[name] = {
@@ -65,7 +65,7 @@ def main() -> None:
     result = {"about": about, "of_full_data": found, "seconds": seconds, "samples": samples}
     (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = [
-        f"An epoch of {options.name or data.name}, keep {options.keep}, in times of a full one",
+        f"Pruned epochs of {options.name or data.name}, keep {options.keep}, relative to full data",
         "",
         "| | samples | seconds | quartiles |",
         "| --- | ---: | ---: | ---: |",
@@ -76,7 +76,7 @@ def main() -> None:
             if name != "full"
         ),
         "",
-        f"*Medians of {options.epochs - 1} epochs that took turns; {about['machine']['cpu']}, one "
+        f"*Medians of {options.epochs - 1} alternating epochs; {about['machine']['cpu']}, one "
         f"thread, torch {about['versions']['torch']}, commit {about['commit']['hash'][:10]}*",
     ]
     text = "\n".join(lines) + "\n"

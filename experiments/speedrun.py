@@ -1,11 +1,11 @@
-"""Time to accuracy in a well-tuned training: full data against each rule.
+"""Measures the time to accuracy of a well-tuned recipe, for full data and each rule.
 
     python experiments/speedrun.py --data DIR --out experiments/results/speedrun \
         --methods full --epochs 4,6,8,12,16,24 --seeds 5
 
-A cell is one training: a method, a fraction to keep, a number of epochs, a seed. Each writes a
-file of its own under OUT/cells when it is done, so a run that was stopped goes on where it was, and
-several processes may work on one folder. All cells of a folder share one recipe and one data set.
+A cell is one training run: a method, a fraction to keep, a number of epochs, a seed. Each cell
+writes its own file in OUT/cells when it is done, so the grid can be stopped and resumed, and
+several processes can work on one folder. All cells of a folder share one recipe and one dataset.
 
     python experiments/speedrun.py --out experiments/results/speedrun --report
 """
@@ -26,7 +26,7 @@ import dynloader
 
 
 def load(folder: Path, cache: Path | None) -> Images:
-    """Decode ``folder``/train and ``folder``/test, of one folder a class."""
+    """Decode ``folder``/train and ``folder``/test, which hold one folder per class."""
     if cache is not None and cache.exists():
         return Images(*torch.load(cache, weights_only=True))
     import train_data
@@ -39,7 +39,7 @@ def load(folder: Path, cache: Path | None) -> Images:
 
 
 def with_wrong_labels(images: Images, share: float) -> Images:
-    """Replace a share of the training labels by other classes, the same ones every time."""
+    """Replace a fixed random share of the training labels with other classes."""
     generator = torch.Generator().manual_seed(0)
     labels, num_classes = images.train_labels.clone(), int(images.train_labels.max()) + 1
     index = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
@@ -49,7 +49,7 @@ def with_wrong_labels(images: Images, share: float) -> Images:
 
 
 def with_fewer(images: Images, share: float) -> Images:
-    """Keep a share of the training images, the same ones every time."""
+    """Keep a fixed random share of the training images."""
     generator = torch.Generator().manual_seed(0)
     n = len(images.train)
     index = torch.randperm(n, generator=generator)[: round(share * n)].sort().values
@@ -59,7 +59,7 @@ def with_fewer(images: Images, share: float) -> Images:
 
 
 def train(cell: grid.Cell, images: Images, recipe: Recipe) -> dict[str, Any]:
-    """Train one cell, and return what its file holds."""
+    """Train one cell, and return the content of its file."""
     method, cost = METHODS[cell.method], {"samples": 0, "cpu_seconds": 0.0}
     if method.policy is not None:
         policy = method.policy(cell.keep, cell.epochs)
@@ -73,7 +73,7 @@ def train(cell: grid.Cell, images: Images, recipe: Recipe) -> dict[str, Any]:
 def replay(
     cell: grid.Cell, images: Images, recipe: Recipe, epochs: int
 ) -> tuple[dynloader.Policy, dict[str, Any]]:
-    """Train a small network, and return the policy that replays its losses, and what it cost."""
+    """Train a small network. Return a policy that replays its losses, and the cost of training."""
     small = dataclasses.replace(recipe, widths="proxy")
     training = Training(images, dynloader.Full(), epochs, 1000 + cell.seed, small)
     rows: list[torch.Tensor] = []
@@ -84,10 +84,14 @@ def replay(
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     add = parser.add_argument
-    add("--data", type=Path, help="folder of images: train and test, of one folder a class")
+    add(
+        "--data",
+        type=Path,
+        help="folder with train and test, which hold one folder of images per class",
+    )
     add("--cache", type=Path, help="file for the decoded images")
     grid.add_options(parser, METHODS, "runs/speedrun")
     add("--wrong-labels", type=float, default=0.0, help="share of the labels to make wrong")
@@ -102,12 +106,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     grid.check_options(parser, args, METHODS)
     if args.data is None and not args.report:
-        parser.error("--data must name a folder, got nothing")
+        parser.error("--data must be a folder, got none")
     return args
 
 
 def run_cells(args: argparse.Namespace) -> None:
-    """Train the cells that are not there yet."""
+    """Train the missing cells."""
     torch.set_num_threads(1)
     recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
     images = load(args.data, args.cache)
@@ -133,7 +137,7 @@ def run_cells(args: argparse.Namespace) -> None:
 
 
 def warm_up(images: Images, recipe: Recipe) -> None:
-    """Let the libraries load and choose their kernels before anything is timed."""
+    """Train briefly, so that libraries load and choose their kernels before anything is timed."""
     few = Images(
         images.train[:2048],
         images.train_labels[:2048],
@@ -144,7 +148,7 @@ def warm_up(images: Images, recipe: Recipe) -> None:
 
 
 def main() -> None:
-    """Train the cells that are not there yet, and report."""
+    """Train the missing cells, and report."""
     args = parse()
     if not args.report:
         run_cells(args)

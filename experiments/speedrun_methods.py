@@ -8,7 +8,7 @@ from collections.abc import Callable
 import dynloader
 
 Make = Callable[[float, int], dynloader.Policy]
-"""From the fraction to keep and the number of epochs."""
+"""Makes a policy from the fraction to keep and the number of epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Method:
     """A line of the comparison.
 
     Attributes:
-        name: in tables.
-        policy: makes the policy.
-        has_keep: whether the fraction to keep means anything.
-        proxy_epochs: if above 0, a network of the widths "proxy" is trained first for so many
-            epochs, and its mean losses are replayed; ``policy`` is not used.
+        name: name in tables.
+        policy: makes the policy; None if the method replays a small network.
+        has_keep: whether the method uses the fraction to keep.
+        proxy_epochs: number of epochs of a network of the widths "proxy", which is trained first if
+            ``policy`` is None; its mean losses are replayed.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Method:
 
 
 def ramp(keep: float, epochs: int, first: float, last: float) -> Callable[[int], float]:
-    """A fraction that moves from ``first * keep`` to ``last * keep`` in the pruned epochs."""
+    """Return a fraction to keep that changes linearly from ``first * keep`` to ``last * keep``."""
     span = max(1, epochs - 2)
 
     def at(epoch: int) -> float:

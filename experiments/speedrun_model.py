@@ -18,7 +18,7 @@ _LOGIT_SCALE = 1 / 9
 
 
 class _Norm(nn.BatchNorm2d):
-    """Batch normalisation with a bias and no scale."""
+    """Batch normalization with a bias and a fixed scale."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-12, momentum=0.4)
@@ -34,7 +34,7 @@ class _Group(nn.Module):
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.first_norm, self.second_norm = _Norm(outputs), _Norm(outputs)
         for convolution in (self.first, self.second):
-            # Filters beyond the number of inputs keep their random start.
+            # Filters beyond the number of inputs keep their random initialization.
             nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class SpeedrunNet(nn.Module):
     """A frozen whitening convolution, three groups of two convolutions, a linear classifier.
 
     Args:
-        images: normalised training images that the whitening is computed from, float32
+        images: normalized training images from which to compute the whitening filters, float32
             [n, 3, height, width].
         widths: channels of the three groups.
-        num_classes: length of the logits.
+        num_classes: number of classes.
     """
 
     def __init__(self, images: Tensor, widths: Sequence[int], num_classes: int = 10) -> None:
@@ -60,16 +60,16 @@ class SpeedrunNet(nn.Module):
         self.classifier = nn.Linear(widths[-1], num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, [b, num_classes]."""
+        """Return the logits, [b, num_classes]."""
         features = self.groups(F.gelu(F.conv2d(images, self.whitening)))
         return _LOGIT_SCALE * self.classifier(features.amax((2, 3)))
 
 
 def whitening_filters(images: Tensor, size: int = 2, eps: float = 5e-4) -> Tensor:
-    """The filters that whiten ``size`` x ``size`` patches of ``images``, with both signs.
+    """Return the filters that whiten ``size`` x ``size`` patches of ``images``, with both signs.
 
     Returns:
-        float32 [2 * c, 3, size, size], c = 3 * size**2 the number of pixels of a patch.
+        float32 [2 * c, 3, size, size], where c = 3 * size**2 is the number of values in a patch.
     """
     channels = images.shape[1]
     patches = F.unfold(images, size).transpose(1, 2).reshape(-1, channels * size * size)

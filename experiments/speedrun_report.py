@@ -1,4 +1,4 @@
-"""The tables, the image and the claim of experiments/speedrun.py."""
+"""The tables and the figure of experiments/speedrun.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from speedrun_methods import METHODS
 
 Curve = list[tuple[float, list[float]]]
-"""(seconds, accuracies of the seeds) for each length of training, shortest first."""
+"""(cost, accuracies of the seeds) for each number of epochs, cheapest first."""
 
 TARGETS = (12, 24)
 NUM_RESAMPLES = 2000
 
 
 def grouped(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, float, int], list[dict[str, Any]]]:
-    """The seeds of each (method, keep, epochs)."""
+    """Group the cells by (method, keep, epochs)."""
     groups: dict[tuple[str, float, int], list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
         groups[cell["method"], cell["keep"], cell["epochs"]].append(cell)
@@ -31,9 +31,9 @@ def grouped(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, float, int], lis
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each (method, keep, epochs): means over the seeds, and the accuracy's deviation.
+    """Return a row per (method, keep, epochs): means over seeds, and the accuracy's deviation.
 
-    Processor seconds depend on what else the machine does: a row has the median over its seeds.
+    Processor seconds depend on other load on the machine, so a row has their median instead.
     """
     rows = []
     for (method, keep, epochs), seeds in grouped(cells).items():
@@ -54,10 +54,10 @@ def summary(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def seconds_for(accuracy: float, curve: Sequence[tuple[float, float]]) -> float:
-    """The cost at which ``curve`` first reaches ``accuracy``; infinite if it never does.
+    """Return the cost at which ``curve`` first reaches ``accuracy``, or infinity.
 
-    Between two lengths, accuracy is taken as linear in the logarithm of the cost. A curve that
-    begins above the accuracy costs what its shortest training does, which is too much.
+    Accuracy is interpolated linearly in the logarithm of the cost. If a curve starts above
+    ``accuracy``, the result is the cost of its first point, which is an upper bound.
     """
     if curve[0][1] >= accuracy:
         return curve[0][0]
@@ -69,7 +69,7 @@ def seconds_for(accuracy: float, curve: Sequence[tuple[float, float]]) -> float:
 
 
 def curves(cells: Sequence[dict[str, Any]], cost: str) -> dict[tuple[str, float], Curve]:
-    """Accuracies over cost, for each (method, keep)."""
+    """Return the curve of accuracies over ``cost`` for each (method, keep)."""
     found: dict[tuple[str, float], Curve] = defaultdict(list)
     for (method, keep, _), seeds in grouped(cells).items():
         point = (
@@ -83,13 +83,13 @@ def curves(cells: Sequence[dict[str, Any]], cost: str) -> dict[tuple[str, float]
 def cost_ratio(
     full: Curve, other: Curve, target: int, rng: np.random.Generator | None = None
 ) -> float:
-    """The cost of ``other`` over that of full data, at the accuracy of one point of full data.
+    """Return the cost of ``other`` / the cost of ``full``, at the accuracy of a point of ``full``.
 
     Args:
-        full: of full data.
-        other: of a rule.
-        target: index into ``full``.
-        rng: draws the seeds anew, with replacement; None: all seeds.
+        full: curve of full data.
+        other: curve of a rule.
+        target: index of the point in ``full``.
+        rng: resamples the seeds with replacement. None uses each seed once.
     """
 
     def mean(values: list[float]) -> float:
@@ -101,7 +101,7 @@ def cost_ratio(
 
 
 def claims(cells: Sequence[dict[str, Any]], cost: str = "cpu_seconds") -> list[dict[str, Any]]:
-    """For each rule and target: the ratio of costs, and its 95 % interval over resampled seeds."""
+    """Return the cost ratio of each rule and target, with a 95 % interval over resampled seeds."""
     found = curves(cells, cost)
     full = found.get(("full", 1.0), [])
     lengths = sorted({cell["epochs"] for cell in cells if cell["method"] == "full"})
@@ -129,7 +129,7 @@ def claims(cells: Sequence[dict[str, Any]], cost: str = "cpu_seconds") -> list[d
 
 
 def table(rows: list[list[str]], head: list[str]) -> str:
-    """A Markdown table, columns of one width."""
+    """Format an aligned Markdown table."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -141,7 +141,7 @@ def table(rows: list[list[str]], head: list[str]) -> str:
 
 
 def headline(rows: Sequence[dict[str, Any]], foot: str) -> str:
-    """The few rows that a visitor reads: full data and the rules that have as many seeds."""
+    """Format the rows for the README: full data, and the rules that have as many seeds."""
     shown = [r for r in rows if r["epochs"] in TARGETS]
     most = max((r["seeds"] for r in shown if r["method"] == "full"), default=0)
     shown = [r for r in shown if r["seeds"] == most and r["keep"] in (1.0, 0.5)]
@@ -160,14 +160,14 @@ def headline(rows: Sequence[dict[str, Any]], foot: str) -> str:
     ]
     head = ["method", "accuracy, %", "samples", "time"]
     note = (
-        f"{most} seeds, mean ± standard deviation; the time is that of the process, relative to "
+        f"{most} seeds, mean ± standard deviation; processor time relative to "
         f"full data for {base['epochs']} epochs. {foot}"
     )
     return f"{table(lines, head)}\n\n{note}\n"
 
 
 def finite(value: Any) -> Any:
-    """``value`` without what JSON cannot say: not reached, or no deviation of one seed, is None."""
+    """Return ``value`` with NaN and infinity, which JSON does not have, replaced by None."""
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -176,7 +176,7 @@ def finite(value: Any) -> Any:
 
 
 def figure(ratio: float) -> str:
-    """A ratio, or that the accuracy was not reached."""
+    """Format a ratio; infinity means that the accuracy was not reached."""
     return "not reached" if math.isinf(ratio) else f"{ratio:.2f}"
 
 
@@ -199,7 +199,7 @@ def footer(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def write(folder: Path) -> str:
-    """Write the results, tables and image to ``folder``, and return the long table."""
+    """Write the results, tables and figure to ``folder``, and return the full table."""
     cells = grid.read(folder)
     if not cells:
         return f"{folder}: no cells yet"

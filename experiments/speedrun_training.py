@@ -1,4 +1,4 @@
-"""One training of experiments/speedrun.py: full data, or what a policy keeps."""
+"""One training run of experiments/speedrun.py, on full data or on the samples of a policy."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is tuned once, for full data (experiments/README.md), then the same for every method.
+    """The settings, tuned once for full data (experiments/README.md) and shared by all methods.
 
-    Learning rate and weight decay are those of a batch of 1024, as in cifar10-airbench: both are
-    scaled to the batch size, and the rate to the momentum.
+    Learning rate and weight decay are those of a batch of 1024, as in cifar10-airbench. Both are
+    scaled by batch size and momentum.
 
     Attributes:
         widths: a key of ``WIDTHS``.
-        batch_size: images in a step.
-        lr: highest learning rate.
-        weight_decay: decay for the whole of a step of 1024 images, independent of ``lr``.
-        momentum: Nesterov's.
-        bias_scale: how much higher the learning rate of the biases of batch norm is.
+        batch_size: number of images per step.
+        lr: peak learning rate.
+        weight_decay: total decay of a step of 1024 images, independent of ``lr``.
+        momentum: Nesterov momentum.
+        bias_scale: learning rate of the batch-norm biases relative to the other parameters.
         label_smoothing: share of the target spread over all classes.
-        schedule: "triangular", or "constant".
-        augment: translate and flip.
-        whitening_images: training images that the first convolution is computed from.
+        schedule: "triangular" or "constant".
+        augment: whether to translate and flip images.
+        whitening_images: number of training images from which to compute the whitening filters.
         precision: "bf16" (autocast) or "fp32".
     """
 
@@ -54,7 +54,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Decoded images: uint8 [n, 3, 32, 32] and labels int64 [n], for training and testing."""
+    """Decoded images, uint8 [n, 3, 32, 32], and labels, int64 [n], for training and testing."""
 
     train: Tensor
     train_labels: Tensor
@@ -67,10 +67,10 @@ class Training:
 
     Args:
         images: the data.
-        policy: which samples each epoch keeps; ``Full()`` keeps all.
-        epochs: length of the training.
-        seed: of the weights, the order, the augmentation and the selection.
-        recipe: everything else.
+        policy: chooses the samples of each epoch; ``Full()`` keeps all.
+        epochs: number of epochs.
+        seed: seed of the weights, order, augmentation and selection.
+        recipe: all other settings.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Training:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
-        # A step's gradients are a mean, and momentum adds up 1 / (1 - momentum) of them.
+        # Momentum sums up to 1 / (1 - momentum) gradients, each of which is a mean over a batch.
         kilostep = 1 + 1 / (1 - recipe.momentum)
         self._peak = recipe.lr * recipe.batch_size / 1024 / kilostep
         decay = recipe.weight_decay * recipe.batch_size / 1024 / kilostep
@@ -126,7 +126,7 @@ class Training:
         return torch.optim.SGD(groups, lr=self._peak, momentum=recipe.momentum, nesterov=True)
 
     def run(self) -> dict[str, Any]:
-        """Train, test, and return what there is to report; seconds are this process's."""
+        """Train and test, and return the results. Times are processor seconds."""
         history, seconds = [], 0.0
         for epoch in range(self.epochs):
             begin = time.process_time()
@@ -148,7 +148,7 @@ class Training:
         }
 
     def _train_epoch(self) -> Tensor:
-        """Train for one epoch, and return the plain losses of the samples it fed."""
+        """Train for one epoch, and return the losses of its samples without label smoothing."""
         recipe, seen = self.recipe, []
         self.model.train()
         for images, labels in self.loader:
@@ -177,9 +177,9 @@ class Training:
 
     @torch.inference_mode()
     def test(self) -> dict[str, float]:
-        """Accuracy on the test set, with and without the mean over the mirrored image."""
+        """Return the test accuracy, with and without averaging over the mirrored image."""
         self.model.eval()
-        right = torch.zeros(2, dtype=torch.int64)
+        num_correct = torch.zeros(2, dtype=torch.int64)
         batches = zip(
             self.images.test.split(1000), self.images.test_labels.split(1000), strict=True
         )
@@ -188,10 +188,10 @@ class Training:
             with self._autocast():
                 plain = self.model(prepared).float()
                 both = plain + self.model(prepared.flip(3)).float()
-            right += torch.stack(
+            num_correct += torch.stack(
                 [(both.argmax(1) == labels).sum(), (plain.argmax(1) == labels).sum()]
             )
-        share = (right.double() / len(self.images.test)).tolist()
+        share = (num_correct.double() / len(self.images.test)).tolist()
         return {"accuracy": share[0], "accuracy_without_mirroring": share[1]}
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -199,21 +199,21 @@ class Training:
 
 
 def triangle(done: float, start: float = 0.2, peak: float = 0.23, end: float = 0.07) -> float:
-    """The learning rate as a share of the highest, after ``done`` of the training."""
+    """Return the learning rate relative to its peak, after a fraction ``done`` of training."""
     if done < peak:
         return start + (1 - start) * done / peak
     return 1 + (end - 1) * (done - peak) / (1 - peak)
 
 
 def distribution(losses: Tensor) -> dict[str, float]:
-    """How the losses of an epoch are distributed."""
+    """Return statistics of an epoch's losses, which may predict whether pruning pays off."""
     found = dynloader.scores.loss_distribution(losses)._asdict()
     del found["num_samples"]
     return {"loss": found.pop("mean"), **found}
 
 
 def normalized(images: Tensor) -> Tensor:
-    """float32 [n, 3, 32, 32], channels last, from uint8."""
+    """Normalize uint8 images to float32 [n, 3, 32, 32] in channels-last format."""
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (MEAN, STD))
     found = (images.float() / 255 - mean) / std
     return found.contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""Trains the same network with and without pruning, and compares.
+"""Trains the same network with and without pruning, and compares the results.
 
-All methods see the same initial weights for a seed, the same batch size, and a learning rate that
-rises and falls over their own length. "full data, same steps" trains on all data, for fewer
-epochs: as many steps as the runs that prune by scores take.
+All methods have the same initial weights for a seed, the same batch size, and a learning rate that
+rises and falls over the steps of the method. "full data, same steps" trains on all data for fewer
+epochs: it takes as many steps as the methods that prune by scores.
 """
 
 from __future__ import annotations
@@ -37,13 +37,21 @@ except ImportError as error:
 
 @dataclass(frozen=True)
 class Method:
-    """One line of the comparison."""
+    """One row of the comparison.
+
+    Attributes:
+        name: name in tables.
+        policy: makes the policy; None trains on all data.
+        is_shorter: whether to stop after as many steps as the methods that prune by scores take.
+        is_rescored: whether to rescore the dropped samples before each epoch.
+        has_full_schedule: whether the learning-rate schedule has the length of training on all
+            data, as if it did not know about pruning.
+    """
 
     name: str
     policy: Callable[[argparse.Namespace], dynloader.Policy] | None
     is_shorter: bool = False
-    is_rescored: bool = False  # what an epoch leaves out gets a new score before it
-    # The learning rate goes by the steps of all samples, as where nobody tells it of the pruning.
+    is_rescored: bool = False
     has_full_schedule: bool = False
 
 
@@ -83,15 +91,15 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
-        # By default the table would be on the GPU of the machine, wherever the network is.
+        # By default, the table would be on the GPU if there is one, even if the network is not.
         on_cpu = self.policy is not None and args.device == "cpu"
         table = dynloader.ScoreTable(len(data.train), "cpu") if on_cpu else None
         self.loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
             data.train.dataset,
             args.batch_size,
             shuffle=True,
-            # Batch normalisation over one or two samples, the rest of an epoch, ruins a network;
-            # and how large the rest is depends on the method.
+            # A last batch of one or two samples ruins batch normalization, and its size depends on
+            # the method.
             drop_last=min(args.keep, 0.5) * len(data.train) > args.batch_size,
             num_workers=args.workers,
             pin_memory=args.device.startswith("cuda"),
@@ -105,7 +113,7 @@ class Trainer:
         self.mean, self.deviation = (m.to(args.device) for m in data.moments)
 
     def _log(self) -> dynloader.RunLog | None:
-        """For the report; the epochs of the loader write themselves, those of full data do not."""
+        """Return a log for the report. Without a policy, :meth:`_add_to` writes its epochs."""
         folder = getattr(self.args, "log", None)
         if folder is None:
             return None
@@ -116,7 +124,7 @@ class Trainer:
         return dynloader.RunLog(folder, seed=self.seed, **shown)
 
     def run(self, progress: tqdm[Any]) -> dict[str, Any]:
-        """Train, and return what there is to report."""
+        """Train, and return the results."""
         records = []
         samples = steps = num_rescored = 0
         seconds = cpu_seconds = 0.0
@@ -198,7 +206,7 @@ class Trainer:
             labels = labels.to(self.args.device, non_blocking=True)
             logits = self.model(self._prepare(images, augment=self.data.augment))
             losses = F.cross_entropy(logits, labels, reduction="none")
-            # The full-data runs do not pay for scores that nobody reads.
+            # Do not record scores for full data, which would take time and have no use.
             loss = losses.mean() if self.policy is None else self.loader.update(losses)
             loss.backward()
             self.optimizer.step()
@@ -215,22 +223,22 @@ class Trainer:
 
     @torch.inference_mode()
     def outputs(self, images: train_data.Images) -> Tensor:
-        """The logits of all ``images`` as they are, float32 [n, classes], on the CPU."""
+        """Return the logits of ``images`` without augmentation, float32 [n, classes] on the CPU."""
         self.model.eval()
         parts = [self.model(self._prepare(x, augment=False)) for x in images.images.split(1000)]
         return torch.cat(parts).float().cpu()
 
     @torch.inference_mode()
     def accuracy(self) -> float:
-        """The share of the test set that is predicted rightly."""
+        """Return the share of the test set that is classified correctly."""
         self.model.eval()
-        right = 0
+        num_correct = 0
         test = self.data.test
         batches = zip(test.images.split(1000), test.labels.split(1000), strict=True)
         for images, labels in batches:
             predicted = self.model(self._prepare(images, augment=False)).argmax(1)
-            right += int((predicted == labels.to(self.args.device)).sum())
-        return right / len(test)
+            num_correct += int((predicted == labels.to(self.args.device)).sum())
+        return num_correct / len(test)
 
     def _prepare(self, images: Tensor, *, augment: bool) -> Tensor:
         images = images.to(self.args.device, non_blocking=True)
@@ -240,7 +248,7 @@ class Trainer:
         return images.contiguous(memory_format=torch.channels_last)
 
     def _set_learning_rate(self, done: float) -> None:
-        # Up over the first fifth of the training, down to zero over the rest.
+        # Rise over the first fifth of training, then fall to zero.
         share = min(done / 0.2, (1 - done) / 0.8)
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * share
@@ -252,39 +260,43 @@ class Trainer:
 
 
 def pruned_steps(num_samples: int, args: argparse.Namespace) -> int:
-    """The steps of a run that prunes by scores: the first epoch has all samples."""
+    """Return the number of steps of a run that prunes by scores, from the second epoch on."""
     policy = dynloader.UCB(keep=args.keep, every=args.every)
     kept = (policy.num_kept(num_samples, epoch) for epoch in range(args.epochs))
     return sum(max(1, num_samples // args.batch_size) for num_samples in kept)
 
 
 def shorter_epochs(num_samples: int, args: argparse.Namespace) -> int:
-    """The epochs of all samples, the last one begun, that make up so many steps."""
+    """Return the number of full epochs that contain :func:`pruned_steps`, rounded up."""
     steps_of_all = max(1, num_samples // args.batch_size)
     return math.ceil(pruned_steps(num_samples, args) / steps_of_all)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
     add("--data", default="digits", help="digits, cifar10, cifar100, mnist, ..., or a folder")
-    add("--name", help="what the report calls the data; default: --data, or the folder's name")
-    add("--root", help="where torchvision's data sets are")
-    add("--policy", default=DEFAULT_METHODS, help=f"of {', '.join(METHODS)}")
+    add("--name", help="name of the data in the report; default: --data, or the folder's name")
+    add("--root", help="folder of torchvision's datasets")
+    add(
+        "--policy",
+        default=DEFAULT_METHODS,
+        help=f"methods, separated by commas, among {', '.join(METHODS)}",
+    )
     add("--keep", type=float, default=0.5, help="fraction of the samples to keep, in (0, 1]")
     add("--every", type=int, help="epochs between selections; default: a twentieth of --epochs")
     add("--epochs", type=int, default=40)
     add("--seeds", type=int, default=5, help="number of runs of each method")
     add("--model", choices=MODELS, default="cnn")
     add("--batch-size", type=int, default=64)
-    add("--lr", type=float, help="highest learning rate; default: 0.02 for digits, else 0.1")
+    add("--lr", type=float, help="peak learning rate; default: 0.02 for digits, else 0.1")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one")
-    add("--workers", type=int, default=0, help="processes that load data")
-    add("--threads", type=int, help="threads that compute")
-    add("--eval-every", type=int, default=1, help="epochs between two looks at the test set")
+    add("--workers", type=int, default=0, help="number of worker processes")
+    add("--threads", type=int, help="number of threads for computation")
+    add("--eval-every", type=int, default=1, help="epochs between evaluations on the test set")
     add("--out", type=Path, help="folder for the results; default: runs/ and the data's name")
     add("--quick", action="store_true", help="4 epochs, 1 seed: a smoke test, not a comparison")
     args = parser.parse_args(arguments)
@@ -293,7 +305,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args.methods = [name.strip() for name in args.policy.split(",") if name.strip()]
     for name in args.methods:
         if name not in METHODS:
-            parser.error(f"--policy must be of {', '.join(METHODS)}, got {name!r}")
+            parser.error(f"--policy must be among {', '.join(METHODS)}, got {name!r}")
     if not args.methods:
         parser.error("--policy must name a method, got none")
     if not 0 < args.keep <= 1:
@@ -309,12 +321,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device must be cpu where there is no GPU, got {args.device}")
+        parser.error(f"--device must be cpu without a GPU, got {args.device}")
     return args
 
 
 def warm_up(data: train_data.Data, args: argparse.Namespace) -> None:
-    """Let the libraries load and choose their kernels before anything is timed."""
+    """Train briefly, so that libraries load and choose their kernels before anything is timed."""
     subset = train_data.Images(data.train.images[:512], data.train.labels[:512])
     small = train_data.Data(data.name, subset, subset, data.num_classes, data.augment)
     brief = argparse.Namespace(**{**vars(args), "epochs": 2, "workers": 0})
@@ -339,7 +351,7 @@ def main() -> None:
     try:
         empty(args.log)
     except FileExistsError as error:
-        raise SystemExit(f"--out must not hold runs of others, got {error}") from None
+        raise SystemExit(f"--out must not hold other runs, got {error}") from None
     runs = []
     jobs = [(METHODS[name], seed) for seed in range(args.seeds) for name in args.methods]
     trainers = (Trainer(data, method, seed, args) for method, seed in jobs)
@@ -352,7 +364,6 @@ def main() -> None:
             progress.set_description(f"{trainer.method.name}, seed {trainer.seed}")
             runs.append(trainer.run(progress))
             progress.set_postfix_str(f"last accuracy {100 * runs[-1]['accuracy']:.2f} %")
-    # One row a method, in the order they were asked for.
     result: dict[str, Any] = {
         **machine.describe(),
         "data": {
@@ -361,11 +372,11 @@ def main() -> None:
             "test": len(data.test),
             "classes": data.num_classes,
         },
-        # Where things are on this machine is of no use on another.
+        # Paths of this machine are of no use elsewhere.
         "arguments": {
             k: v for k, v in vars(args).items() if k not in ("data", "root", "out", "log")
         },
-        "summary": train_report.summarise(runs),
+        "summary": train_report.summarize(runs),
         "runs": runs,
     }
     parameters = sum(p.numel() for p in trainer.model.parameters())

@@ -1,4 +1,4 @@
-"""Image data for experiments/train.py: decoded once, and kept in memory as bytes."""
+"""Image datasets for experiments/train.py, decoded once and kept in memory as uint8."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Images:
 
     @property
     def dataset(self) -> TensorDataset:
-        """For a loader, which gathers whole batches from it."""
+        """A dataset from which the loader gathers whole batches."""
         return TensorDataset(self.images, self.labels)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set for classification.
+    """A dataset for classification.
 
     Attributes:
-        name: for the report.
-        train: to be pruned.
-        test: never augmented.
-        num_classes: number of labels.
+        name: name in the report.
+        train: training set, to be pruned.
+        test: test set, which is never augmented.
+        num_classes: number of classes.
         augment: whether training images may be shifted and mirrored.
     """
 
@@ -62,8 +62,8 @@ class Data:
 
     @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the training images, float32 [1, channels, 1, 1], for 0..255."""
-        # In slices: as float32, a large data set would fill the memory.
+        """Mean and deviation of the training images in [0, 255], float32 [1, channels, 1, 1]."""
+        # Convert slices: a large dataset might not fit into memory as floats.
         total = torch.zeros(2, self.train.images.shape[1], dtype=torch.float64)
         for part in self.train.images.split(4096):
             values = part.transpose(0, 1).flatten(1).double()
@@ -75,13 +75,13 @@ class Data:
 
 
 def load(name: str, root: str | None = None, test_share: float = 0.2) -> Data:
-    """The data set of that name, or in the folder of that name.
+    """Load a dataset by name or from a folder.
 
     Args:
-        name: "digits", one of torchvision's (``TORCHVISION``), or a folder: a tree of one folder a
-            class, or ``train`` and ``test`` of such trees.
-        root: where torchvision's are, or are to be put.
-        test_share: of each class, where there is no test set.
+        name: "digits", a key of ``TORCHVISION``, or a folder. The folder holds one folder per
+            class, or ``train`` and ``test``, which hold one folder per class.
+        root: folder of torchvision's datasets; missing ones are downloaded to it.
+        test_share: share of each class to use for testing if there is no test set.
     """
     if name == "digits":
         return _digits(test_share)
@@ -98,7 +98,7 @@ def _digits(test_share: float) -> Data:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    # 17 levels of grey, 0..16.
+    # There are 17 gray levels, 0 to 16.
     images = torch.from_numpy((found.images * 15).astype(np.uint8)).unsqueeze(1)
     train, test = _split(Images(images, torch.from_numpy(found.target).long()), test_share)
     return Data("handwritten digits", train, test, num_classes=10, augment=False)
@@ -108,16 +108,14 @@ def _torchvision(name: str, root: str | None) -> Data:
     import torchvision
 
     if root is None:
-        raise SystemExit(f"--root must name the folder of {name}, got nothing")
+        raise SystemExit(f"--root must be the folder of {name}, got none")
     make = getattr(torchvision.datasets, TORCHVISION[name])
     sets = []
     for is_train in (True, False):
         try:
-            found = make(root, train=is_train, download=True)  # where it is not there yet
+            found = make(root, train=is_train, download=True)
         except (OSError, RuntimeError) as error:
-            raise SystemExit(
-                f"--root must hold {name}, or let it be downloaded to there: {error}"
-            ) from None
+            raise SystemExit(f"--root must hold {name}, or allow downloading it: {error}") from None
         images = torch.as_tensor(found.data)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
         sets.append(Images(images.contiguous(), torch.as_tensor(found.targets).long()))
@@ -134,7 +132,7 @@ def _folder(folder: Path, test_share: float) -> Data:
     else:
         everything, classes = _decode(folder)
         train, test = _split(everything, test_share)
-    # Meant for photographs of things; letters, say, are not to be mirrored.
+    # Assume that images of this size are photographs. Letters, for example, must not be mirrored.
     augment = train.images.shape[1:] == (3, 32, 32)
     return Data(folder.resolve().name, train, test, num_classes=len(classes), augment=augment)
 
@@ -145,13 +143,13 @@ def _decode(folder: Path) -> tuple[Images, list[str]]:
     try:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:
-        raise SystemExit(f"--data must hold one folder of images for each class: {error}") from None
+        raise SystemExit(f"--data must hold one folder of images per class: {error}") from None
     images = []
     for path, _ in tqdm(found.samples, desc=f"decoding {folder.name}", unit="image", leave=False):
         pixels = np.asarray(found.loader(path))
         if images and pixels.shape != images[0].shape:
             raise SystemExit(
-                f"images must be of one size, {images[0].shape[:2]}, got {pixels.shape[:2]}: {path}"
+                f"images must have one size, {images[0].shape[:2]}, got {pixels.shape[:2]}: {path}"
             )
         images.append(pixels)
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -159,7 +157,7 @@ def _decode(folder: Path) -> tuple[Images, list[str]]:
 
 
 def _split(images: Images, test_share: float) -> tuple[Images, Images]:
-    """The same split every time: of each class, ``test_share`` goes to the test set."""
+    """Split in a fixed random way, with ``test_share`` of each class in the test set."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     is_test = torch.zeros(len(images), dtype=torch.bool)
     for label in images.labels.unique():
@@ -172,7 +170,7 @@ def _split(images: Images, test_share: float) -> tuple[Images, Images]:
 
 
 def shift_and_mirror(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
-    """Random crops of the padded images, half of them mirrored; each image has its own draw."""
+    """Crop the padded images at random and mirror half of them, independently for each image."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     draws = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(images.device)

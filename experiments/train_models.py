@@ -18,7 +18,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) ->
 class SmallCNN(nn.Module):
     """Three convolutions, each halving the image, and a linear classifier.
 
-    At 32 x 32 pixels and width 24, 6 million multiply-adds an image.
+    With 32 x 32 pixels and width 24, it takes 6 million multiply-adds per image.
     """
 
     def __init__(self, channels: int, num_classes: int, width: int = 24) -> None:
@@ -31,7 +31,7 @@ class SmallCNN(nn.Module):
         self.classifier = nn.Linear(4 * channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, [b, num_classes]."""
+        """Return the logits, [b, num_classes]."""
         return self.classifier(self.features(images))
 
 
@@ -64,7 +64,7 @@ class ResNet18(nn.Module):
         self.classifier = nn.Linear(512, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, [b, num_classes]."""
+        """Return the logits, [b, num_classes]."""
         return self.classifier(self.features(images))
 
 

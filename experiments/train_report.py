@@ -1,4 +1,4 @@
-"""What experiments/train.py leaves behind: a table, an image and a JSON file."""
+"""The results of experiments/train.py: a table, a figure and a JSON file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# One colour for a method, whichever are shown; distinguishable with the usual colour deficiencies.
-COLOURS = ("#4d4d4d", "#999999", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
+# Colors by position of the method; distinct under common color deficiencies.
+COLORS = ("#4d4d4d", "#999999", "#0072b2", "#e69f00", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")
 COLUMNS = (
     "method",
     "accuracy, %",
@@ -24,8 +24,8 @@ COLUMNS = (
 )
 
 
-def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a method, in the order in which they first came: means over the seeds."""
+def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row of means over seeds per method, in order of first appearance."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         by_method.setdefault(run["method"], []).append(run)
@@ -48,7 +48,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], title: str, foot: str) -> str:
-    """The rows as a Markdown table that also reads well as it is."""
+    """Format the rows as an aligned Markdown table."""
     full = next((row["samples"] for row in rows if row["method"] == "full data"), None)
     cells = [list(COLUMNS)]
     for row in rows:
@@ -82,7 +82,7 @@ def table(rows: list[dict[str, Any]], title: str, foot: str) -> str:
 
 
 def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
-    """Accuracy against samples trained: the mean over the seeds, and their range as a band."""
+    """Plot accuracy against samples trained: the mean over seeds, with the range as a band."""
     figure = Figure(figsize=(9.6, 5.8), layout="constrained")
     axes = figure.subplots()
     methods = list(dict.fromkeys(run["method"] for run in runs))
@@ -95,17 +95,17 @@ def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
         samples = [statistics.fmean(e["samples"] for e in epochs) for epochs in points]
         accuracy = [[100 * e["accuracy"] for e in epochs] for epochs in points]
         mean = [statistics.fmean(values) for values in accuracy]
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         dashes = "--" if method.startswith("full data") else "-"
         label = f"{method}: {mean[-1]:.2f}"
-        axes.plot(samples, mean, dashes, color=colour, linewidth=1.8, label=label)
-        axes.plot(samples[-1], mean[-1], "o", color=colour, markersize=6, zorder=3)
+        axes.plot(samples, mean, dashes, color=color, linewidth=1.8, label=label)
+        axes.plot(samples[-1], mean[-1], "o", color=color, markersize=6, zorder=3)
         low, high = [min(v) for v in accuracy], [max(v) for v in accuracy]
-        axes.fill_between(samples, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(samples, low, high, color=color, alpha=0.13, linewidth=0)
         finals += [mean[-1], mean[len(mean) // 2]]
-    # The first epochs of all methods are alike, and would take most of the room.
+    # Cut off the first epochs, which look alike and would take most of the space. Show at least 5
+    # points below, so that a few test images do not look like a difference.
     best, worst = max(finals), min(finals)
-    # Never so close that a handful of test images looks like a difference.
     spread = best - worst
     axes.set_ylim(worst - max(0.35 * spread, 5.0), min(best + max(0.12 * spread, 0.8), 100.5))
     axes.set_xlim(left=0)
@@ -121,7 +121,7 @@ def draw(runs: list[dict[str, Any]], title: str, foot: str, path: Path) -> None:
 
 
 def write(folder: Path, result: dict[str, Any], title: str, foot: str) -> str:
-    """Write ``results.json``, ``table.md`` and ``accuracy.png``; returns the table."""
+    """Write ``results.json``, ``table.md`` and ``accuracy.png``, and return the table."""
     folder.mkdir(parents=True, exist_ok=True)
     text = table(result["summary"], title, foot)
     (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")

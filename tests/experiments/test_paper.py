@@ -48,10 +48,10 @@ def test_the_grid(tmp_path: Path) -> None:
     kept = found["ucb-0.5-0"]["run"]["selections"]
     # The selection of the epoch after the last is made, too.
     assert sum(kept["samples_kept_so_often"]) == 1438
-    for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "of the processor seconds"):
+    for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "the shares of processor seconds"):
         assert name.lower() in first.lower()
     assert (tmp_path / "accuracy.png").exists()
-    assert "New scores for what is left out are paid for in seconds" in first
+    assert "Seconds include rescoring of dropped samples" in first
     lines = (tmp_path / "summary.md").read_text().splitlines()
     assert len([line for line in lines if line.startswith("|")]) == 2 + 20
     assert lines[4].startswith("| full data ")
@@ -78,7 +78,7 @@ def test_the_grid(tmp_path: Path) -> None:
     assert not list(cells.glob("*.claim"))
     assert run(tmp_path, "--report").startswith("CIFAR-10: 1,438 training")
     # Other settings are not mixed with these.
-    assert "--out holds trainings with lr 0.02, got 0.1" in refused(tmp_path, *asked, "--lr", "0.1")
+    assert "--out holds runs with lr 0.02, got 0.1" in refused(tmp_path, *asked, "--lr", "0.1")
 
 
 def refused(out: Path, *arguments: str) -> str:
@@ -99,11 +99,11 @@ def refused(out: Path, *arguments: str) -> str:
 def test_refused(tmp_path: Path) -> None:
     for arguments, message in (
         (("--epochs", "0"), "--epochs must be at least 1, got 0"),
-        (("--keeps", "a"), "--keeps must be numbers with commas between them, got 'a'"),
+        (("--keeps", "a"), "--keeps must be numbers separated by commas, got 'a'"),
         (("--keeps", "2"), "--keeps must be in (0, 1], got [2.0]"),
-        (("--methods", "x"), "--methods must be of full, same-steps"),
-        ((), "--data must name the data, got nothing"),
-        (("--report",), "--out must hold cells that are done, got none"),
+        (("--methods", "x"), "--methods must be among full, same-steps"),
+        ((), "--data must be a dataset or a folder, got none"),
+        (("--report",), "--out must hold finished cells, got none"),
     ):
         assert message in refused(tmp_path, *arguments)
 
@@ -112,7 +112,7 @@ def test_a_grid_without_full_data(tmp_path: Path) -> None:
     asked = ["--data", "digits", "--epochs", "2", "--seeds", "1", "--keeps", "0.5", "--lr", "0.02"]
     text = run(tmp_path, *asked, "--methods", "random", "--batch-size", "64")
     assert "random dynamic" in text
-    assert "nothing to compare the time of" in text
+    assert "There are no runs to compare the time of" in text
     assert not (tmp_path / "published.md").exists()  # of other data, nothing was
 
 
@@ -125,7 +125,7 @@ def test_wrong_labels(tmp_path: Path) -> None:
     # They have the highest losses, and are what it keeps.
     assert found["wrong_kept"] > 0.75
     assert found["wrong_of_hardest"] > 0.75
-    assert "of as many hardest, wrong" in text
+    assert "wrong labels found" in text
     assert found["kept"] == pytest.approx(0.5, abs=0.01)
     dice = json.loads((tmp_path / "cells" / "random-0.5-0.json").read_text())["run"]["selections"]
     assert dice["wrong_kept"] == pytest.approx(0.5, abs=0.15)

@@ -101,7 +101,7 @@ def test_cells_are_trained_once_and_of_one_recipe(tmp_path: Path) -> None:
     speedrun.run_cells(speedrun.parse(arguments))
     again = [path.stat().st_mtime_ns for path in files]
     assert [new == old for new, old in zip(again, times, strict=True)] == [True, True, False, True]
-    with pytest.raises(SystemExit, match="name another folder"):
+    with pytest.raises(SystemExit, match="choose another folder"):
         speedrun.run_cells(speedrun.parse([*arguments, "--lr", "3"]))
     text = report.write(tmp_path / "out")
     assert "UCB" in text
