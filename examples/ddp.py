@@ -1,8 +1,8 @@
-"""Several processes with DistributedDataParallel; the loader shares out every epoch by itself.
+"""Trains with DistributedDataParallel. The loader splits every epoch among the processes.
 
     torchrun --nproc-per-node 2 examples/ddp.py [--checkpoint FILE]
 
-Begun again with the same file, it goes on where the last epoch ended.
+Run it again with the same FILE to resume after the last finished epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import dynloader
 
 
 def save(state: dict[str, Any], path: str) -> None:
-    """Under another name first: a process that is killed here leaves the former checkpoint."""
+    """Save atomically, so that a process killed here leaves the previous checkpoint."""
     with open(path + ".new", "wb") as file:
         torch.save(state, file)
         file.flush()
@@ -30,13 +30,13 @@ def save(state: dict[str, Any], path: str) -> None:
 
 
 def main() -> None:
-    """Train, and say what each epoch took."""
+    """Train, and print the samples and loss of each epoch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--checkpoint")
     args = parser.parse_args()
     device = torch.device("cpu")
-    # A GPU for each process, for NCCL refuses to share one.
+    # Use GPUs only if there is one per process, because NCCL does not share a GPU.
     if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -44,7 +44,7 @@ def main() -> None:
 
     model = DistributedDataParallel(network().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    # The batch size of one process; which samples are whose is settled when iteration begins.
+    # batch_size is per process. Iterating divides the samples of an epoch among the processes.
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
         dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5)
     )

@@ -9,12 +9,12 @@ from torch.utils.data import TensorDataset
 
 
 def dataset() -> TensorDataset:
-    """Images as float32 [n, 64] in [0, 1], and their labels as int64 [n]."""
+    """Return images, float32 [n, 64] in [0, 1], and their labels, int64 [n]."""
     data, target = load_digits(return_X_y=True)
     return TensorDataset(torch.tensor(data, dtype=torch.float32) / 16, torch.tensor(target))
 
 
 def network() -> nn.Module:
-    """One hidden layer."""
+    """Return a network with one hidden layer."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))

@@ -1,9 +1,9 @@
-"""Trains on folders of JPEG files, one for each class, with the samples that matter now.
+"""Trains on the samples that matter now, from one folder of images per class.
 
     python examples/imagefolder.py FOLDER [--epochs 4] [--keep 0.5] [--workers 2] [--size 32]
 
-Torch's workers decode and augment, fed with whole batches of indices; batches are copied to the
-device ahead of the training, so each brings its index along.
+Torch's workers decode and augment whole batches. Because batches are copied to the device ahead of
+training, each includes the indices of its samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import dynloader
 
 
 def network(num_classes: int) -> nn.Module:
-    """Three convolutions."""
+    """Return a network with three convolutions."""
     layers: list[nn.Module] = []
     for channels in (32, 64, 128):
         layers += [nn.LazyConv2d(channels, 3, 2, 1), nn.BatchNorm2d(channels), nn.ReLU()]
@@ -30,7 +30,7 @@ def network(num_classes: int) -> nn.Module:
 
 
 def main() -> None:
-    """Train, and say what each epoch took."""
+    """Train, and print the samples, time and loss of each epoch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("--epochs", type=int, default=4)
@@ -64,7 +64,7 @@ def main() -> None:
     )
     print(loader)
     model = network(len(dataset.classes)).to(device)
-    model(torch.zeros(2, 3, args.size, args.size, device=device))  # makes the lazy layers
+    model(torch.zeros(2, 3, args.size, args.size, device=device))  # initializes the lazy layers
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for epoch in range(args.epochs):
         begin, samples, total = time.perf_counter(), 0, 0.0

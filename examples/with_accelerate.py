@@ -1,4 +1,4 @@
-"""Hugging Face accelerate, with one process or several.
+"""Trains with Hugging Face accelerate, in one process or several.
 
 accelerate launch --num-processes 2 examples/with_accelerate.py
 """
@@ -17,14 +17,14 @@ from dynloader.integrations.accelerate import prepare
 
 
 def main() -> None:
-    """Train, and say what each epoch took."""
+    """Train, and print the samples and loss of each epoch."""
     accelerator = Accelerator(gradient_accumulation_steps=2)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
         dataset(), batch_size=32, policy=dynloader.UCB(keep=0.5), epochs=4
     )
-    batches = prepare(accelerator, loader)  # in place of accelerator.prepare
+    batches = prepare(accelerator, loader)  # instead of accelerator.prepare
     schedule = dynloader.ProgressLR(optimizer, loader, dynloader.schedules.cosine(warmup=0.05))
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     for epoch in range(4):

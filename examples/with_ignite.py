@@ -1,4 +1,4 @@
-"""ignite: it asks for the length of an epoch once, so all have one length.
+"""Trains with ignite. It queries the length of an epoch only once, so all epochs have one length.
 
 python examples/with_ignite.py
 """
@@ -16,7 +16,7 @@ import dynloader
 
 
 def main() -> None:
-    """Train, and say what each epoch was made of."""
+    """Train, and print the number of samples of each epoch."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader: dynloader.DataLoader[Any] = dynloader.DataLoader(
@@ -37,10 +37,9 @@ def main() -> None:
     trainer = Engine(step)
 
     @trainer.on(Events.EPOCH_COMPLETED)
-    def tell(engine: Engine) -> None:
-        print(
-            f"epoch {engine.state.epoch}: step {engine.state.iteration}, of {loader.num_selected}"
-        )
+    def report(engine: Engine) -> None:
+        state = engine.state
+        print(f"epoch {state.epoch}: step {state.iteration}, {loader.num_selected} samples")
 
     trainer.run(loader, max_epochs=4)
 

@@ -1,6 +1,6 @@
-"""Lightning: the loader goes to the trainer, and a callback tells it how long each epoch is.
+"""Trains with Lightning. A callback updates the trainer's length of each epoch.
 
-python examples/with_lightning.py [FOLDER FOR CHECKPOINTS]
+python examples/with_lightning.py [CHECKPOINT_FOLDER]
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Digits(LightningModule):
         return self.loader.update(F.cross_entropy(self.network(images), labels, reduction="none"))
 
     def on_train_epoch_end(self) -> None:
-        """Say how many samples the epoch had."""
+        """Print the number of samples of the epoch."""
         print(f"epoch {self.current_epoch}: {self.samples} samples")
         self.samples = 0
 
     def configure_optimizers(self) -> Any:
-        """A learning rate that ends with the last step."""
+        """Return an optimizer, and a schedule that ends with the last step."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         schedule = dynloader.ProgressLR(optimizer, self.loader, dynloader.schedules.one_cycle())
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

@@ -1,4 +1,4 @@
-"""timm's PrefetchLoader fetches ahead: so each batch brings along which samples it is made of.
+"""Trains with timm. Its PrefetchLoader fetches ahead, so each batch includes its sample indices.
 
 python examples/with_timm.py
 """
@@ -18,7 +18,7 @@ import dynloader
 
 
 class Images(Dataset[Any]):
-    """Images as bytes; a target is the label and the index."""
+    """Images as uint8. A target is the label and the index."""
 
     def __init__(self) -> None:
         images, self.labels = dataset().tensors
@@ -32,7 +32,7 @@ class Images(Dataset[Any]):
 
 
 def main() -> None:
-    """Train, and say what each epoch took."""
+    """Train, and print the samples and loss of each epoch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

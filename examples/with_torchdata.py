@@ -1,6 +1,6 @@
-"""The sampler of a policy in torchdata's StatefulDataLoader; samples say which they are.
+"""Trains with torchdata's StatefulDataLoader and a pruning sampler. Samples include their index.
 
-dynloader.DataLoader has state_dict() too, and knows the scores: prefer it where you can.
+Prefer dynloader.DataLoader if you can: its state_dict() also includes the scores.
 
 python examples/with_torchdata.py
 """
@@ -17,7 +17,7 @@ import dynloader
 
 
 def main() -> None:
-    """Train, and say what each epoch took."""
+    """Train, and print the samples and loss of each epoch."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     images, labels = dataset().tensors
@@ -28,8 +28,8 @@ def main() -> None:
     )
     for epoch in range(4):
         samples, total = 0, 0.0
-        for some, targets, index in loader:
-            losses = F.cross_entropy(model(some), targets, reduction="none")
+        for inputs, targets, index in loader:
+            losses = F.cross_entropy(model(inputs), targets, reduction="none")
             sampler.table.update(index, losses.detach())
             optimizer.zero_grad()
             losses.mean().backward()

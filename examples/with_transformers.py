@@ -1,6 +1,6 @@
-"""The Trainer of Hugging Face transformers: PruningTrainer in its place.
+"""Trains with Hugging Face transformers. PruningTrainer replaces Trainer.
 
-python examples/with_transformers.py [FOLDER FOR CHECKPOINTS]
+python examples/with_transformers.py [CHECKPOINT_FOLDER]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynloader.integrations.transformers import PruningTrainer
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """The digits as columns."""
+    """The digits, each a dict of an image and its label."""
 
     def __init__(self) -> None:
         self.images, self.labels = dataset().tensors
@@ -32,14 +32,14 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 class Model(nn.Module):
-    """What the Trainer wants of a model."""
+    """The network, with the interface that the Trainer expects."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = network()
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
-        """Logits; and the loss that is used where nothing is recorded."""
+        """Return the logits, and with labels also the loss, which evaluation uses."""
         logits = self.network(images)
         if labels is None:
             return {"logits": logits}
@@ -47,7 +47,7 @@ class Model(nn.Module):
 
 
 def main() -> None:
-    """Train, and say what was kept."""
+    """Train, and print the number of steps and of kept samples."""
     folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
     arguments = TrainingArguments(
         folder,
@@ -65,7 +65,7 @@ def main() -> None:
     loader = trainer.loader
     assert loader is not None
     print(f"{trainer.state.global_step} steps, {len(loader)} in each epoch")
-    print(f"epoch {loader.epoch} would be made of {loader.num_selected} samples")
+    print(f"epoch {loader.epoch} would have {loader.num_selected} samples")
 
 
 if __name__ == "__main__":

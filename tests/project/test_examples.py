@@ -86,7 +86,7 @@ def test_examples_of_frameworks(name: str, package: str, tmp_path: Path) -> None
 def test_examples_of_frameworks_with_epochs_of_one_length(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("ignite")
-    assert run("with_ignite.py").splitlines()[-1] == "epoch 4: step 112, of 898"
+    assert run("with_ignite.py").splitlines()[-1] == "epoch 4: step 112, 898 samples"
     pytest.importorskip("transformers")
     # 57 + 3 * 29 steps, in four epochs of one length
     assert "144 steps, 36 in each epoch" in run("with_transformers.py", str(tmp_path))
