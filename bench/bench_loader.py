@@ -289,12 +289,12 @@ def main() -> None:
     rounds = 3 if args.quick else 15
     images, labels = load_images(args.data, n)
     found: dict[str, Any] = machine.describe() | {"n": n, "rounds": rounds, "epochs": {}}
-    found["epochs"]["as they are"] = {b: plain(images, labels, b, rounds) for b in (128, 512)}
-    found["epochs"]["crop, flip, normalise"] = {
+    found["epochs"]["no transforms"] = {b: plain(images, labels, b, rounds) for b in (128, 512)}
+    found["epochs"]["crop, flip, normalize"] = {
         b: augmented(images, labels, b, rounds // 3) for b in (128, 512)
     }
     if torch.cuda.is_available():
-        found["epochs"]["the same, on a GPU"] = {
+        found["epochs"]["crop, flip, normalize on a GPU"] = {
             b: resident(images, labels, b, "cuda") for b in (128, 512)
         }
     found["host_seconds_per_batch"] = host_time(rounds)
