@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -10,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dynloader.bench import machine
 
@@ -70,19 +71,48 @@ def run(
     check_settings(out, settings)
     about = machine.describe()
     for cell in todo:
-        path, lock_path = folder / f"{cell.name}.json", folder / f".{cell.name}.lock"
-        with lock_path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # another process is training it
-            if not path.exists():
-                begin = time.perf_counter()
-                found = dataclasses.asdict(cell) | train(cell)
-                found["wall_seconds"] = time.perf_counter() - begin
-                write(path, found | {"about": about})
-                print(f"{cell.name}: {describe(found)}", flush=True)
-            lock_path.unlink(missing_ok=True)
+        path = folder / f"{cell.name}.json"
+        with claim(folder / f".{cell.name}.lock") as is_ours:
+            if not is_ours or path.exists():
+                continue
+            begin = time.perf_counter()
+            found = dataclasses.asdict(cell) | train(cell)
+            found["wall_seconds"] = time.perf_counter() - begin
+            write(path, found | {"about": about})
+            print(f"{cell.name}: {describe(found)}", flush=True)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Lock the file ``path``, and remove it at the end; yield False if another process has it.
+
+    The lock ends with the process.
+    """
+    file = _locked(path)
+    if file is None:
+        yield False
+        return
+    with file:
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> IO[str] | None:
+    while True:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # another process finished the cell and removed the file, so try again
 
 
 def read(out: Path) -> list[dict[str, Any]]:

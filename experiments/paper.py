@@ -17,11 +17,10 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import grid
 import paper_report
@@ -366,17 +365,11 @@ def main() -> None:
         wanted = list(cells(args))
         for number, cell in enumerate(wanted, start=1):
             path = folder / f"{cell.name}.json"
-            claim = path.with_suffix(".claim")
-            if path.exists() or (file := claimed(claim)) is None:
-                continue
-            with file:
-                try:
-                    if path.exists():
-                        continue
-                    run = train_cell(cell, data, args)
-                    grid.write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
-                finally:
-                    claim.unlink()
+            with grid.claim(path.with_suffix(".claim")) as is_ours:
+                if not is_ours or path.exists():
+                    continue
+                run = train_cell(cell, data, args)
+                grid.write(path, about | {"cell": dataclasses.asdict(cell), "run": run})
             tqdm.write(
                 f"{number}/{len(wanted)} {cell.name}: {100 * run['accuracy']:.2f} %, "
                 f"{run['samples']:,} samples, {run['train_seconds']:.0f} s"
@@ -387,26 +380,6 @@ def main() -> None:
                 f"other processes are still training {len(missing)} cells: {', '.join(missing)}"
             )
     print(paper_report.write(args.out))
-
-
-def claimed(path: Path) -> IO[str] | None:
-    """Return the locked file, or None if another process trains this cell.
-
-    The lock ends with the process.
-    """
-    while True:
-        file = path.open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        try:
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except FileNotFoundError:
-            pass
-        file.close()  # another process finished the cell and removed the file, so try again
 
 
 if __name__ == "__main__":

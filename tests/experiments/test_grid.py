@@ -1,0 +1,59 @@
+"""Several processes share the cells of an experiment, and each cell is trained once."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paths import ROOT
+
+sys.path.append(str(ROOT / "experiments"))
+
+import grid
+
+CELL = grid.Cell("full", 1.0, 1, 0)
+
+
+def run(out: Path, train: Any) -> None:
+    grid.run(out, [CELL], {"lr": 0.1}, train, describe=str)
+
+
+def test_a_lock_that_was_removed_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the lock and locking it, its holder ends, and another process begins."""
+    path = tmp_path / "cells" / f".{CELL.name}.lock"
+    lock, other, trained = fcntl.flock, [], []
+
+    def train(cell: grid.Cell) -> dict[str, Any]:
+        trained.append(cell)
+        return {}
+
+    def late(file: Any, how: int) -> None:
+        if not other:
+            path.unlink()
+            other.append(path.open("w"))
+            lock(other[0], fcntl.LOCK_EX)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    run(tmp_path, train)
+    assert trained == []
+    assert path.exists()  # the lock of the process that trains the cell
+
+    other[0].close()  # it ends without a result
+    run(tmp_path, train)
+    assert trained == [CELL]
+    assert not path.exists()
+
+
+def test_a_training_that_fails_removes_its_lock(tmp_path: Path) -> None:
+    def fail(cell: grid.Cell) -> dict[str, Any]:
+        raise ValueError("diverged")
+
+    with pytest.raises(ValueError, match="diverged"):
+        run(tmp_path, fail)
+    assert list((tmp_path / "cells").iterdir()) == []
