@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_loader import walk
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -265,11 +266,6 @@ def of_webdataset(samples: list[Sample], work: Path, rounds: int) -> dict[str, l
         return walk(DataLoader(decoded.batched(BATCH), batch_size=None))
 
     return in_turn({"full": lambda: epoch(1.0, 0), "half": lambda: epoch(0.5, 1)}, rounds)
-
-
-def walk(loader: Iterable[Any]) -> int:
-    """Iterate over a loader, and return its number of batches."""
-    return sum(1 for _ in loader)
 
 
 def in_turn(rows: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:

@@ -236,11 +236,7 @@ def selections_of(trainer: train.Trainer, is_wrong: torch.Tensor) -> dict[str, A
 
 def with_wrong_labels(data: train_data.Data, share: float) -> train_data.Data:
     """Replace a fixed random share of the training labels with other classes."""
-    generator = torch.Generator().manual_seed(0)
-    labels = data.train.labels.clone()
-    index = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    other = torch.randint(1, data.num_classes, index.shape, generator=generator)
-    labels[index] = (labels[index] + other) % data.num_classes
+    labels = train_data.wrong_labels(data.train.labels, data.num_classes, share)
     return dataclasses.replace(data, train=train_data.Images(data.train.images, labels))
 
 

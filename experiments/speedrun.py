@@ -40,11 +40,10 @@ def load(folder: Path, cache: Path | None) -> Images:
 
 def with_wrong_labels(images: Images, share: float) -> Images:
     """Replace a fixed random share of the training labels with other classes."""
-    generator = torch.Generator().manual_seed(0)
-    labels, num_classes = images.train_labels.clone(), int(images.train_labels.max()) + 1
-    index = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    other = torch.randint(1, num_classes, index.shape, generator=generator)
-    labels[index] = (labels[index] + other) % num_classes
+    import train_data
+
+    labels = images.train_labels
+    labels = train_data.wrong_labels(labels, int(labels.max()) + 1, share)
     return dataclasses.replace(images, train_labels=labels)
 
 

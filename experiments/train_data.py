@@ -169,6 +169,16 @@ def _split(images: Images, test_share: float) -> tuple[Images, Images]:
     )
 
 
+def wrong_labels(labels: Tensor, num_classes: int, share: float) -> Tensor:
+    """Return a copy in which a fixed random share of the labels is replaced by other classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = labels.clone()
+    index = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    other = torch.randint(1, num_classes, index.shape, generator=generator)
+    labels[index] = (labels[index] + other) % num_classes
+    return labels
+
+
 def shift_and_mirror(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
     """Crop the padded images at random and mirror half of them, independently for each image."""
     count, _, height, width = images.shape
