@@ -126,6 +126,25 @@ def check_losses(losses: Any, name: str = "losses") -> Tensor:
     return losses
 
 
+def as_numbers(values: Any) -> Tensor:
+    """Return ``values`` as a tensor without grad; Python floats become float32."""
+    found = torch.as_tensor(values).detach()
+    if found.is_floating_point() and not isinstance(values, (Tensor, np.ndarray)):
+        # Without a dtype, Python numbers become torch's default dtype, which may be half.
+        found = torch.as_tensor(values, dtype=torch.float32)
+    return found
+
+
+def without_nan(scores: Tensor) -> Tensor:
+    """Return a copy as float32 on the CPU. Raise if the scores are complex or hold NaN."""
+    if scores.is_complex():
+        raise TypeError(f"scores must be real numbers, got {scores.dtype}")
+    found = scores.to("cpu", torch.float32, copy=True)
+    if (num_nan := int(found.isnan().sum())) > 0:
+        raise ValueError(f"scores must not hold NaN, got {num_nan} of {found.numel()}")
+    return found
+
+
 def check_range(name: str, indices: Tensor, n: int) -> None:
     """Raise IndexError unless all ``indices`` are in [0, n). The host waits for the GPU."""
     if indices.numel() == 0:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from dynloader import ops
+from dynloader._checks import as_numbers, without_nan
 from dynloader.policies._policy import Policy, refuse_rescale
 from dynloader.table._table import ScoreTable
 
@@ -80,17 +80,9 @@ def _recorded(scores: Any) -> Tensor:
         is_listed = isinstance(scores, Sequence) and len(scores) > 0
         if is_listed and all(isinstance(row, Tensor) for row in scores):
             scores = torch.stack([row.detach().cpu() for row in scores])
-        found = torch.as_tensor(scores).detach()
-        if found.is_floating_point() and not isinstance(scores, Tensor | np.ndarray):
-            # Without a dtype, Python numbers become torch's default dtype, which may be half.
-            found = torch.as_tensor(scores, dtype=torch.float32)
+        found = as_numbers(scores)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"scores must be numbers [m, n], got {type(scores).__name__}") from error
     if found.ndim != 2 or not len(found):
         raise ValueError(f"scores must have shape [m, n], m at least 1, got {list(found.shape)}")
-    if found.is_complex():
-        raise TypeError(f"scores must be real numbers, got {found.dtype}")
-    found = found.to("cpu", torch.float32, copy=True)
-    if (num_nan := int(found.isnan().sum())) > 0:
-        raise ValueError(f"scores must not hold NaN, got {num_nan} of {found.numel()}")
-    return found
+    return without_nan(found)

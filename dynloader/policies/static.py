@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from dynloader import ops
-from dynloader._checks import check_flag
+from dynloader._checks import as_numbers, check_flag, without_nan
 from dynloader.policies._policy import Policy, refuse_rescale
 from dynloader.table._table import ScoreTable
 
@@ -51,20 +49,12 @@ class Static(Policy):
         check_flag("highest", self.highest)
         refuse_rescale(self)
         try:
-            scores = torch.as_tensor(self.scores).detach()
-            if scores.is_floating_point() and not isinstance(self.scores, (Tensor, np.ndarray)):
-                # Without a dtype, Python numbers become torch's default dtype, which may be half.
-                scores = torch.as_tensor(self.scores, dtype=torch.float32)
+            scores = as_numbers(self.scores)
         except (TypeError, ValueError) as error:
             raise TypeError(f"scores must be numbers, got {self.scores!r}") from error
         if scores.ndim != 1:
             raise ValueError(f"scores must have shape [n], got {list(scores.shape)}")
-        if scores.is_complex():
-            raise TypeError(f"scores must be real numbers, got {scores.dtype}")
-        scores = scores.to("cpu", torch.float32, copy=True)
-        if (num_nan := int(scores.isnan().sum())) > 0:
-            raise ValueError(f"scores must not hold NaN, got {num_nan} of {len(scores)}")
-        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "scores", without_nan(scores))
 
     def __eq__(self, other: object) -> bool:
         return self is other
