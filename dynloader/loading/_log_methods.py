@@ -75,8 +75,9 @@ class LogMethods:
                 different seeds of it.
             labels: the class of each sample, integers [n]. None: the policy's labels, if any.
             class_names: names of the classes.
-            resume: continue the run in the folder, if there is one, from the current epoch on; call
-                ``log_to`` after :meth:`load_state_dict`. A truncated last line is dropped and a
+            resume: continue the run in the folder, if there is one, before or after
+                :meth:`load_state_dict`. Its lines from the first new line's epoch on are replaced
+                when that line is written, not before. A truncated last line is dropped and a
                 damaged ``samples.npz`` is rewritten, with a warning.
 
         Returns:
@@ -86,8 +87,9 @@ class LogMethods:
         Raises:
             RuntimeError: the loader has no policy.
             TypeError: ``target`` or ``labels`` have the wrong type.
-            ValueError: the folder already holds a run, or the run to resume is damaged, or
-                ``labels`` does not hold one class per sample.
+            ValueError: the folder already holds a run, the run to resume is damaged, ``target`` is
+                a file or has a folder in place of a file, or ``labels`` does not hold one class per
+                sample.
         """
         return open_log(
             self, target, name=name, labels=labels, class_names=class_names, resume=resume

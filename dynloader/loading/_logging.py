@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,15 +16,19 @@ from dynloader._checks import as_labels
 from dynloader.logs._epoch_log import EpochLog, target_of
 from dynloader.logs._run_log import RunLog
 from dynloader.sampling._epochs import Epochs
+from dynloader.sampling._progress import EpochProgress
 
 _OPEN: weakref.WeakSet[LoaderLogs] = weakref.WeakSet()
 
 
 class LoaderLogs:
-    """The logs of a loader."""
+    """The logs of a loader, and the time spent on its current epoch."""
 
     def __init__(self) -> None:
         self._logs: list[EpochLog] = []
+        self._began: tuple[EpochProgress, float] | None = None
+        # The epoch restored from a state, and the seconds spent on it before.
+        self._restored: tuple[EpochProgress, float] | None = None
 
     def add(self, log: EpochLog) -> None:
         """Add ``log``. It is closed when Python exits, if not before."""
@@ -31,9 +36,30 @@ class LoaderLogs:
         _OPEN.add(self)
 
     def begin(self, epochs: Epochs) -> None:
-        """Start the clock of the current epoch."""
+        """Start the clock of the current epoch, unless it is already running."""
+        epoch = epochs.current
+        if self._began is None or self._began[0] is not epoch:
+            self._began = epoch, time.perf_counter()
         for log in self._logs:
-            log.begin(epochs.current)
+            log.begin(epoch, self.seconds_before(epoch))
+
+    def restart(self, epoch: EpochProgress, seconds: float) -> None:
+        """Continue with ``epoch``, restored from a state, after ``seconds`` spent on it."""
+        self._began, self._restored = None, (epoch, seconds)
+        for log in self._logs:
+            log.restart()
+
+    def seconds_before(self, epoch: EpochProgress) -> float:
+        """Return the time spent on ``epoch`` before it was restored from a state."""
+        is_restored = self._restored is not None and self._restored[0] is epoch
+        return self._restored[1] if self._restored is not None and is_restored else 0.0
+
+    def seconds(self, epoch: EpochProgress, used_at: float) -> float:
+        """Return the time spent on ``epoch`` until ``used_at``, by ``time.perf_counter``."""
+        seconds = self.seconds_before(epoch)
+        if self._began is not None and self._began[0] is epoch:
+            seconds += max(0.0, used_at - self._began[1])
+        return seconds
 
     def close(self) -> None:
         """Write the last epoch to all logs; no further epoch will be requested."""
@@ -92,7 +118,7 @@ def open_log(
     )
     if epochs.world.rank == 0:
         if epochs.current.is_in_use:
-            log.begin(epochs.current)
+            log.begin(epochs.current, loader._logs.seconds_before(epochs.current))
         loader._logs.add(log)
         epochs.when_over.append(log.end)
     return run_log

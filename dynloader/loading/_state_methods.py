@@ -8,6 +8,7 @@ from typing import Any
 
 from dynloader._checks import check_number, check_state, refusing_states
 from dynloader.loading._epochs import LoaderEpochs
+from dynloader.loading._logging import LoaderLogs
 from dynloader.loading._pairing import Pairing
 from dynloader.table._table import ScoreTable
 
@@ -25,6 +26,7 @@ class StateMethods:
     table: ScoreTable | None
     transforms: Any
     _epochs: LoaderEpochs
+    _logs: LoaderLogs
     _pairing: Pairing
     _update_seconds: float
 
@@ -52,6 +54,9 @@ class StateMethods:
             **state,
             "batch": -(-state["position"] // self._epochs.samples_per_step),
             "update_seconds": self._update_seconds,
+            "epoch_seconds": 0.0
+            if (current := self._epochs.current) is None
+            else self._logs.seconds(current, self._pairing.used_at),
             "table": None if self.table is None else self.table.state_dict(),
         }
 
@@ -76,11 +81,16 @@ class StateMethods:
         self._epochs.check_state(state, self)
         with refusing_states():
             check_number("update_seconds of the state", state["update_seconds"], "[0, inf)")
+            # States from older versions lack this.
+            epoch_seconds = state.get("epoch_seconds", 0.0)
+            check_number("epoch_seconds of the state", epoch_seconds, "[0, inf)")
         if self.table is not None:
             self.table.load_state_dict(state["table"])
         self._epochs.restore(state, self)
         self._update_seconds = float(state["update_seconds"])
         self._pairing.forget()
+        if (current := self._epochs.current) is not None:
+            self._logs.restart(current, float(epoch_seconds))
 
     def _identity(self) -> dict[str, Any]:
         return {

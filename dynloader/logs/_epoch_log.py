@@ -60,28 +60,49 @@ class EpochLog:
         self._used_at = used_at
         self._process = os.getpid()
         self._is_ending = False
-        n = epochs.num_samples
-        self._was_kept = torch.ones(n, dtype=torch.bool)
-        self._returns = torch.zeros(n, dtype=torch.int32)
-        self._checkpoint: int | None = None
         self._num_trained = 0
         self._seconds = 0.0
-        if run_log is not None and run_log.lines:
-            self._num_trained = run_log.lines[-1].get("samples") or 0
-            self._seconds = run_log.lines[-1].get("seconds") or 0.0
-            found = run_log.samples
+        self._was_kept = torch.ones(epochs.num_samples, dtype=torch.bool)
+        self._returns = torch.zeros(epochs.num_samples, dtype=torch.int32)
+        self._start()
+
+    def _start(self) -> None:
+        """Continue from the last line of the run log, if there is one."""
+        epochs, n = self._epochs, self._epochs.num_samples
+        if self._run_log is not None:
+            last = self._run_log.lines[-1] if self._run_log.lines else {}
+            self._num_trained = last.get("samples") or 0
+            self._seconds = last.get("seconds") or 0.0
+            self._was_kept = torch.ones(n, dtype=torch.bool)
+            self._returns = torch.zeros(n, dtype=torch.int32)
+            found = self._run_log.samples if last else {}
             if all(len(found.get(name, ())) == n for name in ("selected", "returns")):
                 self._was_kept = torch.from_numpy(found["selected"].astype(bool))
                 self._returns = torch.from_numpy(found["returns"].astype(np.int32))
+        self._checkpoint: int | None = None
         self._began: tuple[EpochProgress, float] | None = None
         # If this run was resumed, earlier costs are in earlier lines of the log, or in no log.
         is_new = epochs.current.plan.epoch == 0 and epochs.current.start == 0
-        self._totals_before = (0.0, 0.0) if is_new else (epochs.select_seconds, update_seconds())
+        self._totals_before = (
+            (0.0, 0.0) if is_new else (epochs.select_seconds, self._update_seconds())
+        )
 
-    def begin(self, epoch: EpochProgress) -> None:
-        """Start the clock of ``epoch``, unless it is already running."""
+    def restart(self) -> None:
+        """Continue from the current epoch, which was restored from a state."""
+        if self._run_log is not None:
+            current = self._epochs.current
+            self._run_log.resume_at(current.plan.epoch + current.is_exhausted)
+        self._start()
+
+    def begin(self, epoch: EpochProgress, seconds_before: float = 0.0) -> None:
+        """Start the clock of ``epoch``, unless it is already running.
+
+        Args:
+            epoch: the epoch of the new iterator.
+            seconds_before: time that a process it was resumed from spent on it.
+        """
         if self._began is None or self._began[0] is not epoch:
-            self._began = epoch, time.perf_counter()
+            self._began = epoch, time.perf_counter() - seconds_before
 
     def close(self) -> None:
         """Report the current epoch if it is over: the loader is being deleted, or Python exits.

@@ -43,14 +43,14 @@ class RunLog:
         labels: the class of each sample, integers [n].
         class_names: names of the classes.
         about: additional entries for ``run.json``.
-        first_epoch: continue the run in ``folder``, if there is one, from this epoch on. Its lines
-            from this epoch on are dropped, to be rewritten. A truncated last line and damaged
+        first_epoch: continue the run in ``folder``, if there is one, from this epoch on. The first
+            new line replaces its lines from this epoch on. A truncated last line and damaged
             arrays are dropped with a warning.
 
     Raises:
         TypeError: ``labels`` are not integers [n].
-        ValueError: ``folder`` holds a run and ``first_epoch`` is None, or a line of the run to
-            continue is damaged.
+        ValueError: ``folder`` holds a run and ``first_epoch`` is None, a line of the run to
+            continue is damaged, or ``folder`` is a file or has a folder in place of a file.
     """
 
     def __init__(
@@ -70,11 +70,22 @@ class RunLog:
         # Writes the line of the last finished epoch if it is still pending.
         self.settle: Callable[[], Any] = lambda: None
         self.samples: dict[str, np.ndarray[Any, Any]] = {}
+        # Lines of the run to continue that the first new line replaces, its arrays, and whether its
+        # last line is truncated.
+        self._replaced: list[dict[str, Any]] = []
+        self._found: dict[str, np.ndarray[Any, Any]] | None = None
+        self._is_cut = False
+        if self.folder is not None:
+            _check_paths(self.folder)
         self._on_disk = None if self.folder is None else _content(self.folder / "epochs.jsonl")
         if self.folder is not None and self._on_disk is not None:
             if first_epoch is None:
-                raise ValueError(f"folder must not hold a run yet, got {str(folder)!r}")
-            self._resume(self.folder, first_epoch)
+                raise ValueError(
+                    f"folder must not hold a run yet, got {str(folder)!r}: use another folder, or "
+                    "log_to(..., resume=True) to continue the run"
+                )
+            self._read(self.folder)
+            self.resume_at(first_epoch)
         elif self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.about = {
@@ -85,18 +96,20 @@ class RunLog:
             "class_names": None if class_names is None else [str(each) for each in class_names],
             **(about or {}),
         }
-        if self.labels is not None:
-            self.samples["label"] = self.labels.numpy()
+        self._add_labels()
         self._save_about()
 
     def write(self, figures: Mapping[str, Any]) -> None:
         """Add the statistics of an epoch, including "epoch"."""
         self.lines.append(dict(figures))
+        replaced, self._replaced = self._replaced, []
         try:
             self._save_lines()
         except BaseException:
             self.lines.pop()
+            self._replaced = replaced
             raise
+        self._found = None
 
     def add(self, **metrics: float) -> None:
         """Add metrics, such as ``accuracy=0.93``, to the most recently finished epoch.
@@ -153,34 +166,50 @@ class RunLog:
                 with new_file(folder / f"{index}.png") as file:
                     image.save(file, "png")
 
-    def _resume(self, folder: Path, first_epoch: int) -> None:
-        try:
-            lines, is_cut = read_lines(folder / "epochs.jsonl")
-        except ValueError as error:
-            raise ValueError(f"{folder} holds a run that cannot be resumed: {error}") from None
-        self.lines = [line for line in lines if (line.get("epoch") or 0) < first_epoch]
+    def resume_at(self, epoch: int) -> None:
+        """Continue the run that was in the folder from ``epoch`` on.
+
+        Does nothing if there was no run, or once this log has written a line.
+        """
+        if self.folder is None or self._found is None:
+            return
+        lines = self.lines + self._replaced
+        self.lines = [line for line in lines if (line.get("epoch") or 0) < epoch]
+        self._replaced = [line for line in lines if (line.get("epoch") or 0) >= epoch]
         last_epoch = self.lines[-1].get("epoch") or 0 if self.lines else -1
         # If the run resumes at or before the epoch of the truncated line, nothing is lost: that
         # epoch is trained again.
-        is_lost = is_cut and len(self.lines) == len(lines) and last_epoch + 1 < first_epoch
+        is_lost = self._is_cut and not self._replaced and last_epoch + 1 < epoch
         if is_lost:
             warnings.warn(
-                f"the last line of {folder / 'epochs.jsonl'} is truncated: the run continues "
+                f"the last line of {self.folder / 'epochs.jsonl'} is truncated: the run continues "
                 "without it",
-                stacklevel=4,
+                stacklevel=5,
             )
+        num_epochs = self._found.get("num_epochs", np.array(0))
+        # If the arrays include epochs that will be replaced, count returns from here on.
+        is_current = not num_epochs.ndim and num_epochs == len(self.lines) + is_lost
+        self.samples = dict(self._found) if is_current else {}
+        self._add_labels()
+
+    def _read(self, folder: Path) -> None:
+        try:
+            self.lines, self._is_cut = read_lines(folder / "epochs.jsonl")
+        except ValueError as error:
+            raise ValueError(f"{folder} holds a run that cannot be resumed: {error}") from None
+        self._found = {}
         if (folder / "samples.npz").exists():
             try:
-                self.samples = read_samples(folder / "samples.npz")
+                self._found = read_samples(folder / "samples.npz")
             except ValueError as error:
                 warnings.warn(
                     f"{error}; it will be rewritten, and returns are counted from here on",
                     stacklevel=4,
                 )
-        num_epochs = self.samples.get("num_epochs", np.array(0))
-        if num_epochs.ndim or num_epochs != len(self.lines) + is_lost:
-            # The arrays include epochs that were dropped: count returns from here on.
-            self.samples = {}
+
+    def _add_labels(self) -> None:
+        if self.labels is not None:
+            self.samples["label"] = self.labels.numpy()
 
     def _save_about(self) -> None:
         if self.folder is None:
@@ -191,7 +220,8 @@ class RunLog:
     def _save_lines(self) -> None:
         if self.folder is None:
             return
-        text = "".join(f"{_line_of(line)}\n" for line in self.lines).encode()
+        lines = self.lines + self._replaced
+        text = "".join(f"{_line_of(line)}\n" for line in lines).encode()
         with new_file(self.folder / "epochs.jsonl") as file:
             file.write(text)
         self._on_disk = text
@@ -225,6 +255,16 @@ def notable(samples: Mapping[str, Any], count: int = _NUM_IMAGES) -> dict[str, l
         order = np.argsort(-np.asarray(samples["returns"], np.int64), kind="stable")[:count]
         found["most often returning"] = [int(i) for i in order if samples["returns"][i] > 0]
     return found
+
+
+def _check_paths(folder: Path) -> None:
+    """Raise ValueError if ``folder`` is a file, or a file of the run is a folder."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise ValueError(f"folder must be a folder, got the file {str(path)!r}")
+    for name in ("run.json", "epochs.jsonl", "samples.npz"):
+        if (folder / name).is_dir():
+            raise ValueError(f"{name} must be a file, got a folder: {str(folder / name)!r}")
 
 
 def _content(path: Path) -> bytes | None:
