@@ -144,8 +144,11 @@ def whole_columns(dataset: Any) -> Columns | str:
             return "a tensor of the dataset is not a plain dense tensor"
         if tensor.requires_grad:
             return "a tensor of the dataset requires a gradient"
-        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        if not tensor.is_contiguous():
             return "a tensor of the dataset is not contiguous"
+        for view in ("conj", "neg"):
+            if getattr(tensor, f"is_{view}")():
+                return f"a tensor of the dataset has the {view} bit set: use its resolve_{view}()"
         if tensor.device != first.device or tensor.device.type not in ("cpu", "cuda"):
             return f"the tensors of the dataset are on {tensor.device} and {first.device}"
         if tensor.ndim == 0 or len(tensor) != len(first):

@@ -28,8 +28,8 @@ def check_arguments(
     flags: dict[str, Any],
     table: Any,
     seed: Any,
-    blocks: Any,
     batch_transform: Any,
+    pruning_options: dict[str, Any],
 ) -> None:
     """Raise an error if the loader's arguments are invalid or cannot be combined.
 
@@ -39,8 +39,8 @@ def check_arguments(
         flags: the boolean arguments by name; each value must be a bool.
         table: a score table, or None.
         seed: in [0, 2**64), or None.
-        blocks: block sizes, which need a policy; or None.
         batch_transform: a function of a batch, or None.
+        pruning_options: the other arguments by name that need a policy unless they are None.
 
     Raises:
         TypeError: an argument has the wrong type, or needs another kind of dataset.
@@ -49,7 +49,8 @@ def check_arguments(
     for name, flag in flags.items():
         check_flag(name, flag)
     needs_policy = {name: flags[name] for name in ("progress_bar", "seed_each_sample")}
-    for name, is_set in (needs_policy | {"blocks": blocks is not None}).items():
+    needs_policy |= {name: value is not None for name, value in pruning_options.items()}
+    for name, is_set in needs_policy.items():
         if is_set and policy is None:
             raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all samples")
     if batch_transform is not None and not callable(batch_transform):

@@ -339,7 +339,8 @@ def _check_position(
         drop_last: whether the epoch drops an incomplete last step.
         steps_per_epoch: number of steps in every epoch; None if the samples determine it.
     """
-    # States from older versions lack "start".
+    # States from older versions lack "start". A stock loader that draws from our sampler exhausts
+    # the epoch and leaves the position where it began.
     start, position = state.get("start", 0), state.get("position", 0)
     if steps_per_epoch is None:
         check_integer("start of the state", start, 0, num_fed + 1)
@@ -354,6 +355,11 @@ def _check_position(
         raise ValueError(
             f"position of the state must be {first}a multiple of {step} up to {stop}, "
             f"got {position}"
+        )
+    if state.get("is_exhausted") and "start" in state and start < position < stop:
+        first = f"{start} or " if start != stop else ""
+        raise ValueError(
+            f"position of the state must be {first}{stop} if is_exhausted, got {position}"
         )
     batch = state.get("batch", -(-position // step))
     check_integer("batch of the state", batch, 0)

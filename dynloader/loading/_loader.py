@@ -97,22 +97,23 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             policy; otherwise use :func:`dynloader.prefetch_to_device`.
         num_replicas: number of processes that share an epoch; needs a policy. None: the processes
             of ``torch.distributed``, once it is initialized. 1: this process feeds all samples.
-        rank: rank of this process. None: its rank in ``torch.distributed``.
-        batch_sizes: batch size of each process, if they differ. All processes take the same number
-            of steps.
+        rank: rank of this process; needs a policy. None: its rank in ``torch.distributed``.
+        batch_sizes: batch size of each process, if they differ; ``batch_size`` must be that of this
+            process. All processes take the same number of steps. Needs a policy.
         last_batch: how several processes share an incomplete last step: "split" or "pad", as in
             :class:`PruningBatchSampler`. None: "pad" if accelerate runs several processes
-            (:func:`dynloader.integrations.accelerate.prepare`), else "split".
+            (:func:`dynloader.integrations.accelerate.prepare`), else "split". Needs a policy.
         steps_per_epoch: fixed number of batches in every epoch, whatever the policy keeps, for
             frameworks that ask for the length only once. A longer epoch is cut off, and a shorter
-            one starts over.
+            one starts over. Needs a policy.
         progress_bar: show a tqdm bar for each epoch in the process of rank 0. Needs a policy and
             tqdm.
         epochs: number of training epochs, for :attr:`progress`. None: the policy's ``epochs``.
         blocks: number of samples in every storage block (row group, chunk, shard), or a sequence
             with the size of each block. The order then shuffles the blocks, and shuffles samples
-            within each window of ``window`` blocks. Blocks without kept samples are skipped.
-        window: number of blocks whose samples are shuffled together.
+            within each window of ``window`` blocks. Blocks without kept samples are skipped. Needs
+            a policy.
+        window: number of blocks whose samples are shuffled together; needs ``blocks``. None: 8.
 
     Raises:
         TypeError, ValueError: an argument is invalid for torch or for a policy, or arguments
@@ -160,7 +161,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         progress_bar: bool = False,
         epochs: int | None = None,
         blocks: int | Sequence[int] | None = None,
-        window: int = 8,
+        window: int | None = None,
         **newer: Never,  # arguments of later torch versions; type checkers reject misspelled names
     ) -> None:
         check_arguments(
@@ -174,8 +175,16 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             },
             table=table,
             seed=seed,
-            blocks=blocks,
             batch_transform=batch_transform,
+            pruning_options={
+                "num_replicas": num_replicas,
+                "rank": rank,
+                "batch_sizes": batch_sizes,
+                "last_batch": last_batch,
+                "steps_per_epoch": steps_per_epoch,
+                "blocks": blocks,
+                "window": window,
+            },
         )
         epochs = epochs_of(epochs, policy)
         device = None if device is None else check_device("device", device)

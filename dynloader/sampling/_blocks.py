@@ -20,7 +20,7 @@ class Blocks:
     Args:
         sizes: number of samples in every block (the last may have fewer), or a list with the number
             of samples in each block.
-        window: number of blocks that are shuffled together.
+        window: number of blocks that are shuffled together. None: 8.
         num_samples: number of samples in the dataset.
 
     Attributes:
@@ -32,7 +32,8 @@ class Blocks:
             or ``window`` is not positive.
     """
 
-    def __init__(self, sizes: int | Sequence[int], window: int, num_samples: int) -> None:
+    def __init__(self, sizes: int | Sequence[int], window: int | None, num_samples: int) -> None:
+        window = 8 if window is None else window
         check_integer("window", window, 1)
         if hasattr(sizes, "tolist"):
             sizes = sizes.tolist()

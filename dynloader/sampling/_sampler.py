@@ -54,7 +54,7 @@ class PruningSampler(DistributedSampler[int]):
             of ``window`` blocks. Blocks without kept samples are skipped. None shuffles all samples
             together.
         window: number of blocks whose samples are shuffled together; a larger window is closer to a
-            full shuffle.
+            full shuffle. Needs ``blocks``. None means 8.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -81,7 +81,7 @@ class PruningSampler(DistributedSampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
         blocks: int | Sequence[int] | None = None,
-        window: int = 8,
+        window: int | None = None,
     ) -> None:
         # The base class is not initialized. It only makes frameworks leave the sharding to us.
         num_samples = len(data_source) if isinstance(data_source, Sized) else data_source
@@ -95,6 +95,8 @@ class PruningSampler(DistributedSampler[int]):
         world = World(num_replicas, rank)
         if blocks is not None and not shuffle:
             raise ValueError("blocks must be None with shuffle=False, which has its own order")
+        if blocks is None and window is not None:
+            raise ValueError(f"window must be None without blocks, got {window!r}")
         stored = None if blocks is None else Blocks(blocks, window, num_samples)
         policy.check(num_samples)
         if table is None:

@@ -153,6 +153,12 @@ class Doubled(TensorDataset):
         (Doubled(torch.arange(9)), {}, "the dataset is of type Doubled"),
         (TensorDataset(torch.eye(9).t()[:, ::2]), {}, "a tensor of the dataset is not contiguous"),
         (TensorDataset(torch.eye(9).requires_grad_()), {}, "requires a gradient"),
+        (
+            TensorDataset((1j * torch.eye(9)).conj()),
+            {},
+            "has the conj bit set: use its resolve_conj()",
+        ),
+        (TensorDataset(torch._neg_view(torch.eye(9))), {}, "use its resolve_neg()"),
         (TensorDataset(torch.eye(9)), {"collate_fn": list}, "collate_fn is given"),
         (TensorDataset(torch.eye(9)), {"batch_size": None}, "batch_size is None"),
         (TensorDataset(torch.eye(9)), {"worker_init_fn": print}, "worker_init_fn is given"),

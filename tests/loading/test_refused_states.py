@@ -287,6 +287,23 @@ def test_the_end_of_an_epoch() -> None:
         assert list(fresh) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"steps_per_epoch": 20}], ids=["free", "fixed"])
+def test_an_epoch_that_ended_in_the_middle(options: dict[str, Any]) -> None:
+    """Its end is where it began, in a stock loader, or behind its last batch."""
+    loader = begun(make(UCB(keep=0.5, every=1), **options))
+    state = state_of(loader) | {"is_exhausted": True}
+    with pytest.raises(ValueError, match=r"position of the state must be .* if is_exhausted"):
+        loader.load_state_dict(state)
+    stop = 80 if options else 30
+    for start, position in ((0, 0), (12, 12), (0, stop), (12, stop)):
+        other = make(UCB(keep=0.5, every=1), **options)
+        batch = -(-position // 4)
+        other.load_state_dict(state | {"start": start, "position": position, "batch": batch})
+        assert other.epoch == 3
+    del state["start"]  # from an older version, which may have begun at this position
+    loader.load_state_dict(state)
+
+
 def test_a_run_is_resumed_on_other_numbers_of_processes_again_and_again() -> None:
     """Steps are counted from where the run was resumed: that is no multiple of the new step."""
 

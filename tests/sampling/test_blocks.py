@@ -212,6 +212,8 @@ def test_every_block_is_as_often_the_first() -> None:
         ({"blocks": 10, "window": 0}, ValueError, "window must be at least 1, got 0"),
         ({"blocks": 10, "shuffle": False}, ValueError, "blocks must be None with shuffle=False"),
         ({"blocks": 10, "policy": None}, ValueError, "blocks needs a policy"),
+        ({"window": 8}, ValueError, "window must be None without blocks, got 8"),
+        ({"window": 8, "policy": None}, ValueError, "window needs a policy"),
     ],
 )
 def test_blocks_that_cannot_be_followed(
