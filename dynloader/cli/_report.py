@@ -21,8 +21,9 @@ RUN is a folder that a training wrote:
         log.add(accuracy=accuracy)         # after each epoch
     log.write_images(train_set)            # at the end, if the samples are images
 
-Runs with the same name count as seeds of one method. RUN may also be a folder that contains
-such folders. Damaged runs are skipped, with a message that gives the reason.
+Runs with the same name count as seeds of one method, unless their datasets differ in size. RUN
+may also be a folder that contains such folders. Damaged runs are skipped, with a message that
+gives the reason.
 """
 
 

@@ -20,7 +20,7 @@ import torch
 from dynloader.logs._files import new_file
 from dynloader.logs._run_log import notable
 from dynloader.report.figures import DARK, LIGHT, Chart, charts
-from dynloader.report.read import RecordedRun, by_name, found_runs
+from dynloader.report.read import RecordedRun, by_name, differing_sizes, found_runs
 from dynloader.report.text import digits, percent, shown
 from dynloader.scores.distribution import loss_distribution
 
@@ -49,7 +49,7 @@ def write_report(
     the folder ``samples`` the samples of each run as CSV.
 
     Damaged runs and runs without a finished epoch are skipped, each with a warning that gives the
-    reason.
+    reason. Runs of one name are averaged unless their datasets differ in size.
 
     Args:
         runs: folders that ``loader.log_to`` wrote, or folders that contain such folders.
@@ -76,6 +76,8 @@ def write_report(
         warnings.warn(f"skipped: {reason}", stacklevel=2)
     for folder in unfinished:
         warnings.warn(f"skipped: {folder} has no finished epoch", stacklevel=2)
+    if note := differing_sizes(found):
+        warnings.warn(note, stacklevel=2)
     if not found:
         raise ValueError("runs must include at least one readable run, got none")
     out = Path(out)
@@ -133,9 +135,11 @@ def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
         for name, runs in groups.items()
         if runs[0].about.get("policy")
     )
+    note = differing_sizes(run for runs in groups.values() for run in runs) or ""
+    note = note and f" {note[0].upper()}{note[1:]}."
     return (
         '<section><h2 id="summary">Summary</h2>'
-        '<p class="note">Means over seeds, after the last epoch.</p>'
+        f'<p class="note">Means over seeds, after the last epoch.{_text(note)}</p>'
         f"{_table(header, rows)}"
         + _losses(groups)
         + (f"<details><summary>Policies</summary><ul>{policies}</ul></details>" if policies else "")

@@ -43,6 +43,12 @@ class RecordedRun:
         return str(self.about.get("name") or self.folder.absolute().name)
 
     @property
+    def num_samples(self) -> int | None:
+        """The number of samples of the dataset, or None if the run does not say it."""
+        n = self.about.get("n")
+        return n if type(n) is int and 0 < n <= 2**32 else None
+
+    @property
     def metrics(self) -> list[str]:
         """Names of the metrics that the user added."""
         names = dict.fromkeys(name for line in self.lines for name in line)
@@ -137,14 +143,33 @@ def _is_run(folder: Path) -> bool:
 
 
 def by_name(runs: Iterable[RecordedRun]) -> dict[str, list[RecordedRun]]:
-    """Group runs by method, in order of first appearance. Keys are the names to show."""
-    groups: dict[str, list[RecordedRun]] = {}
+    """Group runs by method, in order of first appearance. Keys are the names to show.
+
+    Runs of one name whose datasets differ in size are different methods; the size is then added to
+    the name.
+    """
+    runs = list(runs)
+    sizes: dict[str, set[int | None]] = {}
     for run in runs:
-        groups.setdefault(run.name, []).append(run)
+        sizes.setdefault(run.name, set()).add(run.num_samples)
+    groups: dict[tuple[str, int | None], list[RecordedRun]] = {}
+    for run in runs:
+        is_split = len(sizes[run.name] - {None}) > 1
+        groups.setdefault((run.name, run.num_samples if is_split else None), []).append(run)
     named: dict[str, list[RecordedRun]] = {}
-    for name, members in groups.items():
-        label, number = shown(name), 2
+    for (name, size), members in groups.items():
+        base = name if size is None else f"{shown(name, 24)} ({size:,} samples)"
+        label, number = shown(base), 2
         while label in named:
-            label, number = f"{shown(name, 42)} ({number})", number + 1
+            label, number = f"{shown(base, 42)} ({number})", number + 1
         named[label] = members
     return named
+
+
+def differing_sizes(runs: Iterable[RecordedRun]) -> str | None:
+    """Return a note that the datasets of the runs differ in size, or None if they do not."""
+    sizes = sorted({size for run in runs if (size := run.num_samples) is not None})
+    if len(sizes) < 2:
+        return None
+    listed = f"{', '.join(f'{size:,}' for size in sizes[:-1])} and {sizes[-1]:,}"
+    return f"the runs are of datasets of {listed} samples: compare only those of one dataset"

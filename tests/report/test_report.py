@@ -592,6 +592,36 @@ def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert 'id="val-accuracy-samples"' in page
 
 
+def test_runs_of_other_datasets_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the demo's, next to one's own."""
+    pytest.importorskip("matplotlib")
+    given = [("full data", 20000, 0.5), ("full data", 50000, 0.8), ("full data", 50000, 0.9)]
+    given += [("UCB", 50000, 0.7), ("own", None, 0.6)]
+    for number, (name, n, accuracy) in enumerate(given):
+        about = {} if n is None else {"n": n}
+        log = RunLog(tmp_path / "runs" / str(number), name=name, about=about)
+        log.write({"epoch": 0, "samples": n or 1, "seconds": 1.0, "kept_fraction": 1.0})
+        log.add(accuracy=accuracy)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    told = "runs are of datasets of 20,000 and 50,000 samples: compare only those of one dataset"
+    assert f"the {told}" in capsys.readouterr().err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"The {told}." in page
+    summary = page.split("</table>")[0]
+    rows = [re.findall("<td>(.*?)</td>", row) for row in summary.split("<tr>")[2:]]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("full data (20,000 samples)", "1", "0.5000"),
+        ("full data (50,000 samples)", "2", "0.8500"),
+        ("UCB", "1", "0.7000"),
+        ("own", "1", "0.6000"),
+    ]
+    runs = [str(tmp_path / "runs" / number) for number in "14"]
+    assert main(["report", *runs, "--out", str(tmp_path / "out")]) == 0
+    assert "compare only" not in capsys.readouterr().err
+
+
 def test_classes_are_of_the_last_pruned_epoch(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from dynloader.report.figures import charts
