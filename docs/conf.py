@@ -24,7 +24,13 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "tutorials/README.rst", "**/sg_execution_times.rst", "sg_*.rst"]
+exclude_patterns = [
+    "_build",
+    "README.md",
+    "tutorials/README.rst",
+    "**/sg_execution_times.rst",
+    "sg_*.rst",
+]
 
 # Markdown
 myst_enable_extensions = ["colon_fence", "deflist"]

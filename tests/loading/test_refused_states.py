@@ -120,6 +120,7 @@ DAMAGES: dict[str, list[Callable[[Any], Any]]] = {
     "checkpoint": [to(2**32), lambda x: x + 1, *NO_COUNTS],
     "select_seconds": NO_SECONDS,
     "update_seconds": NO_SECONDS,
+    "epoch_seconds": NO_SECONDS,
     "table": [to(x) for x in (None, 0, True)] + TENSORS + ANYTHING,
     "indices": [
         *NO_TENSORS,
@@ -223,7 +224,7 @@ def test_every_part_of_a_table(kind: str) -> None:
 def test_no_part_may_be_missing() -> None:
     loader = begun(make(UCB(every=1)))
     state = state_of(loader)
-    for name in set(state) - {"start", "batch"}:
+    for name in set(state) - {"start", "batch", "epoch_seconds"}:
         assert_refused(loader, {k: v for k, v in state.items() if k != name}, name)
     for name in state["table"]:
         table = {k: v for k, v in state["table"].items() if k != name}
