@@ -105,7 +105,7 @@ def table_of(result: dict[str, Any]) -> str:
     about = result["about"]
     lines = [
         f"Exchange between {result['processes']} processes with gloo on one machine, after an "
-        "epoch of half of the samples",
+        "epoch of half the samples",
         "",
         "| samples | bytes per process | × all-gather | × a copy | no updates, × an exchange |",
         "| ---: | ---: | ---: | ---: | ---: |",

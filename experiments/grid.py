@@ -135,6 +135,13 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
             )
 
 
+def named(commits: Collection[str]) -> str:
+    """Name the commit of a result for a caption, or say how many there are and where."""
+    if len(commits) == 1:
+        return f"commit {next(iter(commits))[:10]}"
+    return f"{len(commits)} commits, listed in results.json"
+
+
 def write(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.new")

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import grid
 from matplotlib.figure import Figure
 
 COLORS = (
@@ -182,7 +183,7 @@ def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
     """Describe the seeds, the machine, the versions and the commits."""
     about = cells[0]
     seeds = sorted({len(members) for members in runs.values()})
-    commits = sorted({found["commit"]["hash"][:10] for found in cells})
+    commits = {found["commit"]["hash"] for found in cells}
     cpus = sorted({found["machine"]["cpu"] for found in cells})
     every = [run for members in runs.values() for run in members]
     paid = ""
@@ -195,7 +196,7 @@ def foot_of(runs: Runs, cells: list[dict[str, Any]]) -> str:
     return (
         f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds, mean ± standard deviation. "
         f"{paid}{' and '.join(cpus)}, {threads}, torch {about['versions']['torch']}, "
-        f"commit {', '.join(commits)}"
+        f"{grid.named(commits)}"
     )
 
 

@@ -114,7 +114,7 @@ def main() -> None:
     for epoch in ("epoch 2", "last epoch"):
         header += [f"{epoch}: sum, highest half", f"{epoch}: below a tenth"]
     note = (
-        "Gains are paired by seed, for the same number of epochs: UCB takes about half of the "
+        "Gains are paired by seed, for the same number of epochs: UCB takes about half the "
         "samples. *sum, highest half*: the share of the sum of the losses that the half of the "
         "samples with the highest losses has; *below a tenth*: the share of the samples whose loss "
         f"is below a tenth of the mean; both of full data. {footer(cells)}"

@@ -189,12 +189,12 @@ def origin(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def footer(cells: Sequence[dict[str, Any]]) -> str:
-    """The machines, the version of torch and the commits of the cells, for below a table."""
+    """The machines, the version of torch and the commit of the cells, for below a table."""
     found = origin(cells)
     return (
         f"{', '.join(found['machines'])}, one thread, "
         f"torch {cells[0]['about']['versions']['torch']}, "
-        f"commit {', '.join(commit[:10] for commit in found['commits'])}"
+        f"{grid.named(found['commits'])}"
     )
 
 

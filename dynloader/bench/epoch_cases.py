@@ -172,7 +172,7 @@ def replay(n: int, device: str) -> list[Case]:
     k = n // 2 - n // 2 % BATCH if n >= 2 * BATCH else n // 2
     batch = min(BATCH, k)
     group = Group(
-        operation="prioritised epoch",
+        operation="prioritized epoch",
         n=n,
         k=k,
         device=device,

@@ -144,7 +144,7 @@ def markdown(result: Result) -> str:
     parts.append(
         "*× a copy*: our time / the time to copy the fewest bytes that the operation has to move; "
         "*peers*: their time / our time, so above 1 dynloader is faster. Medians; exponentially "
-        "distributed losses, half of the samples selected (InfoBatch: 68 %); "
+        "distributed losses, half the samples selected (InfoBatch: 68 %); "
         f"torch {versions['torch']}, NumPy {versions['numpy']}, "
         f"dynloader {versions['dynloader']}, commit {commit[:10]}"
     )

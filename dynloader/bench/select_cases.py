@@ -108,7 +108,7 @@ def top_k_by_input(n: int, device: str) -> list[Case]:
 
 
 def epsilon_greedy(n: int, device: str) -> list[Case]:
-    """Make cases that select half of the samples: 90 % highest scores, 10 % random others."""
+    """Make cases that select half the samples: 90 % highest scores, 10 % random others."""
     k = n // 2
     num_random = k // 10
     num_top = k - num_random
@@ -157,7 +157,7 @@ def prune_as_info_batch(scores: Floats, weights: Floats, random: np.random.Gener
 
 
 def info_batch(n: int, device: str) -> list[Case]:
-    """Make cases that drop half of the samples below the mean, and weight the kept ones."""
+    """Make cases that drop half the samples below the mean, and weight the kept ones."""
     k = round(n * (1 - DROP * BELOW_MEAN))
     group = Group(operation="info_batch", n=n, k=k, device=device, num_bytes=4 * n + 12 * k)
     epochs = itertools.count()

@@ -25,7 +25,7 @@ HELP = "train with and without pruning, compare, and write a report (about a min
 DESCRIPTION = """\
 Trains a small network on MNIST-1D (Greydanus and Kobak, arXiv 2011.14439), on one CPU core, in
 four ways: on all samples; on all samples, but with the number of steps of a pruned training; and
-on half of the samples in each epoch, selected at random or by UCB. Prints accuracy and time, and
+on half the samples in each epoch, selected at random or by UCB. Prints accuracy and time, and
 writes a report as "python -m dynloader report" does. The package mnist1d generates the data with
 more noise than published (0.4 instead of 0.25). Nothing is downloaded.
 """

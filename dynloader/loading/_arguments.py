@@ -20,6 +20,17 @@ from dynloader.policies._policy import Policy
 from dynloader.sampling._sampler import PruningSampler
 from dynloader.table._table import ScoreTable
 
+_NEEDS_POLICY = "needs a policy: policy=dynloader.Full() keeps all samples"
+_OF_A_POLICY = (
+    "num_replicas",
+    "rank",
+    "batch_sizes",
+    "last_batch",
+    "steps_per_epoch",
+    "blocks",
+    "window",
+)
+
 
 def check_arguments(
     dataset: Any,
@@ -29,7 +40,6 @@ def check_arguments(
     table: Any,
     seed: Any,
     batch_transform: Any,
-    pruning_options: dict[str, Any],
 ) -> None:
     """Raise an error if the loader's arguments are invalid or cannot be combined.
 
@@ -40,7 +50,6 @@ def check_arguments(
         table: a score table, or None.
         seed: in [0, 2**64), or None.
         batch_transform: a function of a batch, or None.
-        pruning_options: the other arguments by name that need a policy unless they are None.
 
     Raises:
         TypeError: an argument has the wrong type, or needs another kind of dataset.
@@ -49,10 +58,9 @@ def check_arguments(
     for name, flag in flags.items():
         check_flag(name, flag)
     needs_policy = {name: flags[name] for name in ("progress_bar", "seed_each_sample")}
-    needs_policy |= {name: value is not None for name, value in pruning_options.items()}
     for name, is_set in needs_policy.items():
         if is_set and policy is None:
-            raise ValueError(f"{name} needs a policy: policy=dynloader.Full() keeps all samples")
+            raise ValueError(f"{name} {_NEEDS_POLICY}")
     if batch_transform is not None and not callable(batch_transform):
         raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
     if seed is not None:
@@ -68,6 +76,13 @@ def check_arguments(
                 )
     if flags["seed_each_sample"]:
         check_has_samples(dataset)
+
+
+def check_pruning_arguments(loader: Any) -> None:
+    """Raise ValueError if ``loader`` has no policy, but arguments that only a policy uses."""
+    for name in _OF_A_POLICY:
+        if loader.policy is None and getattr(loader, name) is not None:
+            raise ValueError(f"{name} {_NEEDS_POLICY}")
 
 
 def epochs_of(epochs: int | None, policy: Any) -> int | None:

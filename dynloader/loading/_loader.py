@@ -24,6 +24,7 @@ from dynloader._checks import (
 from dynloader.loading._arguments import (
     check_arguments,
     check_length,
+    check_pruning_arguments,
     epochs_of,
     is_replaced,
     sampler_for,
@@ -176,15 +177,6 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             table=table,
             seed=seed,
             batch_transform=batch_transform,
-            pruning_options={
-                "num_replicas": num_replicas,
-                "rank": rank,
-                "batch_sizes": batch_sizes,
-                "last_batch": last_batch,
-                "steps_per_epoch": steps_per_epoch,
-                "blocks": blocks,
-                "window": window,
-            },
         )
         epochs = epochs_of(epochs, policy)
         device = None if device is None else check_device("device", device)
@@ -253,6 +245,7 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
         self.steps_per_epoch = plain_number(steps_per_epoch)
         self.progress_bar, self.epochs = progress_bar, epochs
         self.blocks, self.window = blocks, window
+        check_pruning_arguments(self)
         self._epochs: LoaderEpochs = (
             PlainEpochs(self.batch_size) if pruning is None else PrunedEpochs(pruning, batches)
         )

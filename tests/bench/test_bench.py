@@ -125,7 +125,7 @@ CHECKS: dict[str, Callable[[Group, dict[str, Any]], None]] = {
     "re-selection, InfoBatch": first_batch,
     "epoch as tensors": as_many_batches,
     "epoch as lists": as_many_batches,
-    "prioritised epoch": finite,
+    "prioritized epoch": finite,
 }
 
 
