@@ -52,6 +52,7 @@ REGIMES = [
     Regime("the same, 24 epochs", "speedrun", epochs=24),
     Regime("without label smoothing", "speedrun-ablation/no-label-smoothing"),
     Regime("constant learning rate", "speedrun-ablation/constant-rate"),
+    Regime("a third of the learning rate", "speedrun-ablation/rate-4"),
     Regime("half of the training set", "speedrun-half-set"),
     Regime("10 % wrong labels", "speedrun-wrong-labels"),
     Regime("smaller network", "speedrun-ablation/proxy-width"),
