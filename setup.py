@@ -181,8 +181,6 @@ def main() -> None:
         # We do not use floating-point exceptions. Preserving them prevents vectorization of a
         # choice between two quotients. This flag changes no value.
         "-fno-trapping-math",
-        # Without it, at::parallel_for is a sequential loop.
-        "-fopenmp",
         # Helpers are compiled for several instruction sets; do not export them.
         "-fvisibility=hidden",
         # Python's flags enable debug information, which is most of the module's size.
@@ -191,7 +189,7 @@ def main() -> None:
     nvcc = [*NVCC_FLAGS]
     # For tests (make sanitize). These builds have their own folder of objects.
     sanitizers = environ.get("DYNLOADER_SANITIZE", "")
-    links = ["-fopenmp"]
+    links: list[str] = []
     if sanitizers:
         links.append(f"-fsanitize={sanitizers}")
         cxx += [links[-1], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from sharing import sharing
 
 import dynloader
 
@@ -50,10 +51,8 @@ def cuda() -> torch.device:
 @pytest.fixture(params=THREADS)
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """A number of threads, set for the length of the test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with sharing(request.param):
+        yield request.param
 
 
 @pytest.fixture(
@@ -64,7 +63,5 @@ def place(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "cuda":
         yield need_cuda()
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(request.param.removeprefix("cpu-")))
-    yield torch.device("cpu")
-    torch.set_num_threads(before)
+    with sharing(int(request.param.removeprefix("cpu-"))):
+        yield torch.device("cpu")

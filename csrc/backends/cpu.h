@@ -20,9 +20,11 @@ namespace dynloader {
 
 struct HostThreads {
   int64_t count;
-  // Calls task(context, 0), ..., task(context, tasks - 1), in any order, and returns when all have
-  // ended.
-  void (*run)(int64_t tasks, void (*task)(void* context, int64_t number), void* context);
+  // Calls task(context, slot, first, last) for ranges that make up [0, tiles), in any order, and
+  // returns when all calls have ended. No two at the same time have one slot, in [0, count).
+  void (*run)(int64_t count, int64_t tiles,
+              void (*task)(void* context, int64_t slot, int64_t first, int64_t last),
+              void* context);
 };
 
 template <class Isa>
@@ -56,7 +58,7 @@ class Cpu {
   // takes three times as long.
   template <class First, class Second>
   void in_two_steps(int64_t n, const First& first, const Second& second) {
-    if (n <= kMinimumRange) {
+    if (n <= kOneRange) {
       for (int64_t i = 0; i < n; ++i) first.ask_for(i);
       step<Alone>(0, n, first);
       step<Alone>(0, n, second);
@@ -84,11 +86,12 @@ class Cpu {
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
     auto* partial = allocate<int64_t>(threads_.count * kSums);
-    const int64_t ranges = in_ranges(n, Accumulate<kSums, F>{f, partial});
+    for (int64_t j = 0; j < threads_.count * kSums; ++j) partial[j] = 0;
+    in_ranges(n, Accumulate<kSums, F>{f, partial});
     for (int j = 0; j < kSums; ++j) {
       sums[j] = 0;
-      for (int64_t range = 0; range < ranges; ++range) {
-        sums[j] = add_wrapping(sums[j], partial[range * kSums + j]);
+      for (int64_t slot = 0; slot < threads_.count; ++slot) {
+        sums[j] = add_wrapping(sums[j], partial[slot * kSums + j]);
       }
     }
   }
@@ -100,11 +103,12 @@ class Cpu {
   void descend(int64_t n, const Bin& bin, const Descent& descent) {
     if (!descent.is_active()) return;
     auto* counts = allocate<uint32_t>(threads_.count * kHistograms * (kBins + 1));
-    const int64_t ranges = in_ranges(n, CountBins<Isa, kBins, Bin>{bin, counts});
+    for (int64_t j = 0; j < threads_.count * kHistograms * (kBins + 1); ++j) counts[j] = 0;
+    in_ranges(n, CountBins<Isa, kBins, Bin>{bin, counts});
     int64_t rank = descent.rank();
     for (uint32_t b = kBins; b-- > 0;) {
       int64_t members = 0;
-      for (int64_t lane = 0; lane < ranges * kHistograms; ++lane) {
+      for (int64_t lane = 0; lane < threads_.count * kHistograms; ++lane) {
         members += counts[lane * (kBins + 1) + b];
       }
       if (rank <= members) return descent.take(b, rank, members);
@@ -163,35 +167,31 @@ class Cpu {
 
  private:
   static constexpr int64_t kTile = Marks::kTile;
-  // Below this a second thread costs more than it brings.
-  static constexpr int64_t kMinimumRange = 2 * kTile;
+  // Up to here nobody asks whether another thread would help: it would not.
+  static constexpr int64_t kOneRange = 2 * kTile;
 
   template <class Body>
-  struct Ranges {
+  struct Tiles {
     const Body* body;
-    int64_t n, tiles, ranges;
-    static void run(void* context, int64_t range) {
-      const auto& self = *static_cast<const Ranges*>(context);
-      const int64_t begin = self.tiles * range / self.ranges * kTile;
-      const int64_t end = self.tiles * (range + 1) / self.ranges * kTile;
-      (*self.body)(range, begin, end < self.n ? end : self.n);
+    int64_t n;
+    static void run(void* context, int64_t slot, int64_t first, int64_t last) {
+      const auto& self = *static_cast<const Tiles*>(context);
+      const int64_t end = last * kTile;
+      (*self.body)(slot, first* kTile, end < self.n ? end : self.n);
     }
   };
 
-  // body(range, begin, end) for at most threads_.count ranges that make up [0, n); returns their
-  // number.
+  // body(slot, begin, end) for ranges of whole tiles that make up [0, n), as many as may be for one
+  // slot.
   template <class Body>
-  int64_t in_ranges(int64_t n, const Body& body) {
-    if (n == 0) return 0;
-    const int64_t useful = (n + kMinimumRange - 1) / kMinimumRange;
-    const int64_t ranges = useful < threads_.count ? useful : threads_.count;
-    if (ranges == 1) {
+  void in_ranges(int64_t n, const Body& body) {
+    if (n == 0) return;
+    if (n <= kOneRange || threads_.count == 1) {
       body(0, 0, n);
-      return 1;
+      return;
     }
-    Ranges<Body> context = {&body, n, (n + kTile - 1) / kTile, ranges};
-    threads_.run(ranges, Ranges<Body>::run, &context);
-    return ranges;
+    Tiles<Body> context = {&body, n};
+    threads_.run(threads_.count, Marks::tiles_of(n), Tiles<Body>::run, &context);
   }
 
   template <class Access, class Step>
@@ -203,7 +203,7 @@ class Cpu {
   template <class Step>
   struct SharedStep {
     Step step_of;
-    void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+    void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
       step<Shared>(begin, end, step_of);
     }
   };
@@ -211,7 +211,7 @@ class Cpu {
   template <class F>
   struct ForEach {
     F f;
-    void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+    void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
       const F local = fetched(f);
       for (int64_t first = begin; first < end; first += kTile) {
         const int64_t last = first + kTile < end ? first + kTile : end;
@@ -232,14 +232,15 @@ class Cpu {
   template <int kSums, class F>
   struct Accumulate {
     F f;
-    int64_t* partial;
-    void operator()(int64_t range, int64_t begin, int64_t end) const {
+    int64_t* partial;  // kSums for each slot
+    void operator()(int64_t slot, int64_t begin, int64_t end) const {
       const F local = fetched(f);
       int64_t sums[kSums] = {};
       for (int64_t first = begin; first < end; first += kTile) {
         add(local, first, end - first < kTile ? end : first + kTile, sums, 0);
       }
-      for (int j = 0; j < kSums; ++j) partial[range * kSums + j] = sums[j];
+      int64_t* own = partial + slot * kSums;
+      for (int j = 0; j < kSums; ++j) own[j] = add_wrapping(own[j], sums[j]);
     }
     // Where the functor knows a faster way for a stretch of elements.
     template <class G>

@@ -23,7 +23,7 @@ struct MarkTiles {
   Bracket bracket;
   Marks marks;
 
-  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+  void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
     const MarkTiles local = {n, fetched(key), bracket, marks};
     int64_t total = 0;
     for (int64_t first = begin; first < end; first += Marks::kTile) {
@@ -169,7 +169,7 @@ template <class Isa>
 struct SettleTiles {
   uint64_t threshold;
   Marks marks;
-  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+  void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
     for (int64_t first = begin; first < end; first += Marks::kTile) {
       const int64_t tile = first / Marks::kTile;
       const int64_t count = marks.open_counts[tile];
@@ -192,7 +192,7 @@ template <class Isa, class Emit>
 struct EmitMarked {
   Emit emit;
   Marks marks;
-  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+  void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
     const Emit local = fetched(emit);
     uint32_t places[Marks::kTile + Simd<Isa>::kSlack];
     for (int64_t first = begin; first < end; first += Marks::kTile) {

@@ -15,7 +15,7 @@ struct WalkAll {
 
   Walk walk;
   Emit emit;
-  void operator()(int64_t /*range*/, int64_t begin, int64_t end) const {
+  void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
     const Walk local_walk = fetched(walk);
     const Emit local_emit = fetched(emit);
     uint64_t places[kWalkers];

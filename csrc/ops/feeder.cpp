@@ -9,13 +9,6 @@
 #include "run_on.h"
 
 namespace dynloader {
-namespace {
-
-void run_here(int64_t tasks, void (*task)(void*, int64_t), void* context) {
-  for (int64_t number = 0; number < tasks; ++number) task(context, number);
-}
-
-}  // namespace
 
 Feeder::Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
                bool pin_memory)
@@ -131,7 +124,7 @@ void Feeder::run(Job& job) const {
 
 std::vector<at::Tensor> Feeder::gather(const at::Tensor& index) const {
   check_indices("DataLoader", "index", index, columns_[0].data.size(0));
-  const HostThreads here = {1, run_here};
+  const HostThreads here = {1, share_out};
   int64_t faults[2] = {};
   std::vector<at::Tensor> batch;
   batch.reserve(columns_.size());

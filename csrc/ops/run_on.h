@@ -1,7 +1,6 @@
 // From tensors to a backend: which device, which stream, which instruction set, and whose memory.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -47,8 +46,7 @@ void run_on_cpu_threads(const HostThreads& threads, Scratch scratch, const Call&
 
 template <class Call>
 void run_on_cpu(Scratch scratch, const Call& call) {
-  run_on_cpu_threads({at::in_parallel_region() ? 1 : at::get_num_threads(), run_tasks}, scratch,
-                     call);
+  run_on_cpu_threads(allowed_threads(), scratch, call);
 }
 
 // "cuda" is the current GPU; tensors are always on one with a number.

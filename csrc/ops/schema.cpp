@@ -14,6 +14,7 @@
 
 #include "cpu_path.h"
 #include "operators.h"
+#include "threads.h"
 
 #ifndef DYNLOADER_VERSION
 #define DYNLOADER_VERSION "unknown"
@@ -173,4 +174,7 @@ PYBIND11_MODULE(_C, m) {
         "build\n"
         "without it); cuda_architectures; compiler; and the CPU paths (scalar, avx2, avx512):\n"
         "cpu_features_compiled, cpu_features_available on this machine, cpu_features_in_use.");
+  m.def("share_eagerly", dynloader::share_eagerly, pybind11::arg("eagerly"),
+        "For tests: whether other threads are called for every loop, however short, and as many\n"
+        "as torch.set_num_threads allows, even if there are fewer processors.");
 }

@@ -1,50 +1,35 @@
-// Work on torch's threads.
+// Loops of operations: how many threads work on one.
 #pragma once
 
 #include <ATen/Parallel.h>
 
 #include <cstdint>
 
-#include "denormals.h"
-
-#if defined(__SANITIZE_THREAD__)
-#define DYNLOADER_UNDER_TSAN
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define DYNLOADER_UNDER_TSAN
-#endif
-#endif
-
-#ifdef DYNLOADER_UNDER_TSAN
-#include <algorithm>
-#include <thread>
-#include <vector>
-#endif
+#include "../backends/cpu.h"
+#include "threads.h"
 
 namespace dynloader {
 
-// f(begin, end) for ranges that make up [0, n), none much shorter than `grain`.
-template <class F>
-void in_parallel(int64_t n, int64_t grain, const F& f) {
-#ifdef DYNLOADER_UNDER_TSAN
-  // ThreadSanitizer does not see how OpenMP's threads begin and end, and would take what that
-  // orders for races. It sees these.
-  const int64_t count = std::min<int64_t>((n + grain - 1) / grain, at::get_num_threads());
-  std::vector<std::thread> threads;
-  for (int64_t t = 0; t < count; ++t) {
-    threads.emplace_back(f, n * t / count, n * (t + 1) / count);
-  }
-  for (std::thread& thread : threads) thread.join();
-#else
-  at::parallel_for(0, n, grain, f);
-#endif
+// As many as the caller allows (torch.set_num_threads).
+inline HostThreads allowed_threads() {
+  return {at::in_parallel_region() ? 1 : at::get_num_threads(), share_out};
 }
 
-inline void run_tasks(int64_t tasks, void (*task)(void*, int64_t), void* context) {
-  in_parallel(tasks, 1, [=](int64_t begin, int64_t end) {
-    const KeepDenormals keep;
-    for (int64_t number = begin; number < end; ++number) task(context, number);
-  });
+// f(begin, end) for ranges that make up [0, n), of `tile` elements or a multiple but for the last.
+template <class F>
+void in_parallel(int64_t n, int64_t tile, const F& f) {
+  struct Context {
+    const F& f;
+    int64_t n, tile;
+    static void run(void* context, int64_t /*slot*/, int64_t first, int64_t last) {
+      const auto& self = *static_cast<const Context*>(context);
+      const int64_t end = last * self.tile;
+      self.f(first * self.tile, end < self.n ? end : self.n);
+    }
+  };
+  Context context = {f, n, tile};
+  const HostThreads threads = allowed_threads();
+  threads.run(threads.count, (n + tile - 1) / tile, Context::run, &context);
 }
 
 }  // namespace dynloader

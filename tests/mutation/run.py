@@ -110,7 +110,7 @@ TESTS_OF_NATIVE = [
     "test_native_gather",
     "test_ops_paths",
 ]
-_FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-fopenmp", "-ffp-contract=off", "-w"]
+_FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-ffp-contract=off", "-w"]
 
 
 class Verdict(NamedTuple):
@@ -328,7 +328,7 @@ def _link_without_scalar(target: Path) -> None:
     if not objects:
         raise SystemExit("no objects to link with: run DYNLOADER_CUDA=0 python setup.py build")
     folder = Path(torch.__file__).parent / "lib"
-    link = [os.environ.get("CXX", "g++"), "-shared", "-fopenmp", "-Wl,-z,lazy", *objects]
+    link = [os.environ.get("CXX", "g++"), "-shared", "-Wl,-z,lazy", *objects]
     link += ["-o", target, f"-L{folder}", f"-Wl,-rpath,{folder}"]
     subprocess.run([*link, "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"], check=True)
 
