@@ -18,7 +18,7 @@ from dynloader.bench.case import Case, UnavailableError
 from dynloader.bench.measure import memory_limit, too_large
 
 
-def test_case(benchmark: Any, case: Case) -> None:
+def test_case(benchmark: Any, case: Case, busy: bool) -> None:
     """Time a case; on CUDA, until the GPU is done."""
     group = case.group
     why = case.missing or too_large(case, memory_limit(group.device))
@@ -30,12 +30,15 @@ def test_case(benchmark: Any, case: Case) -> None:
         pytest.skip(f"{case.what}: {error}")
     share = f"{group.k / group.n:.2g} n" if group.k > group.n // 100 else f"{group.k:,}"
     benchmark.group = f"{group.operation}, n={group.n:,}, k={share}, {group.device}"
+    if busy:
+        benchmark.group += ", busy"
     benchmark.extra_info.update(
         dataclasses.asdict(group),
         what=case.what,
         role=case.role,
         items=case.items,
         threads=torch.get_num_threads(),
+        busy=busy,
     )
 
     def call_and_wait() -> None:

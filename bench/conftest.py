@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dynloader.bench import cases, machine
+from dynloader.bench.busy import busy_cores
 from dynloader.bench.report import short
 
 
@@ -15,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("dynloader")
     group.addoption("--quick", action="store_true", help="small sizes")
     group.addoption("--huge", action="store_true", help="also a size of 1,000,000,000")
+    group.addoption("--busy", action="store_true", help="while a process spins on every core")
     group.addoption("--sizes", help="numbers of samples, such as 1e5,1e6")
 
 
@@ -39,6 +42,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for c in found
     ]
     metafunc.parametrize("case", found, ids=names)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def busy(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the machine is kept busy, which it is from here on."""
+    if not request.config.getoption("--busy"):
+        yield False
+        return
+    with busy_cores():
+        yield True
 
 
 def pytest_benchmark_update_machine_info(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dynloader.bench.busy import busy_cores
 from dynloader.bench.case import Call, Case, UnavailableError, summarize_error
 from dynloader.bench.machine import free_bytes
 from dynloader.bench.results import Row, row_of
@@ -80,6 +81,7 @@ class Runner:
         times: seconds per call of each round so far.
         skipped: why the case has no times.
         spent: seconds spent on its rounds so far.
+        quiet: the times before the machine was made busy; None if it was not.
     """
 
     case: Case
@@ -90,6 +92,7 @@ class Runner:
     _repeats: int = 1
     _first: float = 0.0
     spent: float = 0.0
+    quiet: list[float] | None = None
 
     def warm_up(self, limit: int) -> None:
         """Create the inputs, and choose the number of calls per round."""
@@ -130,18 +133,29 @@ class Runner:
         self.times.append(clock_of(self.case)(self._call, self._repeats))
         self.spent += time.perf_counter() - begin
 
+    def begin_busy(self) -> None:
+        """Keep the times so far, and begin those on a busy machine."""
+        self.quiet, self.times, self.spent = self.times, [], 0.0
+
     def row(self) -> Row:
         """Return the result row."""
         if not self.times:
             return row_of(self.case, skipped=self.skipped)
-        low, middle, high = quartiles(self.times)
+        times, busy = self.times, {}
+        if self.quiet is not None:
+            low, middle, high = quartiles(times)
+            busy = {"busy_median": middle, "busy_quartile_1": low, "busy_quartile_3": high}
+            busy["busy_rounds"] = len(times)
+            times = self.quiet
+        low, middle, high = quartiles(times)
         return row_of(
             self.case,
             median=middle,
             quartile_1=low,
             quartile_3=high,
-            rounds=len(self.times),
+            rounds=len(times),
             calls_per_round=self._repeats,
+            **busy,
         )
 
     def release(self) -> None:
@@ -164,7 +178,9 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def measure(cases: Sequence[Case], seconds: float, memory: int | None = None) -> list[Row]:
+def measure(
+    cases: Sequence[Case], seconds: float, memory: int | None = None, busy: bool = False
+) -> list[Row]:
     """Time the cases of one group in alternating rounds.
 
     The next round always goes to the case with the least time so far, so that other load on the
@@ -176,6 +192,7 @@ def measure(cases: Sequence[Case], seconds: float, memory: int | None = None) ->
         seconds: approximate time to spend on the rounds of each case. Each case gets at least
             three rounds, or one if a call takes more than ten seconds.
         memory: memory limit in bytes. Default: 16 GiB, or 90 % of the free memory if that is less.
+        busy: measure as many rounds again while another process spins on every core.
 
     Returns:
         One row per case.
@@ -183,17 +200,20 @@ def measure(cases: Sequence[Case], seconds: float, memory: int | None = None) ->
     limit = memory_limit(cases[0].group.device) if memory is None else memory
     fitting = [case for case in cases if case.missing is None and case.memory <= limit]
     if sum(case.memory for case in fitting) > limit:
-        return [row for case in cases for row in _measure_together([case], seconds, limit)]
-    return _measure_together(cases, seconds, limit)
+        return [row for case in cases for row in _measure_together([case], seconds, limit, busy)]
+    return _measure_together(cases, seconds, limit, busy)
 
 
-def _measure_together(cases: Sequence[Case], seconds: float, limit: int) -> list[Row]:
+def _measure_together(cases: Sequence[Case], seconds: float, limit: int, busy: bool) -> list[Row]:
     runners = [Runner(case, seconds) for case in cases]
     for runner in runners:
         runner.warm_up(limit)
-    while waiting := [runner for runner in runners if not runner.is_done]:
-        # Cases with equal rounds alternate. Short rounds spread over the same period as long ones.
-        min(waiting, key=lambda runner: runner.spent).round()
+    _take_turns(runners)
+    if busy:
+        for runner in runners:
+            runner.begin_busy()
+        with busy_cores():
+            _take_turns(runners)
     rows = [runner.row() for runner in runners]
     for runner in runners:
         runner.release()
@@ -201,3 +221,9 @@ def _measure_together(cases: Sequence[Case], seconds: float, limit: int) -> list
     if cases[0].group.device == "cuda":
         torch.cuda.empty_cache()
     return rows
+
+
+def _take_turns(runners: Sequence[Runner]) -> None:
+    while waiting := [runner for runner in runners if not runner.is_done]:
+        # Cases with equal rounds alternate; short rounds spread over the same period as long ones.
+        min(waiting, key=lambda runner: runner.spent).round()

@@ -12,7 +12,8 @@ LEGEND = (
     "ours: median time per call (or per index, marked /index);\n"
     "spread: interquartile range / median;\n"
     "vs copy: our time / the time to copy the fewest bytes that the operation must move;\n"
-    "other columns: their time / our time. Above 1, dynloader is faster."
+    "other columns: their time / our time. Above 1, dynloader is faster;\n"
+    "busy: our time while another process spins on every core, and their time / our time there."
 )
 # A README shows each operation at the usual size; those in the first tuple also at the largest
 # size, and those in the second not at all.
@@ -74,7 +75,11 @@ def terminal(groups: Sequence[Comparison]) -> str:
     """Format the groups of one operation on one device as an aligned table."""
     peers = list(dict.fromkeys(row.what for g in groups for row in g.others("peer", "input")))
     has_copy = any(group.others("copy") for group in groups)
-    lines = [["n", "k", "ours", "spread", *(["vs copy"] if has_copy else []), *peers]]
+    has_busy = any(group.has_busy for group in groups)
+    head = ["n", "k", "ours", "spread", *(["vs copy"] if has_copy else []), *peers]
+    if has_busy:
+        head += ["busy", "vs quiet", *(f"{name}, busy" for name in peers)]
+    lines = [head]
     for group in groups:
         ours = group.ours
         by_name = {row.what: row for row in group.rows}
@@ -85,15 +90,22 @@ def terminal(groups: Sequence[Comparison]) -> str:
         for name in peers:
             row = by_name.get(name)
             cells.append("-" if row is None else times(group.times_ours(row)))
+        if has_busy:
+            busy = ours.busy_median
+            cells.append(duration(None if busy is None else busy / ours.items))
+            cells.append(times(ours.busy_times_quiet))
+            for name in peers:
+                row = by_name.get(name)
+                cells.append("-" if row is None else times(group.busy_times_ours(row)))
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in lines
     ]
-    head = f"{groups[0].ours.operation}, {groups[0].ours.device}"
+    title = f"{groups[0].ours.operation}, {groups[0].ours.device}"
     notes = [f"(-) {note}" for note in skipped(groups)]
-    return "\n".join([head, *(f"  {line}" for line in [*text, *notes])])
+    return "\n".join([title, *(f"  {line}" for line in [*text, *notes])])
 
 
 def by_operation(groups: Iterable[Comparison]) -> list[list[Comparison]]:
@@ -140,10 +152,18 @@ def markdown(result: Result) -> str:
                 f"Selecting on {place(result, device)}",
                 _markdown_table(rows, device == "cuda"),
             ]
+    busy = any(group.has_busy for group in groups)
     versions, commit = result.about["versions"], result.about["commit"]["hash"] or "unknown"
     parts.append(
         "*× a copy*: our time / the time to copy the fewest bytes that the operation has to move; "
-        "*peers*: their time / our time, so above 1 dynloader is faster. Medians; exponentially "
+        "*peers*: their time / our time, so above 1 dynloader is faster. "
+        + (
+            "*busy*: while another process spins on every core; our time there / our time, and "
+            "*peers, busy*: their time / our time, both there. "
+            if busy
+            else ""
+        )
+        + "Medians; exponentially "
         "distributed losses, half the samples selected (InfoBatch: 68 %); "
         f"torch {versions['torch']}, NumPy {versions['numpy']}, "
         f"dynloader {versions['dynloader']}, commit {commit[:10]}"
@@ -161,7 +181,10 @@ def place(result: Result, device: str) -> str:
 
 
 def _markdown_table(groups: Sequence[Comparison], with_time: bool) -> str:
-    head = ["operation", "n", *(["time"] if with_time else []), "× a copy", "peers, × our time"]
+    has_busy = any(group.has_busy for group in groups)
+    head = ["operation", "n", *(["time"] if with_time else []), "× a copy"]
+    head += ["busy, × quiet", "peers, busy"] if has_busy else []
+    head.append("peers, × our time")
     lines = [head]
     for group in groups:
         ours = group.ours
@@ -171,24 +194,31 @@ def _markdown_table(groups: Sequence[Comparison], with_time: bool) -> str:
                 short(ours.n),
                 *([our_time(group)] if with_time else []),
                 times(group.times_copy(ours)).removesuffix(" x"),
+                *(_busy(group) if has_busy else []),
                 ", ".join(_peer(group, row) for row in group.others("peer")),
             ]
         )
-    last = len(head) - 1
+    texts = [column for column, name in enumerate(head) if name.startswith(("op", "peers"))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
 
     def render(line: Sequence[str]) -> str:
         cells = [
-            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            cell.ljust(width) if column in texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         return f"| {' | '.join(cells)} |"
 
     rule = [
-        "-" * width if column in (0, last) else "-" * (width - 1) + ":"
+        "-" * width if column in texts else "-" * (width - 1) + ":"
         for column, width in enumerate(widths)
     ]
     return "\n".join([render(lines[0]), render(rule), *(render(line) for line in lines[1:])])
+
+
+def _busy(group: Comparison) -> list[str]:
+    ratios = ((row.what, group.busy_times_ours(row)) for row in group.others("peer"))
+    peers = ", ".join(f"{what} {digits(ratio)}" for what, ratio in ratios if ratio is not None)
+    return [times(group.ours.busy_times_quiet).removesuffix(" x"), peers or "-"]
 
 
 def _peer(group: Comparison, row: Row) -> str:

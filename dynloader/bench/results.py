@@ -37,6 +37,10 @@ class Row:
         quartile_3: upper quartile over the rounds; None if ``skipped`` gives a reason.
         rounds: number of rounds.
         calls_per_round: number of calls that a round averages.
+        busy_median: median while another process spins on every core; None if not measured.
+        busy_quartile_1: lower quartile, likewise.
+        busy_quartile_3: upper quartile, likewise.
+        busy_rounds: number of rounds, likewise.
         skipped: why there is no time.
     """
 
@@ -55,6 +59,10 @@ class Row:
     quartile_3: float | None = None
     rounds: int = 0
     calls_per_round: int = 0
+    busy_median: float | None = None
+    busy_quartile_1: float | None = None
+    busy_quartile_3: float | None = None
+    busy_rounds: int = 0
     skipped: str | None = None
 
     @property
@@ -66,6 +74,11 @@ class Row:
     def time(self) -> float | None:
         """The median per call, or per index if ``per_index``."""
         return None if self.median is None else self.median / self.items
+
+    @property
+    def busy_times_quiet(self) -> float | None:
+        """The median on a busy machine divided by the median on a quiet one."""
+        return _ratio(self.busy_median, self.median)
 
     @property
     def spread(self) -> float | None:
@@ -104,6 +117,18 @@ class Comparison:
     def times_ours(self, row: Row) -> float | None:
         """Return the time of ``row`` divided by ours: above 1, ours is faster."""
         return _ratio(row.time, self.ours.time)
+
+    def busy_times_ours(self, row: Row) -> float | None:
+        """Return what :meth:`times_ours` returns, both on a busy machine."""
+        theirs, ours = row.busy_median, self.ours.busy_median
+        if theirs is None or ours is None:
+            return None
+        return _ratio(theirs / row.items, ours / self.ours.items)
+
+    @property
+    def has_busy(self) -> bool:
+        """Whether ours was measured on a busy machine."""
+        return self.ours.busy_median is not None
 
     def times_copy(self, row: Row) -> float | None:
         """Return the time of ``row`` divided by the time of the copy."""
@@ -169,4 +194,6 @@ def _entries(group: Comparison) -> Iterator[dict[str, Any]]:
             **dataclasses.asdict(row),
             "times_ours": group.times_ours(row),
             "times_copy": group.times_copy(row),
+            "busy_times_quiet": row.busy_times_quiet,
+            "busy_times_ours": group.busy_times_ours(row),
         }

@@ -99,6 +99,11 @@ def add_to(commands: Any) -> None:
         help=f"seconds per result row (default: {FULL_SECONDS}; {QUICK_SECONDS} with --quick)",
     )
     parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="measure on a CPU also while another process spins on every core",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -180,10 +185,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f"{_heading(about, devices)}\n\n{report.LEGEND}\n")
     begin, interrupted = time.monotonic(), _interruptions()
-    rows = _measure(list(cases.groups(sizes, devices, arguments.only, also)), seconds)
+    rows = _measure(
+        list(cases.groups(sizes, devices, arguments.only, also)), seconds, arguments.busy
+    )
     took = time.monotonic() - begin
     interrupted = (_interruptions() - interrupted) / max(took, 1e-3)
-    if interrupted > BUSY:
+    if interrupted > BUSY and not arguments.busy:
         print(
             "This machine does other work: it preempted threads of the benchmark "
             f"{interrupted:.0f} times\nper second. Times of operations whose threads wait for each "
@@ -196,6 +203,7 @@ def run(arguments: argparse.Namespace) -> int:
         "operations": list(arguments.only),
         "devices": devices,
         "seconds": seconds,
+        "busy": arguments.busy,
         "took_seconds": round(took, 1),
         "interruptions_per_second": round(interrupted, 1),
     }
@@ -212,14 +220,14 @@ def _interruptions() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _measure(groups: Sequence[Sequence[Case]], seconds: float) -> list[Row]:
+def _measure(groups: Sequence[Sequence[Case]], seconds: float, busy: bool) -> list[Row]:
     """Measure, and print each operation on a device as soon as it is complete."""
     rows: list[Row] = []
     shown: list[Comparison] = []
     for number, members in enumerate(groups):
         group = members[0].group
         _progress(f"{number + 1} of {len(groups)}: {group.operation}, n = {group.n:,}")
-        measured = measure(members, seconds)
+        measured = measure(members, seconds, busy=busy and group.device == "cpu")
         rows += measured
         shown += comparisons(measured)
         following = groups[number + 1][0].group if number + 1 < len(groups) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +184,39 @@ def test_cases_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     # Three rounds at the least; short calls are repeated within a round.
     rows = measure.measure([takes(2.0, "a"), takes(1e-5, "b")], seconds=1e-4)
     assert [(row.rounds, row.calls_per_round) for row in rows] == [(3, 1), (3, 20)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
+def test_every_core_is_busy_while_the_rows_take_turns_again() -> None:
+    def spinning() -> list[set[int]]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state = path.read_text().rpartition(")")[2].split()
+                command = path.with_name("cmdline").read_text()
+                if int(state[1]) == os.getpid() and "sched_setaffinity" in command:
+                    found.append(os.sched_getaffinity(int(path.parent.name)))
+            except OSError:  # it has ended
+                continue
+        return sorted(found, key=min)
+
+    seen: list[list[set[int]]] = []
+    members = [
+        case_of(lambda: lambda: seen.append(spinning())),
+        case_of(lambda: lambda: None, what="a", role="peer"),
+        case_of(lambda: lambda: None, what="b", role="peer", missing="not installed"),
+    ]
+    ours, peer, missing = measure.measure(members, seconds=1e-4, busy=True)
+    everywhere = [{core} for core in sorted(os.sched_getaffinity(0))]
+    assert seen[:3] == [[]] * 3
+    assert seen[-3:] == [everywhere] * 3
+    assert spinning() == []
+    assert ours.busy_rounds >= 3
+    assert ours.busy_median is not None
+    assert peer.busy_median is not None
+    assert missing.busy_median is None
+    quiet = measure.measure(members[:1], seconds=1e-4)[0]
+    assert quiet.busy_median is None
 
 
 def test_what_is_not_measured_says_why() -> None:

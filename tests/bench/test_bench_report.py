@@ -14,7 +14,7 @@ from paths import ROOT
 
 from dynloader.__main__ import main
 from dynloader.bench import cases, chart, machine, report
-from dynloader.bench.results import Result, Row
+from dynloader.bench.results import Result, Row, comparisons
 
 N = 2000
 
@@ -86,6 +86,27 @@ def test_a_table_shows_times_of_a_gpu_only() -> None:
 )
 def test_a_duration_has_its_unit(seconds: float | None, text: str) -> None:
     assert report.duration(seconds) == text
+
+
+def test_a_busy_machine_has_columns() -> None:
+    rows = (
+        row(n=50_000, busy_median=5e-3),
+        row(n=50_000, what="torch.topk", role="peer", median=6.4e-3, busy_median=4e-2),
+        row(n=50_000, what="b", role="peer", median=None, skipped="not installed"),
+        row(n=50_000, what="copy", role="copy", median=1e-4, busy_median=2e-4),
+    )
+    group = comparisons(rows)[0]
+    assert group.ours.busy_times_quiet == 2.5
+    assert [group.busy_times_ours(r) for r in rows] == [1.0, 8.0, None, 0.04]
+    lines = report.terminal([group]).splitlines()
+    assert lines[1].split("  ")[-4:] == ["busy", "vs quiet", "torch.topk, busy", "b, busy"]
+    assert lines[2].split()[-7:] == ["5.0", "ms", "2.5", "x", "8.0", "x", "-"]
+    table = report.markdown(Result(machine.describe(), {}, rows))
+    assert "| busy, × quiet | peers, busy    |" in table
+    assert "|           2.5 | torch.topk 8.0 |" in table
+    assert "spins on every core" in table
+    assert "busy" not in report.terminal(comparisons((row(),)))
+    assert "busy" not in report.markdown(Result(machine.describe(), {}, (row(n=50_000),)))
 
 
 def test_a_number_of_samples_in_short() -> None:
