@@ -231,10 +231,10 @@ def test_what_the_header_promises(sanitizers: str, tmp_path: Path) -> None:
     flags = [f"-fsanitize={sanitizers}", "-g1"] if sanitizers else []
     sources = [ROOT / "tests" / "ops" / "threads_check.cpp", ROOT / "csrc" / "ops" / "threads.cpp"]
     command = ["g++", "-std=c++20", "-O1", "-pthread", *flags, *map(str, sources)]
-    subprocess.run([*command, "-o", str(program)], check=True)
     # Where addresses are random, the runtime of ThreadSanitizer may find no room.
     fixed = ["setarch", platform.machine(), "-R"] if sanitizers == "thread" else []
     environ = {name: text for name, text in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run([*command, "-o", str(program)], check=True, env=environ)
     ended = subprocess.run(
         [*fixed, str(program)], capture_output=True, text=True, timeout=300, env=environ
     )
