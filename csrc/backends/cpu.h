@@ -85,12 +85,13 @@ class Cpu {
   // sums[j] = the sum over all i of what f(i, sums) adds to sums[j].
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
-    auto* partial = allocate<int64_t>(threads_.count * kSums);
-    for (int64_t j = 0; j < threads_.count * kSums; ++j) partial[j] = 0;
+    const int64_t slots = slots_of(n);
+    auto* partial = allocate<int64_t>(slots * kSums);
+    for (int64_t j = 0; j < slots * kSums; ++j) partial[j] = 0;
     in_ranges(n, Accumulate<kSums, F>{f, partial});
     for (int j = 0; j < kSums; ++j) {
       sums[j] = 0;
-      for (int64_t slot = 0; slot < threads_.count; ++slot) {
+      for (int64_t slot = 0; slot < slots; ++slot) {
         sums[j] = add_wrapping(sums[j], partial[slot * kSums + j]);
       }
     }
@@ -102,14 +103,22 @@ class Cpu {
   template <int kBins, class Bin, class Descent>
   void descend(int64_t n, const Bin& bin, const Descent& descent) {
     if (!descent.is_active()) return;
-    auto* counts = allocate<uint32_t>(threads_.count * kHistograms * (kBins + 1));
-    for (int64_t j = 0; j < threads_.count * kHistograms * (kBins + 1); ++j) counts[j] = 0;
-    in_ranges(n, CountBins<Isa, kBins, Bin>{bin, counts});
+    const int64_t slots = slots_of(n);
+    auto* counts = allocate<uint32_t>(slots * kHistograms * (kBins + 1));
+    auto* used = allocate<int64_t>(slots);
+    for (int64_t slot = 0; slot < slots; ++slot) used[slot] = 0;
+    in_ranges(n, CountBins<Isa, kBins, Bin>{bin, counts, used});
+    // A machine with many cores has many slots, of which few are in use. Now a list of those.
+    int64_t num_used = 0;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      if (used[slot] != 0) used[num_used++] = slot;
+    }
     int64_t rank = descent.rank();
     for (uint32_t b = kBins; b-- > 0;) {
       int64_t members = 0;
-      for (int64_t lane = 0; lane < threads_.count * kHistograms; ++lane) {
-        members += counts[lane * (kBins + 1) + b];
+      for (int64_t j = 0; j < num_used; ++j) {
+        const uint32_t* lanes = counts + used[j] * kHistograms * (kBins + 1);
+        for (int64_t lane = 0; lane < kHistograms; ++lane) members += lanes[lane * (kBins + 1) + b];
       }
       if (rank <= members) return descent.take(b, rank, members);
       rank -= members;
@@ -177,21 +186,29 @@ class Cpu {
     static void run(void* context, int64_t slot, int64_t first, int64_t last) {
       const auto& self = *static_cast<const Tiles*>(context);
       const int64_t end = last * kTile;
-      (*self.body)(slot, first* kTile, end < self.n ? end : self.n);
+      const int64_t begin = first * kTile;
+      (*self.body)(slot, begin, end < self.n ? end : self.n);
     }
   };
 
+  // How many threads can work on n elements.
+  int64_t slots_of(int64_t n) const {
+    if (n <= kOneRange) return 1;
+    return Marks::tiles_of(n) < threads_.count ? Marks::tiles_of(n) : threads_.count;
+  }
+
   // body(slot, begin, end) for ranges of whole tiles that make up [0, n), as many as may be for one
-  // slot.
+  // slot, in [0, slots_of(n)).
   template <class Body>
   void in_ranges(int64_t n, const Body& body) {
     if (n == 0) return;
-    if (n <= kOneRange || threads_.count == 1) {
+    const int64_t slots = slots_of(n);
+    if (slots == 1) {
       body(0, 0, n);
       return;
     }
     Tiles<Body> context = {&body, n};
-    threads_.run(threads_.count, Marks::tiles_of(n), Tiles<Body>::run, &context);
+    threads_.run(slots, Marks::tiles_of(n), Tiles<Body>::run, &context);
   }
 
   template <class Access, class Step>

@@ -67,15 +67,21 @@ uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank, uint64_t
 constexpr int64_t kHistograms = 4;
 
 // `counts` holds kHistograms histograms of kBins + 1 bins for each slot; the last bin counts what
-// is left out. Like everything that is compiled more than once, it has Isa in its name: the linker
-// keeps any one of several functions with the same name.
+// is left out. The first range of a slot zeroes its histograms and sets `used`, which is 0 for
+// slots without a range. Like everything that is compiled more than once, it has Isa in its name:
+// the linker keeps any one of several functions with the same name.
 template <class Isa, int kBins, class Bin>
 struct CountBins {
   Bin bin;
   uint32_t* counts;
+  int64_t* used;
   void operator()(int64_t slot, int64_t begin, int64_t end) const {
     const Bin local = fetched(bin);
     uint32_t* lanes = counts + slot * kHistograms * (kBins + 1);
+    if (used[slot] == 0) {
+      for (int64_t j = 0; j < kHistograms * (kBins + 1); ++j) lanes[j] = 0;
+      used[slot] = 1;
+    }
     uint32_t bins[Marks::kTile];
     for (int64_t tile = begin; tile < end; tile += Marks::kTile) {
       const int64_t size = end - tile < Marks::kTile ? end - tile : Marks::kTile;
