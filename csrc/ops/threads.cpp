@@ -90,17 +90,14 @@ class Threads {
   static Threads& here() {
     Threads* found = of_process.load(std::memory_order_acquire);
     if (found != nullptr) return *found;
-#if defined(__unix__) || defined(__APPLE__)
-    // A forked process has none of the threads, and does not know what they were at.
-    static const int registered = pthread_atfork(
-        nullptr, nullptr, [] { of_process.store(nullptr, std::memory_order_release); });
-    static_cast<void>(registered);
-#endif
     auto* made = new Threads;
     if (of_process.compare_exchange_strong(found, made, std::memory_order_acq_rel)) return *made;
     delete made;
     return *found;
   }
+
+  // A forked process has none of the threads, and does not know what they were at.
+  static void forget() { of_process.store(nullptr, std::memory_order_release); }
 
   // False if another caller has the threads.
   bool run(const Job& job) {
@@ -134,7 +131,11 @@ class Threads {
         helpers_.reserve(helpers_.size() + 1);
         auto made = std::make_unique<Helper>();
         const auto slot = static_cast<int64_t>(helpers_.size()) + 1;
-        std::thread([this, slot, helper = made.get()] { help(slot, *helper); }).detach();
+        std::thread thread([this, slot, helper = made.get()] { help(slot, *helper); });
+#if defined(__linux__)
+        pthread_setname_np(thread.native_handle(), "dynloader_ops");
+#endif
+        thread.detach();
         helpers_.push_back(std::move(made));
       }
     } catch (const std::exception&) {
@@ -219,14 +220,15 @@ class Threads {
     uint64_t seen = 0;  // the number of the last job
     for (uint32_t calls = 0;;) {
       helper.calls.wait(calls, std::memory_order_acquire);
-      calls = helper.calls.load(std::memory_order_acquire);
       for (Nanoseconds until = now() + kLook; now() < until; relax()) {
+        // First the calls: a call that comes after them is for a job that this look may miss.
+        calls = helper.calls.load(std::memory_order_acquire);
         const uint64_t place = place_.load(std::memory_order_acquire);
         const uint64_t number = place & ~kTileMask;
         if (number == seen || (place & kTileMask) == kTileMask) continue;
         seen = number;
-        work(slot, place);
-        until = now() + kLook;
+        // Only for those that have work: jobs of fewer threads must not keep the others awake.
+        if (work(slot, place) > 0) until = now() + kLook;
       }
     }
   }
@@ -244,6 +246,11 @@ class Threads {
   alignas(64) std::atomic<uint64_t> place_ = kTileMask;
   alignas(64) std::atomic<uint32_t> done_ = 0;  // tiles that helpers have ended
 };
+
+#if defined(__unix__) || defined(__APPLE__)
+// When the library is loaded. Later, another thread could fork in the middle of it.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, Threads::forget);
+#endif
 
 }  // namespace
 
@@ -272,7 +279,7 @@ void share_out(int64_t threads, int64_t tiles, TileTask task, void* context) {
       break;
     }
     if (spent < kAlone || to_come < kAlone) continue;
-    job.helpers = std::min(threads, processors()) - 1;
+    job.helpers = std::min({threads, processors(), left}) - 1;
     while (job.helpers > 1 && job.helpers * job.helpers * kCall > to_come) --job.helpers;
     // The more threads, the longer they have to wait for the counter.
     job.claim = claim(kClaim * (1 + job.helpers / 8), job.first, spent, tiles);

@@ -78,6 +78,25 @@ void errors() {
     check(is_thrown, "an error is lost");
     one_loop(8, 64);
   }
+  // All at once, on every thread, and what is thrown is freed where it was not thrown.
+  for (int again = 0; again < 20; ++again) {
+    int64_t thrown = -1;
+    try {
+      share_out(8, 64,
+                [&](int64_t, int64_t first, int64_t) { throw std::make_unique<int64_t>(first); });
+    } catch (const std::unique_ptr<int64_t>& error) {
+      thrown = *error;
+    }
+    check(0 <= thrown && thrown < 64, "all errors are lost");
+  }
+  one_loop(8, 64);
+}
+
+// What is allowed may change from loop to loop: one_loop checks the slots.
+void fewer_threads_than_before() {
+  for (int again = 0; again < 10; ++again) {
+    for (const int64_t threads : {8, 2, 1, 3}) one_loop(threads, 100, 100);
+  }
 }
 
 void loops_within_loops() {
@@ -178,6 +197,7 @@ int main() {
     dynloader::share_eagerly(eagerly);
     loops();
     errors();
+    fewer_threads_than_before();
     loops_within_loops();
     several_callers();
     a_second_caller_does_not_wait();
