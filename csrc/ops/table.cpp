@@ -2,11 +2,13 @@
 #include <ATen/Functions.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "checks.h"
 #include "memory.h"
 #include "operators.h"
 #include "run_on.h"
+#include "tasks.h"
 
 namespace dynloader {
 namespace {
@@ -68,9 +70,17 @@ LossType loss_type(const at::Tensor& losses) {
 }  // namespace
 
 at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device) {
-  return empty_vector(c10::multiply_integers(size), at::device(device).dtype(dtype))
-      .zero_()
-      .view(size);
+  at::Tensor result = empty_vector(c10::multiply_integers(size), at::device(device).dtype(dtype));
+  if (device.is_cpu()) {
+    auto* bytes = static_cast<char*>(result.mutable_data_ptr());
+    in_parallel(static_cast<int64_t>(result.nbytes()), int64_t{1} << 16,
+                [=](int64_t begin, int64_t end) {
+                  std::memset(bytes + begin, 0, static_cast<size_t>(end - begin));
+                });
+  } else {
+    result.zero_();
+  }
+  return result.view(size);
 }
 
 std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores) {

@@ -61,6 +61,7 @@ def results(n: int) -> list[Tensor]:
         ops.gather(torch.stack([index, index], 1), None, 0, n, **at),
         ops.spread(scores[:k], selected, n, rest=0.5),
         ops.power_weights(scores, 0.3, 0.05),
+        ops.zeros((n, 4), torch.int32, scores.device),
         *table.values(),
         counts,
     ]
