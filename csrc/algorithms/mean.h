@@ -29,11 +29,17 @@ struct AddScore {
 // to be clamped or counted by itself, and the sum of the stretch fits in 64 bits.
 struct AddScores {
   static constexpr uint32_t kNearBits = 0x48000000u;  // 2^17 as a float
-  static constexpr int64_t kMost = 4096;              // 2^12 scores below 2^17, in steps of 2^-32
+  // So few that the next ones are on their way from memory while these are added.
+  static constexpr int64_t kStretch = 256;
   AddScore one;
   DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const { one(i, sums); }
   DYNLOADER_FN void add_stretch(int64_t begin, int64_t end, int64_t* sums) const {
-    uint32_t largest = end - begin > kMost ? kNearBits : 0;
+    for (int64_t first = begin; first < end; first += kStretch) {
+      add_few(first, end - first < kStretch ? end : first + kStretch, sums);
+    }
+  }
+  DYNLOADER_FN void add_few(int64_t begin, int64_t end, int64_t* sums) const {
+    uint32_t largest = 0;
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t magnitude = bit_cast<uint32_t>(one.scores[i]) & 0x7fffffffu;
       largest = magnitude > largest ? magnitude : largest;
@@ -41,8 +47,8 @@ struct AddScores {
     if (largest < kNearBits) {
       int64_t sum = 0;
       for (int64_t i = begin; i < end; ++i) {
-        const double value = static_cast<double>(one.scores[i]) * kFixedPointOne;
-        sum += static_cast<int64_t>(value);
+        // Exact: a power of two, and no overflow.
+        sum += static_cast<int64_t>(one.scores[i] * static_cast<float>(kFixedPointOne));
       }
       sums[0] += sum >> 32;
       sums[1] = add_wrapping(sums[1], sum & 0xffffffff);

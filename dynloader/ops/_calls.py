@@ -377,7 +377,7 @@ def score_mean(scores: Tensor) -> ScoreMean:
     """
     scores = values_argument("score_mean", "scores", scores)
     mean, counts = _operators.score_mean(scores)
-    return ScoreMean(mean, counts[0], counts[1], counts[2])
+    return ScoreMean(mean, *counts.unbind())
 
 
 def power_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
