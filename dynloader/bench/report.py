@@ -119,7 +119,8 @@ def by_operation(groups: Iterable[Comparison]) -> list[list[Comparison]]:
 def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
     """Return the groups of one operation on one device that a README shows.
 
-    That is the largest size up to the usual one, and for some operations also the largest size.
+    That is the largest size up to the usual one, and for some operations also the largest size. If
+    a busy machine was measured, also the smallest size, where waiting would cost the most.
     """
     operation = groups[0].ours.operation
     if operation in LEFT_OUT:
@@ -134,6 +135,8 @@ def headlines(groups: Sequence[Comparison]) -> list[Comparison]:
     chosen = {max((n for n in by_size if n <= USUAL), default=min(by_size))}
     if operation in HEADLINES_AT_LARGEST:
         chosen.add(max(by_size))
+    if any(group.has_busy for group in by_size.values()):
+        chosen.add(min(by_size))
     return [by_size[n] for n in sorted(chosen)]
 
 
@@ -154,12 +157,13 @@ def markdown(result: Result) -> str:
             ]
     busy = any(group.has_busy for group in groups)
     versions, commit = result.about["versions"], result.about["commit"]["hash"] or "unknown"
+    cores = result.about["machine"]["cores"]
     parts.append(
         "*× a copy*: our time / the time to copy the fewest bytes that the operation has to move; "
         "*peers*: their time / our time, so above 1 dynloader is faster. "
         + (
-            "*busy*: while another process spins on every core; our time there / our time, and "
-            "*peers, busy*: their time / our time, both there. "
+            f"*busy*: while another process spins on each of the {cores} cores; our time there / "
+            "our time, and *peers, busy*: their time / our time, both there. "
             if busy
             else ""
         )

@@ -104,7 +104,13 @@ def test_a_busy_machine_has_columns() -> None:
     table = report.markdown(Result(machine.describe(), {}, rows))
     assert "| busy, × quiet | peers, busy    |" in table
     assert "|           2.5 | torch.topk 8.0 |" in table
-    assert "spins on every core" in table
+    cores = machine.describe()["machine"]["cores"]
+    assert f"spins on each of the {cores} cores" in table
+    sizes = [row(operation="score_mean", n=n, busy_median=5e-3) for n in (50_000, 1_280_000)]
+    assert report.headlines(comparisons(sizes)) == comparisons(sizes)
+    assert report.headlines(comparisons(row(operation="score_mean", n=r.n) for r in sizes)) == (
+        comparisons([row(operation="score_mean", n=1_280_000)])
+    )
     assert "busy" not in report.terminal(comparisons((row(),)))
     assert "busy" not in report.markdown(Result(machine.describe(), {}, (row(n=50_000),)))
 
