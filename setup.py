@@ -189,7 +189,8 @@ def main() -> None:
     nvcc = [*NVCC_FLAGS]
     # For tests (make sanitize). These builds have their own folder of objects.
     sanitizers = environ.get("DYNLOADER_SANITIZE", "")
-    links: list[str] = []
+    # For std::thread and pthread_atfork where the C library does not hold them: glibc before 2.34.
+    links = ["-pthread"]
     if sanitizers:
         links.append(f"-fsanitize={sanitizers}")
         cxx += [links[-1], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv"]
