@@ -34,6 +34,8 @@ constexpr Nanoseconds kLook = 50'000;
 // Where others want the processor, the kernel takes it from a thread after 3 ms or more. A helper
 // offers it before, between two tiles, when nobody waits for it.
 constexpr Nanoseconds kTurn = 2'000'000;
+// The longest that a caller waits for others to begin, in tests only.
+constexpr Nanoseconds kEager = 1'000'000;
 
 constexpr uint64_t kTileMask = 0xffffffffu;  // a job's last tile is below it
 
@@ -105,6 +107,7 @@ class Threads {
     const int64_t helpers = start(job.helpers);
     const uint64_t begin = post(job);
     for (int64_t j = 0; j < helpers; ++j) helpers_[static_cast<size_t>(j)]->call();
+    if (is_eager.load(std::memory_order_relaxed)) await_a_helper(begin);
     const int64_t mine = work(0, begin);
     wait_for(job.tiles - job.first - mine);
     std::exception_ptr error;
@@ -167,7 +170,7 @@ class Threads {
     int64_t mine = 0;
     Nanoseconds turn = slot == 0 ? 0 : now();
     for (;;) {
-      if (is_eager.load(std::memory_order_relaxed)) std::this_thread::yield();
+      if (mine < 2 && is_eager.load(std::memory_order_relaxed)) std::this_thread::yield();
       const auto first = static_cast<int64_t>(place & kTileMask);
       const TileTask task = task_.load(std::memory_order_acquire);
       void* context = context_.load(std::memory_order_acquire);
@@ -198,6 +201,14 @@ class Threads {
         }
       }
       place = place_.load(std::memory_order_acquire);
+    }
+  }
+
+  // For tests. Else the caller would often have done everything before another thread wakes up.
+  void await_a_helper(uint64_t begin) {
+    const Nanoseconds until = now() + kEager;
+    while (place_.load(std::memory_order_relaxed) == begin && now() < until) {
+      std::this_thread::yield();
     }
   }
 
