@@ -204,7 +204,7 @@ def test_a_fork_has_threads_of_its_own(is_at_work: bool) -> None:
 
 def test_other_python_threads_run_meanwhile() -> None:
     """A call holds no lock of Python's: a thread that waits for it gets it before the call ends."""
-    index = torch.arange(2_000_000)
+    operation = torch.ops.dynloader.order_of_range
     seen: list[bool] = []
     for _ in range(50):
         has_begun = threading.Event()
@@ -212,7 +212,7 @@ def test_other_python_threads_run_meanwhile() -> None:
 
         def call(has_begun: threading.Event, ended: list[bool]) -> None:
             has_begun.set()
-            torch.ops.dynloader.order(index, 0, len(index), 1, 1)
+            operation(2_000_000, 0, 2_000_000, 1, 1)
             ended.append(True)
 
         other = threading.Thread(target=call, args=(has_begun, ended))
@@ -225,6 +225,7 @@ def test_other_python_threads_run_meanwhile() -> None:
             other.join()
         finally:
             sys.setswitchinterval(before)
+        assert ended == [True]
         if seen[-1]:
             break
     assert any(seen)
