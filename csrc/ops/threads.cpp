@@ -8,11 +8,9 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <sched.h>
 #endif
 
 #include "denormals.h"
@@ -34,8 +32,6 @@ constexpr Nanoseconds kLook = 50'000;
 // Where others want the processor, the kernel takes it from a thread after 3 ms or more. A helper
 // offers it before, between two tiles, when nobody waits for it.
 constexpr Nanoseconds kTurn = 2'000'000;
-// The longest that a caller waits for others to begin, in tests only.
-constexpr Nanoseconds kEager = 1'000'000;
 
 constexpr uint64_t kTileMask = 0xffffffffu;  // a job's last tile is below it
 
@@ -206,7 +202,7 @@ class Threads {
 
   // For tests. Else the caller would often have done everything before another thread wakes up.
   void await_a_helper(uint64_t begin) {
-    const Nanoseconds until = now() + kEager;
+    const Nanoseconds until = now() + 1'000'000;
     while (place_.load(std::memory_order_relaxed) == begin && now() < until) {
       std::this_thread::yield();
     }
