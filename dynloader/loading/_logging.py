@@ -40,6 +40,8 @@ class LoaderLogs:
         epoch = epochs.current
         if self._began is None or self._began[0] is not epoch:
             self._began = epoch, time.perf_counter()
+        if self._restored is not None and self._restored[0] is not epoch:
+            self._restored = None  # it holds the indices of its epoch
         for log in self._logs:
             log.begin(epoch, self.seconds_before(epoch))
 
@@ -49,12 +51,13 @@ class LoaderLogs:
         for log in self._logs:
             log.restart()
 
-    def seconds_before(self, epoch: EpochProgress) -> float:
+    def seconds_before(self, epoch: EpochProgress | None) -> float:
         """Return the time spent on ``epoch`` before it was restored from a state."""
-        is_restored = self._restored is not None and self._restored[0] is epoch
-        return self._restored[1] if self._restored is not None and is_restored else 0.0
+        if self._restored is None or self._restored[0] is not epoch:
+            return 0.0
+        return self._restored[1]
 
-    def seconds(self, epoch: EpochProgress, used_at: float) -> float:
+    def seconds(self, epoch: EpochProgress | None, used_at: float) -> float:
         """Return the time spent on ``epoch`` until ``used_at``, by ``time.perf_counter``."""
         seconds = self.seconds_before(epoch)
         if self._began is not None and self._began[0] is epoch:

@@ -54,9 +54,7 @@ class StateMethods:
             **state,
             "batch": -(-state["position"] // self._epochs.samples_per_step),
             "update_seconds": self._update_seconds,
-            "epoch_seconds": 0.0
-            if (current := self._epochs.current) is None
-            else self._logs.seconds(current, self._pairing.used_at),
+            "epoch_seconds": self._logs.seconds(self._epochs.current, self._pairing.used_at),
             "table": None if self.table is None else self.table.state_dict(),
         }
 
