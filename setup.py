@@ -139,11 +139,21 @@ def version() -> str:
     return found.group(1)
 
 
+# The module has what is no tensor; cpu_path.cpp is in both, for each must know.
+MODULE = ("csrc/ops/module.cpp", "csrc/ops/cpu_path.cpp")
+
+
 def sources(cuda: bool) -> list[str]:
     """Return the files to compile, relative to the root, as setuptools requires."""
-    patterns = ["csrc/ops/*.cpp", "csrc/backends/*.cpp"] + (["csrc/backends/*.cu"] if cuda else [])
+    patterns = ["csrc/ops/*.cpp", "csrc/backends/*.cpp"]
+    patterns += ["csrc/ops/*.cu", "csrc/backends/*.cu"] if cuda else []
     found = [path for pattern in patterns for path in ROOT.glob(pattern)]
     return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def library(name: str) -> str:
+    """Return the name of the extension that is the file dynloader/lib/libdynloader_{name}.so."""
+    return f"dynloader.lib.libdynloader_{name}"
 
 
 def main() -> None:
@@ -170,9 +180,10 @@ def main() -> None:
         # In case cpp_extension was already imported.
         cpp_extension.CUDA_HOME = choice.home
 
-    macros: list[tuple[str, str | None]] = [("DYNLOADER_VERSION", f'"{version()}"')]
-    if torch.distributed.is_available():
-        macros.append(("DYNLOADER_WITH_DISTRIBUTED", None))
+    # All that libraries use of torch is in its stable ABI since 2.11, so one file serves every
+    # later torch, and every Python.
+    stable = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
+    named: list[tuple[str, str | None]] = [("DYNLOADER_VERSION", f'"{version()}"')]
     cxx = [
         "-O3",
         # A fused multiply-add rounds once, the specification twice, which can change the selected
@@ -189,8 +200,13 @@ def main() -> None:
     nvcc = [*NVCC_FLAGS]
     # For tests (make sanitize). These builds have their own folder of objects.
     sanitizers = environ.get("DYNLOADER_SANITIZE", "")
-    # For std::thread and pthread_atfork where the C library does not hold them: glibc before 2.34.
-    links = ["-pthread"]
+    links = [
+        # For std::thread and pthread_atfork where the C library does not hold them: glibc before
+        # 2.34.
+        "-pthread",
+        # Torch's libraries are named only where something of them is used.
+        "-Wl,--as-needed",
+    ]
     if sanitizers:
         links.append(f"-fsanitize={sanitizers}")
         cxx += [links[-1], "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv"]
@@ -204,32 +220,83 @@ def main() -> None:
         warnings.append("-Wno-pass-failed")
     # Torch's headers have unused parameters.
     cxx += [*warnings, "-Wno-unused-parameter"]
-    flags = {"cxx": cxx}
-    extension = cpp_extension.CppExtension
-    if choice.home is not None:
-        extension = cpp_extension.CUDAExtension
-        flags["nvcc"] = nvcc
-        # cpp_extension passes the flags in "cxx" only to the C++ compiler, but macros to both.
-        macros.append(("DYNLOADER_WITH_CUDA", None))
-        architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
-        macros.append(("DYNLOADER_CUDA_ARCHITECTURES", f'"{architectures}"'))
 
-    # One folder per kind of build, because ninja rebuilds files whose command changed.
-    kind = "cpu" if choice.home is None else "cuda"
-    kind += f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
-    objects = f"build/objects-{sys.implementation.cache_tag}-{platform.machine()}-{kind}"
+    compiled = sources(cuda=choice.home is not None)
+    on_gpu = [name for name in compiled if name.endswith(".cu")]
+    operators = {
+        name for name in compiled if name not in on_gpu and name != "csrc/ops/module.cpp"
+    }
+    # Without py_limited_api, cpp_extension links libraries to torch's for Python.
+    as_library = {"py_limited_api": True, "extra_link_args": links}
+    extensions = [
+        setuptools.Extension(
+            "dynloader._C",
+            [*MODULE],
+            # pybind11's headers, which torch has; nothing of torch itself.
+            include_dirs=cpp_extension.include_paths(),
+            define_macros=[*named, ("DYNLOADER_TORCH", f'"{torch.__version__.split("+")[0]}"')],
+            extra_compile_args={"cxx": [*cxx, "-std=c++20"]},
+            extra_link_args=links,
+            language="c++",
+        ),
+        cpp_extension.CppExtension(
+            library("cpu"),
+            sorted(operators),
+            define_macros=[*named, *stable],
+            extra_compile_args={"cxx": cxx},
+            **as_library,
+        ),
+    ]
+    if choice.home is not None:
+        architectures = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
+        # cpp_extension passes the flags in "cxx" only to the C++ compiler, but macros to both.
+        macros = [
+            *named,
+            *stable,
+            ("USE_CUDA", None),  # what the stable ABI has for CUDA only
+            ("DYNLOADER_CUDA_ARCHITECTURES", f'"{architectures}"'),
+        ]
+        extensions.append(
+            cpp_extension.CUDAExtension(
+                library(f"cuda{torch.version.cuda.split('.')[0]}"),
+                on_gpu,
+                define_macros=macros,
+                extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+                **as_library,
+            )
+        )
+
+    # The stable ABI is in these alone.
+    for extension in extensions[1:]:
+        kept = ("torch_cpu", "torch_cuda", "cudart")
+        extension.libraries = [name for name in extension.libraries if name in kept]
+
+    # One folder per kind of build and library, because ninja rebuilds files whose command changed.
+    kind = f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
+    objects = f"build/objects-{sys.implementation.cache_tag}-{platform.machine()}{kind}"
 
     class BuildExtension(cpp_extension.BuildExtension):
-        """Keeps object files between builds.
+        """Builds the module, and the libraries, which are no modules.
 
-        An editable install would put them in a temporary folder, and so compile all files after
-        every change. Setting the option build_temp does not help, because an editable install
-        resets options.
+        Keeps object files between builds. An editable install would put them in a temporary
+        folder, and so compile all files after every change. Setting the option build_temp does not
+        help, because an editable install resets options.
         """
 
-        def finalize_options(self) -> None:
-            super().finalize_options()
-            self.build_temp = objects
+        def run(self) -> None:
+            if self.inplace:
+                (ROOT / "dynloader" / "lib").mkdir(exist_ok=True)
+            super().run()
+
+        def build_extension(self, extension: setuptools.Extension) -> None:
+            self.build_temp = f"{objects}-{extension.name.split('.')[-1]}"
+            super().build_extension(extension)
+
+        def get_ext_filename(self, name: str) -> str:
+            # A library's name has no version of Python.
+            if ".lib." in name or name.startswith("libdynloader_"):
+                return f"{name.replace('.', os.sep)}.so"
+            return super().get_ext_filename(name)
 
     setuptools.setup(
         version=version(),
@@ -248,16 +315,8 @@ def main() -> None:
             "dynloader.scores",
             "dynloader.table",
         ],
-        package_data={"dynloader": ["py.typed"], "dynloader.report": ["style.css"]},
-        ext_modules=[
-            extension(
-                "dynloader._C",
-                sources(cuda=choice.home is not None),
-                define_macros=macros,
-                extra_compile_args=flags,
-                extra_link_args=links,
-            )
-        ],
+        package_data={"dynloader": ["py.typed", "lib/*.so"], "dynloader.report": ["style.css"]},
+        ext_modules=extensions,
         cmdclass={"build_ext": BuildExtension},
     )
 

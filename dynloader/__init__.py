@@ -1,7 +1,7 @@
 """A data loader that trains on the samples that matter now."""
 
 from dynloader import ops, schedules, scores, transforms
-from dynloader._C import build_info
+from dynloader._native import build_info
 from dynloader._version import __version__
 from dynloader.arrays import ArrayDataset
 from dynloader.loading import DataLoader, prefetch_to_device

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dynloader import _C
 from dynloader._address import Address
 from dynloader._checks import check_integer, check_number
+from dynloader.ops import _fake as _fake  # registers torch.ops.dynloader
 
 
 class Transform:
@@ -173,12 +173,6 @@ class Pipeline:
 
     options: dict[str, Any]
     later: tuple[Tensor | None, Tensor | None, torch.dtype | None]
-
-    def native(self) -> Any:
-        """Return the options for a native feeder."""
-        crop_height, crop_width = self.options["crop"]
-        rest = {name: value for name, value in self.options.items() if name != "crop"}
-        return _C.ImageOptions(crop_height=crop_height, crop_width=crop_width, **rest)
 
     def gather(self, images: Tensor, index: Tensor, faults: Tensor, address: Address) -> Tensor:
         """Return the transformed images of a batch.

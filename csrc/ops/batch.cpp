@@ -1,11 +1,13 @@
 // Operators that gather batches by index.
 #include "batch.h"
 
-#include <ATen/Functions.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "checks.h"
 #include "operators.h"
@@ -17,40 +19,51 @@ namespace {
 // So that all places in an image, and their differences, fit 32 bits.
 constexpr int64_t kMostPixels = int64_t{1} << 24;
 
-// Returns the index, contiguous.
-at::Tensor check_index_of(const char* op, const at::Tensor& index, const at::Tensor& data) {
-  const at::Tensor contiguous = check_index(op, "index", index, "data", data);
-  check_indices(op, "index", contiguous, data.size(0));
-  return contiguous;
-}
-
-uint64_t bits_of(double value, at::ScalarType dtype) {
-  const at::Tensor pixel = at::full({1}, value, at::device(at::kCPU).dtype(dtype));
+uint64_t bits_of(double value, int32_t dtype) {
   uint64_t bits = 0;
-  std::memcpy(&bits, pixel.const_data_ptr(), pixel.element_size());
+  // Zero is zeros in every dtype.
+  if (std::memcmp(&value, &bits, sizeof(value)) == 0) return bits;
+  const Tensor pixel = empty_scalar(dtype, {codes.cpu, -1});
+  check_torch(aoti_torch_aten_fill__Scalar(pixel.get(), value), "fill as a pixel");
+  std::memcpy(&bits, pixel.data(), static_cast<size_t>(pixel.element_size()));
   return bits;
 }
 
 }  // namespace
 
-int64_t row_bytes(const at::Tensor& data) {
-  return c10::multiply_integers(data.sizes().slice(1)) * static_cast<int64_t>(data.element_size());
+int64_t row_bytes(const Tensor& data) {
+  int64_t bytes = data.element_size();
+  for (int64_t d = 1; d < data.dim(); ++d) bytes *= data.size(d);
+  return bytes;
 }
 
-GatherRows row_batch(const at::Tensor& data, const at::Tensor& index) {
+Tensor empty_rows(const Tensor& data, int64_t count) {
+  std::array<int64_t, 8> few;
+  std::vector<int64_t> many;
+  int64_t* sizes = few.data();
+  if (data.dim() > static_cast<int64_t>(few.size())) {
+    many.resize(static_cast<size_t>(data.dim()));
+    sizes = many.data();
+  }
+  std::copy(data.sizes().begin(), data.sizes().end(), sizes);
+  sizes[0] = count;
+  return empty_tensor({sizes, data.dim()}, data.dtype(), data.device());
+}
+
+GatherRows row_batch(const Tensor& data, const Tensor& index) {
   GatherRows call = {};
-  call.index = index.const_data_ptr<int64_t>();
+  call.index = index.data<int64_t>();
   call.batch_size = index.numel();
-  call.rows = data.const_data_ptr();
+  call.rows = data.data();
   call.num_rows = data.size(0);
   call.row_bytes = row_bytes(data);
   return call;
 }
 
-ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOptions& options,
+ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions& options,
                        const Address& address, int64_t batch_size) {
   check_rows(op, "images", images);
-  TORCH_CHECK_VALUE(images.dim() == 4, op,
+  CHECK_VALUE(images.dim() == 4, op,
                     ": images must have shape [n, channels, height, width], or with the channels "
                     "last, got ",
                     images.sizes());
@@ -61,42 +74,42 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
   const int64_t width = sides[last ? 1 : 2];
   const int64_t padding = options.padding;
   check_count(op, "padding", padding, kMostPixels);
-  TORCH_CHECK_VALUE(!options.is_reflected || padding == 0 || padding < std::min(height, width), op,
+  CHECK_VALUE(!options.is_reflected || padding == 0 || padding < std::min(height, width), op,
                     ": padding must be less than an image's sides, ", height, " and ", width,
                     ", where it is reflected, got ", padding);
   const int64_t crop_height = options.crop_height;
   const int64_t crop_width = options.crop_width;
-  TORCH_CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
+  CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
                         crop_width <= width + 2 * padding,
                     op, ": the crop must be at most the padded image, ", height + 2 * padding,
                     " x ", width + 2 * padding, ", got ", crop_height, " x ", crop_width);
-  TORCH_CHECK_VALUE(channels * (height + 2 * padding) * (width + 2 * padding) <= kMostPixels, op,
+  CHECK_VALUE(channels * (height + 2 * padding) * (width + 2 * padding) <= kMostPixels, op,
                     ": padded images must have at most ", kMostPixels, " pixels, got ", channels,
                     " x ", height + 2 * padding, " x ", width + 2 * padding);
-  TORCH_CHECK_VALUE(0 <= options.flip_probability && options.flip_probability <= 1, op,
+  CHECK_VALUE(0 <= options.flip_probability && options.flip_probability <= 1, op,
                     ": flip_probability must be in [0, 1], got ", options.flip_probability);
   check_count(op, "cutout", options.cutout, kMostPixels);
 
   ImageBatch batch = {};
-  batch.dtype = images.scalar_type();
+  batch.dtype = images.dtype();
   GatherImages& call = batch.call;
-  if (options.values.has_value()) {
-    const at::Tensor& values = *options.values;
-    check_dtype(op, "images", images, at::kByte);
+  if (options.values != nullptr) {
+    const Tensor& values = *options.values;
+    check_dtype(op, "images", images, codes.uint8);
     check_same_device(op, "values", values, "images", images);
-    TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == channels && values.size(1) == 256 &&
+    CHECK_VALUE(values.dim() == 2 && values.size(0) == channels && values.size(1) == 256 &&
                           values.is_contiguous(),
                       op, ": values must have shape [", channels, ", 256] and be contiguous, got ",
                       values.sizes());
-    TORCH_CHECK_TYPE(values.element_size() == 2 || values.element_size() == 4, op,
-                     ": values must be of 2 or 4 bytes, got ", name_of(values.scalar_type()));
-    batch.dtype = values.scalar_type();
-    call.values = values.const_data_ptr();
+    CHECK_TYPE(values.element_size() == 2 || values.element_size() == 4, op,
+                     ": values must be of 2 or 4 bytes, got ", dtype_name(values.dtype()));
+    batch.dtype = values.dtype();
+    call.values = values.data();
     call.value_bytes = static_cast<int>(values.element_size());
   }
   const auto pixel_bytes = static_cast<int>(images.element_size());
-  TORCH_CHECK_TYPE(pixel_bytes <= 8, op, ": images must have pixels of at most 8 bytes, got ",
-                   name_of(images.scalar_type()));
+  CHECK_TYPE(pixel_bytes <= 8, op, ": images must have pixels of at most 8 bytes, got ",
+                   dtype_name(images.dtype()));
   call.batch_size = batch_size;
   const auto small = [](int64_t x) { return static_cast<int32_t>(x); };
   call.rule = {small(channels),
@@ -110,7 +123,7 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
                options.is_reflected,
                options.flip_alternates};
   call.address = address;
-  call.images = images.const_data_ptr();
+  call.images = images.data();
   call.num_images = images.size(0);
   const auto strides = [channels](int64_t h, int64_t w, bool channels_last) {
     return channels_last ? PixelStrides{1, w * channels, channels} : PixelStrides{h * w, w, 1};
@@ -118,7 +131,7 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
   call.from = strides(height, width, last);
   call.to = strides(crop_height, crop_width, options.to_channels_last);
   call.pixel_bytes = pixel_bytes;
-  call.fill = bits_of(options.fill, images.scalar_type());
+  call.fill = bits_of(options.fill, images.dtype());
   const int64_t sizes[4] = {batch_size, channels, crop_height, crop_width};
   const int64_t apart[4] = {channels * crop_height * crop_width, call.to.channel, call.to.row,
                             call.to.column};
@@ -127,41 +140,43 @@ ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOpti
   return batch;
 }
 
-at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tensor& faults) {
+Tensor gather_rows(const Tensor& data, const Tensor& index, Tensor& faults) {
   check_rows("gather_rows", "data", data);
-  const at::Tensor where = check_index_of("gather_rows", index, data);
-  GatherRows call = row_batch(data, where);
+  const Contiguous where = check_index("gather_rows", "index", index, "data", data);
+  check_indices("gather_rows", "index", *where, data.size(0));
+  GatherRows call = row_batch(data, *where);
   call.faults = check_faults("gather_rows", faults, "data", data);
-  auto shape = data.sizes().vec();
-  shape[0] = where.numel();
-  at::Tensor batch = at::empty(shape, data.options());
-  call.batch = batch.mutable_data_ptr();
+  Tensor batch = empty_rows(data, where->numel());
+  call.batch = batch.mutable_data();
   run_on(data.device(), call);
-  mark_written(faults);
+  // On the CPU no index was out of range, so nothing was written.
+  if (!data.is_cpu()) mark_written(faults);
   return batch;
 }
 
-at::Tensor gather_images(const at::Tensor& images, const at::Tensor& index, at::Tensor& faults,
-                         at::IntArrayRef crop, int64_t padding, bool is_reflected,
+Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
+                         const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
                          double flip_probability, bool flip_alternates, int64_t cutout, double fill,
-                         const std::optional<at::Tensor>& values, bool from_channels_last,
+                         const std::optional<Tensor>& values, bool from_channels_last,
                          bool to_channels_last, int64_t seed, int64_t epoch,
                          const EpochAt& epoch_at) {
   const char* op = "gather_images";
-  TORCH_CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ", crop);
+  CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ",
+              Extents{crop.data(), static_cast<int64_t>(crop.size())});
   const Address address = check_address(op, seed, epoch, epoch_at, images.device());
   const ImageOptions options = {crop[0],         crop[1], padding, is_reflected, flip_probability,
-                                flip_alternates, cutout,  fill,    values,       from_channels_last,
+                                flip_alternates, cutout,  fill,    values ? &*values : nullptr, from_channels_last,
                                 to_channels_last};
   ImageBatch made = image_batch(op, images, options, address, index.numel());
-  const at::Tensor where = check_index_of(op, index, images);
-  made.call.index = where.const_data_ptr<int64_t>();
+  const Contiguous where = check_index(op, "index", index, "data", images);
+  check_indices(op, "index", *where, images.size(0));
+  made.call.index = where->data<int64_t>();
   made.call.faults = check_faults(op, faults, "data", images);
-  at::Tensor batch =
-      at::empty_strided(made.sizes, made.strides, images.options().dtype(made.dtype));
-  made.call.batch = batch.mutable_data_ptr();
+  Tensor batch =
+      empty_strided({made.sizes, 4}, {made.strides, 4}, made.dtype, images.device());
+  made.call.batch = batch.mutable_data();
   run_on(images.device(), made.call);
-  mark_written(faults);
+  if (!images.is_cpu()) mark_written(faults);
   return batch;
 }
 

@@ -1,12 +1,10 @@
 // Batches of samples that are told by index: plain rows, and images.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
-#include <optional>
 
 #include "../algorithms/calls.h"
+#include "tensor.h"
 
 namespace dynloader {
 
@@ -17,8 +15,8 @@ struct ImageOptions {
   double flip_probability;
   bool flip_alternates;  // by epoch; flip_probability is that of epoch 0
   int64_t cutout;
-  double fill;                       // of padding and cutout, as a pixel of the image
-  std::optional<at::Tensor> values;  // [channels, 256], what each byte becomes
+  double fill;           // of padding and cutout, as a pixel of the image
+  const Tensor* values;  // [channels, 256], what each byte becomes; or null
   bool from_channels_last, to_channels_last;
 };
 
@@ -26,15 +24,18 @@ struct ImageOptions {
 // faults.
 struct ImageBatch {
   GatherImages call;
-  at::ScalarType dtype;
+  int32_t dtype;
   int64_t sizes[4], strides[4];
 };
 
-ImageBatch image_batch(const char* op, const at::Tensor& images, const ImageOptions& options,
+ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions& options,
                        const Address& address, int64_t batch_size);
 
-int64_t row_bytes(const at::Tensor& data);
+int64_t row_bytes(const Tensor& data);
 
-GatherRows row_batch(const at::Tensor& data, const at::Tensor& index);
+// Room for so many rows of the data, on its device.
+Tensor empty_rows(const Tensor& data, int64_t count);
+
+GatherRows row_batch(const Tensor& data, const Tensor& index);
 
 }  // namespace dynloader

@@ -2,9 +2,6 @@
 // requirement and the value.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -12,7 +9,9 @@
 #include <string>
 
 #include "../core/random.h"
+#include "cuda_functions.h"
 #include "tasks.h"
+#include "tensor.h"
 
 namespace dynloader {
 
@@ -20,69 +19,61 @@ namespace dynloader {
 constexpr int64_t kMaxSamples = 0xffffffff;
 
 // Before any result is allocated there.
-inline void check_device(const char* op, c10::Device device) {
-  TORCH_CHECK_VALUE(device.is_cpu() || device.is_cuda(), op,
+inline void check_device(const char* op, Device device) {
+  CHECK_VALUE(device.is_cpu() || device.is_cuda(), op,
                     ": tensors must be on the CPU or a CUDA GPU, got ", device);
-#ifndef DYNLOADER_WITH_CUDA
-  TORCH_CHECK(device.is_cpu(), "dynloader was built without CUDA: ", op,
-              " needs tensors on the CPU, got ", device,
-              ". Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1");
-#endif
+  CHECK_STATE(device.is_cpu() || cuda_functions() != nullptr,
+              "dynloader was built without CUDA: ", op, " needs tensors on the CPU, got ", device,
+              ". ", why_without_cuda());
 }
 
-// As Python spells it. A copy: torch 2.11 returns strings that end with the call.
-inline std::string name_of(at::ScalarType dtype) {
-  return std::string(c10::getDtypeNames(dtype).first);
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
+                        int32_t dtype) {
+  CHECK_TYPE(tensor.dtype() == dtype, op, ": ", name, " must be ", dtype_name(dtype),
+                   ", got ", dtype_name(tensor.dtype()));
 }
 
-inline void check_dtype(const char* op, const char* name, const at::Tensor& tensor,
-                        at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, op, ": ", name, " must be ", name_of(dtype),
-                   ", got ", name_of(tensor.scalar_type()));
-}
-
-inline void check_vector(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.dim() == 1, op, ": ", name, " must have one dimension, got shape ",
+inline void check_vector(const char* op, const char* name, const Tensor& tensor) {
+  CHECK_VALUE(tensor.dim() == 1, op, ": ", name, " must have one dimension, got shape ",
                     tensor.sizes());
 }
 
-inline void check_length(const char* op, const char* name, const at::Tensor& tensor,
+inline void check_length(const char* op, const char* name, const Tensor& tensor,
                          int64_t length) {
-  TORCH_CHECK_VALUE(tensor.numel() == length, op, ": ", name, " must have ", length,
+  CHECK_VALUE(tensor.numel() == length, op, ": ", name, " must have ", length,
                     " elements, got ", tensor.numel());
 }
 
-inline void check_contiguous(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
+inline void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
+  CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
                     tensor.strides());
 }
 
-inline void check_same_device(const char* op, const char* name, const at::Tensor& tensor,
-                              const char* other_name, const at::Tensor& other) {
-  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
+inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
+                              const char* other_name, const Tensor& other) {
+  CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
                     other_name, ", ", other.device(), ", got ", tensor.device());
 }
 
-// For tensors that are written to: a copy would take the result with it, and no gradient passes
-// through.
-inline void check_written(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(!tensor.requires_grad(), op, ": ", name,
-                    " must not require a gradient, got requires_grad=True");
+// For tensors that are written to: a copy would take the result with it. That they require no
+// gradient is checked in Python, for the stable ABI does not tell.
+inline void check_written(const char* op, const char* name, const Tensor& tensor) {
   check_contiguous(op, name, tensor);
 }
 
-// So that autograd notices when it has kept the tensor for a backward pass.
-inline void mark_written(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+// So that autograd notices when it has kept the tensor for a backward pass: torch counts a version,
+// and sees that there is nothing to copy.
+inline void mark_written(const Tensor& tensor) {
+  check_torch(aoti_torch_copy_(tensor.get(), tensor.get(), 0), "to count a version");
 }
 
 // Returns the number of samples.
-inline int64_t check_samples(const char* op, const char* name, const at::Tensor& tensor,
-                             at::ScalarType dtype) {
+inline int64_t check_samples(const char* op, const char* name, const Tensor& tensor,
+                             int32_t dtype) {
   check_device(op, tensor.device());
   check_dtype(op, name, tensor, dtype);
   check_vector(op, name, tensor);
-  TORCH_CHECK_VALUE(tensor.numel() <= kMaxSamples, op, ": ", name,
+  CHECK_VALUE(tensor.numel() <= kMaxSamples, op, ": ", name,
                     " must have fewer than 2**32 "
                     "elements, got ",
                     tensor.numel());
@@ -90,15 +81,15 @@ inline int64_t check_samples(const char* op, const char* name, const at::Tensor&
 }
 
 // Of data whose rows are samples.
-inline void check_rows(const char* op, const char* name, const at::Tensor& data) {
+inline void check_rows(const char* op, const char* name, const Tensor& data) {
   check_device(op, data.device());
-  TORCH_CHECK_VALUE(data.dim() >= 1, op, ": ", name, " must have at least one dimension, got none");
+  CHECK_VALUE(data.dim() >= 1, op, ": ", name, " must have at least one dimension, got none");
   check_contiguous(op, name, data);
 }
 
 inline void check_between(const char* op, const char* name, int64_t value, int64_t least,
                           int64_t most) {
-  TORCH_CHECK_VALUE(least <= value && value <= most, op, ": ", name, " must be in [", least, ", ",
+  CHECK_VALUE(least <= value && value <= most, op, ": ", name, " must be in [", least, ", ",
                     most, "], got ", value);
 }
 
@@ -107,73 +98,74 @@ inline void check_count(const char* op, const char* name, int64_t value, int64_t
 }
 
 // For numbers that a call reads from a tensor, or writes to one.
-inline void check_integers(const char* op, const char* name, const at::Tensor& tensor,
+inline void check_integers(const char* op, const char* name, const Tensor& tensor,
                            int64_t count) {
-  check_dtype(op, name, tensor, at::kLong);
+  check_dtype(op, name, tensor, codes.int64);
   check_length(op, name, tensor, count);
 }
 
 // Returns where the call counts indices out of range, on the device of another tensor.
-inline int64_t* check_faults(const char* op, at::Tensor& faults, const char* other_name,
-                             const at::Tensor& other) {
+inline int64_t* check_faults(const char* op, Tensor& faults, const char* other_name,
+                             const Tensor& other) {
   check_integers(op, "faults", faults, 2);
   check_written(op, "faults", faults);
   check_same_device(op, "faults", faults, other_name, other);
-  return faults.mutable_data_ptr<int64_t>();
+  return faults.mutable_data<int64_t>();
 }
 
 // Returns the index, contiguous. Its elements are not checked.
-inline at::Tensor check_index(const char* op, const char* name, const at::Tensor& index,
-                              const char* other_name, const at::Tensor& other) {
-  check_dtype(op, name, index, at::kLong);
+inline Contiguous check_index(const char* op, const char* name, const Tensor& index,
+                              const char* other_name, const Tensor& other) {
+  check_dtype(op, name, index, codes.int64);
   check_vector(op, name, index);
   check_same_device(op, name, index, other_name, other);
-  return index.contiguous();
+  return index;
 }
 
 inline void check_epoch(const char* op, int64_t epoch) {
-  TORCH_CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ",
+  CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ",
                     epoch);
 }
 
 // seed carries 64 unsigned bits. An epoch in a tensor takes the place of the number; on CUDA only
 // the device reads it, modulo 2**32.
 inline Address check_address(const char* op, int64_t seed, int64_t epoch,
-                             const std::optional<at::Tensor>& epoch_at, c10::Device device) {
+                             const std::optional<Tensor>& epoch_at, Device device) {
   check_epoch(op, epoch);
   const Address address = {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch)};
   if (!epoch_at.has_value()) return address;
   check_integers(op, "epoch", *epoch_at, 1);
-  TORCH_CHECK_VALUE(epoch_at->device() == device, op, ": epoch must be on ", device, ", got ",
+  CHECK_VALUE(epoch_at->device() == device, op, ": epoch must be on ", device, ", got ",
                     epoch_at->device());
-  const auto* place = epoch_at->const_data_ptr<int64_t>();
+  const auto* place = epoch_at->data<int64_t>();
   if (device.is_cpu()) check_epoch(op, *place);
   return {address.seed, 0, place};
 }
 
-// On the CPU, an index out of range is found before anything is written. The index is contiguous.
-inline void check_indices(const char* op, const char* name, const at::Tensor& index, int64_t n) {
-  if (!index.is_cpu()) return;
-  const auto* values = index.const_data_ptr<int64_t>();
-  const int64_t count = index.numel();
+// An index out of range is found before anything is written.
+inline void check_indices(const char* op, const char* name, const int64_t* values, int64_t count,
+                          int64_t n) {
   bool all_within = true;
   for (int64_t j = 0; j < count; ++j) {
     all_within &= static_cast<uint64_t>(values[j]) < static_cast<uint64_t>(n);
   }
   if (all_within) return;
   for (int64_t j = 0; j < count; ++j) {
-    TORCH_CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n,
-                      "), got ", values[j], " at position ", j);
+    CHECK_INDEX(0 <= values[j] && values[j] < n, op, ": ", name, " must be in [0, ", n, "), got ",
+                values[j], " at position ", j);
   }
 }
 
-// Whether the index is on the CPU, and each element greater than the one before: then the first and
-// the last say whether all are within a range.
-inline bool is_ascending(const at::Tensor& index) {
-  if (!index.is_cpu()) return false;
-  const auto* values = index.const_data_ptr<int64_t>();
+// On the CPU only. The index is contiguous.
+inline void check_indices(const char* op, const char* name, const Tensor& index, int64_t n) {
+  if (index.is_cpu()) check_indices(op, name, index.data<int64_t>(), index.numel(), n);
+}
+
+// Whether each of the values is greater than the one before: then the first and the last say
+// whether all are within a range.
+inline bool is_ascending(const int64_t* values, int64_t count) {
   std::atomic<bool> ascending = true;
-  const int64_t pairs = std::max(index.numel() - 1, int64_t{0});
+  const int64_t pairs = std::max(count - 1, int64_t{0});
   in_parallel(pairs, int64_t{1} << 16, [&](int64_t begin, int64_t end) {
     bool here = true;
     for (int64_t j = begin; j < end; ++j) here &= values[j + 1] > values[j];

@@ -1,8 +1,7 @@
 #include "cpu_path.h"
 
-#include <c10/util/Exception.h>
-
 #include <cstdlib>
+#include <stdexcept>
 
 namespace dynloader {
 
@@ -52,8 +51,8 @@ CpuPath choose() {
     if (name_of(path) == wanted) return path;
     names += (names.empty() ? "" : ", ") + name_of(path);
   }
-  TORCH_CHECK_VALUE(false, "DYNLOADER_CPU must be one of ", names, " on this machine, got ",
-                    wanted);
+  throw std::invalid_argument("DYNLOADER_CPU must be one of " + names + " on this machine, got " +
+                              wanted);
 }
 
 }  // namespace

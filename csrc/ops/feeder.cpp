@@ -10,26 +10,35 @@
 
 namespace dynloader {
 
-Feeder::Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
-               bool pin_memory)
-    : columns_(std::move(columns)),
-      address_{seed, epoch},
-      pin_memory_(pin_memory),
-      process_(getpid()) {
-  TORCH_CHECK_VALUE(!columns_.empty(), "Feeder: columns must hold at least one array, got none");
-  for (const Column& column : columns_) {
-    TORCH_CHECK_VALUE(column.data.is_cpu(), "Feeder: arrays must be on the CPU, got ",
-                      column.data.device());
-    TORCH_CHECK_VALUE(column.data.dim() >= 1 && column.data.is_contiguous(),
-                      "Feeder: arrays must be contiguous, of at least one dimension, got strides ",
-                      column.data.strides());
-    TORCH_CHECK_VALUE(column.data.size(0) == columns_[0].data.size(0),
-                      "Feeder: arrays must be of one length, got ", columns_[0].data.size(0),
-                      " and ", column.data.size(0));
-    if (column.options) image_batch("Feeder", column.data, *column.options, address_, 0);
-  }
+ImageBatch Column::image_batch(const char* op, const Address& address, int64_t batch_size) const {
+  ImageOptions all = *options;
+  all.values = values.defined() ? &values : nullptr;
+  return dynloader::image_batch(op, data, all, address, batch_size);
+}
+
+Feeder::Feeder(Address address, bool pin_memory)
+    : address_(address), pin_memory_(pin_memory), process_(getpid()) {}
+
+void Feeder::add(Column column) {
+  const Tensor& data = column.data;
+  CHECK_STATE(!is_started_, "Feeder: arrays must be added before the start");
+  CHECK_VALUE(data.is_cpu(), "Feeder: arrays must be on the CPU, got ", data.device());
+  CHECK_VALUE(data.dim() >= 1 && data.is_contiguous(),
+              "Feeder: arrays must be contiguous, of at least one dimension, got strides ",
+              data.strides());
+  CHECK_VALUE(columns_.empty() || data.size(0) == columns_[0].data.size(0),
+              "Feeder: arrays must be of one length, got ", columns_[0].data.size(0), " and ",
+              data.size(0));
+  if (column.options) column.image_batch("Feeder", address_, 0);
+  columns_.push_back(std::move(column));
+}
+
+void Feeder::start(int64_t num_threads) {
+  CHECK_VALUE(!columns_.empty(), "Feeder: columns must hold at least one array, got none");
+  CHECK_STATE(!is_started_, "Feeder: it was started before");
+  is_started_ = true;
   threads_.reserve(static_cast<size_t>(num_threads));
-  for (int j = 0; j < num_threads; ++j) threads_.emplace_back([this] { work(); });
+  for (int64_t j = 0; j < num_threads; ++j) threads_.emplace_back([this] { work(); });
 }
 
 Feeder::~Feeder() {
@@ -43,18 +52,19 @@ Feeder::~Feeder() {
 
 bool Feeder::is_here() const { return process_ == getpid(); }
 
-void Feeder::begin(uint64_t seed, uint32_t epoch) {
+void Feeder::begin(Address address) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  TORCH_CHECK_VALUE(jobs_.empty(), "Feeder: begin needs all batches to be taken, got ",
+  CHECK_VALUE(jobs_.empty(), "Feeder: begin needs all batches to be taken, got ",
                     jobs_.size(), " that were not");
-  address_ = {seed, epoch};
+  address_ = address;
 }
 
-void Feeder::submit(at::Tensor index) {
-  check_dtype("Feeder", "index", index, at::kLong);
+void Feeder::submit(const Tensor& index) {
+  CHECK_STATE(is_started_, "Feeder: submit needs a feeder that was started");
+  check_dtype("Feeder", "index", index, codes.int64);
   check_vector("Feeder", "index", index);
   auto job = std::make_shared<Job>();
-  job->index = index.contiguous();
+  job->index = index.is_contiguous() ? index.another() : index.clone();
   bool is_wanted = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -69,12 +79,12 @@ int64_t Feeder::num_submitted() {
   return static_cast<int64_t>(jobs_.size());
 }
 
-std::vector<at::Tensor> Feeder::take() {
-  TORCH_CHECK(is_here(),
+std::vector<Tensor> Feeder::take() {
+  CHECK_STATE(is_here(),
               "DataLoader: an iterator over arrays cannot go on in a process that was forked since "
               "it began; begin another with iter()");
   std::unique_lock<std::mutex> lock(mutex_);
-  TORCH_CHECK_VALUE(!jobs_.empty(), "Feeder: take needs a batch that was submitted, got none");
+  CHECK_VALUE(!jobs_.empty(), "Feeder: take needs a batch that was submitted, got none");
   const std::shared_ptr<Job> job = jobs_.front();
   while (job->state != State::kDone) {
     // While a thread is at this one, the next is begun.
@@ -122,28 +132,28 @@ void Feeder::run(Job& job) const {
   }
 }
 
-std::vector<at::Tensor> Feeder::gather(const at::Tensor& index) const {
+std::vector<Tensor> Feeder::gather(const Tensor& index) const {
   check_indices("DataLoader", "index", index, columns_[0].data.size(0));
   const HostThreads here = {1, share_out};
   int64_t faults[2] = {};
-  std::vector<at::Tensor> batch;
+  std::vector<Tensor> batch;
   batch.reserve(columns_.size());
   for (const Column& column : columns_) {
     if (column.options) {
-      ImageBatch made =
-          image_batch("DataLoader", column.data, *column.options, address_, index.numel());
-      batch.push_back(empty_batch(made.sizes, made.strides, made.dtype, pin_memory_));
-      made.call.index = index.const_data_ptr<int64_t>();
-      made.call.batch = batch.back().mutable_data_ptr();
+      ImageBatch made = column.image_batch("DataLoader", address_, index.numel());
+      batch.push_back(empty_batch({made.sizes, 4}, {made.strides, 4}, made.dtype, pin_memory_));
+      made.call.index = index.data<int64_t>();
+      made.call.batch = batch.back().mutable_data();
       made.call.faults = faults;
       run_on_cpu_threads(here, {}, made.call);
     } else {
-      GatherRows call = row_batch(column.data, index);
-      auto sizes = column.data.sizes().vec();
+      const Tensor& data = column.data;
+      GatherRows call = row_batch(data, index);
+      std::vector<int64_t> sizes(data.sizes().begin(), data.sizes().end());
       sizes[0] = index.numel();
       batch.push_back(
-          empty_batch(sizes, column.data.strides(), column.data.scalar_type(), pin_memory_));
-      call.batch = batch.back().mutable_data_ptr();
+          empty_batch({sizes.data(), data.dim()}, data.strides(), data.dtype(), pin_memory_));
+      call.batch = batch.back().mutable_data();
       call.faults = faults;
       run_on_cpu_threads(here, {}, call);
     }

@@ -1,8 +1,6 @@
 // Batches of arrays in host memory, gathered ahead of who uses them.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -14,13 +12,17 @@
 #include <vector>
 
 #include "batch.h"
+#include "tensor.h"
 
 namespace dynloader {
 
 // One array [n, ...] on the CPU, and what is done to its rows if they are images.
 struct Column {
-  at::Tensor data;
-  std::optional<ImageOptions> options;
+  Tensor data;
+  std::optional<ImageOptions> options;  // but for the values
+  Tensor values;                        // what each byte becomes, if it is defined
+
+  ImageBatch image_batch(const char* op, const Address& address, int64_t batch_size) const;
 };
 
 // Takes batches of indices, and gives batches of rows back in the same order. Some threads of its
@@ -31,19 +33,21 @@ struct Column {
 // has none of the threads, and cannot go on.
 class Feeder {
  public:
-  Feeder(std::vector<Column> columns, uint64_t seed, uint32_t epoch, int num_threads,
-         bool pin_memory);
+  Feeder(Address address, bool pin_memory);
   Feeder(const Feeder&) = delete;
   Feeder& operator=(const Feeder&) = delete;
   // Batches that were not begun are dropped.
   ~Feeder();
 
+  // All columns are added before the start.
+  void add(Column column);
+  void start(int64_t num_threads);
   // Of another epoch from here on. All that was submitted must have been taken.
-  void begin(uint64_t seed, uint32_t epoch);
-  void submit(at::Tensor index);
+  void begin(Address address);
+  void submit(const Tensor& index);
   // The batch submitted first of those that were not taken: one tensor for each column. Raises what
   // its gathering raised.
-  std::vector<at::Tensor> take();
+  std::vector<Tensor> take();
   int64_t num_submitted();
   // Whether this process made it, and not one that forked it.
   bool is_here() const;
@@ -51,9 +55,9 @@ class Feeder {
  private:
   enum class State { kWaiting, kRunning, kDone };
   struct Job {
-    at::Tensor index;
+    Tensor index;
     State state = State::kWaiting;
-    std::vector<at::Tensor> batch;
+    std::vector<Tensor> batch;
     std::exception_ptr error;
   };
 
@@ -61,15 +65,16 @@ class Feeder {
   // Gathers the first batch that nobody has begun, without the lock; false if there is none.
   bool run_next(std::unique_lock<std::mutex>& lock);
   void run(Job& job) const;
-  std::vector<at::Tensor> gather(const at::Tensor& index) const;
+  std::vector<Tensor> gather(const Tensor& index) const;
 
-  const std::vector<Column> columns_;
+  std::vector<Column> columns_;
   Address address_;
   const bool pin_memory_;
   std::mutex mutex_;
   std::condition_variable has_work_, is_done_;
   std::deque<std::shared_ptr<Job>> jobs_;
   const int64_t process_;
+  bool is_started_ = false;
   bool is_closed_ = false;
   int num_idle_ = 0;
   std::vector<std::thread> threads_;

@@ -2,14 +2,17 @@
 //
 // Fresh memory comes from the kernel page by page, each filled with zeros when it is first touched:
 // for ten million samples that takes two to three times as long as the selection itself. So memory
-// of this size is asked for in large pages, and what one selection has left the next one takes, as
-// torch's allocator does on CUDA. Large pages are worth as much again to a table, whose rows are
-// visited at random: the processor remembers where far more of it is.
+// of this size is asked for in large pages, and what one selection or batch has left the next one
+// takes, as torch's allocator does on CUDA. Large pages are worth as much again to a table, whose
+// rows are visited at random: the processor remembers where far more of it is.
+//
+// The stable ABI cannot make a tensor of such memory that could be resized, so what a selection
+// returns is torch's own memory, though in large pages.
 #include "memory.h"
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/Functions.h>
-
+#include <algorithm>
+#include <array>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <utility>
@@ -122,48 +125,139 @@ class LeftOver {
   Blocks blocks_;
 };
 
-void give_back(void* context) {
-  auto* block = static_cast<Block*>(context);
-  LeftOver::instance().give(*block);
-  delete block;
+void give_back_blob(void* memory, void* context) {
+  LeftOver::instance().give({memory, reinterpret_cast<size_t>(context)});
 }
 
-// None where there is no memory.
-c10::Storage large_storage(size_t bytes) {
-  const Block found = LeftOver::instance().take(bytes);
-  if (found.memory == nullptr) return {};
-  at::DataPtr memory(found.memory, new Block(found), &give_back, c10::Device(at::kCPU));
-  return c10::Storage(c10::Storage::use_byte_size_t(), bytes, std::move(memory),
-                      c10::GetAllocator(at::kCPU), /*resizable=*/true);
+int64_t count_of(Extents sizes) {
+  int64_t count = 1;
+  for (const int64_t size : sizes) count *= size;
+  return count;
+}
+
+Device on_cpu() { return {codes.cpu, -1}; }
+
+// Not yet touched: the kernel may then give large pages.
+void ask_for_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const auto first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const auto last = (reinterpret_cast<uintptr_t>(memory) + static_cast<size_t>(bytes)) / kPage * kPage;
+  // It may refuse, and nothing is lost.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace
 
-at::Tensor empty_vector(int64_t count, const at::TensorOptions& options) {
-  const size_t bytes = static_cast<size_t>(count) * options.dtype().itemsize();
-  if (!options.device().is_cpu() || bytes < kLarge) return at::empty({count}, options);
-  const c10::Storage storage = large_storage(bytes);
-  if (!storage) return at::empty({count}, options);  // torch's error says how much
-  return at::empty({0}, options).set_(storage, 0, {count}, {1});
-}
-
-at::Tensor empty_batch(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype,
-                       bool pin_memory) {
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(dtype);
-  c10::Storage storage;
-  if (!pin_memory && bytes >= kLarge) storage = large_storage(bytes);
-  if (!storage) return at::detail::empty_strided_cpu(sizes, strides, dtype, pin_memory);
-  at::Tensor batch = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
-      c10::scalarTypeToTypeMeta(dtype));
-  batch.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
-  return batch;
-}
-
-at::Tensor cut_short(at::Tensor result, int64_t count) {
-  result.resize_({count});
-  result.storage().set_nbytes(static_cast<size_t>(count) * result.element_size());
+Tensor empty_strided(Extents sizes, Extents strides, int32_t dtype, Device device) {
+  AtenTensorHandle made = nullptr;
+  if (aoti_torch_empty_strided(sizes.count, sizes.values, strides.values, dtype, device.type,
+                               device.index < 0 ? 0 : device.index, &made) != 0) {
+    raise_torchs_error("the memory of a tensor");
+  }
+  Tensor result(made);
+  if (device.is_cpu()) {
+    const int64_t bytes = result.numel() * result.element_size();
+    if (bytes >= static_cast<int64_t>(kLarge)) ask_for_large_pages(result.mutable_data(), bytes);
+  }
   return result;
+}
+
+Tensor empty_tensor(Extents sizes, int32_t dtype, Device device) {
+  std::array<int64_t, 8> few;
+  std::vector<int64_t> many;
+  int64_t* strides = few.data();
+  if (sizes.count > static_cast<int64_t>(few.size())) {
+    many.resize(static_cast<size_t>(sizes.count));
+    strides = many.data();
+  }
+  int64_t apart = 1;
+  for (int64_t d = sizes.count - 1; d >= 0; --d) {
+    strides[d] = apart;
+    apart *= std::max(sizes[d], int64_t{1});
+  }
+  return empty_strided(sizes, {strides, sizes.count}, dtype, device);
+}
+
+Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device) {
+  const size_t bytes = static_cast<size_t>(count_of(sizes)) * aoti_torch_dtype_element_size(dtype);
+  if (!device.is_cpu() || bytes < kLarge) return empty_strided(sizes, strides, dtype, device);
+  const Block block = LeftOver::instance().take(bytes);
+  // Torch's error says how much.
+  if (block.memory == nullptr) return empty_strided(sizes, strides, dtype, device);
+  AtenTensorHandle made = nullptr;
+  const auto status = torch_from_blob(
+      block.memory, sizes.count, sizes.values, strides.values, 0, dtype, codes.cpu, 0, &made,
+      aoti_torch_layout_strided(), nullptr, 0, &give_back_blob, reinterpret_cast<void*>(block.bytes));
+  if (status != 0) {
+    LeftOver::instance().give(block);
+    raise_torchs_error("a tensor of large pages");
+  }
+  return Tensor(made);
+}
+
+Tensor empty_batch(Extents sizes, Extents strides, int32_t dtype, bool pin_memory) {
+  if (!pin_memory) return empty_reused(sizes, strides, dtype, on_cpu());
+  AtenTensorHandle made = nullptr;
+  check_torch(aoti_torch_empty_strided_pinned(sizes.count, sizes.values, strides.values, dtype,
+                                              codes.cpu, 0, &made),
+              "pinned memory");
+  return Tensor(made);
+}
+
+Tensor cut_short(const Tensor& vector, int64_t count) {
+  Tensor result = empty_vector(count, vector.dtype(), vector.device());
+  const int64_t stride = 1;
+  AtenTensorHandle view = nullptr;
+  check_torch(aoti_torch__reinterpret_tensor(vector.get(), 1, &count, &stride, 0, &view),
+              "a view of a tensor");
+  const Tensor first(view);
+  check_torch(aoti_torch_copy_(result.get(), first.get(), 0), "a copy of a tensor");
+  return result;
+}
+
+void* WorkingMemory::allocate(void* context, int64_t bytes) {
+  auto& self = *static_cast<WorkingMemory*>(context);
+  const int64_t size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (size > self.left_) {
+    const int64_t wanted = size > kBlock / 2 ? size : kBlock;
+    self.blocks_.reserve(self.blocks_.size() + 1);
+    self.blocks_.push_back(self.take(wanted));
+    auto* begin = static_cast<char*>(self.blocks_.back().memory);
+    if (wanted == size) return begin;
+    self.next_ = begin;
+    self.left_ = wanted;
+  }
+  char* piece = self.next_;
+  self.next_ += size;
+  self.left_ -= size;
+  return piece;
+}
+
+WorkingMemory::Block WorkingMemory::take(int64_t bytes) const {
+  if (!device_.is_cpu()) {
+    Tensor memory = empty_vector(bytes, codes.uint8, device_);
+    void* begin = memory.mutable_data();
+    return {begin, 0, memory.release()};
+  }
+  if (static_cast<size_t>(bytes) >= kLarge) {
+    const auto block = LeftOver::instance().take(static_cast<size_t>(bytes));
+    CHECK_STATE(block.memory != nullptr, "dynloader: cannot allocate ", bytes, " bytes");
+    return {block.memory, static_cast<int64_t>(block.bytes), nullptr};
+  }
+  void* memory = std::aligned_alloc(kAlignment, static_cast<size_t>(bytes));
+  CHECK_STATE(memory != nullptr, "dynloader: cannot allocate ", bytes, " bytes");
+  return {memory, 0, nullptr};
+}
+
+void WorkingMemory::give_back(const Block& block) {
+  if (block.tensor != nullptr) {
+    aoti_torch_delete_tensor_object(block.tensor);
+  } else if (block.bytes > 0) {
+    LeftOver::instance().give({block.memory, static_cast<size_t>(block.bytes)});
+  } else {
+    std::free(block.memory);
+  }
 }
 
 }  // namespace dynloader

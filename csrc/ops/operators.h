@@ -2,72 +2,81 @@
 // any device.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <tuple>
+#include <vector>
+
+#include "tensor.h"
 
 namespace dynloader {
 
 // An epoch in device memory, which takes the place of the number.
-using EpochAt = std::optional<at::Tensor>;
+using EpochAt = std::optional<Tensor>;
 // How many elements of a vector are meant, in the memory of its device: not more than there are.
-using NumUsed = std::optional<at::Tensor>;
+using NumUsed = std::optional<Tensor>;
 
-at::Tensor top_k(const at::Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
+Tensor top_k(const Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
                  const EpochAt& epoch_at);
-at::Tensor epsilon_greedy(const at::Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
+Tensor epsilon_greedy(const Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
                           int64_t epoch, const EpochAt& epoch_at);
-std::tuple<at::Tensor, at::Tensor> info_batch(const at::Tensor& scores, double drop_probability,
+std::tuple<Tensor, Tensor> info_batch(const Tensor& scores, double drop_probability,
                                               int64_t num_kept, int64_t seed, int64_t epoch,
                                               const EpochAt& epoch_at);
 // By the mean, without the host knowing how many are kept: selected and weights have room for all.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> info_batch_uncut(const at::Tensor& scores,
+std::tuple<Tensor, Tensor, Tensor> info_batch_uncut(const Tensor& scores,
                                                                 double drop_probability,
                                                                 int64_t seed, int64_t epoch,
                                                                 const EpochAt& epoch_at);
-at::Tensor sample(const at::Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
+Tensor sample(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
                   const EpochAt& epoch_at, bool validate);
-std::tuple<at::Tensor, at::Tensor> priority_sample(const at::Tensor& weights, int64_t k,
+std::tuple<Tensor, Tensor> priority_sample(const Tensor& weights, int64_t k,
                                                    int64_t seed, int64_t epoch,
                                                    const EpochAt& epoch_at, bool validate);
-at::Tensor order(const at::Tensor& selected, int64_t start, int64_t stop, int64_t seed,
+Tensor order(const Tensor& selected, int64_t start, int64_t stop, int64_t seed,
                  int64_t epoch, const EpochAt& epoch_at);
-at::Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
-at::Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
-                  const EpochAt& epoch_at, c10::Device device);
-at::Tensor gather(const at::Tensor& data, const std::optional<at::Tensor>& selected, int64_t start,
+Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
+Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+                  const EpochAt& epoch_at, Device device);
+Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t start,
                   int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
-                  at::Tensor& faults);
-at::Tensor gather_rows(const at::Tensor& data, const at::Tensor& index, at::Tensor& faults);
-at::Tensor gather_images(const at::Tensor& images, const at::Tensor& index, at::Tensor& faults,
-                         at::IntArrayRef crop, int64_t padding, bool is_reflected,
+                  Tensor& faults);
+Tensor gather_rows(const Tensor& data, const Tensor& index, Tensor& faults);
+Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
+                         const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
                          double flip_probability, bool flip_alternates, int64_t cutout, double fill,
-                         const std::optional<at::Tensor>& values, bool from_channels_last,
+                         const std::optional<Tensor>& values, bool from_channels_last,
                          bool to_channels_last, int64_t seed, int64_t epoch,
                          const EpochAt& epoch_at);
 // For tables: memory.cpp tells what is different about it.
-at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device);
-std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores);
-at::Tensor power_weights(const at::Tensor& scores, double exponent, double offset);
-at::Tensor ucb_visits(const at::Tensor& records, double c, double t);
+Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device);
+std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
+Tensor power_weights(const Tensor& scores, double exponent, double offset);
+Tensor ucb_visits(const Tensor& records, double c, double t);
 
-void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
-            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c,
-            const std::optional<at::Tensor>& num_updates);
-void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
-                       at::Tensor& faults);
-void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults,
+void update(Tensor& scores, Tensor& records, const Tensor& index,
+            const Tensor& losses, Tensor& faults, int64_t rule, double alpha, double c,
+            const std::optional<Tensor>& num_updates);
+void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct,
+                       Tensor& faults);
+void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
                     const NumUsed& num_used);
-at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest,
+Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,
                   const NumUsed& num_used);
 
-// What each process of the group has, [processes, ...]. All must have such a shape and dtype.
-at::Tensor all_gather(const at::Tensor& mine, const std::string& group);
-// Of all processes, element by element: "max" or "sum".
-at::Tensor all_reduce(const at::Tensor& mine, const std::string& reduction,
-                      const std::string& group);
+// The feeder (feeder.h), by a number that feeder_open returns.
+int64_t feeder_open(int64_t seed, int64_t epoch, bool pin_memory);
+void feeder_add_rows(int64_t feeder, const Tensor& data);
+void feeder_add_images(int64_t feeder, const Tensor& images, const std::vector<int64_t>& crop,
+                       int64_t padding, bool is_reflected, double flip_probability,
+                       bool flip_alternates, int64_t cutout, double fill,
+                       std::optional<Tensor>& values, bool from_channels_last,
+                       bool to_channels_last);
+void feeder_start(int64_t feeder, int64_t num_threads);
+void feeder_begin(int64_t feeder, int64_t seed, int64_t epoch);
+void feeder_submit(int64_t feeder, const Tensor& index);
+std::vector<Tensor> feeder_take(int64_t feeder);
+int64_t feeder_num_submitted(int64_t feeder);
+void feeder_close(int64_t feeder);
 
 }  // namespace dynloader

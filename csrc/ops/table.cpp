@@ -1,8 +1,9 @@
 // Operators on the score table.
-#include <ATen/Functions.h>
-
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "checks.h"
 #include "memory.h"
@@ -13,126 +14,146 @@
 namespace dynloader {
 namespace {
 
-const Record* records_of(const char* op, const at::Tensor& records) {
+const Record* records_of(const char* op, const Tensor& records) {
   check_device(op, records.device());
-  check_dtype(op, "records", records, at::kInt);
-  TORCH_CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
+  check_dtype(op, "records", records, codes.int32);
+  CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
                     ": records must have shape [n, 4], got ", records.sizes());
   check_contiguous(op, "records", records);
-  const auto address = reinterpret_cast<uintptr_t>(records.const_data_ptr());
-  TORCH_CHECK_VALUE(address % alignof(Record) == 0, op, ": records must begin at a multiple of ",
+  const auto address = reinterpret_cast<uintptr_t>(records.data());
+  CHECK_VALUE(address % alignof(Record) == 0, op, ": records must begin at a multiple of ",
                     alignof(Record), " bytes, got an address with remainder ",
                     address % alignof(Record));
-  return reinterpret_cast<const Record*>(records.const_data_ptr<int32_t>());
+  return reinterpret_cast<const Record*>(records.data<int32_t>());
 }
 
-// Returns whether the samples are known to be ascending, and so all different.
-bool check_selection(const char* op, const at::Tensor& selected, int64_t n) {
-  const bool ascending = is_ascending(selected);
-  const int64_t last = selected.numel() - 1;
-  if (ascending && last > 0) {
-    check_indices(op, "selected", selected.narrow(0, 0, 1), n);
-    check_indices(op, "selected", selected.narrow(0, last, 1), n);
-  } else {
-    check_indices(op, "selected", selected, n);
+// The samples that an operator is given, contiguous: all of them, or the first of them.
+class Selected {
+ public:
+  Selected(const char* op, const Tensor& selected, const NumUsed& num_used, const char* other_name,
+           const Tensor& other)
+      : index_(check_index(op, "selected", selected, other_name, other)),
+        values(index_->data<int64_t>()),
+        count(index_->numel()) {
+    if (!num_used.has_value()) return;
+    check_integers(op, "num_used", *num_used, 1);
+    check_same_device(op, "num_used", *num_used, "selected", *index_);
+    const auto* place = num_used->data<int64_t>();
+    if (index_->is_cpu()) {
+      check_count(op, "num_used", *place, count);
+      count = *place;
+    } else {
+      used = place;
+    }
   }
-  return ascending;
-}
 
-// On the CPU the index is cut here; on CUDA only the device knows where.
-const int64_t* cut_to(const char* op, const NumUsed& num_used, at::Tensor& index) {
-  if (!num_used.has_value()) return nullptr;
-  check_integers(op, "num_used", *num_used, 1);
-  check_same_device(op, "num_used", *num_used, "selected", index);
-  const auto* place = num_used->const_data_ptr<int64_t>();
-  if (!index.is_cpu()) return place;
-  check_count(op, "num_used", *place, index.numel());
-  index = index.narrow(0, 0, *place);
-  return nullptr;
-}
-
-LossType loss_type(const at::Tensor& losses) {
-  switch (losses.scalar_type()) {
-    case at::kFloat:
-      return LossType::kFloat32;
-    case at::kDouble:
-      return LossType::kFloat64;
-    case at::kHalf:
-      return LossType::kFloat16;
-    case at::kBFloat16:
-      return LossType::kBFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, "update: losses must be float32, float64, float16 or bfloat16, got ",
-                       name_of(losses.scalar_type()));
+  // On the CPU, that all are in [0, n).
+  void check_range(const char* op, int64_t n) {
+    if (!index_->is_cpu()) return;
+    ascending = is_ascending(values, count);
+    if (ascending && count > 1) {
+      check_indices(op, "selected", values, 1, n);
+      check_indices(op, "selected", values + count - 1, 1, n);
+    } else {
+      check_indices(op, "selected", values, count, n);
+    }
   }
+
+ private:
+  const Contiguous index_;
+
+ public:
+  const int64_t* const values;
+  int64_t count;
+  const int64_t* used = nullptr;  // on CUDA, where only the device knows how many
+  bool ascending = false;         // known to be, and within range: no two are the same
+};
+
+LossType loss_type(const Tensor& losses) {
+  const int32_t dtype = losses.dtype();
+  if (dtype == codes.float32) return LossType::kFloat32;
+  if (dtype == codes.float64) return LossType::kFloat64;
+  if (dtype == codes.float16) return LossType::kFloat16;
+  CHECK_TYPE(dtype == codes.bfloat16,
+             "update: losses must be float32, float64, float16 or bfloat16, got ",
+             dtype_name(dtype));
+  return LossType::kBFloat16;
 }
 
 }  // namespace
 
-at::Tensor zeros(at::IntArrayRef size, at::ScalarType dtype, c10::Device device) {
-  at::Tensor result = empty_vector(c10::multiply_integers(size), at::device(device).dtype(dtype));
+Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device) {
+  std::vector<int64_t> strides(size.size());
+  int64_t apart = 1;
+  for (size_t d = size.size(); d-- > 0;) {
+    strides[d] = apart;
+    apart *= std::max(size[d], int64_t{1});
+  }
+  const auto count = static_cast<int64_t>(size.size());
+  Tensor result =
+      empty_reused({size.data(), count}, {strides.data(), count}, dtype, with_index(device));
   if (device.is_cpu()) {
-    auto* bytes = static_cast<char*>(result.mutable_data_ptr());
-    in_parallel(static_cast<int64_t>(result.nbytes()), int64_t{1} << 16,
+    auto* bytes = result.mutable_data<char>();
+    in_parallel(result.numel() * result.element_size(), int64_t{1} << 16,
                 [=](int64_t begin, int64_t end) {
                   std::memset(bytes + begin, 0, static_cast<size_t>(end - begin));
                 });
   } else {
-    result.zero_();
+    check_torch(aoti_torch_zero_(result.get()), "zeros");
   }
-  return result.view(size);
+  return result;
 }
 
-std::tuple<at::Tensor, at::Tensor> score_mean(const at::Tensor& scores) {
-  const int64_t n = check_samples("score_mean", "scores", scores, at::kFloat);
-  const at::Tensor input = scores.contiguous();
-  at::Tensor mean = at::empty({}, scores.options().dtype(at::kDouble));
-  at::Tensor counts = at::empty({3}, scores.options().dtype(at::kLong));
+std::tuple<Tensor, Tensor> score_mean(const Tensor& scores) {
+  const int64_t n = check_samples("score_mean", "scores", scores, codes.float32);
+  const Contiguous input = scores;
+  Tensor mean = empty_scalar(codes.float64, scores.device());
+  Tensor counts = empty_vector(3, codes.int64, scores.device());
   run_on(scores.device(),
-         ScoreMean{input.const_data_ptr<float>(), n, mean.mutable_data_ptr<double>(),
-                   counts.mutable_data_ptr<int64_t>()});
-  return {mean, counts};
+         ScoreMean{input->data<float>(), n, mean.mutable_data<double>(),
+                   counts.mutable_data<int64_t>()});
+  return {std::move(mean), std::move(counts)};
 }
 
-at::Tensor power_weights(const at::Tensor& scores, double exponent, double offset) {
-  const int64_t n = check_samples("power_weights", "scores", scores, at::kFloat);
-  TORCH_CHECK_VALUE(exponent >= 0 && std::isfinite(exponent),
+Tensor power_weights(const Tensor& scores, double exponent, double offset) {
+  const int64_t n = check_samples("power_weights", "scores", scores, codes.float32);
+  CHECK_VALUE(exponent >= 0 && std::isfinite(exponent),
                     "power_weights: exponent must be finite and >= 0, got ", exponent);
   // natural_log takes normal numbers only.
-  TORCH_CHECK_VALUE(offset == 0 || std::isnormal(offset),
+  CHECK_VALUE(offset == 0 || std::isnormal(offset),
                     "power_weights: offset must be 0 or a normal number > 0, got ", offset);
-  TORCH_CHECK_VALUE(offset >= 0, "power_weights: offset must be >= 0, got ", offset);
-  const at::Tensor input = scores.contiguous();
-  at::Tensor weights = empty_vector(n, scores.options());
-  run_on(scores.device(), PowerWeights{input.const_data_ptr<float>(), n, exponent, offset,
-                                       weights.mutable_data_ptr<float>()});
+  CHECK_VALUE(offset >= 0, "power_weights: offset must be >= 0, got ", offset);
+  const Contiguous input = scores;
+  Tensor weights = empty_vector(n, codes.float32, scores.device());
+  run_on(scores.device(), PowerWeights{input->data<float>(), n, exponent, offset,
+                                       weights.mutable_data<float>()});
   return weights;
 }
 
-at::Tensor ucb_visits(const at::Tensor& records, double c, double t) {
+Tensor ucb_visits(const Tensor& records, double c, double t) {
   const Record* data = records_of("ucb_visits", records);
-  TORCH_CHECK_VALUE(c >= 0 && std::isfinite(c), "ucb_visits: c must be finite and >= 0, got ", c);
-  TORCH_CHECK_VALUE(t >= 1 && std::isfinite(t), "ucb_visits: t must be finite and >= 1, got ", t);
-  at::Tensor scores = empty_vector(records.size(0), records.options().dtype(at::kFloat));
+  CHECK_VALUE(c >= 0 && std::isfinite(c), "ucb_visits: c must be finite and >= 0, got ", c);
+  CHECK_VALUE(t >= 1 && std::isfinite(t), "ucb_visits: t must be finite and >= 1, got ", t);
+  Tensor scores = empty_vector(records.size(0), codes.float32, records.device());
   run_on(records.device(),
-         VisitBonus{data, records.size(0), c, natural_log(t), scores.mutable_data_ptr<float>()});
+         VisitBonus{data, records.size(0), c, natural_log(t), scores.mutable_data<float>()});
   return scores;
 }
 
-void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
-            const at::Tensor& losses, at::Tensor& faults, int64_t rule, double alpha, double c,
-            const std::optional<at::Tensor>& num_updates) {
-  const int64_t n = check_samples("update", "scores", scores, at::kFloat);
+void update(Tensor& scores, Tensor& records, const Tensor& index,
+            const Tensor& losses, Tensor& faults, int64_t rule, double alpha, double c,
+            const std::optional<Tensor>& num_updates) {
+  const int64_t n = check_samples("update", "scores", scores, codes.float32);
   check_written("update", "scores", scores);
   check_written("update", "records", records);
   const Record* data = records_of("update", records);
-  TORCH_CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
+  CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
                     records.sizes());
   check_same_device("update", "records", records, "scores", scores);
-  const at::Tensor where = check_index("update", "index", index, "scores", scores);
+  const Contiguous where = check_index("update", "index", index, "scores", scores);
   const LossType type = loss_type(losses);
   check_vector("update", "losses", losses);
-  check_length("update", "losses", losses, where.numel());
+  check_length("update", "losses", losses, where->numel());
   check_same_device("update", "losses", losses, "scores", scores);
   int64_t* fault_counts = check_faults("update", faults, "scores", scores);
   int64_t* count = nullptr;
@@ -140,72 +161,68 @@ void update(at::Tensor& scores, at::Tensor& records, const at::Tensor& index,
     check_integers("update", "num_updates", *num_updates, 1);
     check_written("update", "num_updates", *num_updates);
     check_same_device("update", "num_updates", *num_updates, "scores", scores);
-    count = num_updates->mutable_data_ptr<int64_t>();
+    count = num_updates->mutable_data<int64_t>();
   }
-  TORCH_CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
-  TORCH_CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
+  CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
+  CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
                     "update: alpha must be in (0, 1] as float32, got ", alpha);
-  TORCH_CHECK_VALUE(0 <= c && c <= kFloatMax, "update: c must be finite and >= 0 as float32, got ",
+  CHECK_VALUE(0 <= c && c <= kFloatMax, "update: c must be finite and >= 0 as float32, got ",
                     c);
-  check_indices("update", "index", where, n);
-  const at::Tensor input = losses.contiguous();
+  check_indices("update", "index", *where, n);
+  const Contiguous input = losses;
   const Scoring scoring = {static_cast<ScoreRule>(rule), static_cast<float>(alpha),
                            static_cast<float>(c)};
-  run_on(scores.device(), Update{scores.mutable_data_ptr<float>(), const_cast<Record*>(data), n,
-                                 where.const_data_ptr<int64_t>(), input.const_data_ptr(), type,
-                                 where.numel(), scoring, fault_counts, count});
-  for (const at::Tensor& written : {scores, records, faults}) mark_written(written);
+  run_on(scores.device(), Update{scores.mutable_data<float>(), const_cast<Record*>(data), n,
+                                 where->data<int64_t>(), input->data(), type,
+                                 where->numel(), scoring, fault_counts, count});
+  for (const Tensor* written : {&scores, &records, &faults}) mark_written(*written);
   if (num_updates.has_value()) mark_written(*num_updates);
 }
 
-void update_forgetting(at::Tensor& state, const at::Tensor& index, const at::Tensor& correct,
-                       at::Tensor& faults) {
-  const int64_t n = check_samples("update_forgetting", "state", state, at::kInt);
+void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct,
+                       Tensor& faults) {
+  const int64_t n = check_samples("update_forgetting", "state", state, codes.int32);
   check_written("update_forgetting", "state", state);
-  const at::Tensor where = check_index("update_forgetting", "index", index, "state", state);
-  check_dtype("update_forgetting", "correct", correct, at::kBool);
+  const Contiguous where = check_index("update_forgetting", "index", index, "state", state);
+  check_dtype("update_forgetting", "correct", correct, codes.boolean);
   check_vector("update_forgetting", "correct", correct);
-  check_length("update_forgetting", "correct", correct, where.numel());
+  check_length("update_forgetting", "correct", correct, where->numel());
   check_same_device("update_forgetting", "correct", correct, "state", state);
   int64_t* fault_counts = check_faults("update_forgetting", faults, "state", state);
-  check_indices("update_forgetting", "index", where, n);
-  const at::Tensor input = correct.contiguous();
+  check_indices("update_forgetting", "index", *where, n);
+  const Contiguous input = correct;
   run_on(state.device(),
-         UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data_ptr<int32_t>()), n,
-                          where.const_data_ptr<int64_t>(), input.const_data_ptr<bool>(),
-                          where.numel(), fault_counts});
-  for (const at::Tensor& written : {state, faults}) mark_written(written);
+         UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data<int32_t>()), n,
+                          where->data<int64_t>(), input->data<bool>(),
+                          where->numel(), fault_counts});
+  for (const Tensor* written : {&state, &faults}) mark_written(*written);
 }
 
-void count_selected(at::Tensor& counts, const at::Tensor& selected, at::Tensor& faults,
+void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
                     const NumUsed& num_used) {
-  const int64_t n = check_samples("count_selected", "counts", counts, at::kInt);
+  const int64_t n = check_samples("count_selected", "counts", counts, codes.int32);
   check_written("count_selected", "counts", counts);
-  at::Tensor where = check_index("count_selected", "selected", selected, "counts", counts);
-  const int64_t* used = cut_to("count_selected", num_used, where);
+  Selected where("count_selected", selected, num_used, "counts", counts);
   int64_t* fault_counts = check_faults("count_selected", faults, "counts", counts);
-  const bool ascending = check_selection("count_selected", where, n);
-  run_on(counts.device(),
-         CountSelected{counts.mutable_data_ptr<int32_t>(), n, where.const_data_ptr<int64_t>(),
-                       ascending, where.numel(), used, fault_counts});
-  for (const at::Tensor& written : {counts, faults}) mark_written(written);
+  where.check_range("count_selected", n);
+  run_on(counts.device(), CountSelected{counts.mutable_data<int32_t>(), n, where.values,
+                                        where.ascending, where.count, where.used, fault_counts});
+  for (const Tensor* written : {&counts, &faults}) mark_written(*written);
 }
 
-at::Tensor spread(const at::Tensor& values, const at::Tensor& selected, int64_t n, double rest,
+Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,
                   const NumUsed& num_used) {
   check_device("spread", values.device());
-  check_dtype("spread", "values", values, at::kFloat);
+  check_dtype("spread", "values", values, codes.float32);
   check_vector("spread", "values", values);
   check_count("spread", "n", n, kMaxSamples);
-  at::Tensor where = check_index("spread", "selected", selected, "values", values);
-  check_length("spread", "values", values, where.numel());
-  const int64_t* used = cut_to("spread", num_used, where);
-  check_selection("spread", where, n);
-  const at::Tensor input = values.contiguous();
-  at::Tensor result = empty_vector(n, values.options());
-  run_on(values.device(),
-         Spread{input.const_data_ptr<float>(), where.const_data_ptr<int64_t>(), where.numel(), used,
-                static_cast<float>(rest), n, result.mutable_data_ptr<float>()});
+  Selected where("spread", selected, num_used, "values", values);
+  check_length("spread", "values", values, selected.numel());
+  where.check_range("spread", n);
+  const Contiguous input = values;
+  Tensor result = empty_vector(n, codes.float32, values.device());
+  run_on(values.device(), Spread{input->data<float>(), where.values, where.count, where.used,
+                                 static_cast<float>(rest), n, result.mutable_data<float>()});
   return result;
 }
 

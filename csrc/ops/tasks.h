@@ -1,18 +1,21 @@
 // Loops of operations: how many threads work on one.
 #pragma once
 
-#include <ATen/Parallel.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <cstdint>
 
 #include "../backends/cpu.h"
+#include "tensor.h"
 #include "threads.h"
 
 namespace dynloader {
 
 // As many as the caller allows (torch.set_num_threads).
 inline HostThreads allowed_threads() {
-  return {at::in_parallel_region() ? 1 : at::get_num_threads(), share_out};
+  uint32_t count = 1;
+  check_torch(torch_get_num_threads(&count), "the number of threads");
+  return {count, share_out};
 }
 
 // f(begin, end) for ranges that make up [0, n), of `tile` elements or a multiple but for the last.

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
-from dynloader import _C
+from dynloader._native import build_info
 from dynloader.arrays._dataset import ArrayDataset
 from dynloader.transforms import Pipeline, Transform, pipeline
 
@@ -153,7 +153,7 @@ def whole_columns(dataset: Any) -> Columns | str:
             return f"the tensors of the dataset are on {tensor.device} and {first.device}"
         if tensor.ndim == 0 or len(tensor) != len(first):
             return "the tensors of the dataset differ in length"
-    if first.is_cuda and _C.build_info()["cuda"] is None:
+    if first.is_cuda and build_info()["cuda"] is None:
         return "dynloader was built without CUDA"
     return found
 

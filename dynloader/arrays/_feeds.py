@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from dynloader import _C, ops
+from dynloader import ops
 from dynloader._address import Address
 from dynloader.arrays._columns import Columns, as_integers, whole_columns
+from dynloader.arrays._feeder import Feeder
 from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share
 
@@ -50,9 +51,9 @@ class Feeders:
     def __init__(self, columns: Columns, pin_memory: bool) -> None:
         self._columns = columns
         self._pin_memory = pin_memory
-        self._spare: list[tuple[int, Any]] = []
+        self._spare: list[tuple[int, Feeder]] = []
 
-    def take(self, num_threads: int, address: Address) -> tuple[int, Any]:
+    def take(self, num_threads: int, address: Address) -> tuple[int, Feeder]:
         """Return ``num_threads`` and a feeder with that many threads."""
         while self._spare:
             spare = self._spare.pop()
@@ -61,15 +62,15 @@ class Feeders:
                 return spare
         pipelines = self._columns.pipelines
         native = [
-            (tensor, pipelines[j].native() if j in pipelines else None)
+            (tensor, pipelines[j].options if j in pipelines else None)
             for j, tensor in enumerate(self._columns.tensors)
         ]
-        feeder = _C.Feeder(
+        feeder = Feeder(
             native, **address._asdict(), num_threads=num_threads, pin_memory=self._pin_memory
         )
         return num_threads, feeder
 
-    def give_back(self, feeder: tuple[int, Any]) -> None:
+    def give_back(self, feeder: tuple[int, Feeder]) -> None:
         """Keep a feeder for reuse, after every batch was taken from it."""
         if not self._spare:
             self._spare.append(feeder)
@@ -102,7 +103,7 @@ class HostFeed:
         self._batches = batches
         self._ahead: deque[Tensor] = deque()
         self._taken = feeders.take(threads, address)
-        self._feeder = self._taken[1]
+        self._feeder: Feeder | None = self._taken[1]
         # One batch for the consumer, one for each thread, and two that are ready.
         for _ in range(threads + 2):
             self._submit()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dynloader._address import signed
-from dynloader._C import build_info
 from dynloader._checks import as_device, check_device
+from dynloader._native import build_info
 
 
 def tensor_arguments(op: str, **named: object) -> None:
@@ -27,14 +27,18 @@ def written_arguments(op: str, **named: Tensor) -> None:
 
     Raises:
         TypeError: a value is not a tensor.
-        ValueError: a value is a lazily negated view.
+        ValueError: a value requires a gradient, or is a lazily negated view.
     """
-    tensor_arguments(op, **named)
-    if torch.compiler.is_dynamo_compiling():
-        return  # the compiler does not support is_neg() and makes no such views
+    # The compiler does not support is_neg() and makes no such views.
+    is_compiling = torch.compiler.is_dynamo_compiling()
     for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+        # Torch's stable ABI does not tell the native core.
+        if value.requires_grad:
+            raise ValueError(f"{op}: {name} must not require a gradient, got requires_grad=True")
         # torch materializes a lazily negated view before the call, so writes to it would be lost.
-        if value.is_neg():
+        if not is_compiling and value.is_neg():
             raise ValueError(f"{op}: {name} must not be a lazily negated view, got one")
 
 

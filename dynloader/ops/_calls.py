@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dynloader.ops import _fake as _fake  # registers the shapes for torch.compile
-from dynloader.ops import _native as _native  # registers torch.ops.dynloader
 from dynloader.ops._arguments import (
     address_arguments,
     device_argument,
@@ -455,10 +454,13 @@ def update(
         num_updates: int64 [1], contiguous: incremented unless the batch is empty. It is on the
             device, so that replays of a captured CUDA graph count too. None counts nothing.
     """
-    written_arguments("update", scores=scores, records=records, faults=faults)
-    if num_updates is not None:
-        written_arguments("update", num_updates=num_updates)
-    tensor_arguments("update", index=index)
+    if num_updates is None:
+        written_arguments("update", scores=scores, records=records, faults=faults)
+    else:
+        written_arguments(
+            "update", scores=scores, records=records, faults=faults, num_updates=num_updates
+        )
+    index = values_argument("update", "index", index)
     losses = values_argument("update", "losses", losses)
     rule = integer_argument("update", "rule", rule)
     alpha = number_argument("update", "alpha", alpha)

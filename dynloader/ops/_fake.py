@@ -1,6 +1,6 @@
 """Shapes and dtypes of the native operators, for ``torch.compile`` and ``torch.export``.
 
-all_gather and all_reduce have none, because a graph must not wait for other processes.
+The operators of the feeder have none, because a graph must not wait for its threads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from dynloader.ops import _native as _native  # registers the operators
+from dynloader import _native as _native  # registers the operators
 
 _F = TypeVar("_F", bound=Callable[..., object])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dynloader._C import build_info
 from dynloader._checks import as_device, check_device
+from dynloader._native import build_info
 
 
 def is_captured(device: torch.device) -> bool:

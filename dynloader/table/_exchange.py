@@ -1,4 +1,11 @@
-"""The exchange of recorded losses between processes."""
+"""The exchange of recorded losses between processes.
+
+The collectives are those of torch.distributed. A thread of gloo lets go of a collective's tensors
+some time after the collective has ended, and needs the interpreter's lock for it. A process that
+is forked at that moment, as a worker of a loader is, may hang forever in Python before 3.10.15 and
+3.11.10 (github.com/python/cpython/issues/112275). There, ``multiprocessing_context="forkserver"``
+is safe.
+"""
 
 from __future__ import annotations
 
@@ -145,20 +152,14 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 def all_gather(mine: Tensor, group: Any = None) -> Tensor:
     """Return the tensors of all processes, stacked: [processes, ...].
 
-    Unlike ``torch.distributed.all_gather``, this leaves no gloo thread behind that needs the
-    interpreter when this process forks next.
-
     Args:
         mine: the tensor of this process; shape and dtype must be equal in all processes.
         group: a process group; None means all processes.
     """
-    if not _is_native(group):
-        mine = mine.contiguous()
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, mine, group=group)
-        return torch.stack(parts)
-    gathered: Tensor = torch.ops.dynloader.all_gather(mine, _name_of(group))
-    return gathered
+    mine = mine.contiguous()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, mine, group=group)
+    return torch.stack(parts)
 
 
 def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
@@ -169,12 +170,9 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
         reduction: "max" or "sum".
         group: a process group; None means all processes.
     """
-    if not _is_native(group):
-        whole = mine.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
-        return whole
-    reduced: Tensor = torch.ops.dynloader.all_reduce(mine, reduction, _name_of(group))
-    return reduced
+    whole = mine.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
+    return whole
 
 
 def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:
@@ -186,23 +184,6 @@ def all_texts(mine: str, group: Any = None, device: torch.device | None = None) 
         text[:length].numpy().tobytes().decode()
         for text, length in zip(texts, lengths, strict=True)
     ]
-
-
-def _is_native(group: Any) -> bool:
-    """Return whether the group is torch's own class rather than a subclass written in Python.
-
-    torch up to 2.13 crashes if native code calls a Python group whose collective returns no work
-    object to wait for.
-    """
-    return type(_resolved(group)) is dist.ProcessGroup
-
-
-def _name_of(group: Any) -> str:
-    return str(_resolved(group).group_name)
-
-
-def _resolved(group: Any) -> Any:
-    return dist.group.WORLD if group is None else group
 
 
 def _raise_difference(of: str, group: Any, device: torch.device) -> None:

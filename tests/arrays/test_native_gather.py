@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from dynloader import _C as native
+from dynloader.arrays import _feeder as native
 from dynloader import (
     UCB,
     ArrayDataset,

@@ -1,0 +1,44 @@
+// Errors as Python raises them: ValueError, IndexError, TypeError, RuntimeError. Torch translates
+// the standard exceptions; for a TypeError there is none.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace dynloader {
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  ((out << parts), ...);
+  return out.str();
+}
+
+// Thrown by the function that Python's module handed in (library.cpp), which knows what Python
+// takes for a TypeError. A RuntimeError where there is none.
+[[noreturn]] void raise_type_error(const std::string& message);
+
+template <class Error, class... Parts>
+[[noreturn, gnu::noinline, gnu::cold]] void raise(const Parts&... parts) {
+  throw Error(text(parts...));
+}
+
+template <class... Parts>
+[[noreturn, gnu::noinline, gnu::cold]] void raise_type(const Parts&... parts) {
+  raise_type_error(text(parts...));
+}
+
+#define DYNLOADER_CHECK(condition, raise, ...)                         \
+  do {                                                                 \
+    if (__builtin_expect(!(condition), 0)) ::dynloader::raise(__VA_ARGS__); \
+  } while (false)
+#define CHECK_VALUE(condition, ...) \
+  DYNLOADER_CHECK(condition, raise<std::invalid_argument>, __VA_ARGS__)
+#define CHECK_INDEX(condition, ...) \
+  DYNLOADER_CHECK(condition, raise<std::out_of_range>, __VA_ARGS__)
+#define CHECK_TYPE(condition, ...) DYNLOADER_CHECK(condition, raise_type, __VA_ARGS__)
+#define CHECK_STATE(condition, ...) \
+  DYNLOADER_CHECK(condition, raise<std::runtime_error>, __VA_ARGS__)
+
+}  // namespace dynloader

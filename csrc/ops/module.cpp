@@ -1,0 +1,47 @@
+// The module _C, of pybind11 alone: what is no tensor. It needs no torch.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "cpu_path.h"
+
+namespace dynloader {
+namespace {
+
+namespace py = pybind11;
+
+py::list names_of(const std::vector<CpuPath>& paths) {
+  py::list names;
+  for (const CpuPath path : paths) names.append(name_of(path));
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = DYNLOADER_VERSION;
+  info["torch"] = DYNLOADER_TORCH;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["cpu_features_compiled"] = names_of(compiled_cpu_paths());
+  info["cpu_features_available"] = names_of(available_cpu_paths());
+  info["cpu_features_in_use"] = name_of(cpu_path());
+  return info;
+}
+
+// Torch takes it for Python's TypeError, as it was made by pybind11.
+void raise_type_error(const char* message) { throw py::type_error(message); }
+
+}  // namespace
+}  // namespace dynloader
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "What dynloader has in native code besides the operators in torch.ops.dynloader.";
+  m.def("build_info", dynloader::build_info,
+        "What the native code was built with, and the CPU paths (scalar, avx2, avx512).\n\n"
+        "Returns a dict: version; torch, the version built against; compiler;\n"
+        "cpu_features_compiled, cpu_features_available on this machine, cpu_features_in_use.");
+  m.attr("raise_type_error") = reinterpret_cast<uintptr_t>(&dynloader::raise_type_error);
+}

@@ -1,0 +1,84 @@
+#include "tensor.h"
+
+#include <torch/csrc/stable/macros.h>
+
+namespace dynloader {
+
+const Codes codes;
+
+namespace {
+
+struct Name {
+  int32_t code;
+  const char* name;
+};
+
+template <size_t count>
+std::string name_in(const Name (&names)[count], int32_t code, const char* kind) {
+  for (const Name& each : names) {
+    if (each.code == code) return each.name;
+  }
+  return text(kind, " ", code);
+}
+
+const char* no_message() { return nullptr; }
+
+}  // namespace
+
+std::string dtype_name(int32_t dtype) {
+  static const Name names[] = {
+      {aoti_torch_dtype_float32(), "float32"},
+      {aoti_torch_dtype_float64(), "float64"},
+      {aoti_torch_dtype_float16(), "float16"},
+      {aoti_torch_dtype_bfloat16(), "bfloat16"},
+      {aoti_torch_dtype_uint8(), "uint8"},
+      {aoti_torch_dtype_uint16(), "uint16"},
+      {aoti_torch_dtype_uint32(), "uint32"},
+      {aoti_torch_dtype_uint64(), "uint64"},
+      {aoti_torch_dtype_int8(), "int8"},
+      {aoti_torch_dtype_int16(), "int16"},
+      {aoti_torch_dtype_int32(), "int32"},
+      {aoti_torch_dtype_int64(), "int64"},
+      {aoti_torch_dtype_bool(), "bool"},
+      {aoti_torch_dtype_complex32(), "complex32"},
+      {aoti_torch_dtype_complex64(), "complex64"},
+      {aoti_torch_dtype_complex128(), "complex128"},
+      {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
+      {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"},
+      {aoti_torch_dtype_float8_e5m2fnuz(), "float8_e5m2fnuz"},
+      {aoti_torch_dtype_float8_e4m3fnuz(), "float8_e4m3fnuz"},
+      {torch_dtype_float8_e8m0fnu(), "float8_e8m0fnu"},
+      {torch_dtype_float4_e2m1fn_x2(), "float4_e2m1fn_x2"},
+  };
+  return name_in(names, dtype, "dtype");
+}
+
+std::ostream& operator<<(std::ostream& out, Device device) {
+  static const Name names[] = {
+      {aoti_torch_device_type_cpu(), "cpu"},
+      {aoti_torch_device_type_cuda(), "cuda"},
+      {aoti_torch_device_type_meta(), "meta"},
+      {aoti_torch_device_type_xpu(), "xpu"},
+      {aoti_torch_device_type_mps(), "mps"},
+      {aoti_torch_device_type_privateuse1(), "privateuseone"},
+  };
+  out << name_in(names, device.type, "device");
+  if (device.index >= 0) out << ":" << device.index;
+  return out;
+}
+
+std::ostream& operator<<(std::ostream& out, Extents extents) {
+  out << "[";
+  for (int64_t d = 0; d < extents.count; ++d) out << (d > 0 ? ", " : "") << extents[d];
+  return out << "]";
+}
+
+void raise_torchs_error(const char* what) {
+  // Torch tells the message from 2.13 on.
+  const char* message =
+      TORCH_DYNAMIC_VERSION_CALL_2_13_0(torch_exception_get_what_without_backtrace, no_message);
+  if (message != nullptr) throw std::runtime_error(message);
+  throw std::runtime_error(text("torch refused ", what, "; its message is on the standard error"));
+}
+
+}  // namespace dynloader
