@@ -55,16 +55,10 @@ inline void check_same_device(const char* op, const char* name, const Tensor& te
                     other_name, ", ", other.device(), ", got ", tensor.device());
 }
 
-// For tensors that are written to: a copy would take the result with it. That they require no
-// gradient is checked in Python, for the stable ABI does not tell.
+// For tensors that are written to: a copy would take the result with it. Python checks that they
+// require no gradient, and counts their versions for autograd: the stable ABI has neither.
 inline void check_written(const char* op, const char* name, const Tensor& tensor) {
   check_contiguous(op, name, tensor);
-}
-
-// So that autograd notices when it has kept the tensor for a backward pass: torch counts a version,
-// and sees that there is nothing to copy.
-inline void mark_written(const Tensor& tensor) {
-  check_torch(aoti_torch_copy_(tensor.get(), tensor.get(), 0), "to count a version");
 }
 
 // Returns the number of samples.

@@ -187,7 +187,7 @@ Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device
   if (block.memory == nullptr) return empty_strided(sizes, strides, dtype, device);
   AtenTensorHandle made = nullptr;
   const auto status = torch_from_blob(
-      block.memory, sizes.count, sizes.values, strides.values, 0, dtype, codes.cpu, 0, &made,
+      block.memory, sizes.count, sizes.values, strides.values, 0, dtype, codes.cpu, -1, &made,
       aoti_torch_layout_strided(), nullptr, 0, &give_back_blob, reinterpret_cast<void*>(block.bytes));
   if (status != 0) {
     LeftOver::instance().give(block);

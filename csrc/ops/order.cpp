@@ -116,7 +116,6 @@ Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t
   }
   call.faults = fault_counts;
   run_on(device, call);
-  mark_written(faults);
   return batch;
 }
 

@@ -47,7 +47,8 @@ Tensor sample_by(const char* op, WeightedRule rule, const Tensor& weights, int64
 std::tuple<Tensor, Tensor, Tensor> drop_some(const char* op, const Tensor& scores,
                                                          double drop_probability, int64_t num_kept,
                                                          int64_t seed, int64_t epoch,
-                                                         const EpochAt& epoch_at) {
+                                                         const EpochAt& epoch_at,
+                                                         bool is_cut_short) {
   const int64_t n = check_samples(op, "scores", scores, codes.float32);
   CHECK_VALUE(0 <= drop_probability && drop_probability < 1, op,
                     ": drop_probability must be in [0, 1), got ", drop_probability);
@@ -66,8 +67,9 @@ std::tuple<Tensor, Tensor, Tensor> drop_some(const char* op, const Tensor& score
   }
   const Contiguous input = scores;
   const int64_t most = num_kept >= 0 ? num_kept : n;
-  Tensor selected = indices_like(scores, most);
-  Tensor weights = empty_vector(most, codes.float32, scores.device());
+  const auto room = is_cut_short ? room_for : empty_vector;
+  Tensor selected = room(most, codes.int64, scores.device());
+  Tensor weights = room(most, codes.float32, scores.device());
   Tensor kept = indices_like(scores, 1);
   run_on(scores.device(),
          InfoBatch{input->data<float>(), n, drop_probability, num_kept, num_candidates,
@@ -107,7 +109,8 @@ std::tuple<Tensor, Tensor> info_batch(const Tensor& scores, double drop_probabil
                                               int64_t num_kept, int64_t seed, int64_t epoch,
                                               const EpochAt& epoch_at) {
   auto [selected, weights, kept] =
-      drop_some("info_batch", scores, drop_probability, num_kept, seed, epoch, epoch_at);
+      drop_some("info_batch", scores, drop_probability, num_kept, seed, epoch, epoch_at,
+                num_kept < 0);
   if (num_kept >= 0) return {std::move(selected), std::move(weights)};
   int64_t count = 0;
   check_torch(aoti_torch_item_int64(kept.get(), &count), "the number of samples");
@@ -118,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> info_batch_uncut(const Tensor& scores,
                                                                 double drop_probability,
                                                                 int64_t seed, int64_t epoch,
                                                                 const EpochAt& epoch_at) {
-  return drop_some("info_batch_uncut", scores, drop_probability, -1, seed, epoch, epoch_at);
+  return drop_some("info_batch_uncut", scores, drop_probability, -1, seed, epoch, epoch_at, false);
 }
 
 Tensor sample(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch,

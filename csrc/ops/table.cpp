@@ -175,8 +175,6 @@ void update(Tensor& scores, Tensor& records, const Tensor& index,
   run_on(scores.device(), Update{scores.mutable_data<float>(), const_cast<Record*>(data), n,
                                  where->data<int64_t>(), input->data(), type,
                                  where->numel(), scoring, fault_counts, count});
-  for (const Tensor* written : {&scores, &records, &faults}) mark_written(*written);
-  if (num_updates.has_value()) mark_written(*num_updates);
 }
 
 void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct,
@@ -195,7 +193,6 @@ void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct
          UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data<int32_t>()), n,
                           where->data<int64_t>(), input->data<bool>(),
                           where->numel(), fault_counts});
-  for (const Tensor* written : {&state, &faults}) mark_written(*written);
 }
 
 void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
@@ -207,7 +204,6 @@ void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
   where.check_range("count_selected", n);
   run_on(counts.device(), CountSelected{counts.mutable_data<int32_t>(), n, where.values,
                                         where.ascending, where.count, where.used, fault_counts});
-  for (const Tensor* written : {&counts, &faults}) mark_written(*written);
 }
 
 Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,

@@ -9,6 +9,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from dynloader._address import signed
 from dynloader._checks import as_device, check_device
@@ -27,19 +28,25 @@ def written_arguments(op: str, **named: Tensor) -> None:
 
     Raises:
         TypeError: a value is not a tensor.
-        ValueError: a value requires a gradient, or is a lazily negated view.
+        ValueError: a value is a lazily negated view.
     """
     # The compiler does not support is_neg() and makes no such views.
     is_compiling = torch.compiler.is_dynamo_compiling()
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-        # Torch's stable ABI does not tell the native core.
-        if value.requires_grad:
-            raise ValueError(f"{op}: {name} must not require a gradient, got requires_grad=True")
         # torch materializes a lazily negated view before the call, so writes to it would be lost.
         if not is_compiling and value.is_neg():
             raise ValueError(f"{op}: {name} must not be a lazily negated view, got one")
+
+
+def mark_written(*tensors: Tensor) -> None:
+    """Count a version of each tensor, so that autograd notices if it has kept it.
+
+    What torch compiles counts them by itself.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        increment_version(tensors)
 
 
 def values_argument(op: str, name: str, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dynloader.ops._arguments import (
     device_argument,
     flag_argument,
     integer_argument,
+    mark_written,
     number_argument,
     tensor_arguments,
     values_argument,
@@ -317,7 +318,10 @@ def gather(
     if faults is None:
         faults = torch.zeros(2, dtype=torch.int64, device=data.device)
     written_arguments("gather", faults=faults)
-    return _tensor(_operators.gather(data, selected, start, stop, *address, faults))
+    batch = _tensor(_operators.gather(data, selected, start, stop, *address, faults))
+    if data.is_cuda:  # on the CPU, an index out of range is an error
+        mark_written(faults)
+    return batch
 
 
 def subset(
@@ -460,12 +464,19 @@ def update(
         written_arguments(
             "update", scores=scores, records=records, faults=faults, num_updates=num_updates
         )
+    # The native core cannot ask for it. The others are of integers, which require none.
+    if scores.requires_grad:
+        raise ValueError("update: scores must not require a gradient, got requires_grad=True")
     index = values_argument("update", "index", index)
     losses = values_argument("update", "losses", losses)
     rule = integer_argument("update", "rule", rule)
     alpha = number_argument("update", "alpha", alpha)
     c = number_argument("update", "c", c)
     _operators.update(scores, records, index, losses, faults, rule, alpha, c, num_updates)
+    if num_updates is None:
+        mark_written(scores, records, faults)
+    else:
+        mark_written(scores, records, faults, num_updates)
 
 
 def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
@@ -487,6 +498,7 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
     written_arguments("update_forgetting", state=state, faults=faults)
     tensor_arguments("update_forgetting", index=index, correct=correct)
     _operators.update_forgetting(state, index, correct, faults)
+    mark_written(state, faults)
 
 
 def count_selected(
@@ -508,6 +520,7 @@ def count_selected(
     if num_used is not None:
         tensor_arguments("count_selected", num_used=num_used)
     _operators.count_selected(counts, selected, faults, num_used)
+    mark_written(counts, faults)
 
 
 def spread(

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from dynloader._checks import as_index, check_device, check_integer, check_range
 from dynloader.scores.evaluating import evaluating
 from dynloader.scores.of_batch import Score, grand, grand_last_layer, score_of
-from dynloader.table._exchange import all_reduce
+from dynloader.table._collectives import all_reduce
 
 
 class Scored(NamedTuple):

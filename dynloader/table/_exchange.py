@@ -1,20 +1,15 @@
-"""The exchange of recorded losses between processes.
-
-The collectives are those of torch.distributed. A thread of gloo lets go of a collective's tensors
-some time after the collective has ended, and needs the interpreter's lock for it. A process that
-is forked at that moment, as a worker of a loader is, may hang forever in Python before 3.10.15 and
-3.11.10 (github.com/python/cpython/issues/112275). There, ``multiprocessing_context="forkserver"``
-is safe.
-"""
+"""The exchange of recorded losses between processes."""
 
 from __future__ import annotations
 
 import zlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dynloader.table._collectives import all_gather
 
 # Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history.
 _ROWS = 2**20
@@ -147,32 +142,6 @@ def _padded(rows: Tensor, count: int) -> Tensor:
     padded = rows.new_zeros(count, *rows.shape[1:])
     padded[: len(rows)] = rows
     return padded
-
-
-def all_gather(mine: Tensor, group: Any = None) -> Tensor:
-    """Return the tensors of all processes, stacked: [processes, ...].
-
-    Args:
-        mine: the tensor of this process; shape and dtype must be equal in all processes.
-        group: a process group; None means all processes.
-    """
-    mine = mine.contiguous()
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, mine, group=group)
-    return torch.stack(parts)
-
-
-def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
-    """Return the elementwise maximum or sum of the tensors of all processes.
-
-    Args:
-        mine: the tensor of this process; shape and dtype must be equal in all processes.
-        reduction: "max" or "sum".
-        group: a process group; None means all processes.
-    """
-    whole = mine.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
-    return whole
 
 
 def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:

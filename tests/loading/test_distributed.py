@@ -29,6 +29,7 @@ from dynloader import DataLoader, Full, RandomDynamic, ScoreTable
 from dynloader._address import Address
 from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share, is_sharded_elsewhere, replicas, share_of
+from dynloader.table import _collectives
 from dynloader.table import _exchange as exchange
 
 PATHS = python_path(Path(dynloader.__file__).parent.parent)
@@ -349,9 +350,9 @@ def test_without_another_process_nothing_is_exchanged(group_of_one: None) -> Non
 def test_collectives_in_one_process(
     is_native: bool, group_of_one: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert exchange._is_native(None)
-    assert not exchange._is_native("a group written in Python")
-    monkeypatch.setattr(exchange, "_is_native", lambda group: is_native)
+    assert _collectives._is_native(None) == _collectives._FORK_MAY_HANG
+    assert not _collectives._is_native("a group written in Python")
+    monkeypatch.setattr(_collectives, "_is_native", lambda group: is_native)
     reductions = []
     all_reduce = dist.all_reduce
 
@@ -362,11 +363,11 @@ def test_collectives_in_one_process(
     monkeypatch.setattr(dist, "all_reduce", noted)
     for group in (None, dist.new_group([0])):
         strided = torch.arange(12, dtype=torch.int32).view(3, 4).T
-        gathered = exchange.all_gather(strided, group)
+        gathered = _collectives.all_gather(strided, group)
         assert gathered.shape == (1, 4, 3)
         assert torch.equal(gathered[0], strided)
         for reduction in ("sum", "max"):
-            reduced = exchange.all_reduce(strided, reduction, group)
+            reduced = _collectives.all_reduce(strided, reduction, group)
             assert torch.equal(reduced, strided)
             assert reduced.data_ptr() != strided.data_ptr()
         assert exchange.all_texts("at epoch \u03b5", group) == ["at epoch \u03b5"]

@@ -23,7 +23,6 @@ import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -258,12 +257,16 @@ def _function_around(file: str, mutant: Mutant) -> tuple[str, int] | None:
 
 def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Iterator[Verdict]:
     """Judge changes of headers. Tests that found the last ones are run first."""
-    library = f"dynloader/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = "dynloader/lib/libdynloader_cpu.so"
     rest, unchanged, changed = (CACHE / f"{name}.so" for name in ("rest", "unchanged", "changed"))
     _link_without_scalar(rest)
     _check("" if _build_scalar(ROOT / "csrc", unchanged) else "the compiler")
-    # The functions of the scalar path are looked up when they are called first.
-    sys.setdlopenflags(os.RTLD_LAZY)
+    # The functions of the scalar path are looked up when they are called first. ctypes, by which
+    # the package loads the library, would look them up at once, were it not loaded already.
+    libc = ctypes.CDLL(None)
+    libc.dlopen.restype = ctypes.c_void_p
+    if libc.dlopen(os.fsencode(rest), os.RTLD_LAZY) is None:
+        raise SystemExit(f"{rest} cannot be loaded")
     names = [path_of(name) for name in TESTS_OF_NATIVE]
     sources = [path for path in ROOT.glob("csrc/**/*") if path.is_file()]
     key = judge.digest(*judge.helpers(), *sources, text="native")
@@ -323,14 +326,14 @@ def _link_without_scalar(target: Path) -> None:
     """Link what was built before into a module that lacks the scalar path."""
     import torch
 
-    built = ROOT.glob(f"build/objects-{sys.implementation.cache_tag}-*-cpu/csrc/*/*.o")
+    built = ROOT.glob(f"build/objects-{sys.implementation.cache_tag}-*-libdynloader_cpu/csrc/*/*.o")
     objects = [path for path in built if path.stem != "cpu_scalar"]
     if not objects:
         raise SystemExit("no objects to link with: run DYNLOADER_CUDA=0 python setup.py build")
     folder = Path(torch.__file__).parent / "lib"
     link = [os.environ.get("CXX", "g++"), "-shared", "-Wl,-z,lazy", *objects]
     link += ["-o", target, f"-L{folder}", f"-Wl,-rpath,{folder}"]
-    subprocess.run([*link, "-lc10", "-ltorch", "-ltorch_cpu", "-ltorch_python"], check=True)
+    subprocess.run([*link, "-ltorch_cpu"], check=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

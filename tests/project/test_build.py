@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import itertools
@@ -21,7 +22,8 @@ import torch
 from paths import ROOT, is_built_site
 
 import dynloader
-from dynloader.ops._native import check_torch
+from dynloader import _C, _native
+from dynloader._native import LIBRARIES, check_torch
 
 
 def load(name: str) -> ModuleType:
@@ -193,7 +195,10 @@ def test_every_source_is_compiled(setup: ModuleType) -> None:
 def test_build_info() -> None:
     info = dynloader.build_info()
     assert info["version"] == dynloader.__version__
-    assert info["torch"] == torch.__version__.split("+")[0]
+    built_for, found = info["torch"].split("."), torch.__version__.split("+")[0].split(".")
+    assert (int(built_for[0]), int(built_for[1])) >= (2, 11)
+    # Libraries that were built for one minor version serve the others.
+    assert built_for == found or built_for[:2] != found[:2]
     assert info["compiler"].split()[0] in ("gcc", "clang")
     assert info["cpu_features_in_use"] in info["cpu_features_available"]
     assert set(info["cpu_features_available"]) <= set(info["cpu_features_compiled"])
@@ -204,12 +209,86 @@ def test_build_info() -> None:
     assert bool(info["cuda_architectures"]) == (info["cuda"] is not None)
 
 
-def test_the_core_is_for_one_torch() -> None:
-    check_torch("2.14.1", "2.14.0+cu130")
-    for built_for, found in (("2.14.1", "2.13.0+cpu"), ("2.1.0", "2.11.0a0+git"), ("2.9", "3.9")):
-        minor = ".".join(built_for.split(".")[:2])
-        with pytest.raises(ImportError, match=rf"torch must be {minor}, .*got {re.escape(found)};"):
-            check_torch(built_for, found)
+def test_the_core_needs_a_torch_with_its_stable_abi() -> None:
+    for found in ("2.11.0", "2.14.1+cu130", "2.20.0a0+git", "3.0"):
+        check_torch(found)
+    for found in ("2.10.1+cpu", "1.13.1", "2.9"):
+        with pytest.raises(ImportError, match=rf"torch >= 2.11, got {re.escape(found)}"):
+            check_torch(found)
+
+
+def exported_to(path: Path) -> set[str]:
+    """What a native library wants of others, as nm lists it."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm")
+    command = [nm, "-D", "--undefined-only", "--format=posix", str(path)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {line.split()[0].split("@")[0] for line in listed.splitlines()}
+
+
+def test_libraries_use_only_the_stable_abi_of_torch_and_nothing_of_python() -> None:
+    loaded = [each for each in LIBRARIES if each.problem is None]
+    assert loaded[0].name == "cpu"
+    for each in loaded:
+        wanted = exported_to(each.path)
+        assert any(name.startswith("aoti_torch_") for name in wanted)
+        for name in wanted:
+            # C++ names of torch would begin so, with their namespaces.
+            assert not re.match(r"_ZN?K?(2at|3c10|5torch|6caffe2)|_?Py", name), name
+
+
+def test_the_module_needs_no_torch() -> None:
+    assert not [name for name in exported_to(Path(_C.__file__)) if "torch" in name or "c10" in name]
+    code = (
+        "import sys, importlib.util as u\n"
+        f"spec = u.spec_from_file_location('_C', {_C.__file__!r})\n"
+        "module = u.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "print(module.build_info()['version'], 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [dynloader.__version__, "False"]
+
+
+def test_each_library_was_loaded_or_says_why_not() -> None:
+    assert [each.name for each in LIBRARIES] == ["cpu", "cuda12", "cuda13"]
+    on_cuda = [each for each in LIBRARIES[1:] if each.problem is None]
+    assert len(on_cuda) == (dynloader.build_info()["cuda"] is not None)
+    for each in LIBRARIES:
+        assert each.path.parent == Path(dynloader.__file__).parent / "lib"
+        assert each.problem is not None or each.path.exists()
+        assert each.problem != ""
+
+
+@pytest.mark.parametrize(
+    ("present", "torch_cuda", "problem"),
+    [
+        (False, "13.0", "is not in this build"),
+        (True, "12.8", "torch was built for CUDA 12.8"),
+        (True, None, "torch was built without CUDA"),
+        (True, "13.0", "file too short|invalid ELF|not a"),
+    ],
+)
+def test_why_a_library_for_cuda_is_not_loaded(
+    present: bool,
+    torch_cuda: str | None,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    if present:
+        (tmp_path / "libdynloader_cuda13.so").write_text("no library")
+    library, info = _native._load_cuda(ctypes.CDLL(str(LIBRARIES[0].path)), 13)
+    assert info is None
+    assert library.problem is not None
+    assert re.search(problem, library.problem), library.problem
+
+
+def test_build_info_belongs_to_the_caller() -> None:
+    dynloader.build_info()["cpu_features_compiled"].clear()
+    assert dynloader.build_info()["cpu_features_compiled"]
 
 
 def test_a_core_that_cannot_be_loaded(tmp_path: Path) -> None:
