@@ -89,4 +89,4 @@ gpu-speed:
 	$(PYTHON) bench/gpu.py speed $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dynloader/*.so docs/_build docs/gallery
+	rm -rf $(VENV) build dist *.egg-info dynloader/*.so dynloader/lib docs/_build docs/gallery

@@ -223,9 +223,7 @@ def main() -> None:
 
     compiled = sources(cuda=choice.home is not None)
     on_gpu = [name for name in compiled if name.endswith(".cu")]
-    operators = {
-        name for name in compiled if name not in on_gpu and name != "csrc/ops/module.cpp"
-    }
+    operators = {name for name in compiled if name not in on_gpu and name != "csrc/ops/module.cpp"}
     # Without py_limited_api, cpp_extension links libraries to torch's for Python.
     as_library = {"py_limited_api": True, "extra_link_args": links}
     extensions = [

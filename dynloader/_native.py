@@ -13,9 +13,10 @@ import torch
 _REMEDY = "rebuild dynloader: pip install --no-build-isolation --no-deps --force-reinstall ."
 _MINIMUM = (2, 11)
 _FOLDER = Path(__file__).parent / "lib"
+_load_library: Any = torch.ops.load_library  # untyped
 
 try:
-    from dynloader import _C
+    import dynloader._C as _C
 except ImportError as error:
     raise ImportError(
         f"the native core of dynloader cannot be loaded with torch {torch.__version__} ({error}); "
@@ -49,7 +50,7 @@ def _load_operators() -> tuple[Library, ctypes.CDLL]:
     """Load the operators, and hand them the function that raises TypeError."""
     path = _FOLDER / "libdynloader_cpu.so"
     try:
-        torch.ops.load_library(path)
+        _load_library(path)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise ImportError(
@@ -75,7 +76,7 @@ def _load_cuda(operators: ctypes.CDLL, major: int) -> tuple[Library, dict[str, A
         built = "without CUDA" if has is None else f"for CUDA {has}"
         return Library(name, path, f"torch was built {built}"), None
     try:
-        torch.ops.load_library(path)
+        _load_library(path)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return Library(name, path, str(error.__cause__ or error)), None
@@ -115,8 +116,7 @@ def _load() -> tuple[tuple[Library, ...], dict[str, Any]]:
     if info["cuda"] is None:
         reasons = "; ".join(f"{each.path.name}: {each.problem}" for each in libraries[1:])
         why = (
-            "Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1 "
-            f"({reasons})"
+            f"Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1 ({reasons})"
         )
         handle.dynloader_tell_why_without_cuda(why.encode())
     return tuple(libraries), info
@@ -134,6 +134,4 @@ def build_info() -> dict[str, Any]:
         avx2, avx512): cpu_features_compiled, cpu_features_available on this machine,
         cpu_features_in_use.
     """
-    return {
-        key: list(value) if isinstance(value, list) else value for key, value in _INFO.items()
-    }
+    return {key: list(value) if isinstance(value, list) else value for key, value in _INFO.items()}

@@ -24,7 +24,7 @@ uint64_t bits_of(double value, int32_t dtype) {
   // Zero is zeros in every dtype.
   if (std::memcmp(&value, &bits, sizeof(value)) == 0) return bits;
   const Tensor pixel = empty_scalar(dtype, {codes.cpu, -1});
-  check_torch(aoti_torch_aten_fill__Scalar(pixel.get(), value), "fill as a pixel");
+  check_torch(aoti_torch_aten_fill__Scalar(pixel.get(), value), "does not take fill for a pixel");
   std::memcpy(&bits, pixel.data(), static_cast<size_t>(pixel.element_size()));
   return bits;
 }
@@ -64,9 +64,9 @@ ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions&
                        const Address& address, int64_t batch_size) {
   check_rows(op, "images", images);
   CHECK_VALUE(images.dim() == 4, op,
-                    ": images must have shape [n, channels, height, width], or with the channels "
-                    "last, got ",
-                    images.sizes());
+              ": images must have shape [n, channels, height, width], or with the channels "
+              "last, got ",
+              images.sizes());
   const int64_t sides[3] = {images.size(1), images.size(2), images.size(3)};
   const bool last = options.from_channels_last;
   const int64_t channels = sides[last ? 2 : 0];
@@ -75,19 +75,19 @@ ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions&
   const int64_t padding = options.padding;
   check_count(op, "padding", padding, kMostPixels);
   CHECK_VALUE(!options.is_reflected || padding == 0 || padding < std::min(height, width), op,
-                    ": padding must be less than an image's sides, ", height, " and ", width,
-                    ", where it is reflected, got ", padding);
+              ": padding must be less than an image's sides, ", height, " and ", width,
+              ", where it is reflected, got ", padding);
   const int64_t crop_height = options.crop_height;
   const int64_t crop_width = options.crop_width;
   CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
-                        crop_width <= width + 2 * padding,
-                    op, ": the crop must be at most the padded image, ", height + 2 * padding,
-                    " x ", width + 2 * padding, ", got ", crop_height, " x ", crop_width);
+                  crop_width <= width + 2 * padding,
+              op, ": the crop must be at most the padded image, ", height + 2 * padding, " x ",
+              width + 2 * padding, ", got ", crop_height, " x ", crop_width);
   CHECK_VALUE(channels * (height + 2 * padding) * (width + 2 * padding) <= kMostPixels, op,
-                    ": padded images must have at most ", kMostPixels, " pixels, got ", channels,
-                    " x ", height + 2 * padding, " x ", width + 2 * padding);
+              ": padded images must have at most ", kMostPixels, " pixels, got ", channels, " x ",
+              height + 2 * padding, " x ", width + 2 * padding);
   CHECK_VALUE(0 <= options.flip_probability && options.flip_probability <= 1, op,
-                    ": flip_probability must be in [0, 1], got ", options.flip_probability);
+              ": flip_probability must be in [0, 1], got ", options.flip_probability);
   check_count(op, "cutout", options.cutout, kMostPixels);
 
   ImageBatch batch = {};
@@ -98,18 +98,18 @@ ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions&
     check_dtype(op, "images", images, codes.uint8);
     check_same_device(op, "values", values, "images", images);
     CHECK_VALUE(values.dim() == 2 && values.size(0) == channels && values.size(1) == 256 &&
-                          values.is_contiguous(),
-                      op, ": values must have shape [", channels, ", 256] and be contiguous, got ",
-                      values.sizes());
+                    values.is_contiguous(),
+                op, ": values must have shape [", channels, ", 256] and be contiguous, got ",
+                values.sizes());
     CHECK_TYPE(values.element_size() == 2 || values.element_size() == 4, op,
-                     ": values must be of 2 or 4 bytes, got ", dtype_name(values.dtype()));
+               ": values must be of 2 or 4 bytes, got ", dtype_name(values.dtype()));
     batch.dtype = values.dtype();
     call.values = values.data();
     call.value_bytes = static_cast<int>(values.element_size());
   }
   const auto pixel_bytes = static_cast<int>(images.element_size());
   CHECK_TYPE(pixel_bytes <= 8, op, ": images must have pixels of at most 8 bytes, got ",
-                   dtype_name(images.dtype()));
+             dtype_name(images.dtype()));
   call.batch_size = batch_size;
   const auto small = [](int64_t x) { return static_cast<int32_t>(x); };
   call.rule = {small(channels),
@@ -153,25 +153,31 @@ Tensor gather_rows(const Tensor& data, const Tensor& index, Tensor& faults) {
 }
 
 Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
-                         const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
-                         double flip_probability, bool flip_alternates, int64_t cutout, double fill,
-                         const std::optional<Tensor>& values, bool from_channels_last,
-                         bool to_channels_last, int64_t seed, int64_t epoch,
-                         const EpochAt& epoch_at) {
+                     const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
+                     double flip_probability, bool flip_alternates, int64_t cutout, double fill,
+                     const std::optional<Tensor>& values, bool from_channels_last,
+                     bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at) {
   const char* op = "gather_images";
   CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ",
               Extents{crop.data(), static_cast<int64_t>(crop.size())});
   const Address address = check_address(op, seed, epoch, epoch_at, images.device());
-  const ImageOptions options = {crop[0],         crop[1], padding, is_reflected, flip_probability,
-                                flip_alternates, cutout,  fill,    values ? &*values : nullptr, from_channels_last,
+  const ImageOptions options = {crop[0],
+                                crop[1],
+                                padding,
+                                is_reflected,
+                                flip_probability,
+                                flip_alternates,
+                                cutout,
+                                fill,
+                                values ? &*values : nullptr,
+                                from_channels_last,
                                 to_channels_last};
   ImageBatch made = image_batch(op, images, options, address, index.numel());
   const Contiguous where = check_index(op, "index", index, "data", images);
   check_indices(op, "index", *where, images.size(0));
   made.call.index = where->data<int64_t>();
   made.call.faults = check_faults(op, faults, "data", images);
-  Tensor batch =
-      empty_strided({made.sizes, 4}, {made.strides, 4}, made.dtype, images.device());
+  Tensor batch = empty_strided({made.sizes, 4}, {made.strides, 4}, made.dtype, images.device());
   made.call.batch = batch.mutable_data();
   run_on(images.device(), made.call);
   return batch;

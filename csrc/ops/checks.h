@@ -21,38 +21,36 @@ constexpr int64_t kMaxSamples = 0xffffffff;
 // Before any result is allocated there.
 inline void check_device(const char* op, Device device) {
   CHECK_VALUE(device.is_cpu() || device.is_cuda(), op,
-                    ": tensors must be on the CPU or a CUDA GPU, got ", device);
+              ": tensors must be on the CPU or a CUDA GPU, got ", device);
   CHECK_STATE(device.is_cpu() || cuda_functions() != nullptr,
               "dynloader was built without CUDA: ", op, " needs tensors on the CPU, got ", device,
               ". ", why_without_cuda());
 }
 
-inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
-                        int32_t dtype) {
-  CHECK_TYPE(tensor.dtype() == dtype, op, ": ", name, " must be ", dtype_name(dtype),
-                   ", got ", dtype_name(tensor.dtype()));
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor, int32_t dtype) {
+  CHECK_TYPE(tensor.dtype() == dtype, op, ": ", name, " must be ", dtype_name(dtype), ", got ",
+             dtype_name(tensor.dtype()));
 }
 
 inline void check_vector(const char* op, const char* name, const Tensor& tensor) {
   CHECK_VALUE(tensor.dim() == 1, op, ": ", name, " must have one dimension, got shape ",
-                    tensor.sizes());
+              tensor.sizes());
 }
 
-inline void check_length(const char* op, const char* name, const Tensor& tensor,
-                         int64_t length) {
-  CHECK_VALUE(tensor.numel() == length, op, ": ", name, " must have ", length,
-                    " elements, got ", tensor.numel());
+inline void check_length(const char* op, const char* name, const Tensor& tensor, int64_t length) {
+  CHECK_VALUE(tensor.numel() == length, op, ": ", name, " must have ", length, " elements, got ",
+              tensor.numel());
 }
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
   CHECK_VALUE(tensor.is_contiguous(), op, ": ", name, " must be contiguous, got strides ",
-                    tensor.strides());
+              tensor.strides());
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor,
                               const char* other_name, const Tensor& other) {
   CHECK_VALUE(tensor.device() == other.device(), op, ": ", name, " must be on the device of ",
-                    other_name, ", ", other.device(), ", got ", tensor.device());
+              other_name, ", ", other.device(), ", got ", tensor.device());
 }
 
 // For tensors that are written to: a copy would take the result with it. Python checks that they
@@ -68,9 +66,9 @@ inline int64_t check_samples(const char* op, const char* name, const Tensor& ten
   check_dtype(op, name, tensor, dtype);
   check_vector(op, name, tensor);
   CHECK_VALUE(tensor.numel() <= kMaxSamples, op, ": ", name,
-                    " must have fewer than 2**32 "
-                    "elements, got ",
-                    tensor.numel());
+              " must have fewer than 2**32 "
+              "elements, got ",
+              tensor.numel());
   return tensor.numel();
 }
 
@@ -83,8 +81,8 @@ inline void check_rows(const char* op, const char* name, const Tensor& data) {
 
 inline void check_between(const char* op, const char* name, int64_t value, int64_t least,
                           int64_t most) {
-  CHECK_VALUE(least <= value && value <= most, op, ": ", name, " must be in [", least, ", ",
-                    most, "], got ", value);
+  CHECK_VALUE(least <= value && value <= most, op, ": ", name, " must be in [", least, ", ", most,
+              "], got ", value);
 }
 
 inline void check_count(const char* op, const char* name, int64_t value, int64_t most) {
@@ -92,8 +90,7 @@ inline void check_count(const char* op, const char* name, int64_t value, int64_t
 }
 
 // For numbers that a call reads from a tensor, or writes to one.
-inline void check_integers(const char* op, const char* name, const Tensor& tensor,
-                           int64_t count) {
+inline void check_integers(const char* op, const char* name, const Tensor& tensor, int64_t count) {
   check_dtype(op, name, tensor, codes.int64);
   check_length(op, name, tensor, count);
 }
@@ -117,8 +114,7 @@ inline Contiguous check_index(const char* op, const char* name, const Tensor& in
 }
 
 inline void check_epoch(const char* op, int64_t epoch) {
-  CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ",
-                    epoch);
+  CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ", epoch);
 }
 
 // seed carries 64 unsigned bits. An epoch in a tensor takes the place of the number; on CUDA only
@@ -130,7 +126,7 @@ inline Address check_address(const char* op, int64_t seed, int64_t epoch,
   if (!epoch_at.has_value()) return address;
   check_integers(op, "epoch", *epoch_at, 1);
   CHECK_VALUE(epoch_at->device() == device, op, ": epoch must be on ", device, ", got ",
-                    epoch_at->device());
+              epoch_at->device());
   const auto* place = epoch_at->data<int64_t>();
   if (device.is_cpu()) check_epoch(op, *place);
   return {address.seed, 0, place};

@@ -20,7 +20,10 @@ struct CudaFunctions {
 #undef DYNLOADER_RUN
 };
 
-#define DYNLOADER_BYTES(Call) +int64_t{sizeof(Call)}
+#define DYNLOADER_BYTES(Call) \
+  +int64_t {                  \
+    sizeof(Call)              \
+  }
 constexpr int64_t kBytesOfCalls =
     int64_t{sizeof(CudaFunctions)} DYNLOADER_FOR_EACH_CALL(DYNLOADER_BYTES);
 #undef DYNLOADER_BYTES
@@ -29,10 +32,10 @@ constexpr int64_t kBytesOfCalls =
 const CudaFunctions* cuda_functions();
 const char* why_without_cuda();
 
-#define DYNLOADER_RUN(Call)                                                              \
-  inline void run_on_cuda(const CudaFunctions& functions, int32_t gpu, Scratch scratch,  \
-                          const Call& call) {                                            \
-    functions.run_##Call(gpu, scratch, call);                                            \
+#define DYNLOADER_RUN(Call)                                                             \
+  inline void run_on_cuda(const CudaFunctions& functions, int32_t gpu, Scratch scratch, \
+                          const Call& call) {                                           \
+    functions.run_##Call(gpu, scratch, call);                                           \
   }
 DYNLOADER_FOR_EACH_CALL(DYNLOADER_RUN)
 #undef DYNLOADER_RUN

@@ -41,11 +41,11 @@ void run_here(int32_t gpu, Scratch scratch, const Call& call) {
 }  // namespace dynloader
 
 #define DYNLOADER_RUN(Call) dynloader::run_here<dynloader::Call>,
-extern "C" __attribute__((visibility("default"))) const dynloader::CudaFunctions*
-dynloader_cuda_functions() {
-  static const dynloader::CudaFunctions functions = {
-      DYNLOADER_VERSION, dynloader::kBytesOfCalls, CUDART_VERSION, DYNLOADER_CUDA_ARCHITECTURES,
-      DYNLOADER_FOR_EACH_CALL(DYNLOADER_RUN)};
+extern "C" __attribute__((visibility("default")))
+const dynloader::CudaFunctions* dynloader_cuda_functions() {
+  static const dynloader::CudaFunctions functions = {DYNLOADER_VERSION, dynloader::kBytesOfCalls,
+                                                     CUDART_VERSION, DYNLOADER_CUDA_ARCHITECTURES,
+                                                     DYNLOADER_FOR_EACH_CALL(DYNLOADER_RUN)};
   return &functions;
 }
 #undef DYNLOADER_RUN

@@ -29,8 +29,8 @@ template <class... Parts>
   raise_type_error(text(parts...));
 }
 
-#define DYNLOADER_CHECK(condition, raise, ...)                         \
-  do {                                                                 \
+#define DYNLOADER_CHECK(condition, raise, ...)                              \
+  do {                                                                      \
     if (__builtin_expect(!(condition), 0)) ::dynloader::raise(__VA_ARGS__); \
   } while (false)
 #define CHECK_VALUE(condition, ...) \

@@ -54,8 +54,8 @@ bool Feeder::is_here() const { return process_ == getpid(); }
 
 void Feeder::begin(Address address) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  CHECK_VALUE(jobs_.empty(), "Feeder: begin needs all batches to be taken, got ",
-                    jobs_.size(), " that were not");
+  CHECK_VALUE(jobs_.empty(), "Feeder: begin needs all batches to be taken, got ", jobs_.size(),
+              " that were not");
   address_ = address;
 }
 

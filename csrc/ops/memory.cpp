@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
-#include <utility>
+#include <optional>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -129,10 +129,13 @@ void give_back_blob(void* memory, void* context) {
   LeftOver::instance().give({memory, reinterpret_cast<size_t>(context)});
 }
 
-int64_t count_of(Extents sizes) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  return count;
+// None if there are more than can be counted.
+std::optional<size_t> bytes_of(Extents sizes, int32_t dtype) {
+  size_t bytes = aoti_torch_dtype_element_size(dtype);
+  for (const int64_t size : sizes) {
+    if (size < 0 || __builtin_mul_overflow(bytes, static_cast<size_t>(size), &bytes)) return {};
+  }
+  return bytes;
 }
 
 Device on_cpu() { return {codes.cpu, -1}; }
@@ -141,7 +144,8 @@ Device on_cpu() { return {codes.cpu, -1}; }
 void ask_for_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const auto first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
-  const auto last = (reinterpret_cast<uintptr_t>(memory) + static_cast<size_t>(bytes)) / kPage * kPage;
+  const auto last =
+      (reinterpret_cast<uintptr_t>(memory) + static_cast<size_t>(bytes)) / kPage * kPage;
   // It may refuse, and nothing is lost.
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
@@ -153,7 +157,7 @@ Tensor empty_strided(Extents sizes, Extents strides, int32_t dtype, Device devic
   AtenTensorHandle made = nullptr;
   if (aoti_torch_empty_strided(sizes.count, sizes.values, strides.values, dtype, device.type,
                                device.index < 0 ? 0 : device.index, &made) != 0) {
-    raise_torchs_error("the memory of a tensor");
+    raise_torchs_error("can't allocate memory");
   }
   Tensor result(made);
   if (device.is_cpu()) {
@@ -180,18 +184,19 @@ Tensor empty_tensor(Extents sizes, int32_t dtype, Device device) {
 }
 
 Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device) {
-  const size_t bytes = static_cast<size_t>(count_of(sizes)) * aoti_torch_dtype_element_size(dtype);
+  const auto bytes = bytes_of(sizes, dtype).value_or(0);
+  // Where there are too many, torch's error says how many.
   if (!device.is_cpu() || bytes < kLarge) return empty_strided(sizes, strides, dtype, device);
   const Block block = LeftOver::instance().take(bytes);
-  // Torch's error says how much.
   if (block.memory == nullptr) return empty_strided(sizes, strides, dtype, device);
   AtenTensorHandle made = nullptr;
-  const auto status = torch_from_blob(
-      block.memory, sizes.count, sizes.values, strides.values, 0, dtype, codes.cpu, -1, &made,
-      aoti_torch_layout_strided(), nullptr, 0, &give_back_blob, reinterpret_cast<void*>(block.bytes));
+  const auto status =
+      torch_from_blob(block.memory, sizes.count, sizes.values, strides.values, 0, dtype, codes.cpu,
+                      -1, &made, aoti_torch_layout_strided(), nullptr, 0, &give_back_blob,
+                      reinterpret_cast<void*>(block.bytes));
   if (status != 0) {
     LeftOver::instance().give(block);
-    raise_torchs_error("a tensor of large pages");
+    raise_torchs_error("does not take memory for a tensor");
   }
   return Tensor(made);
 }
@@ -201,7 +206,7 @@ Tensor empty_batch(Extents sizes, Extents strides, int32_t dtype, bool pin_memor
   AtenTensorHandle made = nullptr;
   check_torch(aoti_torch_empty_strided_pinned(sizes.count, sizes.values, strides.values, dtype,
                                               codes.cpu, 0, &made),
-              "pinned memory");
+              "can't allocate pinned memory");
   return Tensor(made);
 }
 
@@ -210,9 +215,9 @@ Tensor cut_short(const Tensor& vector, int64_t count) {
   const int64_t stride = 1;
   AtenTensorHandle view = nullptr;
   check_torch(aoti_torch__reinterpret_tensor(vector.get(), 1, &count, &stride, 0, &view),
-              "a view of a tensor");
+              "does not make a view of a tensor");
   const Tensor first(view);
-  check_torch(aoti_torch_copy_(result.get(), first.get(), 0), "a copy of a tensor");
+  check_torch(aoti_torch_copy_(result.get(), first.get(), 0), "does not copy a tensor");
   return result;
 }
 
@@ -242,11 +247,11 @@ WorkingMemory::Block WorkingMemory::take(int64_t bytes) const {
   }
   if (static_cast<size_t>(bytes) >= kLarge) {
     const auto block = LeftOver::instance().take(static_cast<size_t>(bytes));
-    CHECK_STATE(block.memory != nullptr, "dynloader: cannot allocate ", bytes, " bytes");
+    CHECK_STATE(block.memory != nullptr, "dynloader can't allocate memory: ", bytes, " bytes");
     return {block.memory, static_cast<int64_t>(block.bytes), nullptr};
   }
   void* memory = std::aligned_alloc(kAlignment, static_cast<size_t>(bytes));
-  CHECK_STATE(memory != nullptr, "dynloader: cannot allocate ", bytes, " bytes");
+  CHECK_STATE(memory != nullptr, "dynloader can't allocate memory: ", bytes, " bytes");
   return {memory, 0, nullptr};
 }
 

@@ -16,53 +16,47 @@ using EpochAt = std::optional<Tensor>;
 // How many elements of a vector are meant, in the memory of its device: not more than there are.
 using NumUsed = std::optional<Tensor>;
 
-Tensor top_k(const Tensor& scores, int64_t k, int64_t seed, int64_t epoch,
-                 const EpochAt& epoch_at);
+Tensor top_k(const Tensor& scores, int64_t k, int64_t seed, int64_t epoch, const EpochAt& epoch_at);
 Tensor epsilon_greedy(const Tensor& scores, int64_t k, int64_t num_random, int64_t seed,
-                          int64_t epoch, const EpochAt& epoch_at);
+                      int64_t epoch, const EpochAt& epoch_at);
 std::tuple<Tensor, Tensor> info_batch(const Tensor& scores, double drop_probability,
-                                              int64_t num_kept, int64_t seed, int64_t epoch,
-                                              const EpochAt& epoch_at);
+                                      int64_t num_kept, int64_t seed, int64_t epoch,
+                                      const EpochAt& epoch_at);
 // By the mean, without the host knowing how many are kept: selected and weights have room for all.
-std::tuple<Tensor, Tensor, Tensor> info_batch_uncut(const Tensor& scores,
-                                                                double drop_probability,
-                                                                int64_t seed, int64_t epoch,
-                                                                const EpochAt& epoch_at);
+std::tuple<Tensor, Tensor, Tensor> info_batch_uncut(const Tensor& scores, double drop_probability,
+                                                    int64_t seed, int64_t epoch,
+                                                    const EpochAt& epoch_at);
 Tensor sample(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
-                  const EpochAt& epoch_at, bool validate);
-std::tuple<Tensor, Tensor> priority_sample(const Tensor& weights, int64_t k,
-                                                   int64_t seed, int64_t epoch,
-                                                   const EpochAt& epoch_at, bool validate);
-Tensor order(const Tensor& selected, int64_t start, int64_t stop, int64_t seed,
-                 int64_t epoch, const EpochAt& epoch_at);
+              const EpochAt& epoch_at, bool validate);
+std::tuple<Tensor, Tensor> priority_sample(const Tensor& weights, int64_t k, int64_t seed,
+                                           int64_t epoch, const EpochAt& epoch_at, bool validate);
+Tensor order(const Tensor& selected, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+             const EpochAt& epoch_at);
 Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
 Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
-                  const EpochAt& epoch_at, Device device);
+              const EpochAt& epoch_at, Device device);
 Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t start,
-                  int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
-                  Tensor& faults);
+              int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at, Tensor& faults);
 Tensor gather_rows(const Tensor& data, const Tensor& index, Tensor& faults);
 Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
-                         const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
-                         double flip_probability, bool flip_alternates, int64_t cutout, double fill,
-                         const std::optional<Tensor>& values, bool from_channels_last,
-                         bool to_channels_last, int64_t seed, int64_t epoch,
-                         const EpochAt& epoch_at);
+                     const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
+                     double flip_probability, bool flip_alternates, int64_t cutout, double fill,
+                     const std::optional<Tensor>& values, bool from_channels_last,
+                     bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at);
 // For tables: memory.cpp tells what is different about it.
 Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device);
 std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
 Tensor power_weights(const Tensor& scores, double exponent, double offset);
 Tensor ucb_visits(const Tensor& records, double c, double t);
 
-void update(Tensor& scores, Tensor& records, const Tensor& index,
-            const Tensor& losses, Tensor& faults, int64_t rule, double alpha, double c,
+void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& losses,
+            Tensor& faults, int64_t rule, double alpha, double c,
             const std::optional<Tensor>& num_updates);
-void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct,
-                       Tensor& faults);
+void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults);
 void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
                     const NumUsed& num_used);
 Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,
-                  const NumUsed& num_used);
+              const NumUsed& num_used);
 
 // The feeder (feeder.h), by a number that feeder_open returns.
 int64_t feeder_open(int64_t seed, int64_t epoch, bool pin_memory);

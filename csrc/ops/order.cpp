@@ -22,8 +22,8 @@ struct When {
 Order order_call(const char* op, Purpose purpose, int64_t n, Slice slice, const When& when,
                  Device device) {
   CHECK_VALUE(0 <= slice.start && slice.start <= slice.stop && slice.stop <= n, op,
-                    ": start and stop must satisfy 0 <= start <= stop <= ", n,
-                    ", got start = ", slice.start, ", stop = ", slice.stop);
+              ": start and stop must satisfy 0 <= start <= stop <= ", n,
+              ", got start = ", slice.start, ", stop = ", slice.stop);
   Order call = {};
   call.n = n;
   call.start = slice.start;
@@ -37,7 +37,7 @@ void check_selected(const char* op, const Tensor& selected) {
   check_device(op, selected.device());
   const int32_t dtype = selected.dtype();
   CHECK_TYPE(dtype == codes.int32 || dtype == codes.int64, op,
-                   ": selected must be int64 or int32, got ", dtype_name(dtype));
+             ": selected must be int64 or int32, got ", dtype_name(dtype));
   check_vector(op, "selected", selected);
 }
 
@@ -55,8 +55,8 @@ Tensor run_order(Order call, Device device) {
 
 }  // namespace
 
-Tensor order(const Tensor& selected, int64_t start, int64_t stop, int64_t seed,
-                 int64_t epoch, const EpochAt& epoch_at) {
+Tensor order(const Tensor& selected, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+             const EpochAt& epoch_at) {
   check_selected("order", selected);
   const Contiguous samples = selected;
   Order call = order_call("order", Purpose::kShuffle, samples->numel(), {start, stop},
@@ -74,7 +74,7 @@ Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int6
 }
 
 Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
-                  const EpochAt& epoch_at, Device wanted) {
+              const EpochAt& epoch_at, Device wanted) {
   check_device("subset", wanted);
   const Device device = with_index(wanted);
   CHECK_VALUE(n >= 0, "subset: n must be >= 0, got ", n);
@@ -84,8 +84,7 @@ Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoc
 }
 
 Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t start,
-                  int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
-                  Tensor& faults) {
+              int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at, Tensor& faults) {
   const Device device = data.device();
   check_rows("gather", "data", data);
   int64_t* fault_counts = check_faults("gather", faults, "data", data);
@@ -110,8 +109,8 @@ Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t
     int64_t here[2] = {};
     call.faults = here;
     run_on(device, call);
-    CHECK_INDEX(here[0] == 0, "gather: selected must be in [0, ", call.num_rows, "), got ",
-                      here[0], " samples that are not, such as ", here[1]);
+    CHECK_INDEX(here[0] == 0, "gather: selected must be in [0, ", call.num_rows, "), got ", here[0],
+                " samples that are not, such as ", here[1]);
     return batch;
   }
   call.faults = fault_counts;

@@ -18,12 +18,11 @@ const Record* records_of(const char* op, const Tensor& records) {
   check_device(op, records.device());
   check_dtype(op, "records", records, codes.int32);
   CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
-                    ": records must have shape [n, 4], got ", records.sizes());
+              ": records must have shape [n, 4], got ", records.sizes());
   check_contiguous(op, "records", records);
   const auto address = reinterpret_cast<uintptr_t>(records.data());
   CHECK_VALUE(address % alignof(Record) == 0, op, ": records must begin at a multiple of ",
-                    alignof(Record), " bytes, got an address with remainder ",
-                    address % alignof(Record));
+              alignof(Record), " bytes, got an address with remainder ", address % alignof(Record));
   return reinterpret_cast<const Record*>(records.data<int32_t>());
 }
 
@@ -99,7 +98,7 @@ Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device) {
                   std::memset(bytes + begin, 0, static_cast<size_t>(end - begin));
                 });
   } else {
-    check_torch(aoti_torch_zero_(result.get()), "zeros");
+    check_torch(aoti_torch_zero_(result.get()), "does not write zeros");
   }
   return result;
 }
@@ -109,24 +108,23 @@ std::tuple<Tensor, Tensor> score_mean(const Tensor& scores) {
   const Contiguous input = scores;
   Tensor mean = empty_scalar(codes.float64, scores.device());
   Tensor counts = empty_vector(3, codes.int64, scores.device());
-  run_on(scores.device(),
-         ScoreMean{input->data<float>(), n, mean.mutable_data<double>(),
-                   counts.mutable_data<int64_t>()});
+  run_on(scores.device(), ScoreMean{input->data<float>(), n, mean.mutable_data<double>(),
+                                    counts.mutable_data<int64_t>()});
   return {std::move(mean), std::move(counts)};
 }
 
 Tensor power_weights(const Tensor& scores, double exponent, double offset) {
   const int64_t n = check_samples("power_weights", "scores", scores, codes.float32);
   CHECK_VALUE(exponent >= 0 && std::isfinite(exponent),
-                    "power_weights: exponent must be finite and >= 0, got ", exponent);
+              "power_weights: exponent must be finite and >= 0, got ", exponent);
   // natural_log takes normal numbers only.
   CHECK_VALUE(offset == 0 || std::isnormal(offset),
-                    "power_weights: offset must be 0 or a normal number > 0, got ", offset);
+              "power_weights: offset must be 0 or a normal number > 0, got ", offset);
   CHECK_VALUE(offset >= 0, "power_weights: offset must be >= 0, got ", offset);
   const Contiguous input = scores;
   Tensor weights = empty_vector(n, codes.float32, scores.device());
-  run_on(scores.device(), PowerWeights{input->data<float>(), n, exponent, offset,
-                                       weights.mutable_data<float>()});
+  run_on(scores.device(),
+         PowerWeights{input->data<float>(), n, exponent, offset, weights.mutable_data<float>()});
   return weights;
 }
 
@@ -140,15 +138,15 @@ Tensor ucb_visits(const Tensor& records, double c, double t) {
   return scores;
 }
 
-void update(Tensor& scores, Tensor& records, const Tensor& index,
-            const Tensor& losses, Tensor& faults, int64_t rule, double alpha, double c,
+void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& losses,
+            Tensor& faults, int64_t rule, double alpha, double c,
             const std::optional<Tensor>& num_updates) {
   const int64_t n = check_samples("update", "scores", scores, codes.float32);
   check_written("update", "scores", scores);
   check_written("update", "records", records);
   const Record* data = records_of("update", records);
   CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
-                    records.sizes());
+              records.sizes());
   check_same_device("update", "records", records, "scores", scores);
   const Contiguous where = check_index("update", "index", index, "scores", scores);
   const LossType type = loss_type(losses);
@@ -165,20 +163,18 @@ void update(Tensor& scores, Tensor& records, const Tensor& index,
   }
   CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
   CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
-                    "update: alpha must be in (0, 1] as float32, got ", alpha);
-  CHECK_VALUE(0 <= c && c <= kFloatMax, "update: c must be finite and >= 0 as float32, got ",
-                    c);
+              "update: alpha must be in (0, 1] as float32, got ", alpha);
+  CHECK_VALUE(0 <= c && c <= kFloatMax, "update: c must be finite and >= 0 as float32, got ", c);
   check_indices("update", "index", *where, n);
   const Contiguous input = losses;
   const Scoring scoring = {static_cast<ScoreRule>(rule), static_cast<float>(alpha),
                            static_cast<float>(c)};
-  run_on(scores.device(), Update{scores.mutable_data<float>(), const_cast<Record*>(data), n,
-                                 where->data<int64_t>(), input->data(), type,
-                                 where->numel(), scoring, fault_counts, count});
+  run_on(scores.device(),
+         Update{scores.mutable_data<float>(), const_cast<Record*>(data), n, where->data<int64_t>(),
+                input->data(), type, where->numel(), scoring, fault_counts, count});
 }
 
-void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct,
-                       Tensor& faults) {
+void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults) {
   const int64_t n = check_samples("update_forgetting", "state", state, codes.int32);
   check_written("update_forgetting", "state", state);
   const Contiguous where = check_index("update_forgetting", "index", index, "state", state);
@@ -189,10 +185,10 @@ void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct
   int64_t* fault_counts = check_faults("update_forgetting", faults, "state", state);
   check_indices("update_forgetting", "index", *where, n);
   const Contiguous input = correct;
-  run_on(state.device(),
-         UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data<int32_t>()), n,
-                          where->data<int64_t>(), input->data<bool>(),
-                          where->numel(), fault_counts});
+  run_on(
+      state.device(),
+      UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data<int32_t>()), n,
+                       where->data<int64_t>(), input->data<bool>(), where->numel(), fault_counts});
 }
 
 void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
@@ -207,7 +203,7 @@ void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
 }
 
 Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,
-                  const NumUsed& num_used) {
+              const NumUsed& num_used) {
   check_device("spread", values.device());
   check_dtype("spread", "values", values, codes.float32);
   check_vector("spread", "values", values);

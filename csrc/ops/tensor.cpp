@@ -1,6 +1,6 @@
 #include "tensor.h"
 
-#include <torch/csrc/stable/macros.h>
+#include <dlfcn.h>
 
 namespace dynloader {
 
@@ -20,8 +20,6 @@ std::string name_in(const Name (&names)[count], int32_t code, const char* kind) 
   }
   return text(kind, " ", code);
 }
-
-const char* no_message() { return nullptr; }
 
 }  // namespace
 
@@ -74,11 +72,11 @@ std::ostream& operator<<(std::ostream& out, Extents extents) {
 }
 
 void raise_torchs_error(const char* what) {
-  // Torch tells the message from 2.13 on.
-  const char* message =
-      TORCH_DYNAMIC_VERSION_CALL_2_13_0(torch_exception_get_what_without_backtrace, no_message);
-  if (message != nullptr) throw std::runtime_error(message);
-  throw std::runtime_error(text("torch refused ", what, "; its message is on the standard error"));
+  // Torch tells the message from 2.13 on, by a function that 2.11 has not.
+  using Message = const char* (*)();
+  void* found = dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace");
+  if (found != nullptr) throw std::runtime_error(reinterpret_cast<Message>(found)());
+  throw std::runtime_error(text("torch ", what, "; its message is on the standard error"));
 }
 
 }  // namespace dynloader

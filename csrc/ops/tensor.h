@@ -35,6 +35,7 @@ extern const Codes codes;
 // As Python spells it.
 std::string dtype_name(int32_t dtype);
 
+// Torch's own message where it is known; or else "torch <what>".
 [[noreturn]] void raise_torchs_error(const char* what);
 
 // For calls of the stable ABI, which do not throw.
@@ -80,7 +81,7 @@ class Tensor {
   // Of the same tensor.
   Tensor another() const {
     AtenTensorHandle handle = nullptr;
-    check_torch(aoti_torch_new_tensor_handle(handle_, &handle), "a tensor handle");
+    check_torch(aoti_torch_new_tensor_handle(handle_, &handle), "gives no handle of a tensor");
     return Tensor(handle);
   }
   void reset() {
@@ -96,7 +97,7 @@ class Tensor {
   Extents sizes() const { return {sizes_, dim_}; }
   Extents strides() const {
     int64_t* strides = nullptr;
-    check_torch(aoti_torch_get_strides(handle_, &strides), "the strides of a tensor");
+    check_torch(aoti_torch_get_strides(handle_, &strides), "does not tell the strides of a tensor");
     return {strides, dim_};
   }
   int32_t dtype() const { return dtype_; }
@@ -107,25 +108,26 @@ class Tensor {
   bool is_cpu() const { return device_.is_cpu(); }
   bool is_contiguous() const {
     bool contiguous = false;
-    check_torch(aoti_torch_is_contiguous(handle_, &contiguous), "the layout of a tensor");
+    check_torch(aoti_torch_is_contiguous(handle_, &contiguous),
+                "does not tell the layout of a tensor");
     return contiguous;
   }
   Tensor clone() const {
     AtenTensorHandle copy = nullptr;
-    check_torch(aoti_torch_clone(handle_, &copy), "a copy of a tensor");
+    check_torch(aoti_torch_clone(handle_, &copy), "does not copy a tensor");
     return Tensor(copy);
   }
 
   template <class T = void>
   const T* data() const {
     const void* data = nullptr;
-    check_torch(torch_get_const_data_ptr(handle_, &data), "the memory of a tensor");
+    check_torch(torch_get_const_data_ptr(handle_, &data), "does not tell the memory of a tensor");
     return static_cast<const T*>(data);
   }
   template <class T = void>
   T* mutable_data() const {
     void* data = nullptr;
-    check_torch(torch_get_mutable_data_ptr(handle_, &data), "the memory of a tensor");
+    check_torch(torch_get_mutable_data_ptr(handle_, &data), "does not tell the memory of a tensor");
     return static_cast<T*>(data);
   }
 
@@ -148,7 +150,7 @@ class Tensor {
     if (!device_.is_cpu()) failed |= aoti_torch_get_device_index(handle_, &device_.index);
     if (__builtin_expect(failed != 0, 0)) {
       reset();
-      raise_torchs_error("the properties of a tensor");
+      raise_torchs_error("does not tell the properties of a tensor");
     }
     sizes_ = sizes;
     numel_ = 1;

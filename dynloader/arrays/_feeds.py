@@ -103,7 +103,7 @@ class HostFeed:
         self._batches = batches
         self._ahead: deque[Tensor] = deque()
         self._taken = feeders.take(threads, address)
-        self._feeder: Feeder | None = self._taken[1]
+        self._feeder: Any = self._taken[1]
         # One batch for the consumer, one for each thread, and two that are ready.
         for _ in range(threads + 2):
             self._submit()

@@ -25,7 +25,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from dynloader.arrays import _feeder as native
 from dynloader import (
     UCB,
     ArrayDataset,
@@ -36,6 +35,7 @@ from dynloader import (
     prefetch_to_device,
 )
 from dynloader import transforms as T
+from dynloader.arrays import _feeder as native
 from dynloader.arrays._feeds import DeviceFeed
 from dynloader.sampling._share import Share
 
@@ -534,6 +534,41 @@ def test_what_gathering_raises_is_raised_where_the_batch_is_taken() -> None:
         with pytest.raises(IndexError, match=r"index must be in \[0, 9\), got 9 at position 1"):
             feeder.take()
         assert feeder.take()[0].tolist() == [4]
+
+
+def test_large_batches_are_of_memory_that_no_one_has() -> None:
+    data = torch.arange(400 * 20_000, dtype=torch.float32).view(400, 20_000)
+    feeder = native.Feeder([(data, None)], seed=0, epoch=0, num_threads=1, pin_memory=False)
+    kept = []
+    for start in range(0, 400, 50):
+        index = torch.arange(start, start + 50).flip(0)
+        feeder.submit(index)
+        (batch,) = feeder.take()
+        assert torch.equal(batch, data[index])
+        kept.append((index, batch if start % 100 else batch.fill_(-1).clone()))
+    for index, batch in kept:
+        assert torch.equal(batch, data[index]) or (batch == -1).all()
+
+
+def test_a_feeder_that_was_closed_or_never_was_is_refused() -> None:
+    feeder = native.Feeder(
+        [(torch.arange(9), None)], seed=0, epoch=0, num_threads=1, pin_memory=False
+    )
+    number = feeder._number
+    del feeder
+    for wrong in (number, -1, 2**40):
+        with pytest.raises(ValueError, match=f"must be open, got number {wrong}"):
+            torch.ops.dynloader.feeder_take(wrong)
+    with pytest.raises(ValueError, match="at least one array"):
+        native.Feeder([], seed=0, epoch=0, num_threads=0, pin_memory=False)
+    with pytest.raises(ValueError, match="of one length, got 9 and 8"):
+        native.Feeder(
+            [(torch.arange(9), None), (torch.arange(8), None)],
+            seed=0,
+            epoch=0,
+            num_threads=0,
+            pin_memory=False,
+        )
 
 
 def test_prefetch_to_device(device: torch.device) -> None:

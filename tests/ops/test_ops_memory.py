@@ -70,6 +70,22 @@ def test_memory_that_is_used_again_is_not_in_use() -> None:
     assert len({result.data_ptr() for result in kept}) == 3
 
 
+def test_large_zeros_are_zeros_in_memory_that_was_used() -> None:
+    for _ in range(3):
+        made = ops.zeros((700_000, 4), torch.int32, torch.device("cpu"))
+        assert made.shape == (700_000, 4)
+        assert made.is_contiguous()
+        assert made.data_ptr() % 4096 == 0
+        assert not made.any()
+        assert torch.equal(pickle.loads(pickle.dumps(made.fill_(7))), made)
+
+
+@pytest.mark.parametrize("size", [(2**61 + 2**17,), (2**40, 2**40), (2**50,)])
+def test_more_zeros_than_there_is_memory_are_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError):
+        ops.zeros(size, torch.float64, torch.device("cpu"))
+
+
 def test_a_large_result_is_a_tensor_like_others() -> None:
     scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
     result = ops.top_k(scores, LARGE // 2)
