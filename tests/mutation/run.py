@@ -19,6 +19,7 @@ import functools
 import itertools
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -326,7 +327,8 @@ def _link_without_scalar(target: Path) -> None:
     """Link what was built before into a module that lacks the scalar path."""
     import torch
 
-    built = ROOT.glob(f"build/objects-{sys.implementation.cache_tag}-*-libdynloader_cpu/csrc/*/*.o")
+    kind = f"{sys.implementation.cache_tag}-{platform.machine()}"  # not under sanitizers
+    built = ROOT.glob(f"build/objects-{kind}-libdynloader_cpu/csrc/*/*.o")
     objects = [path for path in built if path.stem != "cpu_scalar"]
     if not objects:
         raise SystemExit("no objects to link with: run DYNLOADER_CUDA=0 python setup.py build")
