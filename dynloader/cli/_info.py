@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
+from typing import Any
 
 import numpy as np
 import torch
 
 import dynloader
+from dynloader._native import LIBRARIES
 
-HELP = "show how dynloader was built, the devices it can use, and missing packages"
+HELP = "show the native libraries that were loaded, the devices they can use, and missing packages"
 DESCRIPTION = """\
-Shows versions, how the extension was built, the devices it can use, and the optional packages
-that are missing. Include the output in bug reports.
+Shows versions, which native libraries were loaded, for which CUDA, and why the others were not,
+the devices that dynloader can use, and the optional packages that are missing. Include the output
+in bug reports.
 """
 # Optional packages, and what needs them.
 _PARTS = {
@@ -32,46 +36,67 @@ _PARTS = {
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to argparse's subparsers."""
     parser = commands.add_parser("info", help=HELP, description=DESCRIPTION)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the information; return the exit status."""
-    print(text())
+    found = info()
+    print(json.dumps(found, indent=1) if options.json else text(found))
     return 0
 
 
-def text() -> str:
-    """Return the information as text."""
-    build = dynloader.build_info()
+def info() -> dict[str, Any]:
+    """Return the information as values that JSON has."""
+    return {
+        "dynloader": dynloader.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "numpy": np.__version__,
+        "build": dynloader.build_info(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "libraries": [
+            {
+                "name": each.name,
+                "path": str(each.path),
+                "loaded": each.problem is None,
+                "problem": each.problem,
+            }
+            for each in LIBRARIES
+        ],
+        "missing": [name for name in _PARTS if importlib.util.find_spec(name) is None],
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return what ``info`` found as text."""
+    build = found["build"]
     rows = [
-        ("dynloader", str(dynloader.__version__)),
-        ("Python", platform.python_version()),
-        ("torch", f"{torch.__version__} (built for {build['torch']})"),
-        ("NumPy", np.__version__),
-        ("compiler", str(build["compiler"])),
-        ("CPU", f"{', '.join(build['cpu_features_available'])}; {torch.get_num_threads()} threads"),
-        ("CUDA", _cuda(build)),
+        ("dynloader", found["dynloader"]),
+        ("Python", found["python"]),
+        ("torch", f"{found['torch']} (built with the headers of {build['torch']})"),
+        ("NumPy", found["numpy"]),
+        ("compiler", build["compiler"]),
+        ("CPU", f"{', '.join(build['cpu_features_available'])}; {found['threads']} threads"),
+        ("CUDA", _cuda(found)),
     ]
-    for name, purpose in _PARTS.items():
-        if importlib.util.find_spec(name) is None:
-            rows.append((name, f"not installed: needed for {purpose}"))
+    for library in found["libraries"]:
+        problem = library["problem"]
+        state = f"loaded from {library['path']}" if problem is None else f"not loaded: {problem}"
+        rows.append((f"library {library['name']}", state))
+    rows += [(name, f"not installed: needed for {_PARTS[name]}") for name in found["missing"]]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _cuda(build: dict[str, object]) -> str:
+def _cuda(found: dict[str, Any]) -> str:
+    build = found["build"]
     if build["cuda"] is None:
-        if torch.version.cuda is None:
+        if found["torch_cuda"] is None:
             return "none: torch was built without CUDA"
-        return (
-            f"none: built without CUDA, but torch has CUDA {torch.version.cuda}; install nvcc, "
-            "then reinstall (pip install --no-build-isolation --no-deps --force-reinstall .)"
-        )
-    architectures = build["cuda_architectures"]
-    assert isinstance(architectures, list)
-    built = f"{build['cuda']} for {', '.join(map(str, architectures))}"
-    if not torch.cuda.is_available():
-        return f"{built}; torch finds no GPU"
-    names = (torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    return f"{built}; {', '.join(names)}"
+        return f"none: torch has CUDA {found['torch_cuda']}, but no library for it was loaded"
+    built = f"{build['cuda']} for {', '.join(build['cuda_architectures'])}"
+    return f"{built}; {', '.join(found['gpus']) or 'torch finds no GPU'}"

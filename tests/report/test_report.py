@@ -25,6 +25,7 @@ from ledger import Numbers, loss_of, train
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+import dynloader
 from dynloader import UCB, DataLoader, Full, InfoBatch, Policy, RandomDynamic, RunLog
 from dynloader.__main__ import main
 from dynloader.cli import _demo as demo
@@ -723,6 +724,32 @@ def test_info_tells_the_build(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert torch.__version__ in out
     assert ("safetensors" in out) == (importlib.util.find_spec("safetensors") is None)
+
+
+def test_info_tells_which_libraries_were_loaded_and_why_not_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["torch"] == torch.__version__
+    assert told["build"] == dynloader.build_info()
+    libraries = {each["name"]: each for each in told["libraries"]}
+    assert set(libraries) == {"cpu", "cuda12", "cuda13"}
+    assert libraries["cpu"]["loaded"]
+    for each in libraries.values():
+        assert each["loaded"] == (each["problem"] is None)
+        assert Path(each["path"]).exists() or not each["loaded"]
+    loaded = [name for name, each in libraries.items() if each["loaded"]]
+    major = None if told["build"]["cuda"] is None else told["build"]["cuda"].split(".")[0]
+    assert loaded == ["cpu"] + ([] if major is None else [f"cuda{major}"])
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, each in libraries.items():
+        (line,) = (line for line in lines if line.startswith(f"library {name} "))
+        state = (
+            "loaded from " + each["path"] if each["loaded"] else "not loaded: " + each["problem"]
+        )
+        assert line.endswith(state)
 
 
 def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
