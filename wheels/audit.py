@@ -1,11 +1,12 @@
 """Checks what the native files of a wheel, or of an installed package, use of torch.
 
-    python wheels/audit.py dist/dynloader-*.whl [--torch FOLDER]
+    python wheels/audit.py dist/dynloader-*.whl [--torch FOLDER-OR-FILE]
     python wheels/audit.py dynloader
 
 - The module ``_C`` uses nothing of torch. The libraries in ``lib/`` use only its stable ABI: C
   functions named ``torch_*`` or ``aoti_torch_*``, and no C++ symbol of torch.
-- With ``--torch``, the folder of an installed torch, each of these functions is in that torch.
+- With ``--torch``, the folder of an installed torch, each of these functions is in that torch. A
+  file that holds what ``nm -D --format=posix --defined-only`` prints for its libraries is enough.
 - If torch-abi-audit is installed, it must agree, and require no torch later than 2.11.
 
 Needs nm (binutils). The exit status is 1 if anything is wrong.
@@ -45,7 +46,11 @@ def _symbols(path: Path, which: str) -> set[str]:
     listed = subprocess.run(
         ["nm", "-D", "--format=posix", which, str(path)], capture_output=True, text=True, check=True
     )
-    return {line.split()[0].split("@")[0] for line in listed.stdout.splitlines() if line.strip()}
+    return _names(listed.stdout)
+
+
+def _names(listed: str) -> set[str]:
+    return {line.split()[0].split("@")[0] for line in listed.splitlines() if line.strip()}
 
 
 def native_files(package: Path) -> list[Path]:
@@ -84,9 +89,14 @@ def faults(name: str, needed: Iterable[str], has: set[str] | None = None) -> lis
 def symbols_of_torch(package: Path) -> set[str]:
     """Return what the libraries of an installed torch define.
 
+    Args:
+        package: its folder, or a file that holds what nm printed for them.
+
     Raises:
         FileNotFoundError: ``package`` holds no libtorch_cpu.so.
     """
+    if package.is_file():
+        return _names(package.read_text())
     folder = package / "lib"
     if not (folder / "libtorch_cpu.so").exists():
         raise FileNotFoundError(f"{folder} must have libtorch_cpu.so")
@@ -145,7 +155,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("packages", nargs="+", type=Path, metavar="WHEEL-OR-FOLDER")
-    parser.add_argument("--torch", type=Path, metavar="FOLDER")
+    parser.add_argument("--torch", type=Path, metavar="FOLDER-OR-FILE")
     options = parser.parse_args()
     found = []
     for path in options.packages:

@@ -90,7 +90,16 @@ def test_the_sdist_holds_all_that_make_and_the_tests_need(tmp_path: Path) -> Non
         found = {name.partition("/")[2] for name in opened.getnames()}
     needed = {"Makefile", "setup.py", "build_backend.py", "pyproject.toml", ".clang-format"}
     needed |= {path.name for path in ROOT.glob("*.md")}
-    for folder in ("bench", "csrc", "docs", "dynloader", "examples", "experiments", "tests"):
+    for folder in (
+        "bench",
+        "csrc",
+        "docs",
+        "dynloader",
+        "examples",
+        "experiments",
+        "tests",
+        "wheels",
+    ):
         files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
         needed |= {str(path.relative_to(ROOT)) for path in files if not is_built(path)}
     assert needed <= found, sorted(needed - found)
