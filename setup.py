@@ -5,6 +5,8 @@ Environment variables:
 - ``DYNLOADER_CUDA``: 0: never build CUDA; 1: require it; unset: build it if torch and nvcc allow
 - ``TORCH_CUDA_ARCH_LIST``: the GPU architectures to build for; default: 8.0 and 9.0, plus PTX for
   later ones
+- ``DYNLOADER_LIBRARIES=built``: compile only the module, and pack the libraries in dynloader/lib
+  as they are, because they are the same for every Python
 - ``DYNLOADER_WERROR=1``: treat warnings as errors
 - ``DYNLOADER_SANITIZE``: "address,undefined" or "thread": build with these sanitizers
 - ``MAX_JOBS``: number of parallel compilations; default: the number of processors
@@ -20,6 +22,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
@@ -156,6 +159,25 @@ def library(name: str) -> str:
     return f"dynloader.lib.libdynloader_{name}"
 
 
+def extensions_to_build(extensions: list[Any], environ: dict[str, str]) -> list[Any]:
+    """Return the module and the libraries, or the module alone if the libraries are there.
+
+    Raises:
+        SystemExit: ``DYNLOADER_LIBRARIES`` is invalid, or the library for the CPU is missing.
+    """
+    wanted = environ.get("DYNLOADER_LIBRARIES", "")
+    if wanted == "":
+        return extensions
+    if wanted != "built":
+        raise SystemExit(f'DYNLOADER_LIBRARIES must be "built" or unset, got {wanted!r}')
+    if not (ROOT / "dynloader" / "lib" / "libdynloader_cpu.so").exists():
+        raise SystemExit(
+            "DYNLOADER_LIBRARIES=built, but dynloader/lib has no libdynloader_cpu.so; build it "
+            "with: python setup.py build_ext --inplace"
+        )
+    return extensions[:1]
+
+
 def main() -> None:
     """Configure and run setuptools."""
     import setuptools
@@ -264,6 +286,7 @@ def main() -> None:
             )
         )
 
+    extensions = extensions_to_build(extensions, environ)
     # The stable ABI is in these alone.
     for extension in extensions[1:]:
         kept = ("torch_cpu", "torch_cuda", "cudart")

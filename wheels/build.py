@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,8 +92,13 @@ def environment(python: str) -> dict[str, str]:
     return os.environ | {"PATH": os.pathsep.join([*folders, os.environ.get("PATH", "")])}
 
 
-def build(python: str, out: Path) -> Path:
+def build(python: str, out: Path, *, are_libraries_built: bool) -> Path:
     """Build the wheel of an interpreter; return it.
+
+    Args:
+        python: the interpreter.
+        out: an empty folder for the wheel.
+        are_libraries_built: use the libraries in dynloader/lib, and compile only the module.
 
     Raises:
         SystemExit: the build fails.
@@ -102,8 +108,11 @@ def build(python: str, out: Path) -> Path:
     has_all = subprocess.run([python, "-c", HAS_ALL], capture_output=True, check=False)
     isolation = ["--no-build-isolation"] if has_all.returncode == 0 else []
     command = [python, "-m", "pip", "wheel", "--no-deps", *isolation, "--wheel-dir", str(out)]
+    variables = environment(python)
+    if are_libraries_built:
+        variables["DYNLOADER_LIBRARIES"] = "built"
     done = subprocess.run(
-        [*command, str(ROOT)], env=environment(python), capture_output=True, text=True, check=False
+        [*command, str(ROOT)], env=variables, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).splitlines()
@@ -137,8 +146,11 @@ def repair(wheel: Path, out: Path) -> Path:
 
 
 def build_here(pythons: Sequence[str], out: Path) -> list[Path]:
-    """Build a wheel with each interpreter into ``out``; return the wheels."""
-    wheels = []
+    """Build a wheel with each interpreter into ``out``; return the wheels.
+
+    The libraries are the same for every Python, so the first wheel's go into the others.
+    """
+    wheels: list[Path] = []
     for python in pythons:
         version = version_of(python)
         if version is None:
@@ -148,7 +160,12 @@ def build_here(pythons: Sequence[str], out: Path) -> list[Path]:
         for old in out.glob(f"*-{tag}-{tag}-*.whl"):
             old.unlink()
         with tempfile.TemporaryDirectory() as folder:
-            wheels.append(repair(build(python, Path(folder)), out))
+            wheel = build(python, Path(folder), are_libraries_built=bool(wheels))
+            if not wheels:
+                with zipfile.ZipFile(wheel) as archive:
+                    inside = [n for n in archive.namelist() if n.startswith("dynloader/lib/")]
+                    archive.extractall(ROOT, inside)
+            wheels.append(repair(wheel, out))
     return wheels
 
 

@@ -195,6 +195,22 @@ def test_what_cannot_be_forced_is_refused(
         setup.choose_cuda({"DYNLOADER_CUDA": forced}, torch_cuda, toolkit, toolkit_cuda)
 
 
+def test_libraries_that_are_built_are_packed_as_they_are(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ["module", "cpu", "cuda13"]
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    assert setup.extensions_to_build(every, {}) == every
+    with pytest.raises(SystemExit, match="must be \"built\" or unset, got 'yes'"):
+        setup.extensions_to_build(every, {"DYNLOADER_LIBRARIES": "yes"})
+    built = {"DYNLOADER_LIBRARIES": "built"}
+    with pytest.raises(SystemExit, match=r"has no libdynloader_cpu\.so; build it"):
+        setup.extensions_to_build(every, built)
+    (tmp_path / "dynloader" / "lib").mkdir(parents=True)
+    (tmp_path / "dynloader" / "lib" / "libdynloader_cpu.so").touch()
+    assert setup.extensions_to_build(every, built) == ["module"]
+
+
 def test_every_source_is_compiled(setup: ModuleType) -> None:
     files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.c*") if p.is_file()}
     assert set(setup.sources(cuda=True)) == files
