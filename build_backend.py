@@ -14,14 +14,23 @@ import re
 MINIMUM = {"setuptools": (77,), "torch": (2, 11)}
 
 
+def installed(name: str) -> str:
+    """Return the version of an installed package; "none" if it is not installed.
+
+    importlib.metadata.version() is wrong here: under recent versions of pip it finds the package
+    in this folder, if there is an egg-info, whatever the name.
+    """
+    for found in importlib.metadata.distributions(name=name):
+        if found.metadata["Name"].lower() == name:
+            return found.version
+    return "none"
+
+
 def problems() -> list[str]:
     """Return the unmet build requirements, as "setuptools>=77 (found none)"."""
     found = []
     for name, minimum in MINIMUM.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = "none"
+        version = installed(name)
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(minimum)])
         if numbers < minimum:
             found.append(f"{name}>={'.'.join(map(str, minimum))} (found {version})")

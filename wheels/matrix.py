@@ -3,9 +3,9 @@
     python wheels/matrix.py --wheels dist --python ENV/bin/python ... [--tests PATH ...]
 
 Each interpreter must have torch. The wheel of its version of Python is installed into a fresh
-folder, as it is: its SHA-256 is recorded. Then ``wheels/smoke.py`` runs, three times, and with
-``--tests`` these tests, without those that need a compiler. The folder of the tests holds the
-installed package in place of the sources.
+folder, as it is: its SHA-256 is recorded. Then ``wheels/smoke.py`` runs, three times (``--tries``),
+and with ``--tests`` these tests, without those that need a compiler. The folder of the tests holds
+the installed package in place of the sources.
 
 Writes results.json and table.md to --out. Rows of earlier runs are kept if they are about the same
 files, so one command may run the smoke tests everywhere, and another one tests in a few of them.
@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIES = 3
 # They compile C++ or CUDA.
 NEED_A_COMPILER = ("tests/ops/test_cuda_emulated.py", "tests/ops/test_kernels.py")
 FOLDERS = ("bench", "csrc", "docs", "examples", "experiments", "tests", "wheels")
@@ -88,11 +87,11 @@ def install(wheel: Path, folder: Path) -> None:
     subprocess.run([*command, str(wheel)], check=True)
 
 
-def smoke(python: str, folder: Path) -> dict[str, Any]:
-    """Run the smoke test ``TRIES`` times; return its result, with the median of the times."""
+def smoke(python: str, folder: Path, tries: int) -> dict[str, Any]:
+    """Run the smoke test ``tries`` times; return its result, with the median of the times."""
     script = folder / "smoke.py"
     shutil.copy(ROOT / "wheels" / "smoke.py", script)
-    results = [last_json(run([python, str(script)], folder)) for _ in range(TRIES)]
+    results = [last_json(run([python, str(script)], folder)) for _ in range(tries)]
     seconds = statistics.median(each["import_seconds"] for each in results)
     result = results[0] | {"import_seconds": round(seconds, 4)}
     if Path(result.pop("package")) != folder / "dynloader":
@@ -143,7 +142,7 @@ def row(python: str, wheels: list[Path], options: argparse.Namespace) -> dict[st
         folder = Path(name).resolve() / "installed"
         install(wheel, folder)
         try:
-            result |= smoke(python, folder)
+            result |= smoke(python, folder, options.tries)
         except RuntimeError as error:
             return result | {"smoke": str(error)}
         if options.tests:
@@ -231,6 +230,7 @@ def main() -> int:
     parser.add_argument("--python", nargs="+", required=True, metavar="PYTHON")
     parser.add_argument("--tests", nargs="+", default=[], metavar="PATH")
     parser.add_argument("--pytest", nargs="+", default=[], metavar="ARGUMENT")
+    parser.add_argument("--tries", type=int, default=3, metavar="N")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/wheels")
     parser.add_argument(
         "--folder", type=Path, help="where to install (default: that of the system)"
@@ -253,7 +253,8 @@ def main() -> int:
                 "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0))},
                 "commit": commit(),
                 "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "import_seconds": f"of dynloader after torch, median of {TRIES} processes",
+                "import_seconds": 'of dynloader after torch, the median of "tries" processes',
+                "tries": options.tries,
             },
             "wheels": files,
             "rows": rows,

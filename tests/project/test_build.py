@@ -68,11 +68,35 @@ def test_an_environment_without_build_requirements_is_told(tmp_path: Path) -> No
     assert "pip install --no-build-isolation ." in found.stderr
 
 
+def test_the_versions_are_those_of_the_requirements(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """pip adds a finder that returns the package in the folder of the backend for every name."""
+    (tmp_path / "dynloader.egg-info").mkdir()
+    (tmp_path / "dynloader.egg-info" / "PKG-INFO").write_text("Name: dynloader\nVersion: 0.1.0\n")
+
+    class Finder(importlib.metadata.MetadataPathFinder):
+        @classmethod
+        def find_spec(cls, *_: object) -> None:
+            return None
+
+        @classmethod
+        def find_distributions(cls, context: object = None) -> object:
+            here = importlib.metadata.DistributionFinder.Context(path=[str(tmp_path)])
+            return importlib.metadata.MetadataPathFinder.find_distributions(here)
+
+    installed = importlib.metadata.version("torch")
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    assert importlib.metadata.version("torch") == "0.1.0"
+    assert backend.installed("torch") == installed
+    assert backend.installed("no-such-package") == "none"
+
+
 def test_versions_too_old_to_build_with(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"setuptools": "65.5.0", "torch": "2.9.1+cpu"}
-    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(backend, "installed", versions.__getitem__)
     assert backend.problems() == [
         "setuptools>=77 (found 65.5.0)",
         "torch>=2.11 (found 2.9.1+cpu)",
