@@ -243,7 +243,9 @@ def main() -> int:
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     rows = [each for each in rows if each["sha256"] in hashes]
     options.out.mkdir(parents=True, exist_ok=True)
-    for python in options.python:
+    for name in options.python:
+        # The commands below run in other folders.
+        python = os.path.abspath(shutil.which(name) or name)
         new = row(python, wheels, options)
         rows = merged(rows, new)
         counts = {k: v for k, v in new.get("tests", {}).items() if isinstance(v, int)}
