@@ -137,14 +137,10 @@ def test_frameworks_with_two_processes(name: str, tmp_path: Path) -> None:
 
 
 def test_torchrun_starts_them(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        "--nproc-per-node",
-        "2",
-        PROCESSES,
-        "samplers",
-        str(tmp_path),
-    ]
+    # By number, for not every machine resolves its own name.
+    address = ["--local-addr", "127.0.0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *address]
+    command += ["--nproc-per-node", "2", PROCESSES, "samplers", str(tmp_path)]
     result = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": PATHS}, capture_output=True, text=True, timeout=200
     )

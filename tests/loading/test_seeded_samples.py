@@ -44,6 +44,11 @@ class Augmented(Dataset[Tensor]):
         return torch.tensor([index + self.offset, *drawn()], dtype=torch.float64)
 
 
+class Labelled(Augmented):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index).float(), index % 2
+
+
 class Batched(Augmented):
     """It has a way of its own to make batches."""
 
@@ -283,10 +288,6 @@ def test_arrays_are_gathered_as_ever() -> None:
 
 
 def test_what_is_left_out_is_scored_with_the_same_augmentation() -> None:
-    class Labelled(Augmented):
-        def __getitem__(self, index: int) -> Any:
-            return super().__getitem__(index).float(), index % 2
-
     def found(num_workers: int) -> scores.Rescored:
         loader = made(RandomDynamic(keep=0.5, every=1), Labelled(), num_workers=num_workers)
         torch.manual_seed(num_workers)
