@@ -44,6 +44,12 @@ struct CheckWeights {
   int64_t* counts;  // [2]: finite positive weights; negative or non-finite weights
 };
 
+// Makes room for results whose length a call finds out, on a backend whose memory the host reads.
+struct InfoBatchRoom {
+  void* context;
+  void (*make)(void* context, int64_t kept, int64_t** selected, float** weights);
+};
+
 struct InfoBatch {
   const float* scores;
   int64_t n;
@@ -55,6 +61,7 @@ struct InfoBatch {
   int64_t* selected;  // ascending
   float* weights;
   int64_t* kept;
+  InfoBatchRoom room = {};  // makes `selected` and `weights`, of *kept; or none
 };
 
 struct Order {

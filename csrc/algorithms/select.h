@@ -89,12 +89,16 @@ void drop(Backend& backend, const InfoBatch& call, const IsSafe& is_safe) {
   auto* search = backend.template allocate<Search>(1);
   backend.template accumulate<1>(call.n, CountCandidate<IsSafe>{is_safe}, &plan->num_candidates);
   backend.once(PlanDrop{call, plan, search});
+  int64_t* selected = call.selected;
+  float* weights = call.weights;
+  if (call.room.make != nullptr) {
+    call.room.make(call.room.context, *call.kept, &selected, &weights);
+  }
   if (call.n == 0) return;
   const ClassKey<IsSafe> safe_first = {is_safe, call.address, Purpose::kDrop};
   Top<false, Backend, ClassKey<IsSafe>> top(backend, safe_first, call.n, search);
   top.find();
-  backend.emit(call.n, top.mark(),
-               EmitWeighted<IsSafe>{is_safe, plan, call.selected, call.weights});
+  backend.emit(call.n, top.mark(), EmitWeighted<IsSafe>{is_safe, plan, selected, weights});
 }
 
 template <class Backend>

@@ -7,7 +7,8 @@
 // rows are visited at random: the processor remembers where far more of it is.
 //
 // The stable ABI cannot make a tensor of such memory that could be resized, so what a selection
-// returns is torch's own memory, though in large pages.
+// returns is torch's own memory, though in large pages. glibc keeps such memory for the next one up
+// to 32 MB; a larger result takes fresh memory each time.
 #include "memory.h"
 
 #include <algorithm>
@@ -26,8 +27,8 @@ namespace {
 
 constexpr size_t kLarge = size_t{1} << 20;
 constexpr size_t kPage = size_t{2} << 20;
-// Of what is left over, so much at most is kept for the next call: the result of the selection
-// before the last, and the working memory of the last one.
+// Of what is left over, so much at most is kept for the next call: the batch before the last, and
+// the working memory of the last call.
 constexpr size_t kMostKept = size_t{1} << 30;
 constexpr size_t kMostBlocks = 16;
 

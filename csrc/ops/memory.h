@@ -24,10 +24,6 @@ inline Tensor empty_scalar(int32_t dtype, Device device) {
 // a call's work left, if there is some: memory.cpp tells why. For any thread, whatever modes of
 // torch it is in.
 Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device);
-inline Tensor room_for(int64_t count, int32_t dtype, Device device) {
-  const int64_t stride = 1;
-  return empty_reused({&count, 1}, {&stride, 1}, dtype, device);
-}
 // On the CPU, and as above.
 Tensor empty_batch(Extents sizes, Extents strides, int32_t dtype, bool pin_memory);
 

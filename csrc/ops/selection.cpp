@@ -42,11 +42,23 @@ Tensor sample_by(const char* op, WeightedRule rule, const Tensor& weights, int64
   return selected;
 }
 
-// num_kept < 0: as many as the scores give; then the results have room for all.
-std::tuple<Tensor, Tensor, Tensor> drop_some(const char* op, const Tensor& scores,
-                                             double drop_probability, int64_t num_kept,
-                                             int64_t seed, int64_t epoch, const EpochAt& epoch_at,
-                                             bool is_cut_short) {
+struct Dropped {
+  Tensor selected, weights;
+  Tensor kept;  // how many of them count
+
+  static void make(void* context, int64_t kept, int64_t** selected, float** weights) {
+    auto& self = *static_cast<Dropped*>(context);
+    self.selected = empty_vector(kept, codes.int64, self.kept.device());
+    self.weights = empty_vector(kept, codes.float32, self.kept.device());
+    *selected = self.selected.mutable_data<int64_t>();
+    *weights = self.weights.mutable_data<float>();
+  }
+};
+
+// num_kept < 0: as many as the scores give; then the results have room for all, unless they are to
+// fit and the host knows how many there are before they are written.
+Dropped drop_some(const char* op, const Tensor& scores, double drop_probability, int64_t num_kept,
+                  int64_t seed, int64_t epoch, const EpochAt& epoch_at, bool is_to_fit) {
   const int64_t n = check_samples(op, "scores", scores, codes.float32);
   CHECK_VALUE(0 <= drop_probability && drop_probability < 1, op,
               ": drop_probability must be in [0, 1), got ", drop_probability);
@@ -63,15 +75,23 @@ std::tuple<Tensor, Tensor, Tensor> drop_some(const char* op, const Tensor& score
     }
   }
   const Contiguous input = scores;
-  const int64_t most = num_kept >= 0 ? num_kept : n;
-  const auto room = is_cut_short ? room_for : empty_vector;
-  Tensor selected = room(most, codes.int64, scores.device());
-  Tensor weights = room(most, codes.float32, scores.device());
-  Tensor kept = indices_like(scores, 1);
-  run_on(scores.device(), InfoBatch{input->data<float>(), n, drop_probability, num_kept,
-                                    num_candidates, address, selected.mutable_data<int64_t>(),
-                                    weights.mutable_data<float>(), kept.mutable_data<int64_t>()});
-  return {std::move(selected), std::move(weights), std::move(kept)};
+  Dropped result;
+  result.kept = indices_like(scores, 1);
+  InfoBatch call = {};
+  call.scores = input->data<float>();
+  call.n = n;
+  call.drop_probability = drop_probability;
+  call.num_kept = num_kept;
+  call.num_candidates = num_candidates;
+  call.address = address;
+  call.kept = result.kept.mutable_data<int64_t>();
+  if (is_to_fit && num_kept < 0 && scores.is_cpu()) {
+    call.room = {&result, &Dropped::make};
+  } else {
+    Dropped::make(&result, num_kept >= 0 ? num_kept : n, &call.selected, &call.weights);
+  }
+  run_on(scores.device(), call);
+  return result;
 }
 
 }  // namespace
@@ -104,18 +124,24 @@ Tensor epsilon_greedy(const Tensor& scores, int64_t k, int64_t num_random, int64
 std::tuple<Tensor, Tensor> info_batch(const Tensor& scores, double drop_probability,
                                       int64_t num_kept, int64_t seed, int64_t epoch,
                                       const EpochAt& epoch_at) {
-  auto [selected, weights, kept] = drop_some("info_batch", scores, drop_probability, num_kept, seed,
-                                             epoch, epoch_at, num_kept < 0);
-  if (num_kept >= 0) return {std::move(selected), std::move(weights)};
-  int64_t count = 0;
-  check_torch(aoti_torch_item_int64(kept.get(), &count), "does not tell the number of samples");
-  return {cut_short(selected, count), cut_short(weights, count)};
+  Dropped found =
+      drop_some("info_batch", scores, drop_probability, num_kept, seed, epoch, epoch_at, true);
+  if (num_kept < 0 && !scores.is_cpu()) {
+    int64_t count = 0;
+    check_torch(aoti_torch_item_int64(found.kept.get(), &count),
+                "does not tell the number of samples");
+    found.selected = cut_short(found.selected, count);
+    found.weights = cut_short(found.weights, count);
+  }
+  return {std::move(found.selected), std::move(found.weights)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> info_batch_uncut(const Tensor& scores, double drop_probability,
                                                     int64_t seed, int64_t epoch,
                                                     const EpochAt& epoch_at) {
-  return drop_some("info_batch_uncut", scores, drop_probability, -1, seed, epoch, epoch_at, false);
+  Dropped found =
+      drop_some("info_batch_uncut", scores, drop_probability, -1, seed, epoch, epoch_at, false);
+  return {std::move(found.selected), std::move(found.weights), std::move(found.kept)};
 }
 
 Tensor sample(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch,

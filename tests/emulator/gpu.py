@@ -95,6 +95,7 @@ CALLS = {
             *integers("num_kept", "num_candidates"),
             AT,
             *pointers("selected", "weights", "kept"),
+            *pointers("room_context", "room_make"),
         ),
         ORDER,
         call(
