@@ -3,14 +3,16 @@
     python bench/bench_abi.py --other ../main [--out bench/results/abi]
 
 Each build runs in a process of its own. The two take turns, a burst of calls each. What is measured
-is the processor's time of the thread that calls, and the least of the bursts counts: what is above
-it is the machine's. The results of both must be equal.
+is the processor's time of the thread that calls: the least of the bursts, for what is above it is
+the machine's, and the median of the ratios of two bursts that follow one another. The results of
+both must be equal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -138,18 +140,21 @@ class Build:
 
 
 def compare(builds: list[Build], rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each call: the seconds of each build."""
+    """Return a row for each call: the seconds of each build, and the median of the ratios."""
     if builds[0].digests != builds[1].digests:
         names = builds[0].digests
         different = [name for name in names if names[name] != builds[1].digests.get(name)]
         raise SystemExit(f"the builds give different results: {', '.join(different)}")
     rows = []
     for name in builds[0].digests:
-        least = [float("inf")] * len(builds)
+        bursts: list[list[float]] = [[] for _ in builds]
         for turn in range(rounds if "000" not in name else rounds // 4):
             for j in sorted(range(len(builds)), reverse=bool(turn % 2)):
-                least[j] = min(least[j], builds[j].seconds(name))
-        rows.append({"call": name, "ours": least[0], "other": least[1]})
+                bursts[j].append(builds[j].seconds(name))
+        median = statistics.median(one / other for one, other in zip(*bursts, strict=True))
+        rows.append(
+            {"call": name, "ours": min(bursts[0]), "other": min(bursts[1]), "median": median}
+        )
     return rows
 
 
@@ -159,17 +164,18 @@ def table_of(result: dict[str, Any]) -> str:
     lines = [
         "What a call costs on torch's stable ABI, beside a build for one version of torch",
         "",
-        "| call | µs | × the other build |",
-        "| --- | ---: | ---: |",
+        "| call | µs | × the other build | median |",
+        "| --- | ---: | ---: | ---: |",
     ]
     for row in result["measured"]:
         micro = f"{row['ours'] * 1e6:,.2f}" if row["ours"] < 1e-4 else f"{row['ours'] * 1e6:,.0f}"
-        lines.append(f"| {row['call']} | {micro} | {row['ours'] / row['other']:.2f} |")
+        ratio = row["ours"] / row["other"]
+        lines.append(f"| {row['call']} | {micro} | {ratio:.2f} | {row['median']:.2f} |")
     lines += [
         "",
-        f"The least of bursts that take turns, one thread. {about['machine']['cpu']}, "
-        f"torch {about['versions']['torch']}, commits {about['commit']['hash'][:10]} and "
-        f"{other['commit']['hash'][:10]}",
+        "The least of bursts that take turns, and the median of their ratios; one thread. "
+        f"{about['machine']['cpu']}, torch {about['versions']['torch']}, "
+        f"commits {about['commit']['hash'][:10]} and {other['commit']['hash'][:10]}",
     ]
     return "\n".join(lines) + "\n"
 
