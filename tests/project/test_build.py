@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -96,7 +96,11 @@ def test_versions_too_old_to_build_with(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"setuptools": "65.5.0", "torch": "2.9.1+cpu"}
-    monkeypatch.setattr(backend, "installed", versions.__getitem__)
+
+    def distributions(name: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(metadata={"Name": name}, version=versions[name])]
+
+    monkeypatch.setattr(importlib.metadata, "distributions", distributions)
     assert backend.problems() == [
         "setuptools>=77 (found 65.5.0)",
         "torch>=2.11 (found 2.9.1+cpu)",
@@ -244,10 +248,7 @@ def test_every_source_is_compiled(setup: ModuleType) -> None:
 def test_build_info() -> None:
     info = dynloader.build_info()
     assert info["version"] == dynloader.__version__
-    built_for, found = info["torch"].split("."), torch.__version__.split("+")[0].split(".")
-    assert (int(built_for[0]), int(built_for[1])) >= (2, 11)
-    # Libraries that were built for one minor version serve the others.
-    assert built_for == found or built_for[:2] != found[:2]
+    assert info["torch"] == torch.__version__.split("+")[0]
     assert info["compiler"].split()[0] in ("gcc", "clang")
     assert info["cpu_features_in_use"] in info["cpu_features_available"]
     assert set(info["cpu_features_available"]) <= set(info["cpu_features_compiled"])
