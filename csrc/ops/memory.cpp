@@ -160,8 +160,10 @@ Tensor empty_strided(Extents sizes, Extents strides, int32_t dtype, Device devic
                                device.index < 0 ? 0 : device.index, &made) != 0) {
     raise_torchs_error("can't allocate memory");
   }
-  Tensor result(made);
-  if (device.is_cpu()) {
+  if (!device.is_cpu()) return Tensor(made);
+  Tensor result(made, sizes, dtype);
+  // No element has more than 16 bytes.
+  if (result.numel() >= static_cast<int64_t>(kLarge / 16)) {
     const int64_t bytes = result.numel() * result.element_size();
     if (bytes >= static_cast<int64_t>(kLarge)) ask_for_large_pages(result.mutable_data(), bytes);
   }

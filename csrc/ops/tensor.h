@@ -71,6 +71,16 @@ class Tensor {
   Tensor() = default;
   // Takes the handle over.
   explicit Tensor(AtenTensorHandle handle) : handle_(handle) { read(); }
+  // One that was made on the CPU like this: torch need not tell.
+  Tensor(AtenTensorHandle handle, Extents sizes, int32_t dtype)
+      : handle_(handle), dim_(sizes.count), dtype_(dtype), device_{codes.cpu, -1} {
+    int64_t* own = nullptr;
+    if (aoti_torch_get_sizes(handle_, &own) != 0) {
+      reset();
+      raise_torchs_error("does not tell the sizes of a tensor");
+    }
+    set_sizes(own);
+  }
   Tensor(Tensor&& other) noexcept { swap(other); }
   Tensor& operator=(Tensor&& other) noexcept {
     swap(other);
@@ -152,6 +162,10 @@ class Tensor {
       reset();
       raise_torchs_error("does not tell the properties of a tensor");
     }
+    set_sizes(sizes);
+  }
+
+  void set_sizes(const int64_t* sizes) {
     sizes_ = sizes;
     numel_ = 1;
     for (int64_t d = 0; d < dim_; ++d) numel_ *= sizes_[d];
