@@ -1,7 +1,7 @@
-// The loops on CPU cores. Work is cut into tiles by the index alone; threads share out the tiles,
-// so that their number shows in no result. Every primitive first evaluates its functor over a tile
-// in a loop of its own, which the compiler turns into vector code for the instruction set of the
-// translation unit, and only then does what is serial.
+// The primitives on CPU cores. Tiles depend on the index alone, and threads divide the tiles among
+// themselves, so the number of threads does not affect any result. Every primitive first evaluates
+// its functor over a tile in a separate loop, which the compiler vectorizes for the instruction set
+// of the translation unit, and then does the serial part.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,9 @@ namespace dynloader {
 
 struct HostThreads {
   int64_t count;
-  // Calls task(context, slot, first, last) for ranges that make up [0, tiles), in any order, and
-  // returns when all calls have ended. No two at the same time have one slot, in [0, count).
+  // Calls task(context, slot, first, last) for ranges that cover [0, tiles) once, in any order, and
+  // returns when all calls have returned. Slots are in [0, count); concurrent calls have different
+  // slots.
   void (*run)(int64_t count, int64_t tiles,
               void (*task)(void* context, int64_t slot, int64_t first, int64_t last),
               void* context);
@@ -30,7 +31,7 @@ struct HostThreads {
 template <class Isa>
 class Cpu {
  public:
-  // Up to here all keys are looked at, beyond it some.
+  // A search of up to kAllKeysUpTo keys looks at all of them; above that, it looks at a few.
   static constexpr int64_t kAllKeysUpTo = 2048;
   static constexpr int64_t kBracketFrom = kAllKeysUpTo + 1;
 
@@ -46,16 +47,16 @@ class Cpu {
     fetched(f)();
   }
 
-  // f(i) for each i in [0, n), in any order.
+  // Calls f(i) for each i in [0, n), in any order.
   template <class F>
   void for_each(int64_t n, const F& f) {
     in_ranges(n, ForEach<F>{f});
   }
 
-  // second.element<Access>(i) for each i in [0, n), in any order, when first.element<Access>(i) has
-  // been called for all of them. Access: who else touches the same memory meanwhile.
-  // first.ask_for(i) names the memory that both will touch: waiting for one sample after another
-  // takes three times as long.
+  // Calls first.element<Access>(i) for each i in [0, n), in any order, then second.element<Access>(i)
+  // for each. Access says whether other threads touch the same memory at the same time.
+  // first.ask_for(i) prefetches the memory that both will touch: waiting for one sample after
+  // another takes three times as long.
   template <class First, class Second>
   void in_two_steps(int64_t n, const First& first, const Second& second) {
     if (n <= kOneRange) {
@@ -68,21 +69,21 @@ class Cpu {
     }
   }
 
-  // emit(i, x) for each i in [0, n), in any order, x being the first of step(start(i)),
+  // Calls emit(i, x) for each i in [0, n), in any order, where x is the first of step(start(i)),
   // step(step(start(i))), ... that is inside.
   template <class Walk, class Emit>
   void walk(int64_t n, const Walk& walk, const Emit& emit) {
     in_ranges(n, WalkAll<Isa, Walk, Emit>{walk, emit});
   }
 
-  // emit(i, x, part, parts) for each i and each of the parts into which its work is cut; x as
-  // above.
+  // Calls emit(i, x, part, parts) for each i and each of the parts into which the work on i is
+  // split; x is the same as in walk.
   template <class Walk, class Emit>
   void walk_shared(int64_t n, const Walk& walk, const Emit& emit) {
     this->walk(n, walk, InOnePart<Emit>{emit});
   }
 
-  // sums[j] = the sum over all i of what f(i, sums) adds to sums[j].
+  // Sets sums[j] to the sum over all i of what f(i, sums) adds to sums[j].
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums) {
     const int64_t slots = slots_of(n);
@@ -97,9 +98,9 @@ class Cpu {
     }
   }
 
-  // Counts the bins that bin(i) names, those from kBins on left out; finds, from the highest bin
-  // down, the one with the descent.rank()-th member; and hands it over with the rank within it and
-  // its count. Nothing if !descent.is_active().
+  // Counts how many i have each bin(i), ignoring bins >= kBins. Then finds the bin with the
+  // descent.rank()-th member, from the highest bin down, and passes it to descent.take() with the
+  // rank within the bin and the count of the bin. Does nothing if !descent.is_active().
   template <int kBins, class Bin, class Descent>
   void descend(int64_t n, const Bin& bin, const Descent& descent) {
     if (!descent.is_active()) return;
@@ -108,7 +109,7 @@ class Cpu {
     auto* used = allocate<int64_t>(slots);
     for (int64_t slot = 0; slot < slots; ++slot) used[slot] = 0;
     in_ranges(n, CountBins<Isa, kBins, Bin>{bin, counts, used});
-    // A machine with many cores has many slots, of which few are in use. Now a list of those.
+    // Turns `used` into a list of the slots in use, which are few on a machine with many cores.
     int64_t num_used = 0;
     for (int64_t slot = 0; slot < slots; ++slot) {
       if (used[slot] != 0) used[num_used++] = slot;
@@ -125,8 +126,8 @@ class Cpu {
     }
   }
 
-  // results[j] = the ranks[j]-th largest of the keys, all distinct; all ones where the rank is
-  // below 1, 0 where it is beyond their number.
+  // Sets results[j] to the ranks[j]-th largest of the keys, which are distinct; to all ones if the
+  // rank is below 1, and to 0 if it is above the number of keys.
   void keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
                      uint64_t* results) {
     for (int j = 0; j < wanted; ++j) {
@@ -142,27 +143,27 @@ class Cpu {
     }
   }
 
-  // The same for one rank in a list whose length, up to `capacity`, is in the backend's memory; a
-  // longer list has no result.
+  // Like keys_of_ranks, for one rank in a list whose length is in the backend's memory. A length
+  // above `capacity` counts as 0.
   void key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
                            const int64_t* rank, uint64_t* result) {
     keys_of_ranks(keys, *count <= capacity ? *count : 0, 1, rank, result);
   }
 
-  // For every sample: its bit, and a place in the list of open samples where its key is between the
-  // bounds.
+  // Sets the bit of every sample, and lists the open samples: those with a key between the bounds.
   template <class Key>
   void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks) {
     if (bracket->is_active == 0) return;
     in_ranges(n, MarkTiles<Isa, Key>{n, key, *bracket, marks});
   }
 
-  // Decides the open samples: their keys reach the threshold or not.
+  // Decides the open samples: a sample is selected if its key reaches the threshold.
   void settle(int64_t n, const uint64_t* threshold, const Marks& marks) {
     in_ranges(n, SettleTiles<Isa>{*threshold, marks});
   }
 
-  // emit(i, position) for each marked i, position counting them in ascending order of i.
+  // Calls emit(i, position) for each marked i, where position is the number of marked samples
+  // below i.
   template <class Emit>
   void emit(int64_t n, const Marks& marks, const Emit& emit) {
     int64_t before = 0;
@@ -176,7 +177,7 @@ class Cpu {
 
  private:
   static constexpr int64_t kTile = Marks::kTile;
-  // Up to here nobody asks whether another thread would help: it would not.
+  // The most elements that one thread processes without checking whether other threads would help.
   static constexpr int64_t kOneRange = 2 * kTile;
 
   template <class Body>
@@ -191,14 +192,14 @@ class Cpu {
     }
   };
 
-  // How many threads can work on n elements.
+  // Returns how many threads can work on n elements.
   int64_t slots_of(int64_t n) const {
     if (n <= kOneRange) return 1;
     return Marks::tiles_of(n) < threads_.count ? Marks::tiles_of(n) : threads_.count;
   }
 
-  // body(slot, begin, end) for ranges of whole tiles that make up [0, n), as many as may be for one
-  // slot, in [0, slots_of(n)).
+  // Calls body(slot, begin, end) for ranges of whole tiles that cover [0, n) once. Slots are in
+  // [0, slots_of(n)); a slot may get any number of ranges.
   template <class Body>
   void in_ranges(int64_t n, const Body& body) {
     if (n == 0) return;
@@ -259,7 +260,7 @@ class Cpu {
       int64_t* own = partial + slot * kSums;
       for (int j = 0; j < kSums; ++j) own[j] = add_wrapping(own[j], sums[j]);
     }
-    // Where the functor knows a faster way for a stretch of elements.
+    // Used if the functor has a faster way to add a stretch of elements.
     template <class G>
     static auto add(const G& g, int64_t begin, int64_t end, int64_t* sums, int)
         -> decltype(g.add_stretch(begin, end, sums)) {

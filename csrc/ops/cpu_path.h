@@ -8,15 +8,16 @@ namespace dynloader {
 
 enum class CpuPath { kScalar, kAvx2, kAvx512 };
 
-// The best that the processor has, or the one that DYNLOADER_CPU names; settled at the first call.
+// Returns the best path that the processor supports, or the one that DYNLOADER_CPU names. Decided
+// at the first call.
 CpuPath cpu_path();
 
 std::string name_of(CpuPath path);
 
-// The paths in this build that this processor can run.
+// Returns the paths in this build that this processor can run.
 std::vector<CpuPath> available_cpu_paths();
 
-// Those in this build.
+// Returns the paths in this build.
 std::vector<CpuPath> compiled_cpu_paths();
 
 }  // namespace dynloader

@@ -1,5 +1,5 @@
-// Numbers too small for the normal format must count on every thread: a processor that was set to
-// take them for zero (torch.set_flush_denormal) would select other samples than a GPU does.
+// Keeps denormal numbers during a call: a processor set to flush them to zero
+// (torch.set_flush_denormal) would select other samples than a GPU does.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace dynloader {
 
-// Switches such a setting off for as long as it lives, on the thread that made it.
+// Turns flushing off in the current thread, and restores the previous setting when destroyed.
 class KeepDenormals {
  public:
   KeepDenormals() : before_(read()) { write(before_ & ~kFlush); }

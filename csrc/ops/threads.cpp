@@ -20,23 +20,23 @@ namespace {
 
 using Nanoseconds = int64_t;
 
-// A thread that sleeps takes about so long until it works. Less is done by one thread.
+// About how long a sleeping thread takes to start working. One thread does any work below this.
 constexpr Nanoseconds kAlone = 20'000;
-// To call a thread that sleeps takes the caller so long.
+// How long it takes the caller to wake a sleeping thread.
 constexpr Nanoseconds kCall = 4'000;
-// A thread takes tiles for so long at a time: the others may have to wait for the last of them.
+// The time for which a thread takes tiles at once. Others may have to wait for the last of them.
 constexpr Nanoseconds kClaim = 10'000;
-// A helper that finds no tile looks so long for another loop, since operations have several. A
-// caller looks so long for the end of what helpers are at. Then they sleep.
+// How long a helper without a tile spins before it sleeps, because operations have several loops,
+// and how long a caller spins while it waits for helpers.
 constexpr Nanoseconds kLook = 50'000;
-// Where others want the processor, the kernel takes it from a thread after 3 ms or more. A helper
-// offers it before, between two tiles, when nobody waits for it.
+// The kernel preempts a thread after 3 ms or more if other threads want the processor. A helper
+// yields before that, between two tiles, when the caller is not waiting for it.
 constexpr Nanoseconds kTurn = 2'000'000;
 
-constexpr uint64_t kTileMask = 0xffffffffu;  // a job's last tile is below it
+constexpr uint64_t kTileMask = 0xffffffffu;  // greater than any tile
 
 std::atomic<bool> is_eager = false;
-// A task that shares out work of its own must not wait for threads that wait for it.
+// Set while this thread runs a task: a nested loop must not wait for threads that wait for it.
 thread_local bool is_at_work = false;
 
 Nanoseconds now() {
@@ -66,7 +66,7 @@ struct AtWork {
   ~AtWork() { is_at_work = false; }
 };
 
-// How many tiles to take for a time, if `tiles` took `spent`; from 1 to `most`.
+// Returns how many tiles take `time`, given that `tiles` took `spent`; in [1, most].
 int64_t claim(Nanoseconds time, int64_t tiles, Nanoseconds spent, int64_t most) {
   return std::clamp<int64_t>(time * tiles / std::max<Nanoseconds>(spent, 1), 1, most);
 }
@@ -77,14 +77,14 @@ struct Job {
   int64_t first, tiles, claim, helpers;
 };
 
-// The threads of a process, and the one job that they can have.
+// The threads of a process, which work on one job at a time.
 //
-// A job is known by its number. `place_` holds the number and the next tile, and every tile is
-// taken by a compare-exchange of both. So a thread that comes late, when the job is gone and its
-// memory with it, takes nothing. What it has read of the next job meanwhile it does not use.
+// Each job has a number. `place_` holds the number and the next tile, and a thread takes tiles by a
+// compare-exchange of both. So a thread that is late takes nothing once the job and its memory are
+// gone, and does not use what it has read of the next job.
 class Threads {
  public:
-  // Of this process. Never destroyed: at exit the threads sleep, and end with the process.
+  // Returns those of this process. Never destroyed: at exit, the threads sleep until the end.
   static Threads& here() {
     Threads* found = of_process.load(std::memory_order_acquire);
     if (found != nullptr) return *found;
@@ -94,10 +94,10 @@ class Threads {
     return *found;
   }
 
-  // A forked process has none of the threads, and does not know what they were at.
+  // For a forked process, which has none of the threads and does not know their state.
   static void forget() { of_process.store(nullptr, std::memory_order_release); }
 
-  // False if another caller has the threads.
+  // Returns false, without running the job, if another caller is using the threads.
   bool run(const Job& job) {
     if (is_taken_.exchange(true, std::memory_order_acquire)) return false;
     const int64_t helpers = start(job.helpers);
@@ -123,7 +123,7 @@ class Threads {
     }
   };
 
-  // Returns how many there are, at most as many as wanted: a system may refuse more.
+  // Starts missing helpers, and returns min(wanted, number of helpers): the system may refuse more.
   int64_t start(int64_t wanted) {
     try {
       while (static_cast<int64_t>(helpers_.size()) < wanted) {
@@ -143,10 +143,10 @@ class Threads {
     return wanted;
   }
 
-  // Returns the place of its first tile.
+  // Publishes the job, and returns the place of its first tile.
   uint64_t post(const Job& job) {
     const uint64_t number = (place_.load(std::memory_order_relaxed) & ~kTileMask) + kTileMask + 1;
-    // From here on nobody takes a tile of the job before, and nobody one of this job yet.
+    // From here on, no thread can take a tile of the previous job, nor yet one of this job.
     place_.store(number | kTileMask, std::memory_order_release);
     task_.store(job.task, std::memory_order_release);
     context_.store(job.context, std::memory_order_release);
@@ -160,7 +160,7 @@ class Threads {
     return begin;
   }
 
-  // Takes tiles while there are any, as the thread of a slot. Returns how many.
+  // Processes tiles as the thread with this slot until none are left. Returns how many it took.
   int64_t work(int64_t slot, uint64_t place) {
     const AtWork mark;
     int64_t mine = 0;
@@ -174,7 +174,7 @@ class Threads {
       const int64_t threads = threads_.load(std::memory_order_acquire);
       const int64_t claim = claim_.load(std::memory_order_acquire);
       if (first >= tiles || slot >= threads) return mine;
-      // Towards the end less, so that all end together.
+      // Takes fewer tiles near the end, so that all threads finish together.
       const int64_t share = (tiles - first + threads - 1) / threads;
       const int64_t last = first + std::min(claim, share);
       const uint64_t following = (place & ~kTileMask) | static_cast<uint64_t>(last);
@@ -200,7 +200,7 @@ class Threads {
     }
   }
 
-  // For tests. Else the caller would often have done everything before another thread wakes up.
+  // For tests: without it, the caller would often finish before another thread wakes up.
   void await_a_helper(uint64_t begin) {
     const Nanoseconds until = now() + 1'000'000;
     while (place_.load(std::memory_order_relaxed) == begin && now() < until) {
@@ -208,7 +208,7 @@ class Threads {
     }
   }
 
-  // Until the helpers have ended so many tiles.
+  // Waits until the helpers have finished this many tiles.
   void wait_for(int64_t tiles) {
     const auto wanted = static_cast<uint32_t>(tiles);
     uint32_t done = done_.load(std::memory_order_acquire);
@@ -228,13 +228,13 @@ class Threads {
     for (uint32_t calls = 0;;) {
       helper.calls.wait(calls, std::memory_order_acquire);
       for (Nanoseconds until = now() + kLook; now() < until; relax()) {
-        // First the calls: a call that comes after them is for a job that this look may miss.
+        // Reads `calls` first: a later call is for a job that this iteration may miss.
         calls = helper.calls.load(std::memory_order_acquire);
         const uint64_t place = place_.load(std::memory_order_acquire);
         const uint64_t number = place & ~kTileMask;
         if (number == seen || (place & kTileMask) == kTileMask) continue;
         seen = number;
-        // Only for those that have work: jobs of fewer threads must not keep the others awake.
+        // Only after work, so that jobs with fewer threads do not keep the other helpers awake.
         if (work(slot, place) > 0) until = now() + kLook;
       }
     }
@@ -243,19 +243,19 @@ class Threads {
   static inline std::atomic<Threads*> of_process = nullptr;
 
   std::atomic<bool> is_taken_ = false;
-  std::vector<std::unique_ptr<Helper>> helpers_;  // of whoever has taken the threads
-  std::exception_ptr error_;                      // of whoever has set has_failed_
+  std::vector<std::unique_ptr<Helper>> helpers_;  // accessed by the caller that set is_taken_
+  std::exception_ptr error_;                      // written by the thread that set has_failed_
 
   std::atomic<TileTask> task_ = nullptr;
   std::atomic<void*> context_ = nullptr;
   std::atomic<int64_t> tiles_ = 0, claim_ = 1, threads_ = 0;
   std::atomic<bool> has_failed_ = false;
   alignas(64) std::atomic<uint64_t> place_ = kTileMask;
-  alignas(64) std::atomic<uint32_t> done_ = 0;  // tiles that helpers have ended
+  alignas(64) std::atomic<uint32_t> done_ = 0;  // tiles that helpers have finished
 };
 
 #if defined(__unix__) || defined(__APPLE__)
-// When the library is loaded. Later, another thread could fork in the middle of it.
+// Registers when the library is loaded. Later, another thread could fork during the registration.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, Threads::forget);
 #endif
 
@@ -288,7 +288,7 @@ void share_out(int64_t threads, int64_t tiles, TileTask task, void* context) {
     if (spent < kAlone || to_come < kAlone) continue;
     job.helpers = std::min({threads, processors(), left}) - 1;
     while (job.helpers > 1 && job.helpers * job.helpers * kCall > to_come) --job.helpers;
-    // The more threads, the longer they have to wait for the counter.
+    // With more threads, each waits longer for the counter.
     job.claim = claim(kClaim * (1 + job.helpers / 8), job.first, spent, tiles);
     break;
   }

@@ -1,25 +1,25 @@
-// Threads that help with a loop, and are never waited for before they have begun.
+// Threads that share a loop. The caller never waits for a thread that has not started to work.
 #pragma once
 
 #include <cstdint>
 
 namespace dynloader {
 
-// Works on the tiles from `first` to before `last`. No two calls at the same time have one slot.
+// Processes the tiles [first, last). Concurrent calls have different slots.
 using TileTask = void (*)(void* context, int64_t slot, int64_t first, int64_t last);
 
-// Calls the task for ranges that make up [0, tiles), with slots below `threads`, in any order, and
-// returns when all calls have ended. If some throw, it throws what one of them threw.
+// Calls the task for ranges that cover [0, tiles) once, in any order, with slots in [0, threads),
+// and returns when all calls have returned. If calls throw, rethrows one of their exceptions.
 //
-// The caller works from the first tile to the last. Other threads are called only if it is at work
-// for longer than they take to wake up, and take tiles from the same counter. So on a busy machine,
-// where they get no processor, the caller does everything by itself: it waits only for tiles that
-// another thread has taken and not finished. A caller that finds the threads at work for another
-// caller, and a task that calls this, go on alone.
+// The caller takes tiles from the first to the last. Other threads are woken only if the work takes
+// longer than waking them, and take tiles from the same counter. The caller waits only for tiles
+// that another thread has taken and not finished, so on a busy machine, where the other threads get
+// no processor, it processes all tiles itself. If the threads are already working for another
+// caller, or if a task calls this function, the caller works alone.
 void share_out(int64_t threads, int64_t tiles, TileTask task, void* context);
 
-// For tests: calls the other threads for every loop of more than one tile, and as many as are asked
-// for, even if there are fewer processors.
+// For tests: if true, every loop of more than one tile wakes as many other threads as it asks for,
+// even if there are fewer processors.
 void share_eagerly(bool eagerly);
 
 }  // namespace dynloader
