@@ -53,10 +53,10 @@ class Cpu {
     in_ranges(n, ForEach<F>{f});
   }
 
-  // Calls first.element<Access>(i) for each i in [0, n), in any order, then second.element<Access>(i)
-  // for each. Access says whether other threads touch the same memory at the same time.
-  // first.ask_for(i) prefetches the memory that both will touch: waiting for one sample after
-  // another takes three times as long.
+  // Calls first.element<Access>(i) for each i in [0, n), in any order, then
+  // second.element<Access>(i) for each. Access says whether other threads touch the same memory at
+  // the same time. first.ask_for(i) prefetches the memory that both will touch: waiting for one
+  // sample after another takes three times as long.
   template <class First, class Second>
   void in_two_steps(int64_t n, const First& first, const Second& second) {
     if (n <= kOneRange) {

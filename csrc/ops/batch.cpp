@@ -16,7 +16,7 @@
 namespace dynloader {
 namespace {
 
-// So that all places in an image, and their differences, fit 32 bits.
+// Keeps all places in an image, and their differences, within 32 bits.
 constexpr int64_t kMostPixels = int64_t{1} << 24;
 
 uint64_t bits_of(double value, int32_t dtype) {

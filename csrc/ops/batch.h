@@ -1,4 +1,4 @@
-// Batches of samples that are told by index: plain rows, and images.
+// Gathers batches of samples by index: plain rows, and images.
 #pragma once
 
 #include <cstdint>
@@ -8,20 +8,20 @@
 
 namespace dynloader {
 
-// What is done to images.
+// The transforms of images.
 struct ImageOptions {
   int64_t crop_height, crop_width, padding;
   bool is_reflected;
   double flip_probability;
-  bool flip_alternates;  // by epoch; flip_probability is that of epoch 0
+  bool flip_alternates;  // flips every other epoch; flip_probability decides for epoch 0
   int64_t cutout;
   double fill;           // of padding and cutout, as a pixel of the image
   const Tensor* values;  // [channels, 256], what each byte becomes; or null
   bool from_channels_last, to_channels_last;
 };
 
-// A batch of images to be: checked, its sizes and strides, all of the call but index, batch and
-// faults.
+// A checked batch of images before it is gathered: its sizes and strides, and the call without
+// index, batch and faults.
 struct ImageBatch {
   GatherImages call;
   int32_t dtype;

@@ -1,4 +1,4 @@
-// What every operator asks of its arguments. A message holds the operator, the argument, the
+// Checks of the operators' arguments. Every message names the operator, the argument, the
 // requirement and the value.
 #pragma once
 
@@ -117,8 +117,8 @@ inline void check_epoch(const char* op, int64_t epoch) {
   CHECK_VALUE(0 <= epoch && epoch <= 0xffffffff, op, ": epoch must be in [0, 2**32), got ", epoch);
 }
 
-// seed carries 64 unsigned bits. An epoch in a tensor takes the place of the number; on CUDA only
-// the device reads it, modulo 2**32.
+// `seed` holds 64 unsigned bits. An epoch in a tensor replaces the number; on CUDA, only the device
+// reads it, modulo 2**32.
 inline Address check_address(const char* op, int64_t seed, int64_t epoch,
                              const std::optional<Tensor>& epoch_at, Device device) {
   check_epoch(op, epoch);

@@ -28,7 +28,7 @@ std::vector<CpuPath> compiled_cpu_paths() {
 std::vector<CpuPath> available_cpu_paths() {
   std::vector<CpuPath> paths = {CpuPath::kScalar};
 #if defined(__x86_64__)
-  // As much as cpu_avx2.cpp and cpu_avx512.cpp tell the compiler that it may use.
+  // Exactly the extensions that cpu_avx2.cpp and cpu_avx512.cpp enable.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&

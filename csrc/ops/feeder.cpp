@@ -87,13 +87,13 @@ std::vector<Tensor> Feeder::take() {
   CHECK_VALUE(!jobs_.empty(), "Feeder: take needs a batch that was submitted, got none");
   const std::shared_ptr<Job> job = jobs_.front();
   while (job->state != State::kDone) {
-    // While a thread is at this one, the next is begun.
+    // While another thread gathers this batch, gathers the next one.
     if (!run_next(lock)) is_done_.wait(lock);
   }
   jobs_.pop_front();
   lock.unlock();
-  // Here, and not when a thread lets go of the job: a tensor that Python knows may need the
-  // interpreter's lock to go.
+  // Releases the index here, not in the thread that drops the job: freeing a tensor that Python
+  // holds may need the interpreter's lock.
   job->index.reset();
   if (job->error) std::rethrow_exception(job->error);
   return std::move(job->batch);

@@ -1,4 +1,4 @@
-// Batches of arrays in host memory, gathered ahead of who uses them.
+// Gathers batches of arrays in host memory ahead of their use.
 #pragma once
 
 #include <condition_variable>
@@ -25,18 +25,18 @@ struct Column {
   ImageBatch image_batch(const char* op, const Address& address, int64_t batch_size) const;
 };
 
-// Takes batches of indices, and gives batches of rows back in the same order. Some threads of its
-// own work ahead; each batch is gathered by one thread, so that they need not wait for each other
-// within it. Who asks for a batch that none has begun gathers it himself.
+// Takes batches of indices, and returns batches of rows in the same order. Its own threads gather
+// ahead of the caller. One thread gathers each batch, so that threads never wait for each other
+// within a batch. If no thread has started the batch that the caller takes, the caller gathers it.
 //
-// Of one consumer: submit and take must not be called at the same time. A process that was forked
-// has none of the threads, and cannot go on.
+// For one consumer: submit and take must not be called concurrently. A forked process has none of
+// the threads, so it cannot use its copy.
 class Feeder {
  public:
   Feeder(Address address, bool pin_memory);
   Feeder(const Feeder&) = delete;
   Feeder& operator=(const Feeder&) = delete;
-  // Batches that were not begun are dropped.
+  // Drops the batches that no thread has started.
   ~Feeder();
 
   // All columns are added before the start.
@@ -49,7 +49,7 @@ class Feeder {
   // its gathering raised.
   std::vector<Tensor> take();
   int64_t num_submitted();
-  // Whether this process made it, and not one that forked it.
+  // Whether this process created the feeder, rather than a parent that forked.
   bool is_here() const;
 
  private:
@@ -62,7 +62,8 @@ class Feeder {
   };
 
   void work();
-  // Gathers the first batch that nobody has begun, without the lock; false if there is none.
+  // Gathers the first batch that no thread has started, while the lock is released. Returns false
+  // if there is none.
   bool run_next(std::unique_lock<std::mutex>& lock);
   void run(Job& job) const;
   std::vector<Tensor> gather(const Tensor& index) const;

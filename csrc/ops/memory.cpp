@@ -1,4 +1,4 @@
-// Large tensors on the CPU.
+// Allocates large tensors on the CPU.
 //
 // Fresh memory comes from the kernel page by page, each filled with zeros when it is first touched:
 // for ten million samples that takes two to three times as long as the selection itself. So memory
@@ -39,14 +39,14 @@ struct Block {
 
 class LeftOver {
  public:
-  // Never destroyed: tensors may outlive everything.
+  // Never destroyed, because tensors may outlive static objects.
   static LeftOver& instance() {
     static auto* left_over = new LeftOver;
     return *left_over;
   }
 
-  // Memory that is left over, or else fresh. What does not fit gives way to it, the oldest first,
-  // so that what is kept never adds to a need that it could not serve.
+  // Returns a kept block that fits, or else a fresh one. Before allocating, frees as many bytes of
+  // kept blocks, oldest first, so that they do not add to the memory in use.
   Block take(size_t bytes) {
     Blocks surplus;
     {
@@ -89,7 +89,7 @@ class LeftOver {
   }
 
  private:
-  // The one that was given back last at the end. Of fixed size: to give back must not fail.
+  // Blocks, the most recent last. The size is fixed, because returning a block must not fail.
   struct Blocks {
     Block items[kMostBlocks + 1];
     size_t count = 0;
@@ -105,7 +105,7 @@ class LeftOver {
       for (size_t j = 0; j < count; ++j) sum += items[j].bytes;
       return sum;
     }
-    // Not under the lock: the kernel takes its time.
+    // Call without the lock, because the kernel is slow to free large blocks.
     void free_all() const {
       for (size_t j = 0; j < count; ++j) std::free(items[j].memory);
     }
@@ -116,7 +116,7 @@ class LeftOver {
     void* memory = std::aligned_alloc(kPage, size);
     if (memory == nullptr) return {nullptr, 0};
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    // The kernel may refuse, and nothing is lost.
+    // The kernel may ignore the advice; the memory is then in small pages.
     madvise(memory, size, MADV_HUGEPAGE);
 #endif
     return {memory, size};

@@ -1,5 +1,5 @@
-// The operators as C++ functions, one for each entry of the schema in schema.cpp, for tensors on
-// any device.
+// The operators as C++ functions for tensors on any device, one for each entry of the schema in
+// schema.cpp.
 #pragma once
 
 #include <cstdint>

@@ -105,7 +105,7 @@ Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t
   call.row_bytes = row_bytes(data);
   call.batch = batch.mutable_data();
   if (device.is_cpu()) {
-    // An error says it all: nothing is left in the tensor.
+    // Counts outside of `faults`: on the CPU, the error reports the counts.
     int64_t here[2] = {};
     call.faults = here;
     run_on(device, call);

@@ -1,4 +1,4 @@
-// From tensors to a backend: which device, which stream, which instruction set, and whose memory.
+// Runs a call on the backend of a device, with its stream, instruction set and working memory.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ inline Device with_index(Device device) {
   return device;
 }
 
-// The device was checked.
+// Requires a device that check_device accepts.
 template <class Call>
 void run_on(Device device, const Call& call) {
   WorkingMemory memory(device);

@@ -1,4 +1,4 @@
-// Loops of operations: how many threads work on one.
+// Decides how many threads share the loops of an operation.
 #pragma once
 
 #include <torch/csrc/stable/c/shim.h>
@@ -11,14 +11,15 @@
 
 namespace dynloader {
 
-// As many as the caller allows (torch.set_num_threads).
+// Returns the number of threads that the caller allows (torch.set_num_threads).
 inline HostThreads allowed_threads() {
   uint32_t count = 1;
   check_torch(torch_get_num_threads(&count), "does not tell the number of threads");
   return {count, share_out};
 }
 
-// f(begin, end) for ranges that make up [0, n), of `tile` elements or a multiple but for the last.
+// Calls f(begin, end) for ranges that cover [0, n) once. Their lengths are multiples of `tile`,
+// except for the last.
 template <class F>
 void in_parallel(int64_t n, int64_t tile, const F& f) {
   struct Context {
