@@ -1,10 +1,11 @@
-"""What every operation selects and draws, in plain NumPy: the specification.
+"""The specification of selections and random draws, in plain NumPy.
 
-Nothing here is fast, everything is exact: the native operations give the same bits, on every device
-and for any number of threads. Floating point is +, -, * and / of IEEE 754, rounded after each.
+The code is exact, not fast: the native operations return the same bits on every device and for any
+number of threads. Floating-point code uses only the IEEE 754 operations +, -, * and /, and rounds
+after each.
 
 ``epoch`` may be an array of shape [e, 1]; the results then have one row for each epoch.
-What the score table holds is in reference_table.py.
+reference_table.py specifies the score table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# The purpose is a word of the counter, so that two uses of one seed share no random number.
+# Words of the counter, so that two purposes with one seed share no random number.
 SHUFFLE, TIE, RACE, PRIORITY, EXPLORE, DROP, SUBSET = range(1, 8)
 
 LN2 = 0.6931471805599453
@@ -28,14 +29,14 @@ LOW_WORD = np.uint64(0xFFFFFFFF)
 
 
 def philox(seed: int, epoch: Any, purpose: int, index: Any) -> tuple[Array, ...]:
-    """Four random words for an address: philox4x32-10 (Salmon et al., SC'11)."""
+    """Return four random words for each address: philox4x32-10 (Salmon et al., SC'11)."""
     index = np.asarray(index, np.uint64)
     counter = (index & LOW_WORD, index >> np.uint64(32), epoch, purpose)
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
 
 
 def philox4x32(counter: tuple[Any, ...], key: tuple[int, int]) -> tuple[Array, ...]:
-    """Ten rounds of Philox on four words; the words of the counter broadcast."""
+    """Return ten rounds of Philox on four words; the words of the counter are broadcast."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in counter))
     for r in range(10):
         k0 = np.uint64((key[0] + r * 0x9E3779B9) & 0xFFFFFFFF)
@@ -49,7 +50,7 @@ def philox4x32(counter: tuple[Any, ...], key: tuple[int, int]) -> tuple[Array, .
 
 
 def random_bits64(seed: int, epoch: Any, purpose: int, index: Any) -> Array:
-    """64 random bits for every index; two neighbours share one call of Philox."""
+    """Return 64 random bits for every index; two adjacent indices share one call of Philox."""
     index = np.asarray(index, np.uint64)
     w0, w1, w2, w3 = philox(seed, epoch, purpose, index >> np.uint64(1))
     odd = (index & np.uint64(1)) == 1
@@ -58,7 +59,7 @@ def random_bits64(seed: int, epoch: Any, purpose: int, index: Any) -> Array:
 
 
 def ordered_bits(scores: Array) -> Array:
-    """Integers in the order of the scores: the two zeros equal, every NaN above +inf."""
+    """Return integers in the order of the scores: both zeros equal, every NaN above +inf."""
     b = np.ascontiguousarray(scores, np.float32).view(np.uint32)
     magnitude = b & np.uint32(0x7FFFFFFF)
     bits = np.where(b >> np.uint32(31) == 1, ~b, b | np.uint32(0x80000000))
@@ -67,7 +68,7 @@ def ordered_bits(scores: Array) -> Array:
 
 
 def shuffled_bits(index: Any, keys: tuple[Any, ...]) -> Array:
-    """A keyed bijection of 32-bit integers (the mixer is triple32 of Wellons)."""
+    """Apply a keyed bijection of the 32-bit integers (the mixer is Wellons' triple32)."""
     x = np.asarray(index, np.uint32) ^ keys[0]
     x = (x ^ x >> np.uint32(17)) * np.uint32(0xED5AD4BB) ^ keys[1]
     x = (x ^ x >> np.uint32(11)) * np.uint32(0xAC4C1B51) ^ keys[2]
@@ -76,30 +77,30 @@ def shuffled_bits(index: Any, keys: tuple[Any, ...]) -> Array:
 
 
 def shuffled(n: int, purpose: int, seed: int, epoch: Any) -> Array:
-    """A distinct random 32-bit integer for each of n samples."""
+    """Return a distinct random 32-bit integer for each of n samples."""
     return shuffled_bits(np.arange(n, dtype=np.uint32), philox(seed, epoch, purpose, 0))
 
 
 def joined(high: Array, low: Array) -> Array:
-    """64-bit keys from a 32-bit rank and the integer that breaks its ties."""
+    """Return 64-bit keys from 32-bit ranks and the integers that break ties."""
     return high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
 
 
 def select_top(keys: Array, k: int) -> Array:
-    """The indices of the k largest of distinct keys, ascending."""
+    """Return the indices of the k largest of distinct keys, in ascending order."""
     best_last = np.argsort(keys, axis=-1)
     return np.sort(best_last[..., keys.shape[-1] - k :], axis=-1)
 
 
 def top_k(scores: Array, k: int, *, seed: int = 0, epoch: Any = 0) -> Array:
-    """The k highest scores; among equal ones chance decides, by (seed, epoch)."""
+    """Return the k highest scores; ties are broken at random by (seed, epoch)."""
     return select_top(joined(ordered_bits(scores), shuffled(len(scores), TIE, seed, epoch)), k)
 
 
 def epsilon_greedy(
     scores: Array, k: int, num_random: int, *, seed: int = 0, epoch: int = 0
 ) -> Array:
-    """The k - num_random highest scores, and num_random of the rest, uniformly.
+    """Return the k - num_random highest scores and num_random uniform draws from the rest.
 
     Raju, Daruwalla, Lipasti (arXiv 2111.12621).
     """
@@ -109,7 +110,7 @@ def epsilon_greedy(
 
 
 def log1p_reduced(d: Any) -> Any:
-    """ln(1 + d) for |d| < 1/2, by the series of 2 artanh(d / (2 + d))."""
+    """Return ln(1 + d) for |d| < 1/2, by the series of 2 artanh(d / (2 + d))."""
     s = d / (2.0 + d)
     z = s * s
     p = 1.0 / 21.0
@@ -119,7 +120,7 @@ def log1p_reduced(d: Any) -> Any:
 
 
 def reduced(x: Any) -> tuple[Array, Array]:
-    """x = m * 2**e with m in about [sqrt(1/2), sqrt(2)]."""
+    """Return m and e with x = m * 2**e and m in about [sqrt(1/2), sqrt(2)]."""
     m, e = np.frexp(np.asarray(x, np.float64))
     m, e = m * 2.0, e - 1
     large = m > SQRT2
@@ -127,13 +128,13 @@ def reduced(x: Any) -> tuple[Array, Array]:
 
 
 def natural_log(x: Any) -> Array:
-    """ln(x) of positive normal doubles."""
+    """Return ln(x) of positive normal doubles."""
     m, e = reduced(x)
     return e * LN2 + log1p_reduced(m - 1.0)
 
 
 def exponential(x: Any) -> Array:
-    """e**x, with x clamped to [-700, 700]."""
+    """Return e**x, with x clamped to [-700, 700]."""
     x = np.clip(np.asarray(x, np.float64), -700.0, 700.0)
     n = np.floor(x * LOG2E + 0.5)
     r = (x - n * LN2_HI) - n * LN2_LO
@@ -145,7 +146,7 @@ def exponential(x: Any) -> Array:
 
 
 def exponential_variate(u: Any) -> Array:
-    """-ln((u + 1/2) / 2**64) for 64 random bits u, precise near 0 too."""
+    """Return -ln((u + 1/2) / 2**64) for 64 random bits u, with full precision near 0."""
     u = np.asarray(u, np.uint64)
     d = -((~u).astype(np.float64) + 0.5) * 2.0**-64
     near_zero = -log1p_reduced(d)
@@ -155,17 +156,17 @@ def exponential_variate(u: Any) -> Array:
 
 
 def unit_interval(u: Array) -> Array:
-    """(u + 1/2) / 2**64: in (0, 1]."""
+    """Return (u + 1/2) / 2**64, in (0, 1]."""
     return (u.astype(np.float64) + 0.5) * 2.0**-64
 
 
 def priority_bits(priority: Array) -> Array:
-    """The upper 32 bits of a priority >= 0 but its sign: what is compared first. 0 only for 0."""
+    """Return the 32 bits of a priority >= 0 below its sign bit; 0 only for 0."""
     return (priority.view(np.uint64) >> np.uint64(31)).astype(np.uint32)
 
 
 def sample(weights: Array, k: int, *, seed: int = 0, epoch: Any = 0) -> Array:
-    """k samples drawn one after another by weight, without replacement: an exponential race.
+    """Return k samples drawn one by one by weight, without replacement: an exponential race.
 
     Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
     """
@@ -178,7 +179,7 @@ def sample(weights: Array, k: int, *, seed: int = 0, epoch: Any = 0) -> Array:
 def priority_sample(
     weights: Array, k: int, *, seed: int = 0, epoch: Any = 0
 ) -> tuple[Array, Array]:
-    """k samples by the largest weight / u, and tau, the next largest one.
+    """Return the k samples with the largest weight / u, and tau, the next largest value.
 
     A kept sample of weight w stands for max(1, tau / w) samples (Duffield, Lund, Thorup, "Priority
     sampling for estimation of arbitrary subset sums", 2007).
@@ -194,7 +195,7 @@ def priority_sample(
 
 
 def permute(position: Any, n: int, purpose: int, *, seed: int = 0, epoch: Any = 0) -> Array:
-    """A random permutation of 0..n-1 at the positions; n < 2**63.
+    """Return a random permutation of 0..n-1 at the positions; n < 2**63.
 
     A Feistel network of 8 rounds on the smallest domain of at least 8 bits that holds n, walked
     until it lands below n (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
@@ -221,14 +222,14 @@ def permute(position: Any, n: int, purpose: int, *, seed: int = 0, epoch: Any = 
 
 
 def feistel_mix(half: Array, key: Array) -> Array:
-    """The round function, in 32 bits."""
+    """Apply the round function, in 32 bits."""
     h = (half.astype(np.uint32) ^ key) * np.uint32(0x9E3779B1)
     h = (h ^ h >> np.uint32(15)) * np.uint32(0x85EBCA77)
     return (h ^ h >> np.uint32(16)).astype(np.uint64)
 
 
 def order(selected: Array, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
-    """Positions [start, stop) of the shuffled order of the selected samples."""
+    """Return positions [start, stop) of the shuffled order of the selected samples."""
     position = np.arange(start, stop)
     return selected[permute(position, len(selected), SHUFFLE, seed=seed, epoch=epoch)]
 
@@ -236,7 +237,7 @@ def order(selected: Array, start: int, stop: int, *, seed: int = 0, epoch: int =
 def order_in_blocks(
     selected: Array, sizes: list[int], window: int, *, seed: int = 0, epoch: int = 0
 ) -> Array:
-    """The blocks of the selected samples in random order; their samples, a window at a time."""
+    """Shuffle the blocks of the selected samples, and the samples within each window of blocks."""
     block_of = np.repeat(np.arange(len(sizes)), sizes)[selected]
     present = np.unique(block_of)
     blocks = order(present, 0, len(present), seed=split_mix(seed, 0), epoch=epoch)
@@ -250,7 +251,7 @@ def order_in_blocks(
 
 
 def split_mix(seed: int, number: int) -> int:
-    """Output ``number`` of SplitMix64 from the state ``seed`` (Steele, Lea, Flood 2014)."""
+    """Return output ``number`` of SplitMix64 from the state ``seed`` (Steele, Lea, Flood 2014)."""
     modulus = 1 << 64
     state = (seed + (number + 1) * 0x9E3779B97F4A7C15) % modulus
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % modulus
@@ -261,18 +262,18 @@ def split_mix(seed: int, number: int) -> int:
 def gather(
     data: Array, selected: Array | None, start: int, stop: int, *, seed: int = 0, epoch: int = 0
 ) -> Array:
-    """Rows of the data in the order of the epoch."""
+    """Return rows of the data in the order of the epoch."""
     samples = np.arange(len(data)) if selected is None else selected
     return data[order(samples, start, stop, seed=seed, epoch=epoch)]
 
 
 def subset(n: int, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
-    """Positions [start, stop) of a random permutation of 0..n-1."""
+    """Return positions [start, stop) of a random permutation of 0..n-1."""
     return permute(np.arange(start, stop), n, SUBSET, seed=seed, epoch=epoch)
 
 
 class ScoreMean(NamedTuple):
-    """The mean of the finite scores, and how many there are of each kind."""
+    """The mean of the finite scores, and the number of scores of each kind."""
 
     mean: np.float64
     num_finite: int
@@ -281,7 +282,7 @@ class ScoreMean(NamedTuple):
 
 
 def score_mean(scores: Array) -> ScoreMean:
-    """The mean of the finite scores, from a sum in steps of 2**-32, which knows no order."""
+    """Return the mean of the finite scores, from a sum in steps of 2**-32, exact in any order."""
     finite = scores[np.isfinite(scores)].astype(np.float64)
     steps = np.trunc(np.clip(finite, -(2.0**30), 2.0**30) * 2.0**32).astype(np.int64)
     high, low = steps >> 32, steps & 0xFFFFFFFF  # summed apart, 2**32 of them fit in 64 bits
@@ -300,14 +301,15 @@ def info_batch(
     seed: int = 0,
     epoch: int = 0,
 ) -> tuple[Array, Array]:
-    """Drops a share of the samples of low score; the survivors among them weigh more in return.
+    """Drop a share of the samples with low scores, and give the remaining ones more weight.
 
     Qin et al., "InfoBatch: lossless training speed up by unbiased dynamic data pruning" (ICLR
-    2024), with an exact count; with ``num_kept``, the lowest scores that make up that count.
+    2024), with an exact count. With ``num_kept``, the candidates are the lowest scores instead, as
+    many as this count requires.
     """
     n = len(scores)
     if num_kept is None:
-        with np.errstate(invalid="ignore"):  # NaN is below nothing
+        with np.errstate(invalid="ignore"):  # NaN is never below the mean
             candidate = scores.astype(np.float64) < score_mean(scores).mean
         num_dropped = int(np.floor(drop_probability * np.float64(candidate.sum())))
     else:

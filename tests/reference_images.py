@@ -1,6 +1,6 @@
-"""What becomes of an image while it is gathered: plain NumPy, one image at a time.
+"""The specification of the transforms of images, in plain NumPy, one image at a time.
 
-The third part of the specification, beside reference.py.
+reference.py specifies the random words.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ VIEW, CUTOUT = 8, 9
 
 
 def below(word: Any, count: int) -> int:
-    """A random integer in [0, count)."""
+    """Return a random integer in [0, count)."""
     return int(word) * count >> 32
 
 
 def drawn(
     image: Array, *, crop: tuple[int, int], padding: int, seed: int, epoch: int, sample: int
 ) -> tuple[int, int, int]:
-    """The place of the window in the padded image, and 32 bits that decide whether it flips."""
+    """Return the top and left of the crop in the padded image, and 32 bits that decide the flip."""
     _, height, width = image.shape
     w0, w1, w2, _ = philox(seed, epoch, VIEW, sample)
     top = below(w0, height + 2 * padding - crop[0] + 1)
@@ -30,7 +30,7 @@ def drawn(
 
 
 def cut(crop: tuple[int, int], size: int, *, seed: int, epoch: int, sample: int) -> tuple[int, int]:
-    """The upper left corner of the square that is filled (DeVries and Taylor 2017)."""
+    """Return the upper left corner of the filled square (DeVries and Taylor 2017)."""
     c0, c1, _, _ = philox(seed, epoch, CUTOUT, sample)
     return below(c0, crop[0]) - size // 2, below(c1, crop[1]) - size // 2
 
@@ -49,7 +49,7 @@ def image_of(
     epoch: int,
     sample: int,
 ) -> Array:
-    """One image [channels, height, width], padded, cropped, flipped and cut out."""
+    """Pad, crop, flip and cut out one image [channels, height, width]."""
     address = {"seed": seed, "epoch": epoch, "sample": sample}
     top, left, flip = drawn(image, crop=crop, padding=padding, **address)
     around = ((0, 0), (padding, padding), (padding, padding))

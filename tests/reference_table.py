@@ -1,6 +1,6 @@
-"""What the score table holds after each update, and the scores and weights made of it: plain NumPy.
+"""The specification of the score table and of the scores and weights computed from it, in NumPy.
 
-The other half of the specification, beside reference.py. Arrays are changed in place.
+reference.py specifies selections. Functions that return None change their arrays in place.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ FLOAT32_MAX = np.finfo(np.float32).max
 
 
 def canonical_nan(x: Array) -> Array:
-    """Every NaN as the same bits: processors differ in those that they make."""
+    """Give every NaN the same bits, because processors produce different ones."""
     return np.where(np.isnan(x), CANONICAL_NAN, x)
 
 
 def canonical(x: Array) -> Array:
-    """As float32, with one NaN and one zero."""
+    """Convert to float32, with one NaN and one zero."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         x = x.astype(np.float32)
     return canonical_nan(np.where(x == 0, np.float32(0), x))
 
 
 def highest_of_each(index: Array, losses: Array) -> tuple[Array, Array]:
-    """The distinct indices, and the highest loss of each."""
+    """Return the distinct indices and the highest loss of each."""
     by_index_then_loss = np.lexsort((ordered_bits(losses), index))
     index, losses = index[by_index_then_loss], losses[by_index_then_loss]
     last = np.append(index[1:] != index[:-1], np.ones(len(index[:1]), bool))
@@ -44,10 +44,10 @@ def update(
     alpha: float = 0.8,
     c: float = 1.0,
 ) -> None:
-    """One batch: the moving mean and variance of Raju, Daruwalla, Lipasti (arXiv 2111.12621).
+    """Record one batch: moving mean and variance (Raju, Daruwalla, Lipasti, arXiv 2111.12621).
 
-    All in float32. ``records`` is int32 [n, 4]: the bits of mean, variance and last loss, and the
-    visits.
+    All arithmetic is in float32. ``records`` is int32 [n, 4]: the bits of mean, variance and last
+    loss, and the number of visits.
     """
     index, loss = highest_of_each(index, canonical(losses))
     moments = records.view(np.float32)
@@ -68,10 +68,10 @@ def update(
 
 
 def update_forgetting(state: Array, index: Array, correct: Array) -> None:
-    """Counts how often a sample goes from right to wrong (Toneva et al., ICLR 2019).
+    """Count how often a sample goes from correct to wrong (Toneva et al., ICLR 2019).
 
-    Bit 0: right at its last visit; the bits above: the events. An index that comes more than once
-    is right only if it is right each time.
+    Bit 0 says whether the last prediction was correct; the bits above count the events. An index
+    that appears more than once counts as correct only if it is correct each time.
     """
     index, wrong = highest_of_each(index, np.where(correct, np.float32(0), np.float32(1)))
     was_correct, events = state[index] & 1, state[index] >> 1
@@ -80,12 +80,12 @@ def update_forgetting(state: Array, index: Array, correct: Array) -> None:
 
 
 def count_selected(counts: Array, selected: Array) -> None:
-    """One more for every selected sample."""
+    """Add one to the count of every selected sample."""
     np.add.at(counts, selected, 1)
 
 
 def ucb_visits(records: Array, c: float, t: float) -> Array:
-    """mean + c * sqrt(ln(t) / visits), +inf where there are no visits.
+    """Return mean + c * sqrt(ln(t) / visits), or +inf without visits.
 
     UCB1 of Auer, Cesa-Bianchi, Fischer, "Finite-time analysis of the multiarmed bandit problem"
     (2002).
@@ -99,7 +99,10 @@ def ucb_visits(records: Array, c: float, t: float) -> Array:
 
 
 def power_weights(scores: Array, exponent: float, offset: float) -> Array:
-    """(max(score, 0) + offset) ** exponent, at most the largest float32; that for NaN and +inf."""
+    """Return (max(score, 0) + offset)**exponent, at most the largest float32.
+
+    NaN and +inf get the largest float32.
+    """
     highest = np.isnan(scores) | (scores == np.inf)
     base = np.maximum(np.where(highest, np.float32(1), scores).astype(np.float64), 0.0) + offset
     with np.errstate(over="ignore", under="ignore"):
@@ -111,10 +114,10 @@ def power_weights(scores: Array, exponent: float, offset: float) -> Array:
 
 
 def sampling_weights(scores: Array, exponent: float, offset: float) -> Array:
-    """As power_weights, but scaled by the highest finite score if some weight is outside float32.
+    """Return power_weights, scaled by the highest finite score if a weight is outside float32.
 
-    The highest then weighs 2**100 (less where the exponent is not a divisor, or is below 1), and no
-    weight is below the smallest normal float32.
+    The highest score then has weight 2**100 (less if the exponent does not divide 100 or is below
+    1), and no weight is below the smallest normal float32.
     """
     tiny = np.finfo(np.float32).tiny
     weights = power_weights(scores, exponent, offset)
