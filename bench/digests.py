@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
+from dynloader._address import Address
 
 SIZES = (1, 33, 5000, 16_385, 70_001, 1_280_000, 4_194_305, 10_000_000, 100_000_000)
 SEEDS = (0, 7, 2**63 + 1)
@@ -62,11 +63,12 @@ def results_of(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
     images = torch.arange(7 * 3 * 12 * 10, device=device).reshape(7, 3, 12, 10).to(torch.uint8)
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     values = torch.linspace(-2, 2, 768).view(3, 256).to(device)
-    signed = {"seed": seed - 2**64 if seed >= 2**63 else seed, "epoch": n % 1000, "epoch_at": None}
+    signed_seed, epoch = Address(**address).signed
     batch_of = torch.ops.dynloader.gather_images(
         images, selected[:batch] % 7, faults, crop=[12, 10], padding=3, is_reflected=True,
         flip_probability=0.5, flip_alternates=n % 2 == 1, cutout=4, fill=0.0, values=values,
-        from_channels_last=False, to_channels_last=True, **signed,
+        from_channels_last=False, to_channels_last=True, seed=signed_seed, epoch=epoch,
+        epoch_at=None,
     )  # fmt: skip
     yield "gather_images", digest(batch_of.contiguous())
     records = torch.zeros(n, 4, dtype=torch.int32, device=device)
