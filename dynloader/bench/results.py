@@ -38,9 +38,9 @@ class Row:
         rounds: number of rounds.
         calls_per_round: number of calls that a round averages.
         busy_median: median while another process spins on every core; None if not measured.
-        busy_quartile_1: lower quartile, likewise.
-        busy_quartile_3: upper quartile, likewise.
-        busy_rounds: number of rounds, likewise.
+        busy_quartile_1: lower quartile on the busy machine; None if not measured.
+        busy_quartile_3: upper quartile on the busy machine; None if not measured.
+        busy_rounds: number of rounds on the busy machine; None if not measured.
         skipped: why there is no time.
     """
 

@@ -169,7 +169,7 @@ def empty(folder: Path) -> None:
     Raises:
         FileExistsError: the folder holds files, and this function did not create it.
     """
-    mark = folder / ".made-anew-each-time"
+    mark = folder / ".replaced-by-each-demo"
     if folder.exists():
         if not mark.exists() and any(folder.iterdir()):
             raise FileExistsError(folder)

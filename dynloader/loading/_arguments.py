@@ -154,7 +154,7 @@ def sampler_for(
     order, followed = _order_of(sampler, shuffle, len(sized(dataset)))
     if followed is not None and num_replicas is None:
         num_replicas, rank = followed.num_replicas, followed.rank
-    # What is no table is refused by the sampler.
+    # The sampler rejects anything that is not a table.
     before = table.claims if isinstance(table, ScoreTable) else None
     pruning = PruningSampler(
         sized(dataset),

@@ -19,7 +19,7 @@ from dynloader.report.read import RecordedRun
 from dynloader.report.text import digits, percent, shown
 
 # From Okabe and Ito: distinct under common color deficiencies, on white and on black.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#b59f00")
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#b59f00")
 DASHES = ("-", "--", "-.", ":")
 Groups = Mapping[str, Sequence[RecordedRun]]
 
@@ -178,9 +178,9 @@ def _with_overhead(run: RecordedRun) -> RecordedRun:
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {
         name: {
-            "color": COLOURS[number % len(COLOURS)],
+            "color": COLORS[number % len(COLORS)],
             # Vary dashes as well as colors, because lines may coincide.
-            "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
+            "linestyle": DASHES[(number + number // len(COLORS)) % len(DASHES)],
         }
         for number, name in enumerate(names)
     }
@@ -276,8 +276,8 @@ def _quantiles(groups: Groups) -> Chart:
         for axis, (name, members) in zip(axes, groups.items(), strict=True):
             low, lower, middle, upper, high = (np.array(members[0].column(key)) for key in names)
             epochs = np.arange(len(middle))
-            axis.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.18, lw=0)
-            axis.fill_between(epochs, lower, upper, color=COLOURS[0], alpha=0.35, lw=0)
+            axis.fill_between(epochs, low, high, color=COLORS[0], alpha=0.18, lw=0)
+            axis.fill_between(epochs, lower, upper, color=COLORS[0], alpha=0.35, lw=0)
             axis.plot(epochs, middle, color=theme.ink, linewidth=1.5)
             axis.set_title(textwrap.fill(name, 28), fontsize=10)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -307,7 +307,7 @@ def retention(groups: Groups) -> Chart:
     def draw(axes: Sequence[Axes], theme: Theme) -> None:
         places = np.arange(len(shares))
         left = np.zeros(len(shares))
-        colors = (COLOURS[3], COLOURS[1], COLOURS[5])
+        colors = (COLORS[3], COLORS[1], COLORS[5])
         for kind, color, column in zip(
             _KINDS, colors, np.array(list(shares.values())).T, strict=True
         ):

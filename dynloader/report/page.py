@@ -148,7 +148,7 @@ def _summary(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
 
 
 def _losses(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Return how the last losses are distributed, for each method whose arrays are there."""
+    """Return the distribution of the last losses of each method that recorded them."""
     header = ["method", "mean", "median / mean", "below a tenth of the mean", "sum, highest half"]
     rows = []
     for name, runs in groups.items():
@@ -158,7 +158,7 @@ def _losses(groups: Mapping[str, Sequence[RecordedRun]]) -> str:
         losses = samples["last_loss"][samples["visits"] > 0]
         try:
             found = loss_distribution(torch.from_numpy(losses))
-        except (TypeError, ValueError):  # no loss is finite, or these are no losses: one is below 0
+        except (TypeError, ValueError):  # no loss is finite, or one is negative
             continue
         row = [name, digits(found.mean), digits(found.median_over_mean)]
         rows.append([*row, percent(found.share_below_tenth), percent(found.share_of_top_half)])

@@ -44,7 +44,7 @@ class RecordedRun:
 
     @property
     def num_samples(self) -> int | None:
-        """The number of samples of the dataset, or None if the run does not say it."""
+        """The number of samples of the dataset, or None if the run did not record it."""
         n = self.about.get("n")
         return n if type(n) is int and 0 < n <= 2**32 else None
 
@@ -172,4 +172,4 @@ def differing_sizes(runs: Iterable[RecordedRun]) -> str | None:
     if len(sizes) < 2:
         return None
     listed = f"{', '.join(f'{size:,}' for size in sizes[:-1])} and {sizes[-1]:,}"
-    return f"the runs are of datasets of {listed} samples: compare only those of one dataset"
+    return f"the runs use datasets of {listed} samples: compare only runs on the same dataset"

@@ -606,7 +606,7 @@ def test_runs_of_other_datasets_are_not_averaged(
         log.write({"epoch": 0, "samples": n or 1, "seconds": 1.0, "kept_fraction": 1.0})
         log.add(accuracy=accuracy)
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    told = "runs are of datasets of 20,000 and 50,000 samples: compare only those of one dataset"
+    told = "runs use datasets of 20,000 and 50,000 samples: compare only runs on the same dataset"
     assert f"the {told}" in capsys.readouterr().err
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"The {told}." in page
