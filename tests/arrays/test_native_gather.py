@@ -310,7 +310,7 @@ def test_an_alternating_flip_mirrors_every_image_in_one_of_two_epochs() -> None:
         )
 
 
-def test_what_is_not_bytes_is_normalised_too() -> None:
+def test_images_of_other_dtypes_are_normalized() -> None:
     images = made_images().float()
     dataset = ArrayDataset({"image": images, "index": torch.arange(N)})
     loader = DataLoader(
@@ -466,7 +466,7 @@ def in_a_fork(loader: DataLoader[Any], old: Any, answers: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_begins_anew() -> None:
+def test_a_fork_starts_its_own_iterator() -> None:
     context = multiprocessing.get_context("fork")
     loader = augmented(num_workers=2)
     list(loader)

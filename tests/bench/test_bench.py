@@ -274,7 +274,7 @@ def test_large_groups_are_measured_one_after_another() -> None:
     assert held == ["a", "b"]
 
 
-def test_an_error_is_told_without_paths() -> None:
+def test_an_error_is_shown_without_paths() -> None:
     assert summarize_error(ValueError()) == "ValueError"
     error = ImportError("/home/me/site/_x.so: no symbol a|b\nand more")
     assert summarize_error(error) == "... no symbol a/b"

@@ -120,7 +120,9 @@ def test_a_number_of_samples_in_short() -> None:
     assert found == ["128", "2k", "50k", "1.28M", "100M", "1e9", "1e12", "65,537"]
 
 
-def test_the_command_measures_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_and_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["--sizes", str(N), "--seconds", "1e-6", "--device", "cpu"]
     assert main(["bench", *asked, "--out", str(tmp_path / "first")]) == 0
     printed = capsys.readouterr().out
@@ -141,7 +143,7 @@ def test_the_command_measures_and_tells(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("taken", "is_busy"), [(1.26, True), (0.05, False), (None, False)])
-def test_a_busy_machine_is_told_of_and_recorded(
+def test_a_busy_machine_is_reported_and_recorded(
     taken: float | None,
     is_busy: bool,
     tmp_path: Path,

@@ -59,7 +59,7 @@ def main(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> object:
     return ended.value.code
 
 
-def test_a_failure_is_told_and_the_rest_is_run(
+def test_a_failure_is_reported_and_the_other_steps_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = [sys.executable, "-c"]

@@ -67,7 +67,7 @@ def test_the_schedule_rises_and_falls() -> None:
     assert max(rates) == rates[23]
 
 
-def test_a_training_minimises_the_smoothed_loss_and_records_the_plain_one() -> None:
+def test_a_training_minimizes_the_smoothed_loss_and_records_the_plain_one() -> None:
     training = Training(data(), dynloader.UCB(keep=0.5, every=1), 2, 0, RECIPE)
     found = training.run()
     assert found["samples"] == 96 + 48

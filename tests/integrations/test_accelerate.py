@@ -180,7 +180,7 @@ def test_processes_that_must_get_the_same_samples_are_refused(
         prepare(accelerator, DataLoader(Numbers(9), policy=Full()))
 
 
-def test_what_an_epoch_leaves_out_is_scored_anew() -> None:
+def test_samples_left_out_of_an_epoch_are_rescored() -> None:
     inputs = torch.randn(60, 4)
     data = TensorDataset(inputs, torch.arange(60) % 3)
     accelerator = configured()

@@ -96,7 +96,7 @@ def together(
     return [(folder / f"printed.{rank}").read_text() for rank in range(world)]
 
 
-def test_processes_that_are_late_tell_where_they_stand(tmp_path: Path) -> None:
+def test_late_processes_print_their_stacks(tmp_path: Path) -> None:
     def is_late(seconds: float) -> bool:
         return seconds > 200 or len(list(tmp_path.glob("stuck.*"))) == 3
 
@@ -148,7 +148,7 @@ def test_torchrun_starts_them(tmp_path: Path) -> None:
     assert result.stdout.count("done samplers") == 2
 
 
-def test_when_one_is_killed_the_others_are_told_and_go_on_from_the_checkpoint(
+def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
     tmp_path: Path,
 ) -> None:
     texts = together("lose", tmp_path, 3)

@@ -462,7 +462,7 @@ def test_a_lost_update_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         run(once)
 
 
-def test_an_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_that_starts_over_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpochProgress, "is_over", lambda self, *updates: self.is_exhausted)
     with pytest.raises(FOUND):
         run(once)
@@ -496,7 +496,7 @@ def test_a_history_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
         run(once)
 
 
-def test_a_resumed_epoch_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_epoch_that_starts_over_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(self: EpochProgress, num_updates: int) -> None:
         self.start = self.position = 0
         self._reset(num_updates)

@@ -387,7 +387,7 @@ def test_resuming_where_all_samples_are_used_again() -> None:
     assert_refused(resumed, state | {"position": 64}, message)
 
 
-def test_a_schedule_is_told_apart_by_its_name() -> None:
+def test_schedules_are_distinguished_by_name() -> None:
     def first(epoch: int) -> float:
         return 0.5
 

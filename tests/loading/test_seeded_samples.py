@@ -259,7 +259,7 @@ def offset_by_worker(worker_id: int) -> None:
     info.dataset.offset = 100.0
 
 
-def test_the_data_set_is_the_users_own() -> None:
+def test_the_dataset_is_the_users_own() -> None:
     dataset = Augmented()
     loader = made(dataset=dataset, num_workers=1, worker_init_fn=offset_by_worker)
     assert loader.dataset is dataset
@@ -268,7 +268,7 @@ def test_the_data_set_is_the_users_own() -> None:
     assert loader.dataset is dataset
 
 
-def test_a_data_set_that_makes_batches_is_asked_for_samples(wanted: Any) -> None:
+def test_a_dataset_that_makes_batches_is_read_by_sample(wanted: Any) -> None:
     assert epoch(made(dataset=Batched())) == wanted[0]
     part = made(dataset=Subset(Augmented(), range(5, 15)))
     # The index is that in the data set of the loader.

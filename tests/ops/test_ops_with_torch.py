@@ -103,7 +103,7 @@ def test_a_processor_that_flushes_denormals_changes_nothing() -> None:
         torch.set_num_threads(threads)
 
 
-def test_epochs_do_not_compile_anew(device: torch.device) -> None:
+def test_epochs_do_not_recompile(device: torch.device) -> None:
     scores = torch.rand(100, device=device)
 
     @torch.compile(fullgraph=True, backend="eager")

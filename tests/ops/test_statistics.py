@@ -197,7 +197,7 @@ def check_ends(drawn: Drawn) -> None:
     check_frequencies(last)
 
 
-def check_neighbours(drawn: Drawn) -> None:
+def check_adjacent(drawn: Drawn) -> None:
     """How far apart samples are that follow each other."""
     for n in (2**16 - 1, 2**16, 100_003):
         for distance in (1, 2, 3, 64):
@@ -329,7 +329,7 @@ def check_dropping(drawn: Drawn) -> None:
 CHECKS: dict[Callable[[Drawn], None], list[type[Drawn]]] = {
     check_all_orders: [Rotated, Biased],
     check_ends: [InHalves],
-    check_neighbours: [Affine, Rotated],
+    check_adjacent: [Affine, Rotated],
     check_places_of_samples: [InHalves],
     check_fixed_points: [LeftInPlace, Deranged],
     check_independence: [SameEveryEpoch, SeedXorEpoch, SamePurpose],

@@ -94,7 +94,7 @@ def test_static_has_its_own_copy_of_the_scores() -> None:
     assert sorted(select(policy, SCORES, epoch=0).indices.tolist()) == list(range(90, 100))
 
 
-def test_random_dynamic_draws_anew_at_every_checkpoint() -> None:
+def test_random_dynamic_redraws_at_every_checkpoint() -> None:
     loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.3, every=2))
     subsets = [frozenset(feed(loader)) for _ in range(6)]
     assert subsets[0::2] == subsets[1::2]
@@ -347,7 +347,7 @@ class Halves(Policy):
         return Selection(indices, indices.float())
 
 
-def test_a_policy_of_ones_own() -> None:
+def test_a_user_defined_policy() -> None:
     loader = DataLoader(Numbers(N), batch_size=10, policy=Halves(), return_index=True)
     for parity in (0, 1, 0):
         fed = []
@@ -368,7 +368,7 @@ class ByLoss(Policy):
         return dynloader.Selection(indices, losses / losses.mean())
 
 
-def test_weights_of_a_policy_of_ones_own_multiply_the_losses() -> None:
+def test_weights_of_a_user_defined_policy_multiply_the_losses() -> None:
     def weighted(loader: DataLoader[int]) -> list[tuple[list[int], float]]:
         return [(index.tolist(), float(loader.update(loss_of(index)))) for index in loader]
 

@@ -55,7 +55,7 @@ def test_the_backend_asks_for_what_pyproject_lists(backend: ModuleType) -> None:
     assert set(re.findall(r'"(.*?)"', listed[1])) == needed | {"ninja"}
 
 
-def test_an_environment_without_build_requirements_is_told(tmp_path: Path) -> None:
+def test_missing_build_requirements_are_reported(tmp_path: Path) -> None:
     """As pip starts the backend; -S leaves out all that is installed."""
     command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import build_backend"
     found = subprocess.run(
@@ -158,7 +158,7 @@ def test_an_nvcc_that_says_nothing_is_taken_by_its_place(setup: ModuleType, tmp_
     assert setup.find_toolkit({"PATH": path}) == str(tmp_path / "toolkit")
 
 
-def test_the_toolkit_tells_its_version(setup: ModuleType, tmp_path: Path) -> None:
+def test_the_version_of_the_toolkit_is_read(setup: ModuleType, tmp_path: Path) -> None:
     script(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.1'")
     assert setup.toolkit_version(str(tmp_path)) == "12.4"
 

@@ -109,7 +109,7 @@ def test_changes_that_are_not_judged() -> None:
     )
 
 
-def test_it_tells_a_change_that_a_test_sees_from_one_that_none_does() -> None:
+def test_it_separates_detected_from_undetected_changes() -> None:
     """The planted test calls ``share_of`` with numbers that agree, and looks at one result."""
     planted = ["--function", "share_of", "--tests", "tests/mutation/planted.py"]
     found = subprocess.run(

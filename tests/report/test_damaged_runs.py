@@ -305,7 +305,7 @@ def test_nothing_is_left(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "out").exists()
 
 
-def test_the_version_is_told_before_what_it_changes(run: Path, tmp_path: Path) -> None:
+def test_a_wrong_version_is_reported_before_other_faults(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     about = {"version": 2, "name": {"short": "a"}, "class_names": {"0": "a"}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(about))
@@ -455,7 +455,7 @@ def test_a_cut_line_of_an_epoch_that_is_trained_again_is_no_loss(tmp_path: Path)
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*returns are counted from here on")
-def test_damaged_samples_are_written_anew(damage: Damage, tmp_path: Path) -> None:
+def test_damaged_samples_are_rewritten(damage: Damage, tmp_path: Path) -> None:
     state = three_epochs(tmp_path / "run")
     lines = (tmp_path / "run" / "epochs.jsonl").read_text()
     damage(tmp_path / "run")
@@ -467,7 +467,7 @@ def test_damaged_samples_are_written_anew(damage: Damage, tmp_path: Path) -> Non
         assert samples["visits"].sum() == 120
 
 
-def test_damaged_samples_are_told(tmp_path: Path) -> None:
+def test_damaged_samples_are_reported(tmp_path: Path) -> None:
     state = three_epochs(tmp_path / "run")
     cut("samples.npz", 0.5)(tmp_path / "run")
     with pytest.warns(UserWarning, match=r"samples.npz cannot be read: .* counted from here on"):

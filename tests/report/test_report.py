@@ -287,7 +287,7 @@ def test_the_last_batch_takes_time_of_its_epoch_too(monkeypatch: pytest.MonkeyPa
     assert [line["epoch_seconds"] for line in lines] == [4.0, 4.0, 4.0]
 
 
-def test_every_epoch_is_told_of_a_rule_without_scores() -> None:
+def test_every_epoch_of_a_rule_without_scores_is_reported() -> None:
     """Nobody need ask for an epoch after the last."""
     epochs: list[int] = []
     loader = DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1))
@@ -298,7 +298,7 @@ def test_every_epoch_is_told_of_a_rule_without_scores() -> None:
     assert epochs == [0, 1, 2]
 
 
-def test_what_fails_is_told_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+def test_a_failure_is_reported_and_nothing_is_counted_twice(tmp_path: Path) -> None:
     fails = True
 
     def target(figures: dict[str, Any], epoch: int) -> None:
@@ -659,7 +659,7 @@ def test_three_significant_digits(value: float, text: str) -> None:
     assert digits(value) == text
 
 
-def test_short_times_are_told_apart(tmp_path: Path) -> None:
+def test_short_times_are_distinguished(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for number, seconds in enumerate((0.0601, 0.0987)):
         log = RunLog(tmp_path / "runs" / str(number), name=f"method {number}")
@@ -719,7 +719,7 @@ def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
 # --- the other commands --------------------------------------------------------------------------
 
 
-def test_info_tells_the_build(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_describes_the_build(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert torch.__version__ in out

@@ -218,7 +218,7 @@ def test_what_is_left_of_an_epoch(drop_last: bool, stop: int, num_left: int) -> 
     assert batches.num_left(EpochProgress(epoch.plan)) == len(batches) == (6 if drop_last else 7)
 
 
-def test_epochs_of_so_many_steps() -> None:
+def test_epochs_with_a_fixed_number_of_steps() -> None:
     """A longer epoch ends there, and a shorter one begins again."""
     for steps in (2, 20):
         batches = PruningBatchSampler(PruningSampler(50, Full()), 8, steps_per_epoch=steps)
@@ -280,7 +280,7 @@ def test_what_a_sampler_is_made_of() -> None:
     assert sampler.num_samples == N
 
 
-def test_one_of_several_processes_is_told_the_most_there_can_be() -> None:
+def test_one_of_several_processes_gets_an_upper_bound() -> None:
     """Before they meet, nobody knows what the losses say."""
     for policy, most in ((RandomDynamic(keep=0.3, every=1), 30), (Kakurenbo(keep=0.3), N)):
         sampler = PruningSampler(N, policy, num_replicas=2, rank=0)
@@ -352,7 +352,7 @@ def test_a_table_that_does_not_fit() -> None:
         PruningSampler(N, Full(), table=[])  # type: ignore[arg-type]
 
 
-def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
+def test_when_over_is_called_for_every_epoch_that_is_over() -> None:
     sampler = PruningSampler(N, Full())
     told: list[int] = []
     sampler.epochs.when_over.append(lambda run: told.append(run.plan.epoch))
@@ -374,7 +374,9 @@ def test_who_asked_is_told_of_every_epoch_that_is_over() -> None:
     assert (sampler.epochs.current.plan.epoch, told) == (10, [3, 4, 9])
 
 
-def test_news_is_what_other_processes_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unshared_updates_are_those_that_other_processes_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     alone = PruningSampler(N, Full(), num_replicas=1)
     second = PruningSampler(N, Full(), num_replicas=2, rank=1)
@@ -402,7 +404,7 @@ def test_a_replay_uses_nothing_up() -> None:
     assert full.left_out().dtype == torch.int64
 
 
-def test_a_sampler_follows_the_one_whose_place_it_took() -> None:
+def test_a_sampler_follows_the_one_it_replaced() -> None:
     sampler, told = PruningSampler(N, Full()), SimpleNamespace(epoch=4)
     sampler.epochs.follow(told)
     next(iter(sampler))

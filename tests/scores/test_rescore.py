@@ -138,7 +138,7 @@ def test_an_epoch_resumed_in_its_midst_was_scored_before() -> None:
     assert torch.equal(resumed.table.visits, loader.table.visits)
 
 
-def test_the_length_of_its_own_loader_is_nobodys_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_its_own_loader_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = made()
     loader = DataLoader(data, batch_size=8, policy=UCB(keep=0.5))
     for x, y in loader:

@@ -178,7 +178,7 @@ def test_scores_that_were_loaded_may_be_of_any_policy() -> None:
     assert_refused(EpsilonGreedy(), table)
 
 
-def test_a_rule_of_ones_own() -> None:
+def test_a_user_defined_rule() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Means(Lowest):
         """Reads the means, but no scores."""

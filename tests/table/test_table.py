@@ -187,7 +187,7 @@ def test_forgetting() -> None:
     assert (table.forgetting & 1).tolist() == [0, 1, 1, 0]
 
 
-def test_a_table_keeps_no_history_unasked() -> None:
+def test_a_table_keeps_no_history_by_default() -> None:
     table = ScoreTable(4)
     assert table.history is None
     with pytest.raises(ValueError, match="history must be at least 0, got -1"):
@@ -363,7 +363,7 @@ def test_histories_of_other_lengths() -> None:
         assert table.history[0].nan_to_num(-1).tolist() == wanted
 
 
-def test_what_was_loaded_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_updates_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process loads the same, so only what is recorded later is to be exchanged."""
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     table = ScoreTable(4)
@@ -448,7 +448,7 @@ def test_updates_are_counted_where_a_graph_replays_them(cuda: str) -> None:
 
 
 @pytest.mark.cuda
-def test_what_a_graph_replayed_is_news_to_other_processes(
+def test_updates_replayed_by_a_graph_are_exchanged(
     cuda: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one of two processes, of which the other recorded nothing."""
