@@ -1,4 +1,4 @@
-"""Where the tests run."""
+"""Fixtures: the devices and the numbers of threads that tests run on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import dynloader
 
 
 def need_cuda() -> torch.device:
-    """The CUDA device, or else the test is skipped; it fails under DYNLOADER_REQUIRE_CUDA=1."""
+    """Return the CUDA device. Without one, skip the test, or fail if DYNLOADER_REQUIRE_CUDA=1."""
     missing = None
     if not torch.cuda.is_available():
         missing = "torch sees no GPU"
@@ -27,7 +27,7 @@ def need_cuda() -> torch.device:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Names must be the same in every process, or else pytest-xdist runs nothing."""
+    """Reject test names that differ between processes, with which pytest-xdist runs nothing."""
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"{item.nodeid} has an address in its name: ids=named has none")
@@ -44,13 +44,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def cuda() -> torch.device:
-    """For tests of what only CUDA does; they carry the marker ``cuda``."""
+    """The CUDA device, for tests of CUDA alone; mark them with ``cuda``."""
     return need_cuda()
 
 
 @pytest.fixture(params=THREADS)
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A number of threads, set for the length of the test."""
+    """The number of threads, set for the duration of the test."""
     with sharing(request.param):
         yield request.param
 
@@ -59,7 +59,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     params=[f"cpu-{count}" for count in THREADS] + [pytest.param("cuda", marks=pytest.mark.cuda)]
 )
 def place(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """A device; the CPU once for each number of threads."""
+    """A device: the CPU once for each number of threads, and the GPU."""
     if request.param == "cuda":
         yield need_cuda()
         return

@@ -1,4 +1,4 @@
-"""Tables of pandas as data sets: each column is an array."""
+"""pandas DataFrames as datasets: each column is an array."""
 
 from __future__ import annotations
 

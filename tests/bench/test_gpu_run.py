@@ -1,4 +1,4 @@
-"""What ``make gpu`` runs, and that it tells what failed; the runs themselves need a GPU."""
+"""The steps of ``make gpu`` and its reports of failures; the steps themselves need a GPU."""
 
 from __future__ import annotations
 

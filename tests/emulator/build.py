@@ -22,7 +22,7 @@ KINDS = {
 
 
 class Change(NamedTuple):
-    """In a file below csrc/, a text that is there once, and what is put in its place."""
+    """A text that occurs once in a file below csrc/, and its replacement."""
 
     path: str
     old: str
@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
 
 def changed_sources(changes: Sequence[Change], folder: Path) -> Path:
-    """The root of a copy of the sources, with the changes."""
+    """Copy the sources, apply the changes, and return the root of the copy."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     shutil.copytree(ROOT / "tests" / "emulator", folder / "tests" / "emulator")
     for change in changes:
@@ -42,10 +42,10 @@ def changed_sources(changes: Sequence[Change], folder: Path) -> Path:
 
 
 def compile_library(kind: str, folder: Path, root: Path = ROOT) -> Path:
-    """The shared library of the kernels and of what runs them."""
+    """Build the shared library of the kernels and the emulator."""
     emulator = root / "tests" / "emulator"
     objects = []
-    # The emulator itself is not checked: it switches stacks, and reads what kernels must not.
+    # The emulator is not instrumented: it switches stacks, and reads what kernels must not.
     for source, flags in (
         (root / "csrc" / "backends" / "cuda.cu", KINDS[kind]),
         (emulator / "calls.cpp", KINDS[kind]),
@@ -70,13 +70,13 @@ def run(command: Sequence[object]) -> None:
 
 
 def library_of_gcc(name: str) -> str:
-    """Where the compiler has it."""
+    """Return the path of one of the compiler's libraries."""
     find = ["g++", f"-print-file-name={name}"]
     return subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def environment(kind: str) -> dict[str, str]:
-    """What a process needs to load such a library."""
+    """Return the environment in which a process can load such a library."""
     tests = ROOT / "tests"
     added = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests / "support")])}
     if kind == "sanitized":

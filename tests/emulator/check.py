@@ -1,6 +1,6 @@
 """Compares the calls on the emulated GPU with the reference: ``check.py LIBRARY SUITE SEED``.
 
-A process of its own, for a fault ends it. The last line tells how many results were equal.
+Runs in a separate process, because a fault ends it. The last line has the number of equal results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ num_equal = 0
 
 
 def same(found: Array, wanted: Any, *what: object) -> None:
-    """Fails unless dtype, shape and every bit are equal."""
+    """Fail unless dtype, shape and every bit are equal."""
     global num_equal
     wanted = np.asarray(wanted)
     assert found.dtype == wanted.dtype, (*what, found.dtype, wanted.dtype)
@@ -47,7 +47,7 @@ def same(found: Array, wanted: Any, *what: object) -> None:
 
 
 def at(i: int, gpu: Gpu | None = None) -> tuple[Address, dict[str, int]]:
-    """An address for the call, and for the reference; with a GPU, the epoch is read there."""
+    """Return an address for the call, which reads the epoch on the GPU, and for the reference."""
     options = address(i)
     if gpu is None:
         return Address(options["seed"], options["epoch"], None), options

@@ -32,7 +32,7 @@ enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 namespace emulator {
 // What the next launch answers, instead of running the kernel.
 inline cudaError_t refusal = cudaSuccess;
-// Of the last call that failed, until somebody asks for it.
+// The error of the last call that failed, until it is read.
 inline cudaError_t last_error = cudaSuccess;
 }  // namespace emulator
 

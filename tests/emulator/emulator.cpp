@@ -18,7 +18,7 @@
 
 #include "tracer.h"
 
-// Where AddressSanitizer is linked, it is told what belongs to nobody.
+// Present if AddressSanitizer is linked: marks memory as inaccessible.
 extern "C" __attribute__((weak)) void __asan_poison_memory_region(void const volatile*, size_t);
 extern "C" __attribute__((weak)) void __asan_unpoison_memory_region(void const volatile*, size_t);
 

@@ -35,7 +35,7 @@ void launch(const void* kernel, unsigned blocks, unsigned threads, void* stream,
             void (*call)(void*), void* context);
 
 // Device memory is apart from the host's: the host can touch it by these only. It comes filled with
-// 0xa5, and is followed by memory that belongs to nobody.
+// 0xa5, and is followed by memory that is not accessible.
 void* allocate(size_t bytes);
 void set(void* address, int value, size_t bytes);
 void copy_to_device(void* to, const void* from, size_t bytes);

@@ -1,4 +1,4 @@
-"""Faults planted into the kernels. None of them may pass."""
+"""Faults planted in the kernels. The tests must detect all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from emulator.build import Change
 
 
 class Fault(NamedTuple):
-    """What is changed, under which build and suite it must be found, and by what message."""
+    """A change, the build and suite that must detect it, and the message."""
 
     change: Change
     kind: str
@@ -97,7 +97,7 @@ FAULTS = {
         "top_k",
         r"AddressSanitizer: stack-buffer-overflow|runtime error: index 15 out of bounds",
     ),
-    "an uninitialised histogram": Fault(
+    "an uninitialized histogram": Fault(
         Change(
             "backends/cuda_search.h",
             "b += kThreads) local[b] = 0;",
@@ -107,7 +107,7 @@ FAULTS = {
         "top_k",
         r"emulator: shared memory is read at \S+, and was not written",
     ),
-    "counters that nobody cleared": Fault(
+    "counters that were not cleared": Fault(
         Change(
             "backends/cuda.cu",
             "check(cudaMemsetAsync(counts_, 0, (kSearchBins + 1)",

@@ -194,7 +194,7 @@ class DeviceArray:
         self.address = library.emulator_allocate(int(np.prod(shape)) * self.dtype.itemsize)
 
     def read(self, count: int | None = None) -> Array:
-        """On the host: all, or the first of them."""
+        """Copy all elements, or the first ``count``, to the host."""
         shape = self.shape if count is None else (count, *self.shape[1:])
         array = np.empty(shape, self.dtype)
         self.library.emulator_to_host(array.ctypes.data, self.address, array.nbytes)

@@ -18,7 +18,7 @@ namespace {
 
 constexpr unsigned kSeveral = ~0u;
 
-// Who made an access: the phase counts the barriers that the block had passed.
+// The thread that made an access; `phase` counts the barriers that its block had passed.
 struct Access {
   unsigned launch, block, phase, thread;
 };

@@ -1,6 +1,6 @@
 // Follows every access of a kernel to memory, and ends the program at one that
 // - two threads make without anything that orders them, one of them writing (a race),
-// - reads what nobody wrote,
+// - reads uninitialized memory,
 // - is outside of the memory that was allocated on the device.
 // Only where the kernels are compiled with -fsanitize=thread, whose calls tracer.cpp answers.
 #pragma once

@@ -40,7 +40,7 @@ RECIPE = Recipe(widths="proxy", batch_size=16, whitening_images=32)
 
 def test_the_first_convolution_whitens() -> None:
     images = some_images(200).float() / 255
-    smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)  # neighbours alike, as in photographs
+    smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)  # similar nearby pixels
     filters = whitening_filters(smooth, eps=0.0)
     assert filters.shape == (24, 3, 2, 2)
     assert torch.equal(filters[12:], -filters[:12])

@@ -28,7 +28,7 @@ from dynloader.integrations.accelerate import prepare, skip_first_batches  # noq
 
 
 @pytest.fixture(autouse=True)
-def anew() -> Iterator[None]:
+def fresh_state() -> Iterator[None]:
     yield
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.state.GradientState._reset_state()
@@ -145,7 +145,7 @@ def test_skipping() -> None:
 
 
 def test_accelerates_own_way_prunes_too() -> None:
-    """It takes the batches of indices; which sample is which, the data set has to tell."""
+    """accelerate uses our batches of indices, but the dataset must return the index."""
     loader = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1))
     ours = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1))
     prepared = configured().prepare(loader)

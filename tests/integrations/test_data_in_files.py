@@ -146,11 +146,11 @@ def test_a_pruned_epoch(kind: str, tmp_path: Path) -> None:
     )
     for kept in (N, 18, 18):
         fed = []
-        for index, payload, told in loader:
-            assert index.tolist() == told.tolist()
-            assert payload.tolist() == [sum(row(i)["payload"]) for i in told.tolist()]
-            loader.update(1.0 + index, told)
-            fed += told.tolist()
+        for index, payload, returned in loader:
+            assert index.tolist() == returned.tolist()
+            assert payload.tolist() == [sum(row(i)["payload"]) for i in returned.tolist()]
+            loader.update(1.0 + index, returned)
+            fed += returned.tolist()
         assert len(fed) == len(set(fed)) == kept
     assert sorted(fed) == list(range(N - 18, N))  # the highest losses
 

@@ -42,7 +42,7 @@ class Model(nn.Module):
 
 
 class Recorder(PruningTrainer):
-    """Records which samples it was given, and gives losses that tell them apart."""
+    """Records the samples it was given, and returns losses that identify them."""
 
     steps: list[list[int]]
 

@@ -247,13 +247,13 @@ def test_what_is_logged_of_classes(other: torch.dtype) -> None:
     def made() -> Any:
         table = ScoreTable(N, "cpu")
         loader = DataLoader(Numbers(N), 8, policy=UCB(keep=0.4, every=1), table=table)
-        told: list[Any] = []
+        logged: list[Any] = []
         labels = torch.arange(N) % 7
-        loader.log_to(lambda figures, epoch: told.append(figures), labels=labels)
+        loader.log_to(lambda figures, epoch: logged.append(figures), labels=labels)
         for epoch in range(3):
             for index in loader:
                 loader.update(losses_of(index, epoch))
-        return [figures["kept_of_class"] for figures in told]
+        return [figures["kept_of_class"] for figures in logged]
 
     wanted, found = on_both(other, made)
     assert found == wanted

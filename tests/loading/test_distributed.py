@@ -1,4 +1,4 @@
-"""Several processes: each feeds its share, and all select alike."""
+"""Several processes: each feeds its share, and all make the same selection."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def start(name: str, folder: Path, world: int, rank: int, store: str) -> subproc
         "WORLD_SIZE": str(world),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        # Frameworks ask for these; where the processes meet already, nobody listens there.
+        # Frameworks require these variables; the processes use DYNLOADER_STORE instead.
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "29500",
     }
-    # In a group with its workers, so that all of them can be asked where they stand.
+    # In a process group with its workers, so that all of them get the signal for their stacks.
     with open(folder / f"printed.{rank}", "wb") as printed:
         return subprocess.Popen(
             [sys.executable, PROCESSES, name, str(folder)],
@@ -59,7 +59,7 @@ def start(name: str, folder: Path, world: int, rank: int, store: str) -> subproc
 
 
 def signal_all(processes: list[subprocess.Popen[bytes]], number: int) -> bool:
-    """Send a signal to these processes and their workers; false if none is left."""
+    """Send a signal to these processes and their workers; return False if none is left."""
     is_one_left = False
     for process in processes:
         process.poll()
@@ -75,7 +75,7 @@ def together(
     world: int,
     is_late: Callable[[float], bool] = lambda seconds: seconds > 300,
 ) -> list[str]:
-    """What so many processes print; when they are late, where each of them stands."""
+    """Return what the processes print. If they are late, fail and show their stacks."""
     store = tempfile.mktemp(dir=folder)
     processes = [start(name, folder, world, rank, store) for rank in range(world)]
     begin = time.monotonic()
@@ -186,7 +186,7 @@ class Meeting:
         return gathered
 
     def synchronize(self, ofs: list[str] | None = None) -> list[BaseException | None]:
-        """All tables meet; what each of them raised."""
+        """Synchronize all tables, and return the error that each raised."""
         errors: list[BaseException | None] = [None] * len(self.tables)
 
         def meet(rank: int) -> None:
@@ -220,7 +220,7 @@ def test_of_equally_visited_samples_the_first_process_counts(
 ) -> None:
     tables = [ScoreTable(8, "cpu") for _ in range(3)]
     meeting = Meeting(monkeypatch, tables)
-    # Of each sample, how often each process recorded it; nobody recorded 6 and 7.
+    # For each sample, how often each process recorded it. No process recorded 6 and 7.
     recorded = {0: [1, 1, 0], 1: [1, 2, 1], 2: [0, 1, 1], 3: [0, 0, 2], 4: [2, 2, 2], 5: [1, 1, 3]}
     for sample, times in recorded.items():
         for rank, count in enumerate(times):
@@ -233,7 +233,7 @@ def test_of_equally_visited_samples_the_first_process_counts(
     assert tables[0].visits.tolist() == [1, 2, 1, 2, 2, 3, 0, 0]
     assert tables[0].num_updates == total == 21
     assert [table.forgetting for table in tables] == [None] * 3
-    # Again: only what is new counts, on top of what all have.
+    # In a second exchange, only new updates count.
     tables[2].update([0], torch.tensor([7.0]))
     tables[0].update([3, 0], torch.tensor([8.0, 9.0]))
     assert [table.has_unshared_updates for table in tables] == [True, False, True]
@@ -259,9 +259,9 @@ def test_what_all_loaded_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_many_rows_are_exchanged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With forgetting and a history, which only some processes have anything of.
+    """Some processes have forgetting counts and a history, and others do not.
 
-    Nobody has anything of sample 0, whose index stands where a process has fewer rows than others.
+    No process has updated sample 0, whose index pads the rows of processes with fewer rows.
     """
     monkeypatch.setattr(exchange, "_ROWS", 3)
     tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
@@ -319,7 +319,7 @@ def test_tables_that_differ_are_not_exchanged(
 
 @pytest.fixture
 def group_of_one() -> Iterator[None]:
-    """torch.distributed with this process alone."""
+    """Initialize torch.distributed with this process alone."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -412,7 +412,7 @@ def test_a_last_step_is_padded_from_the_beginning() -> None:
     assert [part.shape for part in parts] == [(1, 2), (1, 6), (1, 4)]
     with pytest.raises(FrozenInstanceError):
         Share((4,), 0).rank = 1
-    # Alone, a process has nobody to keep step with.
+    # A single process need not make the same number of steps as others.
     for last_batch in ("pad", "split"):
         assert Share((12,), 0, last_batch).of(last, plan.batch) is last
 

@@ -1,4 +1,4 @@
-"""Losses reach their samples, and come back as the loss to minimise; the figures of the loader."""
+"""Losses reach their samples; update returns the loss to minimize; statistics of the loader."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ NO_TENSORS += [
 OF_N = [longer, lambda tensor: tensor[:-1], to(None)]
 NO_BOOL = [to(x) for x in (0, 1, None, 0.0)] + TENSORS + ANYTHING
 
-# Of every key of a state that is neither a tensor nor told by the loader: what it must not be.
+# Invalid values for every key of a state, except for tensors and settings of the loader.
 DAMAGES: dict[str, list[Callable[[Any], Any]]] = {
     "version": [to(x) for x in (0, 2, True, 1.5, None, torch.tensor(1), torch.tensor([1, 1]))]
     + ANYTHING,

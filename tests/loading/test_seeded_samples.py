@@ -78,7 +78,7 @@ def rows(batch: Tensor) -> Iterator[tuple[int, list[float]]]:
 
 
 def epoch(loader: DataLoader[Any], stop: int | None = None) -> dict[int, list[float]]:
-    """Up to so many batches of one epoch with updates: what was drawn for each sample."""
+    """Train up to ``num_batches`` batches of an epoch; return the draws of each sample."""
     found: dict[int, list[float]] = {}
     for batch in itertools.islice(loader, stop):
         loader.update(loss_of(batch.view(-1, 7)[:, 0].long()))
@@ -271,7 +271,7 @@ def test_the_dataset_is_the_users_own() -> None:
 def test_a_dataset_that_makes_batches_is_read_by_sample(wanted: Any) -> None:
     assert epoch(made(dataset=Batched())) == wanted[0]
     part = made(dataset=Subset(Augmented(), range(5, 15)))
-    # The index is that in the data set of the loader.
+    # The index refers to the dataset of the loader.
     for index, values in epoch(part).items():
         assert values == wanted[0][index - 5]
     with pytest.raises(TypeError, match=r"seed_each_sample needs .* __getitem__, got OnlyBatches"):

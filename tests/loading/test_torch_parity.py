@@ -66,14 +66,14 @@ class Squares(Dataset[int]):
 
 
 class Counting(IterableDataset[int]):
-    def __init__(self, n: int, told: int | None = None) -> None:
-        self.n, self.told = n, n if told is None else told
+    def __init__(self, n: int, length: int | None = None) -> None:
+        self.n, self.length = n, n if length is None else length
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.n))
 
     def __len__(self) -> int:
-        return self.told
+        return self.length
 
 
 class Seeds(Dataset[Any]):
@@ -140,8 +140,8 @@ def outcome(scenario: Callable[[Loader], Any], loader: Loader) -> Any:
             # Of a traceback that came from a worker, the end.
             found = type(error), text.strip().splitlines()[-1:]
         gc.collect()
-    told = sorted({str(each.message)[:60] for each in caught if each.category is UserWarning})
-    return found, told, float(torch.rand(()))
+    messages = sorted({str(each.message)[:60] for each in caught if each.category is UserWarning})
+    return found, messages, float(torch.rand(()))
 
 
 def identity(batch: Any) -> Any:
@@ -248,7 +248,7 @@ def lengths(loader: Loader) -> Any:
 
 
 def killed(loader: Loader) -> Any:
-    """Torch itself tells it in one of several ways, by which it notices first."""
+    """torch raises one of several errors, depending on which fault it detects first."""
     with pytest.raises((RuntimeError, ConnectionError, EOFError)):
         list(loader(Killed(), 2, num_workers=1))
 
@@ -284,7 +284,7 @@ def broken_off(loader: Loader) -> Any:
 
 
 def iterable_too_long(loader: Loader) -> Any:
-    made = loader(Counting(20, told=10), batch_size=None, num_workers=0)
+    made = loader(Counting(20, length=10), batch_size=None, num_workers=0)
     return len(made), list(made)
 
 

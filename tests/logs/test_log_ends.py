@@ -1,4 +1,4 @@
-"""The last epoch is in the log, though nobody asks for the next."""
+"""The last epoch is in the log, even if no further epoch is requested."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def test_when_the_loader_is_deleted(arrays: bool, tmp_path: Path) -> None:
     data: Any = TensorDataset(torch.arange(60)) if arrays else Numbers(60)
     loader = DataLoader(data, 8, policy=UCB(keep=0.5, every=1), return_index=True)
     log = logged(loader, tmp_path / "run")
-    told: list[int] = []
-    loader.log_to(lambda figures, epoch: told.append(epoch))
+    logged_epochs: list[int] = []
+    loader.log_to(lambda figures, epoch: logged_epochs.append(epoch))
     for _ in range(2):
         found = [batch[-1] for batch in loader]
         for index in found:  # late, so that the end of the epoch does not wait for them
             loader.update(loss_of(index), index)
-    assert told == [0]
+    assert logged_epochs == [0]
     del loader
-    assert told == [0, 1]
+    assert logged_epochs == [0, 1]
     assert [line["samples"] for line in lines_of(tmp_path / "run")] == [60, 90]
     with np.load(tmp_path / "run" / "samples.npz") as samples:
         assert samples["visits"].sum() == 90
@@ -234,7 +234,7 @@ def test_a_summary_writer_is_flushed(tmp_path: Path) -> None:
 
 def test_a_target_that_knows_the_loader_does_not_keep_it(tmp_path: Path) -> None:
     """In a cycle, it is deleted by the garbage collector."""
-    told: list[int] = []
+    logged_epochs: list[int] = []
 
     class User:
         def __init__(self) -> None:
@@ -243,16 +243,16 @@ def test_a_target_that_knows_the_loader_does_not_keep_it(tmp_path: Path) -> None
 
         def write(self, figures: dict[str, Any], epoch: int) -> None:
             assert self.loader.stats()["dynloader/epoch"] == epoch + 1
-            told.append(epoch)
+            logged_epochs.append(epoch)
 
     user = User()
     reference = weakref.ref(user.loader)
     train(user.loader)
     begun(user.loader, 3)
-    assert told == [0]
+    assert logged_epochs == [0]
     del user
     gc.collect()
-    assert told == [0, 1]
+    assert logged_epochs == [0, 1]
     assert reference() is None
 
 

@@ -76,7 +76,7 @@ def test_metrics_may_come_first(tmp_path: Path) -> None:
 
 
 def test_an_earlier_state_keeps_what_this_log_wrote(tmp_path: Path) -> None:
-    """Going back within one process: the lines of this log tell what was trained."""
+    """Going back within one process keeps the lines that this log wrote."""
     loader = made()
     log = logged(loader, tmp_path / "run")
     train(loader)

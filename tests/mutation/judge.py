@@ -1,8 +1,8 @@
-"""Runs tests with one change after another.
+"""Runs tests against one change after another.
 
-pytest imports the package and collects the tests once. Then it forks for each change, makes it in
-memory, and runs tests until one fails. What has effect while the package is imported is changed in
-a copy of the package that another process imports.
+pytest imports the package and collects the tests once. It forks for each change, applies the change
+in memory, and runs tests until one fails. A change that takes effect while the package is imported
+is made in a copy of the package, which another process imports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 CACHE = ROOT / "build" / "mutants"
-# Beyond it, a change that makes memory grow ends the process and not the machine.
+# Limit of memory, so that a change that makes memory grow ends only its process.
 _MEMORY = 24 * 2**30
 
 
@@ -111,7 +111,7 @@ def in_child(work: Callable[[], Any], limit: float, *, is_quiet: bool = True) ->
     while ended == 0 and time.monotonic() < end:
         ended, _ = os.waitpid(pid, os.WNOHANG)
         time.sleep(0.005)
-    # Its workers too, and what it started and left.
+    # Kills its workers and other processes that it left, too.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     if ended == 0:
@@ -122,7 +122,7 @@ def in_child(work: Callable[[], Any], limit: float, *, is_quiet: bool = True) ->
 
 
 def preload() -> None:
-    """Import what tests import, but for the package itself."""
+    """Import what tests import, except for the package itself."""
     import hypothesis  # noqa: F401
     import numpy  # noqa: F401
     import pytest  # noqa: F401
@@ -147,7 +147,7 @@ def _pytest(package: Path, files: Iterable[str], plugin: Any, *options: str) -> 
 
 
 class Collected:
-    """Tests that pytest has collected in this process, to be run in forks of it."""
+    """The tests that pytest collected in this process, to run in forks of it."""
 
     def __init__(self, items: Sequence[Any], reports: _Reports) -> None:
         self._items = {item.nodeid: item for item in items}
@@ -174,7 +174,7 @@ class Collected:
                 if passed is None or passed == "":
                     raise RuntimeError(f"{file} cannot be run: see {CACHE / 'output.txt'}")
                 cache.write_text(json.dumps(passed))
-            # The names of some tests hold addresses, and are others each time.
+            # Names of tests that contain addresses differ each time.
             for test, seconds, calls in json.loads(cache.read_text()):
                 if test in self._items:
                     found.append(Case(test, seconds, frozenset(calls)))
@@ -213,7 +213,7 @@ class Collected:
         return zip(tests, [*tests[1:], None], strict=True)
 
     def _run(self, test: str, following: str | None) -> None:
-        """Run a test, and keep the fixtures that the one after it shares with it."""
+        """Run a test, and keep the fixtures that the next test shares with it."""
         item = self._items[test]
         after = None if following is None else self._items[following]
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
@@ -226,7 +226,7 @@ def _named(found: Any, limit: float) -> str:
 
 
 class _Reports:
-    """Notes the outcome of every test."""
+    """Records the outcome of every test."""
 
     def __init__(self) -> None:
         self.failed = ""
@@ -245,7 +245,7 @@ class _Reports:
 
 
 class _Loop(_Reports):
-    """Does something else with the tests than to run them."""
+    """Passes the collected tests to a function instead of running them."""
 
     def __init__(self, work: Callable[[Collected], Any]) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def with_collected(
     work: Callable[[Collected], Any],
     *options: str,
 ) -> Any:
-    """What ``work`` returns in a process that has collected the tests of ``files``."""
+    """Return what ``work`` returns in a process that collected the tests of ``files``."""
 
     def collect(package: Path) -> Any:
         loop = _Loop(work)
@@ -313,7 +313,7 @@ def _noting(calls: set[str]) -> Iterator[None]:
 
 
 def digest(*paths: Path, text: str = "") -> str:
-    """A short text that tells the contents of files, and ``text``, from others."""
+    """Return a digest of the contents of the files and of ``text``."""
     found = hashlib.sha256(text.encode())
     for path in sorted(paths):
         found.update(path.read_bytes())
@@ -321,7 +321,7 @@ def digest(*paths: Path, text: str = "") -> str:
 
 
 def helpers() -> list[Path]:
-    """The package, and what all tests use."""
+    """Return the files of the package and of the helpers of all tests."""
     shared = [path for path in TESTS.glob("*.py") if not path.name.startswith("test_")]
     return [*(ROOT / "dynloader").rglob("*.py"), *shared]
 
@@ -397,7 +397,7 @@ def killer_of_copy(replacements: dict[str, str | Path], tests: Sequence[str], li
         plugin = Some()
         files = dict.fromkeys(test.split("::")[0] for test in tests)
         code = _pytest(package, files, plugin, "-x")
-        # Where the package itself cannot be imported, no test is reported.
+        # If the package cannot be imported, no test is reported.
         return plugin.failed or (f"(pytest ends with {code:d})" if code else "none")
 
     if not tests:

@@ -1,4 +1,4 @@
-"""A change of a source file that some test should notice."""
+"""A change of a source file that a test should detect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def replaced(text: str, function: str, start: int, stop: int, new: str) -> Mutan
     end = len(text) if end < 0 else end
     before = " ".join(text[begin:end].split())
     after = " ".join((text[begin:start] + new + text[stop:end]).split())
-    # The same number of lines, so that tracebacks tell the right ones.
+    # Keeps the number of lines, so that tracebacks show the right ones.
     new += "\n" * (text.count("\n", start, stop) - new.count("\n"))
     line = text.count("\n", 0, start) + 1
     return Mutant(function, line, f"{before} -> {after}", text[:start] + new + text[stop:])

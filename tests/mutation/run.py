@@ -1,11 +1,12 @@
-"""Mutation testing: changes the package, one place at a time, and tells which changes no test sees.
+"""Mutation testing: changes the package in one place at a time, and lists undetected changes.
 
     python tests/mutation/run.py dynloader/policies/_policy.py dynloader/sampling/_plan.py
     python tests/mutation/run.py csrc/core csrc/algorithms --sample 200
 
-Of Python, the tests run are those that call the function changed, in the files that ``TESTS_OF``
-names for the module. Of C++, ``csrc/backends/cpu_scalar.cpp`` is compiled for each change, and
-loaded beside the rest, so build that before: ``DYNLOADER_CUDA=0 python setup.py build``.
+For a change in Python, the tests that call the changed function are run, from the files that
+``TESTS_OF`` lists for the module. For a change in C++, ``csrc/backends/cpu_scalar.cpp`` is compiled
+and loaded beside the other objects, so build these first:
+``DYNLOADER_CUDA=0 python setup.py build``.
 
 ``equivalent.json`` lists changes that are not judged, each with its kind and the reason.
 """
@@ -36,8 +37,8 @@ from mutation import judge, native, python
 from mutation.judge import CACHE, ROOT, Case
 from mutation.mutant import Mutant
 
-# Of changes that are not judged: none can see them; only a GPU shows them; they have effect in
-# csrc/ops, which is not compiled again.
+# Kinds of changes that are not judged: no test can detect them; only a GPU shows them; they affect
+# csrc/ops, which is not recompiled.
 KINDS = ("equivalent", "needs a GPU", "not compiled")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 _LOADER = ["test_samplers", "test_loader_semantics", "test_loader_update"]
@@ -51,7 +52,7 @@ _EPOCHS = [
     "test_policies",
     "test_rescore",
 ]
-# By room, or by room and module.
+# Keys are rooms, or rooms and modules.
 TESTS_OF = {
     "policies": [*_RULES, "test_constraints", "test_sampling_weights", "test_resume"],
     "policies/_policy": [*_RULES, "test_constraints", "test_loader_semantics", "test_resume"],
@@ -91,14 +92,14 @@ TESTS_OF = {
         "test_resume",
     ],
 }
-# Where no test calls the function that is changed but in processes that it starts.
+# Tests to run if the changed function is called only in processes that tests start.
 _WITH_PROCESSES = (
     "tests/loading/test_distributed.py::test_each_feeds_its_share_and_all_select_alike[2]",
     "tests/loading/test_distributed.py::test_frameworks_with_two_processes[accelerated]",
 )
-# Compiles the headers of csrc/core for itself, in a moment.
+# Compiles the headers of csrc/core itself, which is fast.
 _BY_ITSELF = "test_core"
-# In the order in which they are run; those that found the last changes go first.
+# In the order in which they are run; tests that detected the last changes go first.
 TESTS_OF_NATIVE = [
     _BY_ITSELF,
     "test_ops_table",
@@ -114,7 +115,7 @@ _FLAGS = ["-std=c++20", "-O1", "-g0", "-fPIC", "-ffp-contract=off", "-w"]
 
 
 class Verdict(NamedTuple):
-    """What became of a mutant: "killed", "survived", "invalid", or why none can see it."""
+    """The outcome of a mutant: "killed", "survived", "invalid", or why it is not judged."""
 
     outcome: str
     file: str
@@ -123,18 +124,18 @@ class Verdict(NamedTuple):
 
 
 class Excuses:
-    """What ``equivalent.json`` says of changes. It stays true if lines or files move."""
+    """The entries of ``equivalent.json``. They stay valid if lines or files move."""
 
     def __init__(self) -> None:
         listed = json.loads(EQUIVALENT.read_text())
         self._kinds = {(e["file"], e["function"], e["change"]): e["kind"] for e in listed}
 
     def kind(self, file: str, mutant: Mutant) -> str | None:
-        """The kind of change that this is, one of ``KINDS``; None: one to be judged."""
+        """Return the kind of the change, one of ``KINDS``, or None if it is to be judged."""
         return self._kinds.get((Path(file).name, mutant.function, mutant.change))
 
     def stale(self, drawn: Sequence[tuple[str, Mutant]]) -> list[str]:
-        """Those in the files of ``drawn``, which are all changes of them, that are not made."""
+        """Return the entries for the files in ``drawn`` that match none of their changes."""
         made = {(Path(file).name, mutant.function, mutant.change) for file, mutant in drawn}
         names = {name for name, _, _ in made}
         return [
@@ -143,7 +144,7 @@ class Excuses:
 
 
 def files_of(paths: Sequence[str]) -> list[str]:
-    """The source files of these paths, relative to the root."""
+    """Return the source files in these paths, relative to the root."""
     found = []
     for name in paths:
         path = (ROOT / name).resolve()
@@ -153,13 +154,13 @@ def files_of(paths: Sequence[str]) -> list[str]:
 
 
 def mutants_of(file: str) -> list[Mutant]:
-    """All changes of one file."""
+    """Return all changes of one file."""
     make = python.mutants if file.endswith(".py") else native.mutants
     return make((ROOT / file).read_text())
 
 
 def tests_of(file: str) -> list[str]:
-    """The test files of a module."""
+    """Return the test files of a module."""
     room, stem = Path(file).parent.name, Path(file).stem
     names = TESTS_OF.get(f"{room}/{stem}", TESTS_OF.get(room))
     if names is None:
@@ -168,7 +169,7 @@ def tests_of(file: str) -> list[str]:
 
 
 def path_of(test: str) -> str:
-    """The file of a test, relative to the root."""
+    """Return the file of a test, relative to the root."""
     (path,) = (ROOT / "tests").rglob(f"{test}.py")
     return str(path.relative_to(ROOT))
 
@@ -179,10 +180,10 @@ def judge_python(
     """Judge changes of one module.
 
     Args:
-        file: of the module.
+        file: file of the module.
         mutants: the changes.
         names: the test files.
-        seconds: the tests of one change take at most so long.
+        seconds: most processor time of the tests of one change.
     """
     key = judge.digest(*judge.helpers())
     module = file.removesuffix(".py").replace("/", ".")
@@ -236,13 +237,13 @@ def _that_call(
 
 
 def _within(seconds: float, cases: Sequence[Case]) -> list[Case]:
-    """The first of the cases, as many as take so long."""
+    """Return the first cases that together take at most ``seconds``."""
     ends = itertools.accumulate(case.seconds for case in cases)
     return [case for case, end in zip(cases, ends, strict=True) if end <= seconds]
 
 
 def _function_around(file: str, mutant: Mutant) -> tuple[str, int] | None:
-    """The outermost function whose body is changed: its name and first line. None: no function."""
+    """Return name and first line of the outermost function that is changed, or None."""
     nodes: list[ast.AST] = [ast.parse((ROOT / file).read_text())]
     while nodes:
         node = nodes.pop()
@@ -257,13 +258,13 @@ def _function_around(file: str, mutant: Mutant) -> tuple[str, int] | None:
 
 
 def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Iterator[Verdict]:
-    """Judge changes of headers. Tests that found the last ones are run first."""
+    """Judge changes of headers. Tests that detected the last changes are run first."""
     library = "dynloader/lib/libdynloader_cpu.so"
     rest, unchanged, changed = (CACHE / f"{name}.so" for name in ("rest", "unchanged", "changed"))
     _link_without_scalar(rest)
     _check("" if _build_scalar(ROOT / "csrc", unchanged) else "the compiler")
-    # The functions of the scalar path are looked up when they are called first. ctypes, by which
-    # the package loads the library, would look them up at once, were it not loaded already.
+    # Load the library first, so that functions of the scalar path are resolved at their first call.
+    # ctypes, with which the package loads it, resolves them immediately.
     libc = ctypes.CDLL(None)
     libc.dlopen.restype = ctypes.c_void_p
     if libc.dlopen(os.fsencode(rest), os.RTLD_LAZY) is None:
@@ -324,7 +325,7 @@ def _build_scalar(source: Path, target: Path) -> bool:
 
 
 def _link_without_scalar(target: Path) -> None:
-    """Link what was built before into a module that lacks the scalar path."""
+    """Link the built objects into a module without the scalar path."""
     import torch
 
     kind = f"{sys.implementation.cache_tag}-{platform.machine()}"  # not under sanitizers
@@ -339,18 +340,20 @@ def _link_without_scalar(target: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge what the command line names; 1 if a change survived that is not excused."""
+    """Judge the changes of the given paths; return 1 if one survived that is not excused."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="+", help="source files or folders, relative to the root")
-    parser.add_argument("--sample", type=int, help="judge so many changes, drawn from all")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--seconds", type=float, default=20.0, help="tests of one change take")
-    parser.add_argument("--function", help="only changes of functions that are so called")
-    parser.add_argument("--tests", nargs="+", help="test files to run, of Python, in place of all")
-    parser.add_argument("--again", action="store_true", help="only those that survived last time")
+    parser.add_argument("--sample", type=int, help="judge this many random changes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random changes")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="most time for the tests of one change"
+    )
+    parser.add_argument("--function", help="only changes of functions with this name")
+    parser.add_argument("--tests", nargs="+", help="test files to run for changes in Python")
+    parser.add_argument("--again", action="store_true", help="only changes that survived last time")
     given = parser.parse_args(arguments)
     os.environ["DYNLOADER_CPU"] = "scalar"
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,8 +1,8 @@
-"""The real kernels, executed on the CPU (tests/emulator): their results are the reference's.
+"""The kernels, executed on the CPU (tests/emulator), return the results of the reference.
 
-They are compiled twice: under AddressSanitizer and UndefinedBehaviorSanitizer, and with every
-access to memory traced, which finds races and reads of what nobody wrote. Each with the sizes from
-which other paths are taken as they are, and with small ones, so that few samples go all ways.
+They are compiled under AddressSanitizer and UndefinedBehaviorSanitizer, and with every access to
+memory traced, which finds races and reads of uninitialized memory. Each build exists with the real
+thresholds between algorithms and with small ones, so that small inputs cover every path.
 """
 
 from __future__ import annotations

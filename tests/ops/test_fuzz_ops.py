@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dynloader import ops
 
-# The long run: DYNLOADER_FUZZ=100000 for so many cases of each test.
+# For a long run, set DYNLOADER_FUZZ=100000 to try that many cases of each test.
 CASES = int(os.environ.get("DYNLOADER_FUZZ", "300"))
 fuzz = settings(
     max_examples=CASES,

@@ -1,4 +1,4 @@
-"""What nvcc can tell without a GPU: no spills, few registers, no rounding but the specified one."""
+"""Checks by nvcc, without a GPU: no spills, few registers, only the specified rounding."""
 
 from __future__ import annotations
 

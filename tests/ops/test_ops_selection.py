@@ -81,7 +81,7 @@ def test_info_batch_of_an_exact_size(family: str, place: torch.device) -> None:
         for num_kept in sorted({1, n // 3, n - n // 3, n - 1, n} - {0}):
             dropped = n - num_kept
             if dropped > 0 and dropped >= min(n, np.ceil(dropped / r)):
-                continue  # an error: nobody would be left to stand for those dropped
+                continue  # an error: no candidate would remain to represent those dropped
             options = {"num_kept": num_kept, **address(i)}
             indices, weights, _ = ops.info_batch(scores, r, **options)
             wanted = expected("info_batch", family, n, r, **options)

@@ -185,7 +185,7 @@ def test_a_fork_has_threads_of_its_own(is_at_work: bool) -> None:
     other = threading.Thread(target=work)
     context = multiprocessing.get_context("fork")
     with sharing(3):
-        in_a_fork(scores, n, wanted)  # nobody forked yet: this process has threads
+        in_a_fork(scores, n, wanted)  # not forked yet: this process has its threads
         if is_at_work:
             other.start()
         try:
@@ -217,7 +217,7 @@ def test_other_python_threads_run_meanwhile() -> None:
 
         other = threading.Thread(target=call, args=(has_begun, ended))
         before = sys.getswitchinterval()
-        sys.setswitchinterval(1000)  # seconds: nobody is asked to hand the lock over
+        sys.setswitchinterval(1000)  # seconds: no thread is asked to release the lock
         try:
             other.start()
             has_begun.wait()

@@ -1,6 +1,6 @@
-"""What is drawn has the distribution that it should have, and each check finds what has not.
+"""Random draws have the right distribution, and each check detects its planted faults.
 
-Seeds are fixed; a right implementation exceeds a bound for one seed in a million.
+Seeds are fixed; a correct implementation exceeds a bound for one seed in a million.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynloader import ops
 
 
 class Drawn:
-    """What the product draws."""
+    """The draws of dynloader."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return ops.order(n, 0, n, seed=seed, epoch=epoch).numpy()
@@ -107,14 +107,14 @@ class Deranged(Drawn):
 
 
 class SameEveryEpoch(Drawn):
-    """The epoch has no part in the order."""
+    """The order does not depend on the epoch."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return super().order(n, seed, 0)
 
 
 class SeedXorEpoch(Drawn):
-    """Seed and epoch are not told apart."""
+    """Swapping the seed and the epoch gives the same order."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return super().order(n, seed ^ epoch, 0)
@@ -198,7 +198,7 @@ def check_ends(drawn: Drawn) -> None:
 
 
 def check_adjacent(drawn: Drawn) -> None:
-    """How far apart samples are that follow each other."""
+    """Check the distances between samples that are adjacent in the order."""
     for n in (2**16 - 1, 2**16, 100_003):
         for distance in (1, 2, 3, 64):
             order = drawn.order(n, 5, n)

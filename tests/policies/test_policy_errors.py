@@ -198,7 +198,7 @@ def test_static_scores_of_another_length() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Returns(Lowest):
-    """A user's policy that returns what it is told to."""
+    """A user-defined policy that returns a given value."""
 
     value: Any
     needs_scores = False

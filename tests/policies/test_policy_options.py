@@ -60,7 +60,7 @@ def test_defaults() -> None:
             assert getattr(policy, name) == value, (policy, name)
 
 
-# Of every rule: whether it needs scores, selects once, and may keep more than it is told to; how
+# Of every rule: whether it needs scores, selects once, and may keep more than ``keep``; how
 # often it selects, and its least options.
 RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
     Full: (False, False, False, 1, {}),

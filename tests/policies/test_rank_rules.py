@@ -1,4 +1,4 @@
-"""KAKURENBO, SeTa, OrderDP and prioritised sampling, against examples worked out by hand."""
+"""KAKURENBO, SeTa, OrderDP and prioritized sampling, compared with examples by hand."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_ies_leaves_out_what_has_settled() -> None:
     policy = IES()
     table = table_of(CURVES, policy)
     assert choose(policy, table, 1, seed=0, epoch=5).indices.tolist() == [0, 3, 4]
-    # At least so many are kept: of the settled ones those that move the most, here a draw.
+    # At least ``keep`` are kept: the steady samples that change most, here chosen at random.
     assert set(choose(policy, table, 4, seed=0, epoch=5).indices.tolist()) > {0, 3, 4}
     higher = IES(threshold=1.5)
     assert choose(higher, table, 1, seed=0, epoch=5).indices.tolist() == [3, 4]
@@ -190,7 +190,7 @@ def test_order_dp_takes_the_highest_of_those_drawn() -> None:
 
 
 def test_a_pool_as_large_as_what_is_kept() -> None:
-    """A third of 3 is 1 though the decimals say less, and then so many are drawn."""
+    """A third of 3 is 1, although 0.333... times 3 is less."""
     losses = torch.arange(3.0)
     for policy in (OrderDP(keep=1 / 3, pool=1 / 3), SeTa(keep=1 / 3, window=1.0)):
         assert len(chosen(policy, losses).indices) == 1

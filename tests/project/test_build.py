@@ -1,4 +1,4 @@
-"""What setup.py decides, and what the build tells of itself."""
+"""The decisions of setup.py, and the description of the build."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def run(name: str, *arguments: str, several: bool = False, checkpoint: Path | No
 
 
 def samples_of(text: str) -> list[int]:
-    """Of each epoch that the example tells of."""
+    """Return the numbers that the example prints for each epoch."""
     return [int(count) for count in re.findall(r"^epoch \d: (\d+) samples", text, re.MULTILINE)]
 
 

@@ -110,7 +110,7 @@ def a_member(data: bytes, method: int = zipfile.ZIP_STORED) -> Damage:
 
 
 def another_method(folder: Path) -> None:
-    """A way of compression that nobody knows."""
+    """An archive with an unknown compression method."""
     a_member(b"x" * 100, zipfile.ZIP_DEFLATED)(folder)
     data = bytearray((folder / "samples.npz").read_bytes())
     for magic, at in ((b"PK\1\2", 10), (b"PK\3\4", 8)):
@@ -262,12 +262,12 @@ def test_no_damage_makes_an_end_of_the_report(
     assert len(refused) > 300
     assert len(read) > 150
     assert main(["report", str(runs), "--out", str(out)]) == 0
-    told = capsys.readouterr().err.splitlines()
+    messages = capsys.readouterr().err.splitlines()
     for folder in refused:
-        about_it = [line for line in told if f"{folder}" in line]
+        about_it = [line for line in messages if f"{folder}" in line]
         assert len(about_it) == 1, (folder, about_it)
         assert about_it[0].startswith("python -m dynloader report: ")
-    assert all(str(runs) in line for line in told), told
+    assert all(str(runs) in line for line in messages), messages
     page = (out / "report.html").read_text()
     assert ">whole</td>" in page
     assert LONG not in page
@@ -286,8 +286,8 @@ def test_a_figure_that_can_be_read_can_be_drawn(
         shutil.copytree(run, folder)
         replaced(name, key, value, -1)(folder)
         found = main(["report", str(folder), "--out", str(tmp_path / what / "out")])
-        told = capsys.readouterr().err.splitlines()
-        assert (found, len(told)) in [(0, 0), (2, 1)], (what, told)
+        messages = capsys.readouterr().err.splitlines()
+        assert (found, len(messages)) in [(0, 0), (2, 1)], (what, messages)
         assert (tmp_path / what / "out" / "report.html").exists() == (found == 0)
 
 

@@ -288,7 +288,7 @@ def test_the_last_batch_takes_time_of_its_epoch_too(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_epoch_of_a_rule_without_scores_is_reported() -> None:
-    """Nobody need ask for an epoch after the last."""
+    """The last epoch is logged without a request for another one."""
     epochs: list[int] = []
     loader = DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1))
     loader.log_to(lambda figures, epoch: epochs.append(epoch))
@@ -407,7 +407,7 @@ def test_progress(arrays: bool, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Images(Dataset[Any]):
-    """Each a shade of grey."""
+    """A dataset of images, each in its own shade of gray."""
 
     def __len__(self) -> int:
         return 60
@@ -584,8 +584,8 @@ def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[s
     trained(tmp_path / "runs" / "3", InfoBatch(anneal=None), "classes", epochs=2, labels=labels)
     DataLoader(Numbers(60), 8, policy=Full()).log_to(tmp_path / "runs" / "begun")
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr()
-    assert f"skipped: {tmp_path / 'runs' / 'begun'} has no finished epoch" in told.err
+    captured = capsys.readouterr()
+    assert f"skipped: {tmp_path / 'runs' / 'begun'} has no finished epoch" in captured.err
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 4
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"val-accuracy-samples.png", "quoted--seconds.png", "classes.png"} <= names
@@ -606,10 +606,10 @@ def test_runs_of_other_datasets_are_not_averaged(
         log.write({"epoch": 0, "samples": n or 1, "seconds": 1.0, "kept_fraction": 1.0})
         log.add(accuracy=accuracy)
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    told = "runs use datasets of 20,000 and 50,000 samples: compare only runs on the same dataset"
-    assert f"the {told}" in capsys.readouterr().err
+    note = "runs use datasets of 20,000 and 50,000 samples: compare only runs on the same dataset"
+    assert f"the {note}" in capsys.readouterr().err
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"The {told}." in page
+    assert f"The {note}." in page
     summary = page.split("</table>")[0]
     rows = [re.findall("<td>(.*?)</td>", row) for row in summary.split("<tr>")[2:]]
     assert [(row[0], row[1], row[-1]) for row in rows] == [
@@ -696,8 +696,8 @@ def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
         "--virtual-time-budget=10000",
         f"--window-size={width},900",
     ]
-    told = None
-    for attempt in range(3):  # a browser that does not come up, or does not end, is begun anew
+    output = None
+    for attempt in range(3):  # restart a browser that does not start or end
         profile = f"--user-data-dir={tmp_path / f'profile-{attempt}'}"
         with contextlib.suppress(subprocess.TimeoutExpired):
             found = subprocess.run(
@@ -707,13 +707,15 @@ def test_in_a_browser(report: Path, tmp_path: Path, width: int) -> None:
                 timeout=120,
             )
             assert "CONSOLE" not in found.stderr, found.stderr
-            told = re.search(r"<output>(\d+) images, (\d+) undrawn, too wide: (\w+)", found.stdout)
-        if told is not None:
+            output = re.search(
+                r"<output>(\d+) images, (\d+) undrawn, too wide: (\w+)", found.stdout
+            )
+        if output is not None:
             break
-    assert told is not None, "no page in three attempts"
-    assert int(told[1]) >= 8 + 24
-    assert told[2] == "0"
-    assert told[3] == "false"
+    assert output is not None, "no page in three attempts"
+    assert int(output[1]) >= 8 + 24
+    assert output[2] == "0"
+    assert output[3] == "false"
 
 
 # --- the other commands --------------------------------------------------------------------------
@@ -767,7 +769,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"\nUCB +\d+\.\d\d ± \d+\.\d\d +1,600 ", captured.out)
     assert re.search(r"\nfull data, same steps .* 1,728 ", captured.out)  # 15 steps, as UCB takes
     assert captured.out.count("8 trainings of at most 3 epochs") == 2
-    assert "training" not in captured.err  # no bar where nobody looks
+    assert "training" not in captured.err  # no progress bar without a terminal
     assert (tmp_path / "demo" / "report.html").exists()
     # A folder of somebody's own runs is left as it is.
     (tmp_path / "runs" / "ucb-0").mkdir(parents=True)

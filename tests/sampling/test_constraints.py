@@ -174,7 +174,7 @@ def test_turns_come_before_high_scores_within_a_class() -> None:
 
 
 def test_a_floor_that_a_schedule_without_an_end_has_room_for() -> None:
-    """Where nobody tells how many epochs there are, the first selection is looked at."""
+    """If the number of epochs is unknown, the first selection is checked."""
 
     def schedule(epoch: int) -> float:
         return 0.5 if epoch < 2 else 0.1

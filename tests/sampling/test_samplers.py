@@ -66,11 +66,11 @@ def test_what_is_recorded_beside_an_epoch_does_not_end_it() -> None:
     assert sampler.epoch == 1
 
 
-# --- batches are computed in chunks, which nobody must notice ------------------------------------
+# --- chunks of batches, which must not affect the samples ----------------------------------------
 
 
 def whole_order(sampler: PruningSampler) -> list[int]:
-    """The epoch in one piece."""
+    """Return the epoch in one piece."""
     n = sampler.num_samples
     kept = sampler.epochs.current.plan.kept
     selected = torch.arange(n) if kept is None else kept.indices
@@ -195,7 +195,7 @@ def test_a_plan_is_equal_only_to_itself() -> None:
 
 
 def test_which_part_of_a_step_a_batch_sampler_feeds() -> None:
-    """Alone, a process has nobody whose batches could be of another size."""
+    """A single process cannot have another process with a different batch size."""
     alone = PruningBatchSampler(PruningSampler(N, Full()), 4, batch_sizes=[5, 4])
     assert alone.share == Share((4,), 0)
     for rank, size in enumerate((5, 4)):
@@ -219,7 +219,7 @@ def test_what_is_left_of_an_epoch(drop_last: bool, stop: int, num_left: int) -> 
 
 
 def test_epochs_with_a_fixed_number_of_steps() -> None:
-    """A longer epoch ends there, and a shorter one begins again."""
+    """A longer epoch is cut off, and a shorter one starts over."""
     for steps in (2, 20):
         batches = PruningBatchSampler(PruningSampler(50, Full()), 8, steps_per_epoch=steps)
         order = [
@@ -249,14 +249,14 @@ def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch
     third = sampler(num_replicas=4, rank=2)
     assert where(third) == ((4, 2), 4, 2, (4, 2))
     assert (len(third), len(list(third))) == (25, 25)
-    # As torch.distributed has it.
+    # By default, the processes are those of torch.distributed.
     monkeypatch.setattr("dynloader.sampling._share.replicas", lambda: (4, 2))
     assert where(sampler()) == ((4, 2), 4, 2, (4, 2))
     assert where(sampler(num_replicas=1)) == ((1, 0), 1, 0, (1, 0))
     assert where(sampler(num_replicas=3)) == ((3, 2), 3, 2, (3, 2))
     with pytest.raises(ValueError, match=r"rank must be in \[0, 2\), got 2"):
         sampler(num_replicas=2).epochs.world.now()
-    # accelerate shares out what all feed, but not what one was told to.
+    # accelerate divides batches only if num_replicas is not passed.
     monkeypatch.setattr("dynloader.sampling._share.is_sharded_elsewhere", lambda: True)
     assert where(sampler()) == ((4, 2), 4, 2, (1, 0))
     assert where(sampler(num_replicas=3, rank=1)) == ((3, 1), 3, 1, (3, 1))
@@ -281,7 +281,7 @@ def test_what_a_sampler_is_made_of() -> None:
 
 
 def test_one_of_several_processes_gets_an_upper_bound() -> None:
-    """Before they meet, nobody knows what the losses say."""
+    """Until the processes exchange scores, none knows how many samples are kept."""
     for policy, most in ((RandomDynamic(keep=0.3, every=1), 30), (Kakurenbo(keep=0.3), N)):
         sampler = PruningSampler(N, policy, num_replicas=2, rank=0)
         list(sampler)
@@ -305,7 +305,7 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     assert len(met) == 1
     assert "'seed': 5" in met[0]
     assert met[0].endswith("moving to epoch 3")
-    # When a training ends, nobody asks for the next epoch.
+    # At the end of a training, no iterator requests the next epoch.
     second.epochs.notify_if_over()
     assert len(met) == 2
     assert "'seed': 5" in met[1]
@@ -354,24 +354,24 @@ def test_a_table_that_does_not_fit() -> None:
 
 def test_when_over_is_called_for_every_epoch_that_is_over() -> None:
     sampler = PruningSampler(N, Full())
-    told: list[int] = []
-    sampler.epochs.when_over.append(lambda run: told.append(run.plan.epoch))
+    called: list[int] = []
+    sampler.epochs.when_over.append(lambda run: called.append(run.plan.epoch))
     next(iter(sampler))
     sampler.set_epoch(3)  # epoch 0 was only looked at
-    assert told == []
+    assert called == []
     list(sampler)
-    assert (sampler.epoch, told) == (4, [3])
+    assert (sampler.epoch, called) == (4, [3])
     iterator = iter(sampler)
     next(iterator)
     sampler.table.update([0], torch.tensor([1.0]))
     sampler.set_epoch(9)
-    assert told == [3, 4]
+    assert called == [3, 4]
     epoch = sampler.epochs.begin()
     epoch.exhaust()
     sampler.epochs.finish_at_end(epoch)
-    assert (sampler.epochs.current.plan.epoch, told) == (10, [3, 4, 9])
+    assert (sampler.epochs.current.plan.epoch, called) == (10, [3, 4, 9])
     sampler.epochs.finish_at_end(epoch)
-    assert (sampler.epochs.current.plan.epoch, told) == (10, [3, 4, 9])
+    assert (sampler.epochs.current.plan.epoch, called) == (10, [3, 4, 9])
 
 
 def test_unshared_updates_are_those_that_other_processes_lack(
@@ -405,11 +405,11 @@ def test_a_replay_uses_nothing_up() -> None:
 
 
 def test_a_sampler_follows_the_one_it_replaced() -> None:
-    sampler, told = PruningSampler(N, Full()), SimpleNamespace(epoch=4)
-    sampler.epochs.follow(told)
+    sampler, followed = PruningSampler(N, Full()), SimpleNamespace(epoch=4)
+    sampler.epochs.follow(followed)
     next(iter(sampler))
-    assert sampler.epoch == 0  # what it was told before counts for nothing
-    told.epoch = 7
+    assert sampler.epoch == 0  # an epoch set before follow() does not count
+    followed.epoch = 7
     next(iter(sampler))
     assert sampler.epoch == 7
     sampler.set_epoch(2)
@@ -453,7 +453,7 @@ def test_stock_epoch_broken_off_after_updates_is_over() -> None:
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_an_epoch_is_over_with_its_last_batch(drop_last: bool) -> None:
-    """Not only when an iterator is asked for one more, which a trainer that counts never does."""
+    """A trainer that counts batches never requests one after the last."""
     pruning = PruningSampler(N, Full())
     batches = PruningBatchSampler(pruning, 8, drop_last)
     whole = PruningBatchSampler(pruning, N, drop_last)
@@ -509,7 +509,7 @@ def test_set_epoch_feeds_the_current_epoch_again_from_its_beginning() -> None:
 
 
 def test_an_exhausted_epoch_of_several_processes_goes_through_a_state() -> None:
-    """It is over, but the next one is settled only once all processes ask for it."""
+    """The epoch is over, but the next one is settled only by all processes together."""
     first = PruningSampler(N, Full(), num_replicas=2, rank=0)
     assert len(list(first)) == N // 2
     state = first.epochs.state()

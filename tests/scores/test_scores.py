@@ -1,4 +1,4 @@
-"""Scores of a batch, of a history and of a data set, against examples worked out by hand."""
+"""Scores of a batch, of a history and of a dataset, compared with examples computed by hand."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_refused(logits: Tensor, labels: Tensor, message: str) -> None:
         scores.el2n(logits, labels)
 
 
-# --- a pass over a data set ----------------------------------------------------------------------
+# --- a pass over a dataset -----------------------------------------------------------------------
 
 
 def made(n: int = 50) -> tuple[nn.Module, TensorDataset]:

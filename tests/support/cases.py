@@ -1,4 +1,4 @@
-"""The inputs as tensors, and equality of bits."""
+"""Inputs as tensors, and bitwise comparison."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = [
 
 
 def tensor(array: Array, device: torch.device | str = "cpu") -> Tensor:
-    """A copy of the array on the device."""
+    """Return a copy of the array on the device."""
     return torch.from_numpy(np.array(array)).to(device)
 
 
 def named(value: object) -> str:
-    """The name of a parameter, without addresses: it is the same in every process."""
+    """Return the name of a parameter without addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def bits(x: Tensor | Array | np.generic) -> Array:
-    """The values as integers, so that NaN equals NaN and -0 is not +0."""
+    """Return the values as integers, so that NaN equals NaN and -0 differs from +0."""
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
     x = np.asarray(x)
@@ -47,7 +47,7 @@ def bits(x: Tensor | Array | np.generic) -> Array:
 
 
 def plain(value: Any) -> Any:
-    """Tensors as dtype, shape and bits, within dicts and lists too, which can be compared."""
+    """Replace tensors, also within dicts and lists, by comparable dtypes, shapes and bits."""
     if isinstance(value, Tensor):
         wide = value.detach().to(torch.float32) if value.dtype == torch.bfloat16 else value
         return str(value.dtype), list(value.shape), bits(wide).tolist()
@@ -59,7 +59,7 @@ def plain(value: Any) -> Any:
 
 
 def same(actual: Tensor, expected: Array | np.generic, *what: object) -> None:
-    """Fails unless shape, dtype and every bit are equal."""
+    """Fail unless shape, dtype and every bit are equal."""
     found, wanted = bits(actual), bits(expected)
     assert found.dtype == wanted.dtype, (*what, found.dtype, wanted.dtype)
     assert found.shape == wanted.shape, (*what, found.shape, wanted.shape)

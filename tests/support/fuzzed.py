@@ -27,7 +27,7 @@ sizes = st.one_of(st.integers(0, 40), st.integers(0, MOST))
 
 @st.composite
 def numbers(draw: st.DrawFn, families: tuple[str, ...], n: int) -> Tensor:
-    """Scores or weights of any kind, in any order."""
+    """Draw scores or weights of any kind, in any order."""
     made = values(draw(st.sampled_from(families)), n)
     return torch.from_numpy(np.roll(made, draw(st.integers(0, max(0, n - 1)))))
 
@@ -55,7 +55,7 @@ def indices(draw: st.DrawFn, n: int, most: int = 200) -> Tensor:
 
 @st.composite
 def arguments_of(draw: st.DrawFn, op: str) -> Arguments:
-    """Arguments that the operation must accept."""
+    """Draw arguments that the operation must accept."""
     n = draw(sizes)
     if op in ("top_k", "epsilon_greedy"):
         k = draw(st.integers(0, n))
@@ -67,7 +67,7 @@ def arguments_of(draw: st.DrawFn, op: str) -> Arguments:
         num_kept = draw(st.one_of(st.none(), st.integers(1, max(1, n))))
         if num_kept is None or n == 0:
             return given
-        # Somebody must be left to stand for those dropped.
+        # At least one candidate must remain to represent those dropped.
         dropped = n - num_kept
         is_possible = dropped == 0 or (r > 0 and dropped < math.ceil(min(n, dropped / r)))
         return given | {"num_kept": num_kept if is_possible else n}
@@ -152,7 +152,7 @@ OPS = (
     "spread",
 )
 
-# What somebody might give instead of a tensor: the same values otherwise stored, or others.
+# Replacements for a tensor: the same values stored differently, and other values.
 OTHER_TENSORS: tuple[Callable[[Tensor], Any], ...] = (
     lambda t: t.repeat_interleave(2, 0)[::2],
     lambda t: t[::2],
@@ -174,13 +174,13 @@ OTHER_TENSORS: tuple[Callable[[Tensor], Any], ...] = (
     lambda t: None,
     lambda t: "cpu",
 )
-# Not of what a table holds: no visits are negative.
+# Not for the tensors of a table, whose visits are never negative.
 NEGATIVE_TENSORS: tuple[Callable[[Tensor], Any], ...] = (
     lambda t: torch._neg_view(t - 0),  # as - and - 0, not of bool
     lambda t: -1 - t,
 )
 TABLE = ("records", "state", "counts")
-# Results of up to MOST elements only: whoever asks for 2**60 gets what torch says.
+# Results have up to MOST elements, because torch fails to allocate 2**60 of them.
 OTHER_NUMBERS: tuple[Any, ...] = (
     *(-1, 0, 1, 2, 0.5, 1.5, -0.5, 1e300, float("nan"), float("inf"), True, None, "1", [1]),
     *(-(2**63), -(2**63) - 1, 2**63, 2**64, 2**64 - 1, 2**32, np.int64(2), np.float32(0.25)),
@@ -190,7 +190,7 @@ OTHER_NUMBERS: tuple[Any, ...] = (
 
 @st.composite
 def calls(draw: st.DrawFn, op: str) -> tuple[Arguments, bool]:
-    """Arguments, and whether they must be accepted."""
+    """Draw arguments, and whether they must be accepted."""
     arguments = draw(arguments_of(op))
     if draw(st.integers(0, 2)) == 0:
         return arguments, True
@@ -206,7 +206,7 @@ def calls(draw: st.DrawFn, op: str) -> tuple[Arguments, bool]:
 
 
 def on_host(value: Any) -> Any:
-    """What the reference takes for an argument."""
+    """Return an argument as the reference takes it."""
     if isinstance(value, np.integer):
         return int(value)
     if not isinstance(value, Tensor):
@@ -216,7 +216,7 @@ def on_host(value: Any) -> Any:
 
 
 def expected(op: str, given: Arguments) -> tuple[list[Array], dict[str, Array]]:
-    """What the operation returns, and what it leaves in the tensors that it changes."""
+    """Return the results of the operation and the tensors that it changed."""
     given = {name: on_host(value) for name, value in given.items() if value is not None}
     address = {}
     for name in ("seed", "epoch"):
@@ -252,7 +252,7 @@ def expected(op: str, given: Arguments) -> tuple[list[Array], dict[str, Array]]:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """A copy of the values, stored as usual."""
+    """Return a contiguous copy of the values."""
     return tensor.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
@@ -271,7 +271,7 @@ def same_value(found: Tensor | None, wanted: Array, *what: object) -> None:
 
 
 def refused(op: str, arguments: Arguments) -> tuple[Exception | None, Any]:
-    """The error, or else the result."""
+    """Return the error, or the result if there is none."""
     try:
         return None, getattr(ops, op)(**arguments)
     except (TypeError, ValueError, IndexError, NotImplementedError, RuntimeError) as error:

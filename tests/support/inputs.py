@@ -1,4 +1,4 @@
-"""Inputs that are hard to order, and sizes at the borders of blocks and tiles."""
+"""Inputs that are hard to sort, and sizes at the boundaries of blocks and tiles."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ WEIGHTS = ("uniform", "equal weights", "some zero", "magnitudes", "extremes", "c
 
 
 def address(i: int) -> dict[str, int]:
-    """One after another, the seeds and epochs to try."""
+    """Return the i-th seed and epoch to try."""
     seed, epoch = ADDRESSES[i % len(ADDRESSES)]
     return {"seed": seed, "epoch": epoch}
 
 
 def counts_of(n: int) -> list[int]:
-    """How many of n to select."""
+    """Return numbers of samples to select from n."""
     return sorted({k for k in (0, 1, n // 3, n - 1, n) if 0 <= k <= n})
 
 
 @cache
 def values(family: str, n: int) -> Array:
-    """Scores or weights, float32 [n], not to be written to."""
+    """Return scores or weights, float32 [n], read-only."""
     rng = np.random.default_rng([n, (SCORES + WEIGHTS).index(family)])
     normal = rng.standard_normal(n, np.float32)
     any_bits = rng.integers(0, 2**32, n, np.uint32).view(np.float32)

@@ -1,4 +1,4 @@
-"""What nvcc tells of the kernels: registers, shared memory and spills, and the PTX's arithmetic."""
+"""Reads nvcc's reports on the kernels: registers, shared memory, spills, and PTX arithmetic."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# 75 to 120, as far as the toolkit knows them: what is built for by default, and what lies between.
+# From sm_75 to sm_120. Architectures that the toolkit does not support are skipped.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 # A block of 256 threads takes at most a third of a processor's 65,536 registers, one of 1,024 all.
 MAX_REGISTERS = {"small": 65_536 // (3 * 256), "large": 65_536 // 1024}
 LARGE = re.compile("in_two_steps_kernel|keys_of_ranks_kernel|exclusive_scan_kernel")
-# Turing's processors have 64 KiB at most: seven blocks' worth.
+# Turing's multiprocessors have at most 64 KiB, for seven blocks.
 MAX_SHARED_BYTES = 65_536 // 7
 
 # Floating point must round as the specification does: nothing fused, approximate, or flushed.
@@ -44,7 +44,7 @@ class Kernel(NamedTuple):
     spilled_bytes: int
 
     def faults(self) -> list[str]:
-        """What is too much."""
+        """Return which limits the kernel exceeds."""
         here = f"{self.name} for sm_{self.architecture}"
         most = MAX_REGISTERS["large" if LARGE.search(self.name) else "small"]
         found = []
@@ -58,7 +58,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(log: str) -> list[Kernel]:
-    """From what ``ptxas -v`` prints."""
+    """Read the output of ``ptxas -v``."""
     found = []
     for match in COMPILED.finditer(log):
         shared = re.search(r"(\d+) bytes smem", match["rest"])
@@ -76,12 +76,12 @@ def kernels(log: str) -> list[Kernel]:
 
 
 def inexact(ptx: str) -> list[str]:
-    """The instructions that may round otherwise than the specification, each once."""
+    """Return the distinct instructions that may round differently from the specification."""
     return sorted({found for found in INEXACT.findall(ptx) if not EXACT.fullmatch(found)})
 
 
 def known_architectures(nvcc: str) -> list[str]:
-    """Those of ARCHITECTURES that the toolkit compiles for."""
+    """Return the ARCHITECTURES that the toolkit supports."""
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
     return [name for name in ARCHITECTURES if f"sm_{name}" in listed.stdout.split()]
 
@@ -89,7 +89,7 @@ def known_architectures(nvcc: str) -> list[str]:
 def compiled(
     nvcc: str, source: Path, flags: Sequence[str], architectures: Sequence[str], folder: Path
 ) -> tuple[list[Kernel], str]:
-    """The kernels for every architecture, and the PTX for the first. A warning is an error."""
+    """Compile for every architecture; return the kernels, and the PTX of the first one."""
     flags = ["-std=c++20", *flags, "--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
     codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     target = ["-Xptxas=-v", "--threads=2", "-c", str(source), "-o", str(folder / "kernels.o")]

@@ -1,4 +1,4 @@
-"""Data whose samples say which they are, and losses that tell their samples apart."""
+"""Datasets whose samples are their indices, and losses that identify the sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynloader import DataLoader, Policy, ScoreTable
 
 
 class Numbers(Dataset[int]):
-    """Sample i is the number i."""
+    """A dataset in which sample i is the number i."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -27,7 +27,7 @@ class Numbers(Dataset[int]):
 
 
 class Stream(IterableDataset[int]):
-    """20 numbers, without an index."""
+    """An iterable dataset of 20 numbers."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(20))
@@ -37,29 +37,29 @@ class Stream(IterableDataset[int]):
 
 
 def loss_of(index: Tensor) -> Tensor:
-    """A loss that no other sample has, in no order of the indices."""
+    """Return losses that are distinct and not in the order of the indices."""
     return (index * 37 % 1009).float() / 8 + 1
 
 
 def updated(loader: Any) -> Iterator[Tensor]:
-    """One epoch: its batches, once their losses are recorded."""
+    """Yield the batches of one epoch, each after its losses were recorded."""
     for index in loader:
         loader.update(loss_of(index))
         yield index
 
 
 def train(loader: Any) -> list[int]:
-    """One epoch with updates: the samples it fed, in order."""
+    """Train one epoch with updates, and return the samples in order."""
     return [sample for index in updated(loader) for sample in index.tolist()]
 
 
 def feed(loader: Any) -> list[int]:
-    """One epoch without updates."""
+    """Feed one epoch without updates, and return the samples in order."""
     return [sample for index in loader for sample in index.tolist()]
 
 
 def assert_scores_are_losses(table: ScoreTable, seen: list[int]) -> None:
-    """The samples seen have their losses as scores, the others none."""
+    """Check that the samples seen have their losses as scores, and that the others have none."""
     expected = torch.full((len(table),), float("inf"))
     index = torch.tensor(sorted(set(seen)), dtype=torch.int64)
     expected[index] = loss_of(index)
@@ -68,7 +68,7 @@ def assert_scores_are_losses(table: ScoreTable, seen: list[int]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Lowest(Policy):
-    """A policy of a user: the lowest scores; it notes when it was asked."""
+    """A user-defined policy that keeps the lowest scores and records its calls."""
 
     every: int = 1
 
@@ -80,17 +80,17 @@ class Lowest(Policy):
 
 
 def lowest(**options: Any) -> DataLoader[int]:
-    """100 samples in batches of 8, then the lowest 50."""
+    """Return a loader of 100 samples in batches of 8, then of the lowest 50."""
     return DataLoader(Numbers(100), batch_size=8, policy=Lowest(keep=0.5), **options)
 
 
 def batches_of(loader: Any) -> Iterator[list[int]]:
-    """The batches as lists."""
+    """Yield the batches as lists."""
     return (index.tolist() for index in loader)
 
 
 def flat(data: Any) -> Any:
-    """As nested lists and numbers, which can be compared."""
+    """Return the data as nested lists and numbers, which can be compared."""
     if isinstance(data, Tensor):
         return data.tolist()
     if isinstance(data, list | tuple):

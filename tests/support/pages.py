@@ -1,4 +1,4 @@
-"""What the code blocks of README and docs need to run: small data, a small network."""
+"""Runs the code blocks of README and docs with small data and a small network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import dynloader
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if not is_built_site(page))
 
-# In a test: fewer epochs and workers, and the CPU.
+# Replacements for tests: fewer epochs and workers, and the CPU.
 _SMALLER = [
     (r"num_workers=8, pin_memory=True, ?", ""),
     (r"num_workers=8, ?", ""),
@@ -32,19 +32,19 @@ _SMALLER = [
 
 
 def blocks(page: Path) -> list[str]:
-    """The Python blocks of a page."""
+    """Return the Python blocks of a page."""
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def smaller(code: str) -> str:
-    """The same code, for a test."""
+    """Return the code with fewer epochs and workers, on the CPU."""
     for pattern, replacement in _SMALLER:
         code = re.sub(pattern, replacement, code)
     return code
 
 
 def names() -> dict[str, Any]:
-    """What a training script has before it meets a loader."""
+    """Return the names that a training script defines before it creates a loader."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
     # Images of 2 x 2 pixels.
@@ -66,7 +66,7 @@ def names() -> dict[str, Any]:
 
 
 def images() -> dict[str, Any]:
-    """Names for code whose samples are images, in memory and in a folder "train"."""
+    """Return names for code that uses images, in memory and in a folder "train"."""
     import torchvision
     from PIL import Image
     from torchvision.transforms import v2
@@ -90,7 +90,7 @@ def images() -> dict[str, Any]:
 
 
 def frameworks() -> dict[str, Any]:
-    """Names for the adapters."""
+    """Return names for code that uses the adapters."""
     import accelerate
     import lightning
 
@@ -98,7 +98,7 @@ def frameworks() -> dict[str, Any]:
 
 
 def run(page: Path) -> dict[str, Any]:
-    """Run the blocks of a page one after another, and return the names that there are then."""
+    """Run the blocks of a page in order, and return the names that are defined then."""
     for package in REQUIRED.get(page.name, ()):
         pytest.importorskip(package)
     known = NAMES.get(page.name, names)()

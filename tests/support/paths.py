@@ -1,4 +1,4 @@
-"""Where the tests find things."""
+"""Paths that tests use."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ FOLDERS = [str(TESTS), *(str(path) for path in sorted(TESTS.iterdir()) if path.i
 
 
 def python_path(package: Path = ROOT) -> str:
-    """``PYTHONPATH`` for such a process; ``package`` is where the folder "dynloader" is."""
+    """Return ``PYTHONPATH`` for such a process; ``package`` contains the folder "dynloader"."""
     return os.pathsep.join([str(package), *FOLDERS])
 
 
 def is_built_site(path: Path) -> bool:
-    """Whether ``make docs`` writes the file."""
+    """Return whether ``make docs`` writes the file."""
     docs = ROOT / "docs"
     written = (docs / "_build", docs / "gallery", docs / "sg_execution_times.rst")
     return any(path.is_relative_to(each) for each in written)

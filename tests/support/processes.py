@@ -1,4 +1,4 @@
-"""What each of several processes does in the tests of torch.distributed; started by torchrun.
+"""The program that each process runs in the tests of torch.distributed.
 
 torchrun --nproc-per-node 2 tests/support/processes.py NAME FOLDER
 """
@@ -42,9 +42,9 @@ from dynloader.table._exchange import all_texts
 
 
 def gathered(mine: Any) -> list[Any]:
-    """What every process has.
+    """Return the values of all processes.
 
-    Not by torch's all_gather_object, after which a fork may fail: dynloader/table/_collectives.py.
+    Does not use torch's all_gather_object, after which a fork may hang: see table/_collectives.py.
     """
     return [pickle.loads(text.encode("latin-1")) for text in all_texts(_pickled(mine))]
 
@@ -54,7 +54,7 @@ def _pickled(mine: Any) -> str:
 
 
 def epoch(loader: DataLoader[Any]) -> list[list[int]]:
-    """One epoch with updates: its batches."""
+    """Train one epoch with updates, and return its batches."""
     batches = []
     for batch in loader:
         samples = batch[0] if isinstance(batch, list) else batch
@@ -81,7 +81,7 @@ POLICIES = [
 
 
 def shares(folder: Path) -> None:
-    """Together they train on what one process would, in the same steps."""
+    """The processes together train on the samples of one process, in the same steps."""
     world, rank = dist.get_world_size(), dist.get_rank()
     for kind, make in DATASETS.items():
         for number, policy in enumerate(POLICIES):
@@ -109,7 +109,7 @@ def shares(folder: Path) -> None:
 
 
 def last_steps(folder: Path) -> None:
-    """A last step that is smaller is split, padded or dropped; nobody is left without a sample."""
+    """A smaller last step is split, padded or dropped; every process gets a sample."""
     world, rank = dist.get_world_size(), dist.get_rank()
     for n in (1, world - 1, world, 5 * world + 1, 8 * world + world + 1, 16 * world):
         for last, drop in (("split", False), ("pad", False), ("split", True)):
@@ -152,7 +152,7 @@ def last_steps(folder: Path) -> None:
 
 
 def steps(folder: Path) -> None:
-    """Epochs of one length, whatever is kept."""
+    """``steps_per_epoch`` fixes the length of epochs, whatever the policy keeps."""
     world = dist.get_world_size()
     for policy in (UCB(keep=0.5, every=1), Full(), RandomDynamic(keep=0.1, every=1)):
         loader = DataLoader(Numbers(100), 8, policy=policy, steps_per_epoch=4)
@@ -169,7 +169,7 @@ def steps(folder: Path) -> None:
 
 
 def samplers(folder: Path) -> None:
-    """What a script for several processes passes today is understood."""
+    """Arguments of existing scripts for several processes work."""
     world, rank = dist.get_world_size(), dist.get_rank()
     sampler = DistributedSampler(range(100), shuffle=True)
     loader = DataLoader(
@@ -191,7 +191,7 @@ def samplers(folder: Path) -> None:
 
 
 def differences(folder: Path) -> None:
-    """Processes that do not select alike are told so, all of them."""
+    """If selections would differ, all processes raise an error."""
     loader = DataLoader(Numbers(50), 8, policy=UCB(every=1), seed=dist.get_rank())
     batches = iter(loader)
     try:
@@ -203,7 +203,7 @@ def differences(folder: Path) -> None:
     assert "all processes must make the same selection" in message
     assert "'seed': 0" in message
     assert "'seed': 1" in message
-    # All other options alike, but not the scores that they were given.
+    # All options are equal except for the given scores.
     policy = Static(scores=torch.arange(50.0) * (1 - 2 * dist.get_rank()), keep=0.5)
     try:
         DataLoader(Numbers(50), 8, policy=policy).set_epoch(1)
@@ -214,7 +214,7 @@ def differences(folder: Path) -> None:
 
 
 def one_asks(folder: Path) -> None:
-    """One process may ask for the length and the state, or feed everything, by itself."""
+    """A single process may read the length and the state, or feed an unshared loader."""
     world, rank = dist.get_world_size(), dist.get_rank()
 
     def made() -> DataLoader[Any]:
@@ -222,7 +222,7 @@ def one_asks(folder: Path) -> None:
 
     loader = made()
     for _, index in loader:
-        # The loader is not told that nothing else is to come: the epoch is not settled yet.
+        # The loader cannot know that the epoch is over: the next one is not settled yet.
         loader.table.update(index, loss_of(index))
     if rank == 0:
         assert (loader.epoch, len(loader)) == (1, -(-50 // (8 * world)))
@@ -245,7 +245,7 @@ def one_asks(folder: Path) -> None:
 
 
 def accelerated(folder: Path) -> None:
-    """Prepared by us, the batches are those without accelerate; by itself it prunes too."""
+    """With our prepare(), batches are as without accelerate; accelerate's prunes, too."""
     import accelerate
 
     from dynloader.integrations.accelerate import prepare
@@ -289,7 +289,7 @@ def accelerated(folder: Path) -> None:
 
 
 def metrics(folder: Path) -> None:
-    """What accelerate gathers for a metric has each sample of an epoch once."""
+    """accelerate's gather_for_metrics has each sample of an epoch once."""
     import accelerate
 
     from dynloader.integrations.accelerate import prepare
@@ -347,7 +347,7 @@ def metrics(folder: Path) -> None:
 
 
 def in_lightning(folder: Path) -> None:
-    """Whether Lightning is to replace samplers or not, ours share out the epoch."""
+    """Our samplers divide the epoch, whether or not Lightning replaces samplers."""
     from test_lightning import Logged, trainer, validation
 
     from dynloader.integrations.lightning import FollowEpochs
@@ -382,7 +382,7 @@ def in_lightning(folder: Path) -> None:
 
 
 def collectives(folder: Path) -> None:
-    """As torch's own, of every dtype and of views; what is wrong is told in every process."""
+    """Collectives equal torch's for all dtypes and views; every process raises errors."""
     world, rank = dist.get_world_size(), dist.get_rank()
     for dtype in (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8):
         mine = (torch.arange(24).view(4, 6) * 10 + rank).to(dtype)
@@ -414,9 +414,9 @@ _LOOKS = itertools.count()
 
 
 def num_native_threads() -> int:
-    """How often so far a native thread made itself known to the interpreter, and some constant.
+    """Return how often native threads have attached to the interpreter, plus a constant.
 
-    It does each time that it needs it. The states of threads are numbered: one of Python's looks.
+    Thread states are numbered, so a new Python thread reads the count from its own number.
     """
     api, found = ctypes.pythonapi, []
     api.PyThreadState_Get.restype = ctypes.c_void_p
@@ -432,7 +432,7 @@ def num_native_threads() -> int:
 
 
 def settled() -> int:
-    """The same, when it has not changed for a while."""
+    """Return the number of native threads once it has stopped changing."""
     found = num_native_threads()
     for _ in range(100):
         time.sleep(0.1)
@@ -443,7 +443,7 @@ def settled() -> int:
 
 
 def num_new(call: Callable[[], object]) -> int:
-    """How often a native thread needs the interpreter while this is done 20 times, or after."""
+    """Return how often native threads attach to the interpreter during and after 20 calls."""
     before = settled()
     for _ in range(20):
         call()
@@ -451,7 +451,7 @@ def num_new(call: Callable[[], object]) -> int:
 
 
 def interpreter(folder: Path) -> None:
-    """No thread of gloo needs the interpreter after what we do together, as after torch's."""
+    """Unlike torch's collectives, ours leave no gloo thread that needs the interpreter."""
     from dynloader import scores
 
     if not _FORK_MAY_HANG:
@@ -477,7 +477,7 @@ def interpreter(folder: Path) -> None:
         lambda: scores.scoring_pass(model, stock),
     ):
         assert num_new(ours) == 0
-    # After torch's some are counted, sooner or later: else what is above could not fail.
+    # torch's collectives do, which proves that the check above can fail.
     objects = [None] * dist.get_world_size()
     for _ in range(50):
         mine = num_new(lambda: dist.all_gather_object(objects, "text"))
@@ -487,7 +487,7 @@ def interpreter(folder: Path) -> None:
 
 
 class AtOnce(dist.ProcessGroup):
-    """A group that is through when it returns, and leaves nothing to wait for."""
+    """A group whose collectives are done when they return, without a work object."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)
@@ -515,7 +515,7 @@ class AtOnce(dist.ProcessGroup):
 
 
 def save(folder: Path) -> None:
-    """In the middle of an epoch; what follows, as one process would have it."""
+    """Save a state within an epoch, and the samples that one process would feed next."""
     loader = resumable()
     epoch(loader)
     batches = iter(loader)
@@ -544,12 +544,12 @@ def resumable() -> DataLoader[Any]:
 
 
 def flat(everyone: list[list[list[int]]]) -> set[int]:
-    """The samples of all processes."""
+    """Return the samples of all processes."""
     return {sample for theirs in everyone for batch in theirs for sample in batch}
 
 
 def resume(folder: Path) -> None:
-    """What other processes left, on so many: the rest of the epoch, and the next ones."""
+    """Resume with another number of processes: feed the rest of the epoch, and the next ones."""
     loader = resumable()
     loader.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     rest, following = torch.load(folder / "batches.pt", weights_only=True)
@@ -567,7 +567,7 @@ def resume(folder: Path) -> None:
 
 
 def lose(folder: Path) -> None:
-    """One process is killed in the middle of an epoch: the others are told."""
+    """If one process is killed within an epoch, the others raise an error."""
     loader = resumable()
     epoch(loader)
     loader.table.synchronize()
@@ -589,7 +589,7 @@ def lose(folder: Path) -> None:
 
 
 def scoring(folder: Path) -> None:
-    """Each scores its share, and all have all scores."""
+    """Each process scores its share, and all processes get all scores."""
     from torch.utils.data import DataLoader as TorchDataLoader
 
     from dynloader import scores
@@ -607,7 +607,7 @@ def scoring(folder: Path) -> None:
 
 
 def logged(folder: Path) -> None:
-    """The same script runs in every process, and the first writes."""
+    """The same script runs in every process, and rank 0 writes the log."""
     for policy in (UCB(keep=0.5, every=1), RandomDynamic(keep=0.5, every=1)):
         name = type(policy).__name__
         loader = DataLoader(Numbers(60), 4, policy=policy)
@@ -627,7 +627,7 @@ def logged(folder: Path) -> None:
 
 
 def rescored(folder: Path) -> None:
-    """Each scores its share of what is left out, and all select alike."""
+    """Each process rescores its share of the samples left out, and all select the same."""
     from dynloader import IES, Kakurenbo, scores
 
     torch.manual_seed(0)
@@ -657,7 +657,7 @@ def rescored(folder: Path) -> None:
 
 
 class Stuck(torch.utils.data.Dataset[Any]):
-    """A worker never comes back."""
+    """A dataset whose worker never returns."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -675,7 +675,7 @@ def wait_in_a_worker(folder: Path) -> None:
 
 
 def wait_for_ever(folder: Path) -> None:
-    """One waits for its worker, and the others wait for that one."""
+    """One process waits for its worker, and the others wait for that process."""
     (folder / f"stuck.{dist.get_rank()}").touch()
     if dist.get_rank() == 0:
         next(iter(DataLoader(Stuck(folder), 2, num_workers=1, multiprocessing_context="fork")))
@@ -683,7 +683,7 @@ def wait_for_ever(folder: Path) -> None:
 
 
 class IndexedData(torch.utils.data.Dataset[Any]):
-    """Each sample with its index."""
+    """A dataset of samples with their indices."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.data = data
@@ -696,7 +696,7 @@ class IndexedData(torch.utils.data.Dataset[Any]):
 
 
 def tell_where_asked(folder: Path) -> None:
-    """On SIGABRT this process writes where it stands, into a file of its own."""
+    """Make this process write its stacks to its own file on SIGABRT."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable((folder / f"stack.{os.getpid()}").open("w"))
 
@@ -714,7 +714,7 @@ def main() -> None:
         dist.barrier()
     sys.stdout.write(f"done {name}\n")
     sys.stdout.flush()
-    # Past Python's own end, which a thread of gloo that lets go of the last barrier then can abort.
+    # Skips Python's finalization, during which a gloo thread that releases the barrier may abort.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Loops of the native code that several threads share."""
+"""Makes threads share the loops of the native code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynloader import _native
 
 @contextmanager
 def sharing(threads: int) -> Iterator[None]:
-    """Let so many threads share every loop, however short, and however few processors there are."""
+    """Make ``threads`` threads share every loop, even if it is short or processors are few."""
     before = torch.get_num_threads()
     library = ctypes.CDLL(str(_native.LIBRARIES[0].path))
     torch.set_num_threads(threads)

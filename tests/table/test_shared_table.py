@@ -167,7 +167,7 @@ def test_what_the_user_set_is_not_replaced() -> None:
 
 
 def test_scores_that_were_loaded_may_be_of_any_policy() -> None:
-    """As after ``table.load_state_dict``, which is not told how they came about."""
+    """``table.load_state_dict`` does not know how the scores were made."""
     trained = make(UCB(every=1), ScoreTable(N, "cpu"))
     train(trained), train(trained)
     table = ScoreTable(N, "cpu")

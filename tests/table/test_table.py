@@ -202,7 +202,7 @@ def test_history() -> None:
     assert table.history.shape == (3, 2)
     assert table.history.isnan().all()
     table.update([0, 2], torch.tensor([1.0, 2.0]))
-    # Of an index that comes twice the highest counts, once: that has one place.
+    # If an index appears twice, only its highest loss enters the history.
     table.update([0, 1, 0], torch.tensor([5.0, 3.0, 4.0]))
     assert table.history.nan_to_num(-1).tolist() == [[1, 5], [-1, 3], [-1, 2]]
     table.update([0], torch.tensor([6.0]))
