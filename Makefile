@@ -49,7 +49,7 @@ $(VENV)/torch: $(VENV)/wanted
 $(VENV)/built: $(VENV)/torch $(NATIVE)
 	@echo "== building the extension and installing the extra \"$(EXTRAS)\" (about a minute)"
 	@$(BIN)/python -m pip install --no-build-isolation --editable ".[$(EXTRAS)]" --verbose \
-	  > $(VENV)/build.log 2>&1 || { tail -n 60 $(VENV)/build.log; exit 1; }
+	  > $(VENV)/build.log 2>&1 || { tail -n 60 $(VENV)/build.log; grep "error: " $(VENV)/build.log | head; exit 1; }
 	@sed -n 's/^ *\(dynloader: .*\)/   \1/p' $(VENV)/build.log | sort -u
 	@touch $@
 

@@ -206,7 +206,10 @@ def main() -> None:
     # later torch, and every Python.
     stable = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
     named: list[tuple[str, str | None]] = [("DYNLOADER_VERSION", f'"{version()}"')]
+    # Without it, torch adds that of its own version: C++17 for torch 2.11.
+    standard = "-std=c++20"
     cxx = [
+        standard,
         "-O3",
         # A fused multiply-add rounds once, the specification twice, which can change the selected
         # samples.
@@ -219,7 +222,7 @@ def main() -> None:
         # Python's flags enable debug information, which is most of the module's size.
         "-g0",
     ]
-    nvcc = [*NVCC_FLAGS]
+    nvcc = [standard, *NVCC_FLAGS]
     # For tests (make sanitize). These builds have their own folder of objects.
     sanitizers = environ.get("DYNLOADER_SANITIZE", "")
     links = [
@@ -255,7 +258,7 @@ def main() -> None:
             # pybind11's headers, which torch has; nothing of torch itself.
             include_dirs=cpp_extension.include_paths(),
             define_macros=[*named, ("DYNLOADER_TORCH", f'"{torch.__version__.split("+")[0]}"')],
-            extra_compile_args={"cxx": [*cxx, "-std=c++20"]},
+            extra_compile_args={"cxx": cxx},
             extra_link_args=links,
             language="c++",
         ),
