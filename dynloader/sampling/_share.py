@@ -44,7 +44,8 @@ class World:
     Raises:
         TypeError: an argument is not an integer.
         ValueError: ``num_replicas`` is not positive, ``rank`` is not in [0, num_replicas), or
-            ``rank`` is given alone.
+            ``rank`` is given alone. :meth:`now` raises it if only ``num_replicas`` is given and
+            ``torch.distributed`` has no group of several processes.
     """
 
     def __init__(self, num_replicas: int | None, rank: int | None) -> None:
@@ -63,7 +64,13 @@ class World:
             return replicas()
         if num_replicas == 1:
             return 1, 0
-        rank = replicas()[1] if rank is None else rank
+        if rank is None:
+            num_processes, rank = replicas()
+            if num_processes == 1:
+                raise ValueError(
+                    f"num_replicas={num_replicas} needs rank if torch.distributed has no group of "
+                    "several processes, got None"
+                )
         if rank >= num_replicas:
             raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
         return num_replicas, rank

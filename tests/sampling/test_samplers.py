@@ -249,6 +249,9 @@ def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch
     third = sampler(num_replicas=4, rank=2)
     assert where(third) == ((4, 2), 4, 2, (4, 2))
     assert (len(third), len(list(third))) == (25, 25)
+    # A job that forgot its rank would train on the samples of rank 0 once more.
+    with pytest.raises(ValueError, match=r"num_replicas=2 needs rank .*, got None"):
+        list(sampler(num_replicas=2))
     # By default, the processes are those of torch.distributed.
     monkeypatch.setattr("dynloader.sampling._share.replicas", lambda: (4, 2))
     assert where(sampler()) == ((4, 2), 4, 2, (4, 2))
