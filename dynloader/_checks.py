@@ -200,8 +200,12 @@ def check_state(state: Any, expected: Mapping[str, Any], keys: set[str]) -> None
     """Raise ValueError unless ``state`` has the values in ``expected``, and all ``keys``."""
     if not isinstance(state, Mapping):
         raise ValueError(f"state must be a mapping, got {type(state).__name__}")
-    if missing := sorted((expected.keys() | keys) - state.keys()):
-        raise ValueError(f"state must have the keys {missing}, got only {sorted(map(str, state))}")
+    wanted = expected.keys() | keys
+    if missing := sorted(wanted - state.keys()):
+        inner = [k for k, v in state.items() if isinstance(v, Mapping) and wanted <= v.keys()]
+        hint = f": pass the entry {inner[0]!r} of it" if inner else ""
+        found = sorted(map(str, state))
+        raise ValueError(f"state must have the keys {missing}, got only {found}{hint}")
     for key, value in expected.items():
         if not _is_same(state[key], value):
             raise ValueError(f"{key} of the state must be {value!r}, got {state[key]!r}")

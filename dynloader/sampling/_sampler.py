@@ -88,7 +88,9 @@ class PruningSampler(DistributedSampler[int]):
         check_integer("number of samples", num_samples, 1, 2**32)
         num_samples = int(num_samples)
         if not isinstance(policy, Policy):
-            raise TypeError(f"policy must be a dynloader.Policy, got {policy!r}")
+            is_class = isinstance(policy, type) and issubclass(policy, Policy)
+            hint = f": pass an instance, {policy.__name__}(...)" if is_class else ""
+            raise TypeError(f"policy must be a dynloader.Policy, got {policy!r}{hint}")
         check_flag("shuffle", shuffle)
         if seed is not None:
             check_integer("seed", seed, 0, _NUM_SEEDS)

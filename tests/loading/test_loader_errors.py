@@ -61,6 +61,7 @@ class Unsized:
         ),
         (Numbers(N), {"policy": "ucb"}, TypeError, "policy must be a dynloader.Policy, got 'ucb'"),
         (Numbers(N), {"policy": UCB}, TypeError, "policy must be a dynloader.Policy, got <class"),
+        (Numbers(N), {"policy": UCB}, TypeError, r"pass an instance, UCB\(\.\.\.\)"),
         (
             Numbers(N),
             {"policy": Full(), "table": ScoreTable(N + 1)},
@@ -311,6 +312,10 @@ def changed(state: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (
             lambda state: {k: v for k, v in state.items() if k != "records"},
             r"state must have the keys \['records'\], got only",
+        ),
+        (
+            lambda state: {"model": {}, "table": state},
+            r"got only \['model', 'table'\]: pass the entry 'table' of it",
         ),
         (
             lambda state: ScoreTable(N + 1).state_dict(),
