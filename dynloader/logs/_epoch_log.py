@@ -68,7 +68,7 @@ class EpochLog:
 
     def _start(self) -> None:
         """Continue from the last line of the run log, if there is one."""
-        epochs, n = self._epochs, self._epochs.num_samples
+        n = self._epochs.num_samples
         if self._run_log is not None:
             last = self._run_log.lines[-1] if self._run_log.lines else {}
             self._num_trained = last.get("samples") or 0
@@ -81,11 +81,22 @@ class EpochLog:
                 self._returns = torch.from_numpy(found["returns"].astype(np.int32))
         self._checkpoint: int | None = None
         self._began: tuple[EpochProgress, float] | None = None
-        # If this run was resumed, earlier costs are in earlier lines of the log, or in no log.
-        is_new = epochs.current.plan.epoch == 0 and epochs.current.start == 0
-        self._totals_before = (
-            (0.0, 0.0) if is_new else (epochs.select_seconds, self._update_seconds())
-        )
+        self._totals_before = self._earlier_totals()
+
+    def _earlier_totals(self) -> tuple[float, float]:
+        """Return the seconds of selections and of updates before the current epoch.
+
+        They are those of the lines of the run log. If it lacks an epoch, or there is none, all
+        seconds so far count as earlier.
+        """
+        current = self._epochs.current
+        num_earlier = current.plan.epoch + current.is_exhausted
+        lines = [] if self._run_log is None else self._run_log.lines
+        if len(lines) < num_earlier:
+            return self._epochs.select_seconds, self._update_seconds()
+        names = ("select_seconds", "update_seconds")
+        select, update = (sum(line.get(name) or 0.0 for line in lines) for name in names)
+        return select, update
 
     def restart(self) -> None:
         """Continue from the current epoch, which was restored from a state."""

@@ -86,6 +86,7 @@ class RunLog:
                 )
             self._read(self.folder)
             self.resume_at(first_epoch)
+            self._warn_of_another_run(self.folder, {"seed": seed, **(about or {})})
         elif self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.about = {
@@ -118,6 +119,7 @@ class RunLog:
 
         Raises:
             RuntimeError: no epoch has finished yet.
+            TypeError: a metric is not a number.
             ValueError: a name is already used by one of the log's own statistics.
         """
         taken = [name for name in metrics if name in FIGURES or name in SCORES]
@@ -125,12 +127,13 @@ class RunLog:
             raise ValueError(
                 f"metrics must not have the name of a built-in statistic, got {taken[0]!r}"
             )
+        values = {name: _as_number(name, value) for name, value in metrics.items()}
         self.settle()
         if self.folder is None:
             return
         if not self.lines:
             raise RuntimeError("add needs a finished epoch, got none")
-        self.lines[-1] |= {name: float(value) for name, value in metrics.items()}
+        self.lines[-1] |= values
         self._save_lines()
 
     def write_samples(self, **arrays: Tensor) -> None:
@@ -152,19 +155,27 @@ class RunLog:
                 whose first element is one. An image is a PIL image, or a tensor or array [height,
                 width], [channels, height, width] or [height, width, channels] with 1 or 3 channels,
                 either uint8 or floating point in [0, 1]; other floating-point ranges are scaled to
-                [0, 1]. Samples of any other kind are skipped.
+                [0, 1]. Samples of any other kind are skipped; a warning says if all were.
         """
         self.settle()
         if self.folder is None:
             return
         chosen = notable(self.samples)
         folder = self.folder / "images"
-        for index in dict.fromkeys(index for group in chosen.values() for index in group):
+        indices = dict.fromkeys(index for group in chosen.values() for index in group)
+        num_written = 0
+        for index in indices:
             image = _as_image(dataset[index])
             if image is not None:
                 folder.mkdir(exist_ok=True)
                 with new_file(folder / f"{index}.png") as file:
                     image.save(file, "png")
+                num_written += 1
+        if indices and not num_written:
+            warnings.warn(
+                f"no image was written: dataset[{next(iter(indices))}] is none, nor are the others",
+                stacklevel=2,
+            )
 
     def resume_at(self, epoch: int) -> None:
         """Continue the run that was in the folder from ``epoch`` on.
@@ -206,6 +217,23 @@ class RunLog:
                     f"{error}; it will be rewritten, and returns are counted from here on",
                     stacklevel=4,
                 )
+
+    def _warn_of_another_run(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Warn if the run in ``folder`` has other settings than this one."""
+        try:
+            found = json.loads((folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return
+        # As JSON, since that has no tuples.
+        about = json.loads(json.dumps(about))
+        for name in sorted(about):
+            if isinstance(found, dict) and name in found and found[name] != about[name]:
+                warnings.warn(
+                    f"the run in {folder} is another one: its {name} is {found[name]!r}, not "
+                    f"{about[name]!r}",
+                    stacklevel=5,
+                )
+                return
 
     def _add_labels(self) -> None:
         if self.labels is not None:
@@ -270,6 +298,14 @@ def _check_paths(folder: Path) -> None:
 def _content(path: Path) -> bytes | None:
     """Return the content of a file, or None if it does not exist."""
     return path.read_bytes() if path.exists() else None
+
+
+def _as_number(name: str, value: Any) -> float:
+    """Return a metric as a float, or raise TypeError."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
 def _line_of(line: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger import loss_of, train
+from ledger import Numbers, loss_of, train
 from test_log_ends import begun, lines_of, logged, made
 
 import dynloader.loading._pairing as pairing
@@ -171,3 +172,54 @@ def test_the_seconds_of_a_state_must_be_a_time() -> None:
     for value in (-1.0, float("nan"), "1"):
         with pytest.raises(ValueError, match="epoch_seconds of the state must be"):
             loader.load_state_dict(state | {"epoch_seconds": value})
+
+
+def test_the_costs_of_an_epoch_in_two_parts_are_added(tmp_path: Path) -> None:
+    first = run_of(tmp_path / "run", 2)
+    begun(first, 2)
+    state = first.state_dict()
+    del first
+    # Far more than the rest of the epoch takes.
+    state["select_seconds"] += 1000.0
+    state["update_seconds"] += 2000.0
+    second = made()
+    second.load_state_dict(state)
+    logged(second, tmp_path / "run", resume=True)
+    train(second)
+    train(second)
+    second.settle_logs()
+    lines = lines_of(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert 1000 <= lines[2]["select_seconds"] < 1100
+    assert 2000 <= lines[2]["update_seconds"] < 2100
+    total = sum(line["select_seconds"] for line in lines)
+    assert total == pytest.approx(second.state_dict()["select_seconds"], abs=1)
+    assert lines[3]["select_seconds"] < 100
+
+
+def test_another_run_in_the_folder_is_noticed(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logged(made(), tmp_path / "run", resume=True)
+    other = DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.25, every=1), seed=2)
+    with pytest.warns(UserWarning, match=r"is another one: its policy is .*0\.5.*0\.25"):
+        logged(other, tmp_path / "run", resume=True)
+
+
+def test_metrics_are_numbers(tmp_path: Path) -> None:
+    loader = made()
+    log = logged(loader, tmp_path / "run")
+    train(loader)
+    with pytest.raises(TypeError, match="note must be a number, got 'best'"):
+        log.add(accuracy=0.5, note="best")  # type: ignore[arg-type]
+    assert all("accuracy" not in line for line in log.lines)
+
+
+def test_no_image_among_the_samples_is_noticed(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    loader = made()
+    log = logged(loader, tmp_path / "run")
+    train(loader)
+    with pytest.warns(UserWarning, match="no image was written"):
+        log.write_images(Numbers(60))
