@@ -1,4 +1,4 @@
-"""Loads the native libraries, and tells which of them were loaded, and why not the others."""
+"""Loads the native libraries, and records why some of them were not loaded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _load_cuda(operators: ctypes.CDLL, major: int) -> tuple[Library, dict[str, A
     """Load the library for a major version of CUDA if torch has that version.
 
     Returns:
-        The library, and what ``build_info`` tells about it; None if it was not loaded.
+        The library, and its entries of ``build_info``, or None if it was not loaded.
     """
     name = f"cuda{major}"
     path = _FOLDER / f"libdynloader_{name}.so"

@@ -15,8 +15,8 @@ struct ImageOptions {
   double flip_probability;
   bool flip_alternates;  // flips every other epoch; flip_probability decides for epoch 0
   int64_t cutout;
-  double fill;           // of padding and cutout, as a pixel of the image
-  const Tensor* values;  // [channels, 256], what each byte becomes; or null
+  double fill;           // pixel that fills padding and cutout
+  const Tensor* values;  // [channels, 256]: value of each byte; or null
   bool from_channels_last, to_channels_last;
 };
 
@@ -33,7 +33,7 @@ ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions&
 
 int64_t row_bytes(const Tensor& data);
 
-// Room for so many rows of the data, on its device.
+// Returns a tensor for `count` rows of the data, on its device.
 Tensor empty_rows(const Tensor& data, int64_t count);
 
 GatherRows row_batch(const Tensor& data, const Tensor& index);

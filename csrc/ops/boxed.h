@@ -1,5 +1,5 @@
-// From the stack of values that torch hands to an operator to a C++ function, and back. What
-// TORCH_BOX does, for tensors of one owner.
+// Converts the stack of values that torch passes to an operator to the arguments of a C++ function,
+// and back. Like TORCH_BOX, for tensors with one owner.
 #pragma once
 
 #include <torch/csrc/stable/stableivalue_conversions.h>
@@ -15,7 +15,7 @@
 
 namespace dynloader {
 
-// Arguments. Each takes over what its value owns.
+// Converts an argument, and takes ownership of what its value owns.
 template <class T>
 struct Argument {
   static T take(StableIValue value) { return torch::stable::detail::to<T>(value); }
@@ -39,14 +39,14 @@ struct Argument<std::optional<Tensor>> {
 
 template <>
 struct Argument<Device> {
-  // The type above, the index below.
+  // The high half holds the type, the low half the index.
   static Device take(StableIValue value) {
     const Device device = {static_cast<int32_t>(value >> 32), static_cast<int32_t>(value)};
     return device.is_cpu() ? Device{device.type, -1} : device;
   }
 };
 
-// Results.
+// Converts results.
 inline StableIValue result_of(Tensor result) {
   return torch::stable::detail::from(result.release());
 }
@@ -74,7 +74,7 @@ struct Boxed<function> {
  private:
   template <size_t... j>
   static void call_with(StableIValue* stack, std::index_sequence<j...>) {
-    // In braces, so from the first to the last.
+    // Braces guarantee evaluation from the first to the last.
     std::tuple<std::decay_t<Arguments>...> arguments{
         Argument<std::decay_t<Arguments>>::take(stack[j])...};
     if constexpr (std::is_void_v<Result>) {

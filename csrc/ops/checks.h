@@ -18,7 +18,7 @@ namespace dynloader {
 // Ties are broken by a bijection of 32-bit integers.
 constexpr int64_t kMaxSamples = 0xffffffff;
 
-// Before any result is allocated there.
+// Call before allocating a result on the device.
 inline void check_device(const char* op, Device device) {
   CHECK_VALUE(device.is_cpu() || device.is_cuda(), op,
               ": tensors must be on the CPU or a CUDA GPU, got ", device);
@@ -53,13 +53,14 @@ inline void check_same_device(const char* op, const char* name, const Tensor& te
               other_name, ", ", other.device(), ", got ", tensor.device());
 }
 
-// For tensors that are written to: a copy would take the result with it. Python checks that they
-// require no gradient, and counts their versions for autograd: the stable ABI has neither.
+// For tensors that are written in place: a contiguous copy would receive the result instead. Python
+// checks that they require no gradient, and bumps their versions for autograd, because the stable
+// ABI can do neither.
 inline void check_written(const char* op, const char* name, const Tensor& tensor) {
   check_contiguous(op, name, tensor);
 }
 
-// Returns the number of samples.
+// Checks a vector with one element per sample, and returns the number of samples.
 inline int64_t check_samples(const char* op, const char* name, const Tensor& tensor,
                              int32_t dtype) {
   check_device(op, tensor.device());
@@ -72,7 +73,7 @@ inline int64_t check_samples(const char* op, const char* name, const Tensor& ten
   return tensor.numel();
 }
 
-// Of data whose rows are samples.
+// Checks data whose rows are samples.
 inline void check_rows(const char* op, const char* name, const Tensor& data) {
   check_device(op, data.device());
   CHECK_VALUE(data.dim() >= 1, op, ": ", name, " must have at least one dimension, got none");
@@ -89,13 +90,14 @@ inline void check_count(const char* op, const char* name, int64_t value, int64_t
   check_between(op, name, value, 0, most);
 }
 
-// For numbers that a call reads from a tensor, or writes to one.
+// Checks a tensor of `count` numbers that a call reads or writes.
 inline void check_integers(const char* op, const char* name, const Tensor& tensor, int64_t count) {
   check_dtype(op, name, tensor, codes.int64);
   check_length(op, name, tensor, count);
 }
 
-// Returns where the call counts indices out of range, on the device of another tensor.
+// Checks the counters of indices out of range, which must be on the device of `other`, and returns
+// their address.
 inline int64_t* check_faults(const char* op, Tensor& faults, const char* other_name,
                              const Tensor& other) {
   check_integers(op, "faults", faults, 2);
@@ -104,7 +106,7 @@ inline int64_t* check_faults(const char* op, Tensor& faults, const char* other_n
   return faults.mutable_data<int64_t>();
 }
 
-// Returns the index, contiguous. Its elements are not checked.
+// Checks all but the elements of the index, and returns it contiguous.
 inline Contiguous check_index(const char* op, const char* name, const Tensor& index,
                               const char* other_name, const Tensor& other) {
   check_dtype(op, name, index, codes.int64);
@@ -132,7 +134,7 @@ inline Address check_address(const char* op, int64_t seed, int64_t epoch,
   return {address.seed, 0, place};
 }
 
-// An index out of range is found before anything is written.
+// Raises for an index out of range; call it before anything is written.
 inline void check_indices(const char* op, const char* name, const int64_t* values, int64_t count,
                           int64_t n) {
   bool all_within = true;
@@ -146,13 +148,13 @@ inline void check_indices(const char* op, const char* name, const int64_t* value
   }
 }
 
-// On the CPU only. The index is contiguous.
+// Checks the index if it is on the CPU. It must be contiguous.
 inline void check_indices(const char* op, const char* name, const Tensor& index, int64_t n) {
   if (index.is_cpu()) check_indices(op, name, index.data<int64_t>(), index.numel(), n);
 }
 
-// Whether each of the values is greater than the one before: then the first and the last say
-// whether all are within a range.
+// Returns whether the values are strictly ascending. If so, all are in a range if the first and the
+// last are.
 inline bool is_ascending(const int64_t* values, int64_t count) {
   std::atomic<bool> ascending = true;
   const int64_t pairs = std::max(count - 1, int64_t{0});

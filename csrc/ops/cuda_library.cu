@@ -1,5 +1,5 @@
-// The library for CUDA: the kernels, on the stream that torch uses now. It registers nothing; the
-// library with the operators is handed what is here (library.cpp).
+// The library for CUDA: the kernels, on torch's current stream. It registers nothing: its functions
+// are passed to the library with the operators (library.cpp).
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 

@@ -1,5 +1,5 @@
-// Errors as Python raises them: ValueError, IndexError, TypeError, RuntimeError. Torch translates
-// the standard exceptions; for a TypeError there is none.
+// Raises Python's ValueError, IndexError, TypeError and RuntimeError. Torch translates standard
+// exceptions, but none to TypeError.
 #pragma once
 
 #include <sstream>
@@ -15,8 +15,8 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-// Thrown by the function that Python's module handed in (library.cpp), which knows what Python
-// takes for a TypeError. A RuntimeError where there is none.
+// Raises a TypeError through the function that Python's module passed (library.cpp), or a
+// RuntimeError without such a function.
 [[noreturn]] void raise_type_error(const std::string& message);
 
 template <class Error, class... Parts>

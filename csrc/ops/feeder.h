@@ -16,11 +16,11 @@
 
 namespace dynloader {
 
-// One array [n, ...] on the CPU, and what is done to its rows if they are images.
+// One array [n, ...] on the CPU, and the transforms of its rows if they are images.
 struct Column {
   Tensor data;
-  std::optional<ImageOptions> options;  // but for the values
-  Tensor values;                        // what each byte becomes, if it is defined
+  std::optional<ImageOptions> options;  // without their `values`
+  Tensor values;                        // value of each byte; may be undefined
 
   ImageBatch image_batch(const char* op, const Address& address, int64_t batch_size) const;
 };
@@ -39,10 +39,10 @@ class Feeder {
   // Drops the batches that no thread has started.
   ~Feeder();
 
-  // All columns are added before the start.
+  // All columns must be added before start().
   void add(Column column);
   void start(int64_t num_threads);
-  // Of another epoch from here on. All that was submitted must have been taken.
+  // Starts another epoch. All submitted batches must have been taken.
   void begin(Address address);
   void submit(const Tensor& index);
   // The batch submitted first of those that were not taken: one tensor for each column. Raises what

@@ -1,5 +1,6 @@
-// The feeder as operators, which know it by a number. Torch calls them without the interpreter's
-// lock: threads that work ahead never need it, and who waits for them must not hold it.
+// The feeder as operators, which refer to it by a number. Torch calls them without the
+// interpreter's lock: the feeder's threads never need it, and a caller that waits for them must not
+// hold it.
 #include <pthread.h>
 
 #include <map>
@@ -14,10 +15,10 @@
 namespace dynloader {
 namespace {
 
-// All feeders that are open.
+// The open feeders.
 class Feeders {
  public:
-  // Never destroyed: a feeder may outlive everything.
+  // Never destroyed, because a feeder may outlive static objects.
   static Feeders& instance() {
     static auto* feeders = new Feeders;
     return *feeders;
@@ -29,7 +30,7 @@ class Feeders {
     return last_;
   }
 
-  // One of the process that this one was forked from has no threads here: it is left alone.
+  // A feeder of the parent of a forked process has no threads here, and remains open.
   std::shared_ptr<Feeder> at(int64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = feeders_.find(number);

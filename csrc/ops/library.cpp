@@ -1,5 +1,5 @@
-// What the library with the operators needs of others, handed in by dynloader/_native.py when it
-// loads them: Python's TypeError, and the library for CUDA.
+// What the library with the operators needs from others: Python's TypeError, and the library for
+// CUDA. dynloader/_native.py passes them in when it loads the libraries.
 #include <atomic>
 #include <cstring>
 #include <string>
@@ -33,12 +33,12 @@ const char* why_without_cuda() {
 
 }  // namespace dynloader
 
-// The function throws.
+// Sets the function that throws a TypeError.
 DYNLOADER_EXPORT void dynloader_raise_type_errors_by(void (*raise)(const char*)) {
   dynloader::type_error = raise;
 }
 
-// Returns whether the functions are of this build; then they are used from here on.
+// Uses the functions from now on, and returns true, if they come from this build.
 DYNLOADER_EXPORT bool dynloader_use_cuda(const dynloader::CudaFunctions* functions) {
   if (std::strcmp(functions->version, DYNLOADER_VERSION) != 0 ||
       functions->bytes != dynloader::kBytesOfCalls) {
@@ -48,12 +48,12 @@ DYNLOADER_EXPORT bool dynloader_use_cuda(const dynloader::CudaFunctions* functio
   return true;
 }
 
-// Errors that need CUDA say why there is none. Before the first operator is called.
+// Sets the reason that errors give for the lack of CUDA. Call before the first operator.
 DYNLOADER_EXPORT void dynloader_tell_why_without_cuda(const char* why) {
   static std::string kept;
   kept = why;
   dynloader::reason = &kept;
 }
 
-// For tests.
+// For tests; see threads.h.
 DYNLOADER_EXPORT void dynloader_share_eagerly(bool eagerly) { dynloader::share_eagerly(eagerly); }

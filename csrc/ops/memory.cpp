@@ -1,14 +1,14 @@
 // Allocates large tensors on the CPU.
 //
-// Fresh memory comes from the kernel page by page, each filled with zeros when it is first touched:
-// for ten million samples that takes two to three times as long as the selection itself. So memory
-// of this size is asked for in large pages, and what one selection or batch has left the next one
-// takes, as torch's allocator does on CUDA. Large pages are worth as much again to a table, whose
-// rows are visited at random: the processor remembers where far more of it is.
+// The kernel provides fresh memory page by page, and zeroes each page when it is first touched: for
+// ten million samples, that takes two to three times as long as the selection itself. So large
+// tensors use large pages, and each selection or batch reuses the memory of earlier ones, like
+// torch's allocator on CUDA. Large pages help a table just as much: its rows are visited at random,
+// and the processor's TLB covers far more of it.
 //
-// The stable ABI cannot make a tensor of such memory that could be resized, so what a selection
-// returns is torch's own memory, though in large pages. glibc keeps such memory for the next one up
-// to 32 MB; a larger result takes fresh memory each time.
+// The stable ABI cannot create a resizable tensor from such memory, so the result of a selection is
+// in torch's own memory, but in large pages. glibc keeps up to 32 MB of freed memory for the next
+// result; a larger result takes fresh memory each time.
 #include "memory.h"
 
 #include <algorithm>
@@ -27,8 +27,8 @@ namespace {
 
 constexpr size_t kLarge = size_t{1} << 20;
 constexpr size_t kPage = size_t{2} << 20;
-// Of what is left over, so much at most is kept for the next call: the batch before the last, and
-// the working memory of the last call.
+// The most memory to keep for the next call: enough for the batch before the last, and the working
+// memory of the last call.
 constexpr size_t kMostKept = size_t{1} << 30;
 constexpr size_t kMostBlocks = 16;
 
@@ -130,7 +130,7 @@ void give_back_blob(void* memory, void* context) {
   LeftOver::instance().give({memory, reinterpret_cast<size_t>(context)});
 }
 
-// None if there are more than can be counted.
+// Returns the number of bytes, or none if a size is negative or the number overflows.
 std::optional<size_t> bytes_of(Extents sizes, int32_t dtype) {
   size_t bytes = aoti_torch_dtype_element_size(dtype);
   for (const int64_t size : sizes) {
@@ -141,13 +141,13 @@ std::optional<size_t> bytes_of(Extents sizes, int32_t dtype) {
 
 Device on_cpu() { return {codes.cpu, -1}; }
 
-// Not yet touched: the kernel may then give large pages.
+// Call before the memory is touched; after that, the kernel cannot use large pages at once.
 void ask_for_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const auto first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
   const auto last =
       (reinterpret_cast<uintptr_t>(memory) + static_cast<size_t>(bytes)) / kPage * kPage;
-  // It may refuse, and nothing is lost.
+  // The kernel may ignore the advice; the memory is then in small pages.
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
@@ -188,7 +188,7 @@ Tensor empty_tensor(Extents sizes, int32_t dtype, Device device) {
 
 Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device) {
   const auto bytes = bytes_of(sizes, dtype).value_or(0);
-  // Where there are too many, torch's error says how many.
+  // If the number of bytes overflows, torch raises the error.
   if (!device.is_cpu() || bytes < kLarge) return empty_strided(sizes, strides, dtype, device);
   const Block block = LeftOver::instance().take(bytes);
   if (block.memory == nullptr) return empty_strided(sizes, strides, dtype, device);

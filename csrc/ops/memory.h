@@ -1,4 +1,4 @@
-// Memory for results and for work.
+// Allocates results and working memory.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace dynloader {
 
-// Tensors, their values undefined, contiguous unless strides are given. Large ones on the CPU are
-// in large pages of memory, where the kernel has some.
+// Return tensors with undefined values, contiguous unless strides are given. Large tensors on the
+// CPU use large pages if the kernel has some.
 Tensor empty_tensor(Extents sizes, int32_t dtype, Device device);
 Tensor empty_strided(Extents sizes, Extents strides, int32_t dtype, Device device);
 inline Tensor empty_vector(int64_t count, int32_t dtype, Device device) {
@@ -20,20 +20,19 @@ inline Tensor empty_scalar(int32_t dtype, Device device) {
   return empty_tensor({nullptr, 0}, dtype, device);
 }
 
-// Dense, and not resized by anyone. Large ones on the CPU are made of memory that an earlier one or
-// a call's work left, if there is some: memory.cpp tells why. For any thread, whatever modes of
-// torch it is in.
+// Returns a dense tensor that must not be resized. Large tensors on the CPU reuse the memory of an
+// earlier tensor or call if there is some; memory.cpp says why. Works in any thread, regardless of
+// its torch modes.
 Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device);
-// On the CPU, and as above.
+// Like empty_reused, on the CPU, optionally in pinned memory.
 Tensor empty_batch(Extents sizes, Extents strides, int32_t dtype, bool pin_memory);
 
-// The first `count` elements of a vector that was allocated for the most there could be. What is
-// saved or sent elsewhere is no longer than they are.
+// Returns the first `count` elements of a vector that was allocated for the maximum, so that saving
+// or sending the result does not include the rest.
 Tensor cut_short(const Tensor& vector, int64_t count);
 
-// Working memory, given back when the call has been queued: on CUDA the caching allocator hands it
-// out again in stream order. Small pieces share a block, for every block is a call of the
-// allocator.
+// Working memory, freed once the call is queued: on CUDA, the caching allocator reuses it in stream
+// order. Small pieces share a block, because each block costs a call of the allocator.
 class WorkingMemory {
  public:
   explicit WorkingMemory(Device device) : device_(device) {}

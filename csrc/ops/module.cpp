@@ -1,4 +1,4 @@
-// The module _C, of pybind11 alone: what is no tensor. It needs no torch.
+// The Python module _C, which does not use torch: everything without tensors.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -31,16 +31,16 @@ py::dict build_info() {
   return info;
 }
 
-// Torch takes it for Python's TypeError, as it was made by pybind11.
+// Torch translates exceptions of pybind11, which has a TypeError.
 void raise_type_error(const char* message) { throw py::type_error(message); }
 
 }  // namespace
 }  // namespace dynloader
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "What dynloader has in native code besides the operators in torch.ops.dynloader.";
+  m.doc() = "The native code of dynloader except for the operators in torch.ops.dynloader.";
   m.def("build_info", dynloader::build_info,
-        "What the native code was built with, and the CPU paths (scalar, avx2, avx512).\n\n"
+        "Returns what the native code was built with, and the CPU paths (scalar, avx2, avx512).\n\n"
         "Returns a dict: version; torch, the version built against; compiler;\n"
         "cpu_features_compiled, cpu_features_available on this machine, cpu_features_in_use.");
   m.attr("raise_type_error") = reinterpret_cast<uintptr_t>(&dynloader::raise_type_error);

@@ -43,7 +43,7 @@ Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
                      double flip_probability, bool flip_alternates, int64_t cutout, double fill,
                      const std::optional<Tensor>& values, bool from_channels_last,
                      bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at);
-// For tables: memory.cpp tells what is different about it.
+// For tables: allocates large tensors as memory.cpp describes.
 Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device);
 std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
 Tensor power_weights(const Tensor& scores, double exponent, double offset);

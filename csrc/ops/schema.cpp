@@ -1,7 +1,8 @@
-// The schema of every operator, and the functions that implement them.
+// Defines the schema of every operator, and registers its function.
 //
-// One function serves CPU and CUDA: it asks the tensors where they are. seed holds 64 unsigned bits
-// in a signed integer; dynloader/ops converts, and has the fake implementations for torch.compile.
+// The same function is registered for CPU and CUDA, and reads the device from its tensors. `seed`
+// holds 64 unsigned bits in a signed integer. dynloader/ops converts seeds, and has the fake
+// implementations for torch.compile.
 #include <torch/csrc/stable/library.h>
 
 #include "boxed.h"
@@ -105,7 +106,7 @@ void implement(Library& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(dynloader, CPU, m) { dynloader::implement(m); }
 
-// Also where there is no library for CUDA: the operators then say so, and why.
+// Registered even without a library for CUDA: the operators then raise an error that says why.
 STABLE_TORCH_LIBRARY_IMPL(dynloader, CUDA, m) { dynloader::implement(m); }
 
 // These take no tensor to dispatch on, or one on the CPU only.

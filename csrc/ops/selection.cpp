@@ -14,7 +14,7 @@ Tensor indices_like(const Tensor& tensor, int64_t count) {
   return empty_vector(count, codes.int64, tensor.device());
 }
 
-// Host waits for the GPU, if the weights are there.
+// The host waits for the GPU if the weights are on it.
 void check_weights(const char* op, const Tensor& weights, int64_t k) {
   const Tensor counts = empty_vector(2, codes.int64, weights.device());
   run_on(weights.device(),
@@ -44,7 +44,7 @@ Tensor sample_by(const char* op, WeightedRule rule, const Tensor& weights, int64
 
 struct Dropped {
   Tensor selected, weights;
-  Tensor kept;  // how many of them count
+  Tensor kept;  // number of elements that are used
 
   static void make(void* context, int64_t kept, int64_t** selected, float** weights) {
     auto& self = *static_cast<Dropped*>(context);
@@ -55,8 +55,8 @@ struct Dropped {
   }
 };
 
-// num_kept < 0: as many as the scores give; then the results have room for all, unless they are to
-// fit and the host knows how many there are before they are written.
+// If num_kept < 0, the scores decide how many samples are kept. The results then have room for all,
+// except with is_to_fit on a device where the host knows the number before they are written.
 Dropped drop_some(const char* op, const Tensor& scores, double drop_probability, int64_t num_kept,
                   int64_t seed, int64_t epoch, const EpochAt& epoch_at, bool is_to_fit) {
   const int64_t n = check_samples(op, "scores", scores, codes.float32);

@@ -26,7 +26,7 @@ const Record* records_of(const char* op, const Tensor& records) {
   return reinterpret_cast<const Record*>(records.data<int32_t>());
 }
 
-// The samples that an operator is given, contiguous: all of them, or the first of them.
+// The samples passed to an operator, contiguous: all of them, or the first *num_used.
 class Selected {
  public:
   Selected(const char* op, const Tensor& selected, const NumUsed& num_used, const char* other_name,
@@ -46,7 +46,7 @@ class Selected {
     }
   }
 
-  // On the CPU, that all are in [0, n).
+  // On the CPU, checks that all are in [0, n).
   void check_range(const char* op, int64_t n) {
     if (!index_->is_cpu()) return;
     ascending = is_ascending(values, count);
@@ -64,8 +64,8 @@ class Selected {
  public:
   const int64_t* const values;
   int64_t count;
-  const int64_t* used = nullptr;  // on CUDA, where only the device knows how many
-  bool ascending = false;         // known to be, and within range: no two are the same
+  const int64_t* used = nullptr;  // set on CUDA, where only the device knows the number
+  bool ascending = false;         // known to be ascending and in range, so distinct
 };
 
 LossType loss_type(const Tensor& losses) {
@@ -117,7 +117,7 @@ Tensor power_weights(const Tensor& scores, double exponent, double offset) {
   const int64_t n = check_samples("power_weights", "scores", scores, codes.float32);
   CHECK_VALUE(exponent >= 0 && std::isfinite(exponent),
               "power_weights: exponent must be finite and >= 0, got ", exponent);
-  // natural_log takes normal numbers only.
+  // natural_log requires a normal number.
   CHECK_VALUE(offset == 0 || std::isnormal(offset),
               "power_weights: offset must be 0 or a normal number > 0, got ", offset);
   CHECK_VALUE(offset >= 0, "power_weights: offset must be >= 0, got ", offset);

@@ -72,7 +72,7 @@ std::ostream& operator<<(std::ostream& out, Extents extents) {
 }
 
 void raise_torchs_error(const char* what) {
-  // Torch tells the message from 2.13 on, by a function that 2.11 has not.
+  // Since 2.13, torch has a function that returns the message.
   using Message = const char* (*)();
   void* found = dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace");
   if (found != nullptr) throw std::runtime_error(reinterpret_cast<Message>(found)());

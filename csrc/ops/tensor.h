@@ -1,8 +1,8 @@
-// A tensor of torch, by LibTorch's stable ABI alone: one build serves every torch from 2.11 on.
+// A torch tensor that uses only LibTorch's stable ABI: one build serves every torch from 2.11 on.
 //
-// torch::stable::Tensor asks torch for each property, each time, and counts its references by a
-// block of its own. A batch takes a few microseconds, so here each tensor has one owner, and what
-// the checks ask for is read once.
+// torch::stable::Tensor calls torch for every property, every time, and allocates a separate
+// reference count. A batch takes only a few microseconds, so each tensor here has one owner, and
+// reads the properties that the checks need once.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -17,7 +17,7 @@
 
 namespace dynloader {
 
-// Torch's numbers for what the operators know by name.
+// Torch's numbers for devices and dtypes.
 struct Codes {
   int32_t cpu = aoti_torch_device_type_cpu();
   int32_t cuda = aoti_torch_device_type_cuda();
@@ -32,13 +32,13 @@ struct Codes {
 };
 extern const Codes codes;
 
-// As Python spells it.
+// Returns the name in Python.
 std::string dtype_name(int32_t dtype);
 
-// Torch's own message where it is known; or else "torch <what>".
+// Raises torch's own message if it is available, else "torch <what>".
 [[noreturn]] void raise_torchs_error(const char* what);
 
-// For calls of the stable ABI, which do not throw.
+// Raises if a call of the stable ABI failed; such calls do not throw.
 inline void check_torch(AOTITorchError status, const char* what) {
   if (__builtin_expect(status != 0, 0)) raise_torchs_error(what);
 }
@@ -54,7 +54,7 @@ struct Device {
 
 std::ostream& operator<<(std::ostream& out, Device device);
 
-// Sizes or strides, in the memory of the tensor that has them.
+// Sizes or strides; the memory belongs to the tensor.
 struct Extents {
   const int64_t* values;
   int64_t count;
@@ -69,9 +69,9 @@ std::ostream& operator<<(std::ostream& out, Extents extents);
 class Tensor {
  public:
   Tensor() = default;
-  // Takes the handle over.
+  // Takes ownership of the handle.
   explicit Tensor(AtenTensorHandle handle) : handle_(handle) { read(); }
-  // One that was made on the CPU like this: torch need not tell.
+  // Takes ownership of a new CPU tensor with known properties, which saves calls of torch.
   Tensor(AtenTensorHandle handle, Extents sizes, int32_t dtype)
       : handle_(handle), dim_(sizes.count), dtype_(dtype), device_{codes.cpu, -1} {
     int64_t* own = nullptr;
@@ -88,7 +88,7 @@ class Tensor {
   }
   ~Tensor() { reset(); }
 
-  // Of the same tensor.
+  // Returns a second handle of the same tensor.
   Tensor another() const {
     AtenTensorHandle handle = nullptr;
     check_torch(aoti_torch_new_tensor_handle(handle_, &handle), "gives no handle of a tensor");
@@ -179,10 +179,10 @@ class Tensor {
   Device device_ = {0, -1};
 };
 
-// A vector if it is contiguous, or else a copy. The vector must live as long.
+// Refers to a vector if it is contiguous, else holds a copy. The vector must outlive this object.
 class Contiguous {
  public:
-  Contiguous(const Tensor& vector)  // NOLINT: stands for it
+  Contiguous(const Tensor& vector)  // NOLINT: converts implicitly
       : copy_(vector.is_contiguous() ? Tensor() : vector.clone()),
         vector_(copy_.defined() ? copy_ : vector) {}
   Contiguous(const Contiguous&) = delete;
