@@ -1,4 +1,4 @@
-"""Several processes: each feeds its share, and all make the same selection."""
+"""Several processes feed their shares of the data, and all make the same selection."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def start(name: str, folder: Path, world: int, rank: int, store: str) -> subproc
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "29500",
     }
-    # In a process group with its workers, so that all of them get the signal for their stacks.
+    # Start a new session: a signal then reaches the workers too, and all print their stacks.
     with open(folder / f"printed.{rank}", "wb") as printed:
         return subprocess.Popen(
             [sys.executable, PROCESSES, name, str(folder)],
@@ -104,7 +104,7 @@ def test_late_processes_print_their_stacks(tmp_path: Path) -> None:
         together("wait_for_ever", tmp_path, 2, is_late)
     assert "exit codes [None, None]" in str(error.value)
     assert "in wait_in_a_worker" in str(error.value)
-    assert str(error.value).count("in wait_for_ever") == 3  # and the worker
+    assert str(error.value).count("in wait_for_ever") == 3  # both processes and the worker
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -121,7 +121,7 @@ def test_a_state_is_loaded_by_another_number_of_processes(tmp_path: Path) -> Non
     for name, world in (("save", 2), ("resume", 4), ("resume", 2)):
         texts = together(name, tmp_path, world)
         assert all(text.endswith(f"done {name}\n") for text in texts), "\n".join(texts)
-    # And by one alone.
+    # A single process can load the state, too.
     loader = resumable()
     loader.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     rest, _ = torch.load(tmp_path / "batches.pt", weights_only=True)
@@ -137,7 +137,7 @@ def test_frameworks_with_two_processes(name: str, tmp_path: Path) -> None:
 
 
 def test_torchrun_starts_them(tmp_path: Path) -> None:
-    # By number, for not every machine resolves its own name.
+    # Use an IP address: not every machine can resolve its own host name.
     address = ["--local-addr", "127.0.0.1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *address]
     command += ["--nproc-per-node", "2", PROCESSES, "samplers", str(tmp_path)]
@@ -162,9 +162,9 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
 
 
 class Meeting:
-    """Threads that stand for processes: what each gives to ``exchange`` reaches the others.
+    """Run threads in place of processes: what each passes to ``exchange`` reaches the others.
 
-    What torch.distributed itself does is tested with real processes, above.
+    The tests above run torch.distributed itself in real processes.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tables: list[ScoreTable]) -> None:
@@ -181,7 +181,7 @@ class Meeting:
     def _all_gather(self, mine: torch.Tensor, group: object = None) -> torch.Tensor:
         self._given[self._local.rank] = mine.clone()
         self._barrier.wait()
-        gathered = torch.stack(self._given)  # fails where shapes differ, as torch.distributed does
+        gathered = torch.stack(self._given)  # fails if shapes differ, as in torch.distributed
         self._barrier.wait()
         return gathered
 
@@ -215,7 +215,7 @@ def assert_all_equal(tables: list[ScoreTable]) -> None:
                 assert value == states[0][name], name
 
 
-def test_of_equally_visited_samples_the_first_process_counts(
+def test_for_equally_visited_samples_the_first_process_wins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tables = [ScoreTable(8, "cpu") for _ in range(3)]
@@ -244,7 +244,7 @@ def test_of_equally_visited_samples_the_first_process_counts(
     assert not any(table.has_unshared_updates for table in tables)
 
 
-def test_what_all_loaded_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_updates_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = [ScoreTable(4, "cpu") for _ in range(2)]
     before = ScoreTable(4, "cpu")
     for _ in range(5):
@@ -281,7 +281,7 @@ def test_many_rows_are_exchanged_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert Meeting(monkeypatch, tables).synchronize() == [None] * 3
     assert_all_equal(tables)
     alone.num_updates = tables[0].num_updates
-    assert tables[0].num_updates == 4  # that of no samples is none
+    assert tables[0].num_updates == 4  # an update without samples does not count
     assert_all_equal([alone, tables[2]])
 
 
@@ -412,7 +412,7 @@ def test_a_last_step_is_padded_from_the_beginning() -> None:
     assert [part.shape for part in parts] == [(1, 2), (1, 6), (1, 4)]
     with pytest.raises(FrozenInstanceError):
         Share((4,), 0).rank = 1
-    # A single process need not make the same number of steps as others.
+    # A single process has no other process to keep in step with: its last step stays as it is.
     for last_batch in ("pad", "split"):
         assert Share((12,), 0, last_batch).of(last, plan.batch) is last
 
@@ -424,12 +424,12 @@ def test_a_process_without_a_sample_takes_one_from_the_beginning() -> None:
     assert found == [[[0]], [[98]], [[99]]]
 
 
-def test_positions_past_the_end_begin_again() -> None:
+def test_positions_past_the_end_wrap_around() -> None:
     assert plan_of(3).batch(2, 9).tolist() == [2, 0, 1, 2, 0, 1, 2]
     shuffled = Plan(Address(0, 0), num_samples=5, shuffle=True, kept=None)
     order = shuffled.batch(0, 5).tolist()
     assert shuffled.batch(3, 12).tolist() == (order * 3)[3:12]
-    # By one sample alone, too.
+    # Also if only one position lies past the end.
     assert plan_of(3).batch(2, 4).tolist() == [2, 0]
     assert shuffled.batch(4, 6).tolist() == [order[4], order[0]]
 

@@ -1,4 +1,4 @@
-"""The loader, used in any order, against a model in plain Python and NumPy."""
+"""Compares the loader, used in any order, with a model in plain Python and NumPy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Select = Callable[["Model", int, int], Array]
 
 @dataclass
 class Epoch:
-    """What the loader feeds in one epoch, and how far it was used."""
+    """The samples that the loader feeds in one epoch, and the progress through them."""
 
     number: int
     samples: Array
@@ -62,11 +62,11 @@ class Epoch:
 
 @dataclass
 class Model:
-    """What the documentation promises."""
+    """The behavior that the documentation promises."""
 
     n: int
     policy: Policy
-    select: Select | None  # the samples kept, of a model, how many, and at which checkpoint
+    select: Select | None  # (model, number to keep, checkpoint) -> samples kept
     batch_size: int
     drop_last: bool
     shuffle: bool
@@ -76,9 +76,9 @@ class Model:
     num_unclaimed: int = 0
     num_claimed: int = 0
     is_pass_exhausted: bool = False
-    num_late: int | None = None  # samples of the last batch of an earlier pass
+    num_late: int | None = None  # size of the last batch of an earlier pass
     last_batch: Array | None = None
-    last_epoch: Epoch | None = None  # that of the last batch
+    last_epoch: Epoch | None = None  # the epoch of last_batch
     is_iterator_alive: bool = False
     checkpoint: int | None = None
     kept: Array | None = None
@@ -92,7 +92,7 @@ class Model:
         self.epoch = self.settled(0)
 
     def settled(self, number: int, start: int = 0) -> Epoch:
-        """An epoch, with a new selection where one is due."""
+        """Return an epoch. If a selection is due, make it."""
         samples = np.arange(self.n)
         checkpoint = self.checkpoint_of(number)
         if checkpoint is not None:
@@ -133,7 +133,7 @@ class Model:
         self.epoch = self.settled(self.epoch.number + 1)
 
     def forget(self) -> None:
-        """No batch waits for losses."""
+        """Stop expecting losses for any batch."""
         self.num_unclaimed = self.num_claimed = 0
         self.is_pass_exhausted, self.num_late, self.last_epoch = False, None, None
 
@@ -153,7 +153,7 @@ class Model:
         self.is_iterator_alive = True
 
     def next_batch(self) -> Array | None:
-        """The samples of the next batch; None: there is none."""
+        """Return the samples of the next batch, or None if there is none."""
         epoch = self.epoch
         batch = epoch.samples[epoch.position : epoch.position + self.batch_size]
         if len(batch) == 0 or (self.drop_last and len(batch) < self.batch_size):
@@ -182,7 +182,7 @@ class Model:
             self.history[seen] = np.hstack([self.history[seen, 1:], newest])
 
     def left_out(self) -> Array:
-        """The samples that the current epoch does not feed."""
+        """Return the samples that the current epoch does not feed."""
         if self.is_over() and not self.is_iterator_alive:
             self.advance()
         return np.setdiff1d(np.arange(self.n), self.epoch.samples)
@@ -190,7 +190,10 @@ class Model:
     def record(self, index: Array, losses: Array) -> None:
         num_updates, num_in_update = self.num_updates, self.num_in_update
         self.update(index, losses)
-        self.num_updates, self.num_in_update = num_updates, num_in_update  # of the epochs
+        self.num_updates, self.num_in_update = (
+            num_updates,
+            num_in_update,
+        )  # updates of the epochs only
 
     def set_epoch(self, number: int) -> None:
         if number != self.epoch.number:
@@ -203,7 +206,7 @@ class Model:
             self.epoch.is_recorded = False
 
     def reload(self, is_in_use: bool) -> None:
-        """What a state keeps."""
+        """Keep only what a state contains."""
         if self.epoch.is_exhausted:
             self.advance()
             is_in_use = False
@@ -280,7 +283,7 @@ def some_losses(seed: int, count: int) -> Array:
 
 
 class AnyUse(RuleBasedStateMachine):
-    """Every call that a training script makes, in any order."""
+    """Makes all calls that a training script can make, in any order."""
 
     iterator: Any = None
 
@@ -437,7 +440,7 @@ fuzz = settings(
 
 def run(cases: settings) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # selections before there are scores
+        warnings.simplefilter("ignore")  # selections without scores
         run_machine(AnyUse, settings=cases)
 
 
@@ -445,7 +448,7 @@ def test_any_use() -> None:
     run(fuzz)
 
 
-# To find is enough; and the loader itself may be what finds that something does not match.
+# One failure is enough, so do not shrink it. The loader's own checks may fail first.
 once = settings(fuzz, max_examples=3000, phases=[Phase.generate])
 FOUND = (AssertionError, ValueError, RuntimeError)
 
@@ -484,7 +487,7 @@ def test_a_record_that_ends_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) 
     )
     use.begin()
     use.next_batch()
-    use.record_what_is_left_out(seed=0, most=4)  # as many as a batch has
+    use.record_what_is_left_out(seed=0, most=4)  # as many samples as in a batch
     use.begin()
     with pytest.raises(AssertionError):
         use.next_batch()

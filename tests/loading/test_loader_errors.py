@@ -1,4 +1,4 @@
-"""Bad input: the right error, with the name, the requirement and the value; nothing changed."""
+"""Errors name the argument, the requirement and the value, and nothing is changed."""
 
 from __future__ import annotations
 

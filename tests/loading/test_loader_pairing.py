@@ -1,4 +1,4 @@
-"""Which samples a batch was made of: the index in the batch, and the pairing of losses."""
+"""The pairing of batches with sample indices: the index in the batch, and the losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pair(NamedTuple):
 
 
 class Samples(Dataset[Any]):
-    """Samples of one kind."""
+    """A dataset whose samples are all of one kind."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -61,7 +61,7 @@ class Samples(Dataset[Any]):
         ("tensor", tuple),
         ("number", tuple),
         ("string", tuple),
-        ("tuple", list),  # torch's default_collate makes lists of tuples
+        ("tuple", list),  # torch's default_collate turns tuples into lists
         ("list", list),
         ("namedtuple", tuple),
         ("dict", dict),
@@ -113,7 +113,7 @@ def test_return_index_keeps_what_torch_returns_whole() -> None:
         assert torch.equal(batch.values, index)
 
 
-# In the module, for workers that are not forked pickle it: Python 3.14 forks none.
+# At module level: workers that are not forked (the default from Python 3.14 on) pickle it.
 def without_a_key_for_4(samples: list[int]) -> dict[str, Tensor]:
     return {"index" if 4 in samples else "x": torch.tensor(samples)}
 
@@ -203,7 +203,7 @@ def test_custom_collate_fn() -> None:
 
 
 class Uneven(Dataset[int]):
-    """Some samples take long, some fail."""
+    """A dataset with slow and failing samples."""
 
     def __init__(self, *, slow: int = 0, failing: frozenset[int] = frozenset()) -> None:
         self.slow = slow
@@ -248,8 +248,8 @@ def test_scores_reach_their_samples_without_a_policy() -> None:
     assert_scores_are_losses(loader.table, list(range(N)))
 
 
-def test_batches_out_of_order_do_come() -> None:
-    """That the pairing above was put to the test."""
+def test_batches_arrive_out_of_order() -> None:
+    """Batches do arrive out of order, or the tests above would prove nothing."""
     loader = DataLoader(
         Uneven(slow=8),
         batch_size=4,
@@ -269,7 +269,7 @@ def test_batches_out_of_order_do_come() -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("in_order", [True, False])
-def test_going_on_after_a_batch_failed(num_workers: int, in_order: bool) -> None:
+def test_continuing_after_a_failed_batch(num_workers: int, in_order: bool) -> None:
     loader = DataLoader(
         Uneven(failing=frozenset({7, 30})),
         batch_size=4,
@@ -298,7 +298,7 @@ def test_going_on_after_a_batch_failed(num_workers: int, in_order: bool) -> None
 
 
 class SlowOnce(Dataset[int]):
-    """Sample 0 is not there before it is released."""
+    """A dataset that blocks on sample 0 until ``is_released`` is set."""
 
     def __init__(self) -> None:
         self.is_released = torch.multiprocessing.get_context().Event()
@@ -312,7 +312,7 @@ class SlowOnce(Dataset[int]):
         return index
 
 
-def test_going_on_after_a_timeout() -> None:
+def test_continuing_after_a_timeout() -> None:
     data = SlowOnce()
     loader = DataLoader(data, batch_size=4, shuffle=False, policy=Full(), num_workers=1, timeout=1)
     iterator = iter(loader)
@@ -320,7 +320,7 @@ def test_going_on_after_a_timeout() -> None:
         next(iterator)
     data.is_released.set()
     num_fed = 0
-    for _ in range(60):  # where the machine is slow, it may take another one
+    for _ in range(60):  # a slow machine may time out again
         try:
             index = next(iterator)
         except RuntimeError:
@@ -333,7 +333,7 @@ def test_going_on_after_a_timeout() -> None:
     assert_scores_are_losses(loader.table, list(range(12)))
 
 
-def test_a_copy_does_not_take_the_batches_under_way_along() -> None:
+def test_a_copy_does_not_include_the_batches_in_flight() -> None:
     loader = DataLoader(Numbers(9999), batch_size=256, policy=Full(), num_workers=2)
     size = len(pickle.dumps(loader))
     iterator = iter(loader)
@@ -388,7 +388,7 @@ def test_an_iterator_has_torchs_attributes_and_length() -> None:
         _ = iterator.no_such_attribute
 
 
-def test_an_exhausted_iterator_stays_so() -> None:
+def test_an_exhausted_iterator_stays_exhausted() -> None:
     loader = DataLoader(Numbers(N), batch_size=4, policy=Full())
     iterator = iter(loader)
     assert len(list(iterator)) == 13
@@ -404,8 +404,7 @@ def test_pin_memory() -> None:
         assert number.is_pinned() == index.is_pinned() == torch.accelerator.is_available()
 
 
-def test_with_an_index_for_samples_in_pieces() -> None:
-    """__getitems__ is used, as torch uses it."""
+def test_getitems_is_called_as_torch_calls_it() -> None:
 
     class Fast(Numbers):
         def __getitems__(self, index: list[int]) -> list[int]:
@@ -420,7 +419,7 @@ def test_with_an_index_for_samples_in_pieces() -> None:
 
 
 class Arrays:
-    """Makes loaders on either way of making batches."""
+    """Loaders of the same numbers, gathered by sample and from arrays."""
 
     @staticmethod
     def samples(**options: Any) -> DataLoader[Any]:
@@ -464,7 +463,7 @@ def test_a_loop_may_skip_a_small_last_batch(make: Any) -> None:
 
 @pytest.mark.parametrize("make", MAKES)
 def test_losses_of_the_last_batch_are_never_taken_for_the_next_ones(make: Any) -> None:
-    # A consumer that is a batch ahead, over the end of an epoch.
+    # The consumer fetches one batch ahead, also at the end of an epoch.
     for drop_last, num_last in ((True, 8), (False, 2)):
         loader = make(drop_last=drop_last)
         iterator, held = iter(loader), None
@@ -475,10 +474,12 @@ def test_losses_of_the_last_batch_are_never_taken_for_the_next_ones(make: Any) -
         assert len(held) == num_last
         late = loss_of(held)
         following = iter(loader)
-        loader.update(late)  # nothing of the next epoch was yielded: whose they are is certain
+        loader.update(
+            late
+        )  # no batch of the next epoch was yielded, so the losses can only be the last batch's
         assert torch.equal(loader.table.last_loss[held], late)
         next(following)
-        # Once more, with a batch of the next epoch yielded before.
+        # Repeat, but let the loader yield a batch of the next epoch first.
         loader = make(drop_last=drop_last)
         iterator = iter(loader)
         held = None
@@ -494,7 +495,7 @@ def test_losses_of_the_last_batch_are_never_taken_for_the_next_ones(make: Any) -
 
 
 @pytest.mark.parametrize("make", MAKES)
-def test_initial_scores_do_not_use_up_an_epoch_that_was_looked_at(make: Any) -> None:
+def test_initial_scores_do_not_use_up_a_peeked_epoch(make: Any) -> None:
     loader = make()
     first = next(iter(loader))
     for part in torch.arange(N).split(8):
@@ -511,7 +512,7 @@ def test_initial_scores_do_not_use_up_an_epoch_that_was_looked_at(make: Any) -> 
 def test_losses_given_to_the_table_use_up_an_epoch_of_one_batch(make: Any) -> None:
     loader = make()
     seen = []
-    for _ in range(3):  # a trainer that keeps the table, and makes one step an epoch
+    for _ in range(3):  # a trainer that keeps the table, and takes one step per epoch
         index = next(iter(loader))
         loader.table.update(index, loss_of(index))
         seen.append(index.tolist())

@@ -1,4 +1,4 @@
-"""What a training loop relies on: what is fed, when an epoch is over, when the next is settled."""
+"""What training loops rely on: what an epoch feeds, when it ends, and when the next is selected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dynloader import UCB, DataLoader, Full, InfoBatch, RandomDynamic
 
 N = 100
 
-# Many loops below are only about what is fed.
+# Many loops below only feed batches, without updates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*none were recorded")
 
 
@@ -38,7 +38,7 @@ def calls() -> Iterator[list[tuple[int, int, int]]]:
 
 
 def rest_of_the_epoch(loader: DataLoader[int]) -> list[list[int]]:
-    """The batches that the loader would feed."""
+    """Return the batches that the loader would feed next."""
     return list(batches_of(copy.deepcopy(loader)))
 
 
@@ -70,7 +70,7 @@ def test_no_epoch_is_longer_than_epoch_0() -> None:
         assert max(lengths) == lengths[0]
 
 
-def test_annealing_feeds_all_samples_again_with_all_losses_alike() -> None:
+def test_annealing_feeds_all_samples_again_with_equal_weights() -> None:
     policy = InfoBatch(anneal=0.5, epochs=6)
     loader = DataLoader(Numbers(N), batch_size=N, policy=policy)
     lengths = [len(train(loader)) for _ in range(6)]
@@ -163,7 +163,7 @@ def test_selection_is_equal_for_equal_scores_seed_and_epoch() -> None:
         )
         index = torch.arange(N).flip(0) if backwards else torch.arange(N)
         for part in index.split(10):
-            loader.update((part % 3).float(), part)  # ties everywhere
+            loader.update((part % 3).float(), part)  # many ties
         loader.set_epoch(1)
         return loader.sampler.epochs.plan.kept.indices.tolist()
 
@@ -171,7 +171,7 @@ def test_selection_is_equal_for_equal_scores_seed_and_epoch() -> None:
     assert selected(1, backwards=False) != selected(2, backwards=False)
 
 
-def test_no_scores_recorded_is_worth_a_warning() -> None:
+def test_a_selection_without_scores_warns() -> None:
     loader = DataLoader(Numbers(N), batch_size=8, policy=UCB(keep=0.3))
     with pytest.warns(UserWarning, match="UCB selects by scores, but none were recorded"):
         assert len(feed(loader) + feed(loader)) > N
@@ -203,7 +203,7 @@ def test_set_epoch_twice_changes_nothing(calls: list[tuple[int, int, int]]) -> N
     assert loader.epoch == 2
 
 
-def test_set_epoch_lets_a_broken_off_epoch_run_again() -> None:
+def test_set_epoch_restarts_an_interrupted_epoch() -> None:
     loader = lowest()
     expected = rest_of_the_epoch(loader)
     iterator = iter(loader)
@@ -237,7 +237,7 @@ def test_going_back_is_possible() -> None:
     assert feed(loader) == first
 
 
-# --- epochs that are broken off ------------------------------------------------------------------
+# --- interrupted epochs --------------------------------------------------------------------------
 
 
 def test_a_peek_does_not_use_the_epoch_up() -> None:
@@ -249,7 +249,7 @@ def test_a_peek_does_not_use_the_epoch_up() -> None:
 
 
 @pytest.mark.parametrize("num_batches", [2, 5])
-def test_broken_off_after_more_than_one_batch(num_batches: int) -> None:
+def test_interrupted_after_more_than_one_batch(num_batches: int) -> None:
     loader = DataLoader(Numbers(N), batch_size=8, policy=Full())
     seen = []
     for _ in range(4):
@@ -261,7 +261,7 @@ def test_broken_off_after_more_than_one_batch(num_batches: int) -> None:
     assert loader.epoch == 4
 
 
-def test_broken_off_after_one_batch_and_its_update() -> None:
+def test_interrupted_after_one_batch_and_its_update() -> None:
     loader = lowest()
     for index in loader:
         loader.update(loss_of(index))
@@ -353,7 +353,7 @@ def test_a_failing_selection_is_raised_again_until_it_succeeds(
 
     with monkeypatch.context() as patch:
         patch.setattr(Lowest, "select", fail)
-        train(loader)  # is over before anyone asks for the next epoch
+        train(loader)  # finishes: only a request for the next epoch raises the error
         for _ in range(2):
             with pytest.raises(ArithmeticError):
                 iter(loader)

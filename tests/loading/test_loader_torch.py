@@ -1,4 +1,4 @@
-"""Torch's loader underneath: equal without a policy, its features with one, and copies."""
+"""Equality with torch's loader without a policy, its features with one, and copies of loaders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N = 50
 
 
 class Augmented(Dataset[Any]):
-    """Samples with randomness of their own."""
+    """A dataset that draws random numbers for each sample."""
 
     def __len__(self) -> int:
         return N
@@ -37,7 +37,7 @@ def odd_first() -> list[int]:
     return [*range(1, N, 2), *range(0, N, 2)]
 
 
-# --- policy=None is torch's loader ---------------------------------------------------------------
+# --- without a policy ----------------------------------------------------------------------------
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -116,7 +116,7 @@ def test_set_epoch_goes_to_the_sampler() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_copy_goes_on_by_itself(duplicate: Any, num_workers: int) -> None:
+def test_a_copy_is_independent(duplicate: Any, num_workers: int) -> None:
     loader = DataLoader(
         Numbers(N),
         batch_size=8,

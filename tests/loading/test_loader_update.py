@@ -1,4 +1,4 @@
-"""Losses reach their samples; update returns the loss to minimize; statistics of the loader."""
+"""Losses reach their samples, update returns the loss to minimize, and stats describes a loader."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_update_takes_an_index_of_any_kind() -> None:
     assert loader.table.scores[3:10].tolist() == [1, 2, 1, 2, 1, 2, 9]
 
 
-# --- figures -------------------------------------------------------------------------------------
+# --- statistics ----------------------------------------------------------------------------------
 
 
 def test_stats() -> None:
@@ -207,7 +207,7 @@ def test_repr_is_one_line() -> None:
         assert part in text
 
 
-# --- places --------------------------------------------------------------------------------------
+# --- attributes, devices and random generators ---------------------------------------------------
 
 
 def test_arguments_are_public_attributes() -> None:
@@ -219,7 +219,7 @@ def test_arguments_are_public_attributes() -> None:
     assert (plain.policy, plain.table, plain.seed, plain.return_index) == (None, None, None, False)
 
 
-def test_the_table_is_on_the_gpu_where_there_is_one_unless_given() -> None:
+def test_the_table_is_on_the_gpu_if_present_unless_given() -> None:
     has_gpu = dynloader.build_info()["cuda"] is not None and torch.cuda.is_available()
     assert DataLoader(Numbers(N), policy=Full()).table.device.type == ("cuda" if has_gpu else "cpu")
     table = dynloader.ScoreTable(N, device="cpu")

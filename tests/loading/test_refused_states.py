@@ -1,4 +1,4 @@
-"""A damaged state is refused with a ValueError, and nothing is changed."""
+"""A damaged state raises ValueError, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make(policy: Policy, **options: Any) -> DataLoader[int]:
 
 
 def begun(loader: DataLoader[int], num_batches: int = 3) -> DataLoader[int]:
-    """Within its third epoch."""
+    """Train two epochs and ``num_batches`` batches of the third, and return the loader."""
     for epoch in range(3):
         for index in itertools.islice(loader, num_batches if epoch == 2 else None):
             loader.update(loss_of(index), correct=index % (epoch + 1) == 0)
@@ -47,7 +47,7 @@ def begun(loader: DataLoader[int], num_batches: int = 3) -> DataLoader[int]:
 
 
 def state_of(loader: Any) -> dict[str, Any]:
-    """After a way through a file."""
+    """Return the state after saving and loading it."""
     file = io.BytesIO()
     torch.save(loader.state_dict(), file)
     file.seek(0)
@@ -55,7 +55,7 @@ def state_of(loader: Any) -> dict[str, Any]:
 
 
 def changed(place: Any, value: Any) -> Any:
-    """A copy of a tensor with another value at ``place``."""
+    """Return a function that copies a tensor and sets ``place`` to ``value``."""
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
@@ -174,10 +174,10 @@ def assert_refused(loader: Any, state: Any, what: Any) -> None:
 
 
 def others_of(name: str, value: Any, damages: Any) -> list[Any]:
-    """The value, damaged in each way that makes it another."""
+    """Return the damaged values that differ from the original."""
     found = []
     for damage in damages[name]:
-        if value is None:  # only what damages any value
+        if value is None:  # only damages that apply to any value
             with contextlib.suppress(AttributeError, TypeError):
                 found.append(damage(value))
         else:
@@ -191,7 +191,7 @@ def is_other(other: Any, value: Any) -> bool:
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_part_of_a_state(kind: str) -> None:
-    """Into a new loader, and into the one that it was taken from."""
+    """A new loader refuses each damaged part, and so does the loader that made the state."""
     loader = begun(LOADERS[kind]())
     state = state_of(loader)
     assert set(state) == set(DAMAGES)
@@ -232,7 +232,7 @@ def test_no_part_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize("state", [None, 1, "text", [], [("epoch", 1)], {}, {1: 2, "a": 3}, {None}])
-def test_what_is_no_state(state: Any) -> None:
+def test_objects_that_are_not_states(state: Any) -> None:
     for target in (
         begun(make(UCB(every=1))),
         make(Full()),
@@ -270,7 +270,7 @@ def test_a_state_without_a_policy() -> None:
 
 
 def test_the_end_of_an_epoch() -> None:
-    """With a smaller last batch, and where it is dropped."""
+    """The last batch is smaller than the others, or dropped."""
     for drop_last, stop, others in ((False, 33, (29, 30, 31, 34)), (True, 32, (29, 33, 36))):
         loader = make(UCB(keep=0.55, every=1), drop_last=drop_last)
         for index in loader:
@@ -290,7 +290,7 @@ def test_the_end_of_an_epoch() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"steps_per_epoch": 20}], ids=["free", "fixed"])
 def test_an_epoch_that_ended_in_the_middle(options: dict[str, Any]) -> None:
-    """Its end is where it began, in a stock loader, or behind its last batch."""
+    """An exhausted epoch ends after its last batch or, in torch's own loader, where it began."""
     loader = begun(make(UCB(keep=0.5, every=1), **options))
     state = state_of(loader) | {"is_exhausted": True}
     with pytest.raises(ValueError, match=r"position of the state must be .* if is_exhausted"):
@@ -301,12 +301,14 @@ def test_an_epoch_that_ended_in_the_middle(options: dict[str, Any]) -> None:
         batch = -(-position // 4)
         other.load_state_dict(state | {"start": start, "position": position, "batch": batch})
         assert other.epoch == 3
-    del state["start"]  # from an older version, which may have begun at this position
+    del state[
+        "start"
+    ]  # as in states of older versions, whose epoch may have begun at this position
     loader.load_state_dict(state)
 
 
 def test_a_run_is_resumed_on_other_numbers_of_processes_again_and_again() -> None:
-    """Steps are counted from where the run was resumed: that is no multiple of the new step."""
+    """Steps are counted from the position of the resume, which is no multiple of the new step."""
 
     def made(num_replicas: int, **options: Any) -> DataLoader[int]:
         return DataLoader(
@@ -369,7 +371,7 @@ def test_batches_skipped_while_an_iterator_is_in_use() -> None:
     assert other.num_left == 13
 
 
-def test_a_state_of_before_may_lack_where_it_began() -> None:
+def test_an_older_state_may_lack_its_start() -> None:
     loader, other = begun(make(UCB(every=1))), make(UCB(every=1))
     state = state_of(loader)
     del state["start"], state["batch"]
@@ -377,7 +379,7 @@ def test_a_state_of_before_may_lack_where_it_began() -> None:
     assert [index.tolist() for index in other] != []
 
 
-def test_other_mappings_and_integers_are_welcome() -> None:
+def test_other_mappings_and_integers_are_accepted() -> None:
     class Read(Mapping[str, Any]):
         def __init__(self, values: dict[str, Any]) -> None:
             self.values_of = values
@@ -442,7 +444,7 @@ def test_writing_to_a_state_that_was_loaded_leaves_the_loader_alone(kind: str) -
         for each in loaders
     )
     assert found == wanted
-    # Nor does the training write to the state.
+    # Training does not write to the loaded state, either.
     assert all(bool((tensor == 7).all()) for tensor in tensors_of(state))
 
 
@@ -456,10 +458,10 @@ def test_a_state_may_hold_tensors_that_require_gradients() -> None:
     assert plain(other.state_dict()["table"]) == plain(state["table"])
 
 
-# --- those that choose within a batch ------------------------------------------------------------
+# --- selection within a batch --------------------------------------------------------------------
 
 
-def test_states_of_those_that_choose_within_a_batch() -> None:
+def test_states_of_selection_within_a_batch() -> None:
     gate, backprop = ImportanceGate(8, 2), SelectiveBackprop(history=10)
     gate.update(torch.rand(8)), backprop(torch.rand(6))
     damages: dict[str, Any] = {

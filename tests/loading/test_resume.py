@@ -1,4 +1,4 @@
-"""A resumed run feeds what the broken-off one would have fed."""
+"""A resumed run feeds what the interrupted run would have fed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make(policy: Policy, **options: Any) -> DataLoader[int]:
 
 
 def saved(loader: DataLoader[int]) -> dict[str, Any]:
-    """The state after a way through a file."""
+    """Return the state after saving and loading it."""
     file = io.BytesIO()
     torch.save(loader.state_dict(), file)
     file.seek(0)
@@ -71,7 +71,7 @@ def saved(loader: DataLoader[int]) -> dict[str, Any]:
 
 
 def trace(loader: DataLoader[int], iterator: Any) -> list[Any]:
-    """The rest of the epoch: batches and their weighted losses."""
+    """Return the remaining batches of the epoch with their weighted losses."""
     return [(index.tolist(), float(loader.update(loss_of(index)))) for index in iterator]
 
 
@@ -117,7 +117,7 @@ def test_resuming_between_epochs(policy: Policy) -> None:
     assert run(resumed, 3) == run(loader, 3)
 
 
-def test_resuming_after_the_loop_was_broken_off() -> None:
+def test_resuming_after_an_interrupted_loop() -> None:
     loader = make(UCB(every=1))
     run(loader, 1)
     expected = list(batches_of(resumed_from(loader)))
@@ -183,7 +183,7 @@ def test_resuming_at_the_very_end() -> None:
 def test_resuming_after_a_last_batch_that_is_smaller() -> None:
     loader, resumed = (make(RandomDynamic(keep=0.5, every=10), batch_size=8) for _ in range(2))
     rest = iter(loader)
-    for _ in range(4):  # 30 samples
+    for _ in range(4):  # all 30 samples
         loader.update(loss_of(next(rest)))
     resumed.load_state_dict(saved(loader))
     assert list(resumed) == list(rest) == []
@@ -192,7 +192,7 @@ def test_resuming_after_a_last_batch_that_is_smaller() -> None:
 
 def test_an_iterator_that_has_yielded_nothing_is_resumed_at_its_beginning() -> None:
     loader, resumed = make(Full()), make(Full())
-    next(iter(loader))  # a look at the first batch
+    next(iter(loader))  # a peek at the first batch
     iterator = iter(loader)
     resumed.load_state_dict(saved(loader))
     assert run(resumed, 1) == [trace(loader, iterator)]
@@ -370,7 +370,7 @@ def test_a_state_of_steps(change: dict[str, Any], message: str) -> None:
 
 
 def test_resuming_where_all_samples_are_used_again() -> None:
-    """Beyond the size of the selection that was in force before."""
+    """The position may exceed the size of the previous selection."""
     loader = make(UCB(keep=0.5, every=1, anneal=0.5, epochs=4))
     run(loader, 2)
     iterator = iter(loader)
@@ -400,7 +400,7 @@ def test_schedules_are_distinguished_by_name() -> None:
 
 
 def begun(batches: int = 2) -> tuple[DataLoader[int], list[list[int]]]:
-    """A loader within its second epoch, and what it feeds from there on."""
+    """Return a loader within its second epoch, and the batches that are left of the epoch."""
     loader = DataLoader(Numbers(100), 8, policy=UCB(keep=0.5, every=1), seed=4)
     for samples in loader:
         loader.update(loss_of(samples))
@@ -412,7 +412,7 @@ def begun(batches: int = 2) -> tuple[DataLoader[int], list[list[int]]]:
 
 
 def test_through_torchs_distributed_checkpoint(tmp_path: Path) -> None:
-    """As bytes, for a tensor of it may have another shape the next time."""
+    """The state is saved as bytes, because its tensors may have other shapes the next time."""
     loader, rest = begun()
     state = io.BytesIO()
     torch.save(loader.state_dict(), state)
@@ -435,8 +435,8 @@ def test_a_file_cut_short_is_refused(share: float, tmp_path: Path) -> None:
         torch.load(path, weights_only=True)
 
 
-def test_killed_while_it_saves_the_former_checkpoint_is_there(tmp_path: Path) -> None:
-    """As examples/ddp.py saves: under another name, then renamed."""
+def test_a_kill_during_a_save_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    """Save as examples/ddp.py does: under a temporary name that is then renamed."""
     pytest.importorskip("sklearn")
     code = f"""
 import sys
@@ -467,11 +467,11 @@ while True:
         loader, _ = begun(0)
         loader.load_state_dict(state)
         assert [samples.tolist() for samples in loader] == rest
-    assert num_left > 0  # one at least was killed in the middle
+    assert num_left > 0  # at least one process was killed during a save
 
 
 @pytest.mark.parametrize("arrays", [False, True])
-def test_numbers_of_numpy_do_not_reach_a_state(arrays: bool) -> None:
+def test_numpy_numbers_do_not_reach_a_state(arrays: bool) -> None:
     dataset: Any = TensorDataset(torch.arange(40)) if arrays else Numbers(40)
     loader = DataLoader(dataset, 4, policy=Full(), steps_per_epoch=np.int64(6))
     loader.skip(np.int64(2))

@@ -1,4 +1,4 @@
-"""Augmentation in ``__getitem__`` that depends on (seed, epoch, index) alone."""
+"""Augmentation in ``__getitem__`` that depends only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N = 40
 
 
 def drawn() -> list[float]:
-    """An odd number of normal variates of each generator: one more waits in a cache."""
+    """Draw an odd number of normal variates per global generator, so that one stays cached."""
     return [
         float(torch.rand(())),
         float(torch.randn(())),
@@ -32,7 +32,7 @@ def drawn() -> list[float]:
 
 
 class Augmented(Dataset[Tensor]):
-    """The index, and what is drawn for it from the global generators."""
+    """A dataset of the indices, each with draws from the global generators."""
 
     def __init__(self) -> None:
         self.offset = 0.0
@@ -50,7 +50,7 @@ class Labelled(Augmented):
 
 
 class Batched(Augmented):
-    """It has a way of its own to make batches."""
+    """A dataset with ``__getitems__``, which must not be called."""
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
         raise AssertionError("a batch draws for all of its samples")
@@ -78,7 +78,7 @@ def rows(batch: Tensor) -> Iterator[tuple[int, list[float]]]:
 
 
 def epoch(loader: DataLoader[Any], stop: int | None = None) -> dict[int, list[float]]:
-    """Train up to ``num_batches`` batches of an epoch; return the draws of each sample."""
+    """Train an epoch, or its first ``stop`` batches, and return the draws of each sample."""
     found: dict[int, list[float]] = {}
     for batch in itertools.islice(loader, stop):
         loader.update(loss_of(batch.view(-1, 7)[:, 0].long()))
@@ -98,7 +98,7 @@ def test_each_sample_and_epoch_and_seed_draws_its_own(wanted: Any) -> None:
     assert len(many) == 4 * N
     for column in zip(*many, strict=True):
         assert len(set(column)) == 4 * N
-    # A mean of 160 uniform variates is within five standard deviations.
+    # A mean of 160 uniform variates must be within five standard deviations of 1/2.
     for column in (0, 2, 4):
         assert abs(np.mean([values[column] for values in many]) - 0.5) < 5 * (12 * 4 * N) ** -0.5
     high = epoch(made(seed=2**63 + 3))
@@ -122,7 +122,7 @@ OPTIONS = [
 @pytest.mark.parametrize(
     "policy", [Full(), UCB(keep=0.5, every=1), RandomDynamic(keep=0.4, every=1)]
 )
-def test_whatever_else_is_fed_and_in_whichever_process(
+def test_draws_do_not_depend_on_other_samples_or_the_process(
     policy: Policy, options: dict[str, Any], wanted: Any
 ) -> None:
     torch.manual_seed(5)
@@ -148,7 +148,7 @@ def test_in_processes_that_are_spawned(wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [(0, 0), (0, 2), (2, 0)])
-def test_a_resumed_run_repeats_it(num_workers: tuple[int, int]) -> None:
+def test_a_resumed_run_repeats_the_draws(num_workers: tuple[int, int]) -> None:
     policy = UCB(keep=0.5, every=1)
     whole = made(policy, num_workers=num_workers[0])
     epoch(whole)
@@ -195,7 +195,7 @@ def states() -> list[Any]:
 
 
 def set_states() -> None:
-    """Each generator has a normal variate in its cache."""
+    """Seed the global generators, and leave a normal variate in the cache of each."""
     torch.manual_seed(9)
     np.random.seed(9)  # noqa: NPY002
     random.seed(9)
@@ -222,7 +222,7 @@ class Faulty(Augmented):
         raise OSError(f"no sample {index}")
 
 
-def test_after_a_sample_that_fails_too() -> None:
+def test_the_generators_are_restored_after_a_failing_sample() -> None:
     batches = iter(made(dataset=Faulty(), shuffle=False))
     set_states()
     left = states()
@@ -238,7 +238,7 @@ def with_drawn(samples: list[int]) -> list[Any]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_collate_fn_draws_is_as_it_was(num_workers: int) -> None:
+def test_draws_of_collate_fn_are_unchanged(num_workers: int) -> None:
     def found(seeds: bool) -> list[Any]:
         set_states()
         loader = made(
@@ -271,7 +271,7 @@ def test_the_dataset_is_the_users_own() -> None:
 def test_a_dataset_that_makes_batches_is_read_by_sample(wanted: Any) -> None:
     assert epoch(made(dataset=Batched())) == wanted[0]
     part = made(dataset=Subset(Augmented(), range(5, 15)))
-    # The index refers to the dataset of the loader.
+    # The seed depends on the index in the loader's dataset, here the Subset.
     for index, values in epoch(part).items():
         assert values == wanted[0][index - 5]
     with pytest.raises(TypeError, match=r"seed_each_sample needs .* __getitem__, got OnlyBatches"):

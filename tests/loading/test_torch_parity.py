@@ -1,6 +1,6 @@
-"""What torch's DataLoader does, ours does: each scenario with both classes, the same outcome.
+"""Runs each scenario with torch's DataLoader and with ours, and expects the same outcome.
 
-An outcome is what a scenario returns, or the type and the text of what it raises.
+The outcome is what the scenario returns, or the type and the text of what it raises.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Pair = namedtuple("Pair", ["left", "right"])
 
 
 def pruning(dataset: Any, *args: Any, **options: Any) -> Any:
-    """Ours with a policy that keeps all, in torch's default order."""
+    """Return our loader with a policy that keeps all samples, in torch's default order."""
     if options.get("shuffle") is None and options.get("sampler") is None:
         options["shuffle"] = False
     return DataLoader(dataset, *args, policy=Full(), **options)
 
 
 class Squares(Dataset[int]):
-    """Number 13 is bad luck, if it is asked to be."""
+    """A dataset of squares. Sample 13 raises ``error``, if one is given."""
 
     def __init__(self, n: int = 20, error: Exception | None = None) -> None:
         self.n, self.error = n, error
@@ -77,7 +77,7 @@ class Counting(IterableDataset[int]):
 
 
 class Seeds(Dataset[Any]):
-    """What a worker knows of itself."""
+    """A dataset of what a worker knows about itself: its info, its seed and a random number."""
 
     def __len__(self) -> int:
         return 8
@@ -99,14 +99,14 @@ class Killed(Dataset[int]):
 
 
 class TwoWords(Exception):
-    """One that cannot be made of its text alone."""
+    """An exception that cannot be constructed from its message alone."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
 
 
 class Batched(Dataset[Any]):
-    """Fetches a batch at once."""
+    """A dataset that fetches whole batches."""
 
     def __len__(self) -> int:
         return 20
@@ -119,7 +119,7 @@ class Batched(Dataset[Any]):
 
 
 def plain(value: Any) -> Any:
-    """Tensors and arrays as lists, with what they were."""
+    """Return tensors and containers as comparable values, with their types."""
     if isinstance(value, torch.Tensor):
         return "tensor", value.dtype, value.tolist()
     if isinstance(value, (list, tuple)):
@@ -137,7 +137,7 @@ def outcome(scenario: Callable[[Loader], Any], loader: Loader) -> Any:
             found = plain(scenario(loader))
         except Exception as error:
             text = re.sub(r"pid\(?s?\)? \d+[\d, ]*|0x[0-9a-f]+", "PID", str(error))
-            # Of a traceback that came from a worker, the end.
+            # An error of a worker contains its traceback. Keep the last line.
             found = type(error), text.strip().splitlines()[-1:]
         gc.collect()
     messages = sorted({str(each.message)[:60] for each in caught if each.category is UserWarning})
@@ -153,7 +153,7 @@ def reseed(worker: int) -> None:
 
 
 def survives(loader: Any) -> list[Any]:
-    """All that comes, and the errors between."""
+    """Return all batches, and the names of the errors raised between them."""
     found: list[Any] = []
     iterator = iter(loader)
     while True:
@@ -188,7 +188,7 @@ def initialized_can_be_lifted(loader: Loader) -> Any:
 
 def ranges(loader: Loader) -> Any:
     made = loader(Squares(), 5)
-    # acc_events: without it some versions warn, the first time only.
+    # Without acc_events some versions of torch warn, but only the first time.
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         list(made)
@@ -289,7 +289,7 @@ def iterable_too_long(loader: Loader) -> Any:
 
 
 def changed(change: Callable[[Any, Any, Any], Any], *, within: bool = False) -> Any:
-    """What comes before and after a change of the loader, its Subset, or the arrays of that."""
+    """Make a scenario that feeds, changes the loader, its Subset or its arrays, and feeds again."""
 
     def scenario(loader: Loader) -> Any:
         found = []
@@ -498,7 +498,7 @@ WITHOUT_POLICY = {
 
 @pytest.mark.parametrize("name", [*POLICY, *WITHOUT_POLICY])
 @pytest.mark.filterwarnings("ignore")
-def test_ours_without_a_policy_does_as_torchs(name: str) -> None:
+def test_without_a_policy_the_outcome_is_torchs(name: str) -> None:
     scenario = (POLICY | WITHOUT_POLICY)[name]
     wanted, found = outcome(scenario, TorchLoader), outcome(scenario, DataLoader)
     if name == "unknown argument":
@@ -509,7 +509,7 @@ def test_ours_without_a_policy_does_as_torchs(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICY)
 @pytest.mark.filterwarnings("ignore")
-def test_ours_with_a_policy_does_as_torchs(name: str) -> None:
+def test_with_a_policy_the_outcome_is_torchs(name: str) -> None:
     assert outcome(POLICY[name], pruning) == outcome(POLICY[name], TorchLoader)
 
 

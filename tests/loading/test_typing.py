@@ -1,4 +1,4 @@
-"""What type checkers see."""
+"""The signature of DataLoader, and what mypy makes of calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = ROOT / "tests" / "support" / "typing_cases.py"
 
 
 def test_all_arguments_of_torch_are_spelled_out() -> None:
-    """Of a later torch, those that this fails for are to be added."""
+    """If this fails with a newer torch, spell out its new arguments."""
     ours = list(inspect.signature(dynloader.DataLoader.__init__).parameters.values())
     theirs = list(inspect.signature(torch.utils.data.DataLoader.__init__).parameters.values())
     for own, other in zip(ours, theirs, strict=False):
@@ -33,7 +33,7 @@ def test_an_argument_of_a_later_torch_is_passed_on() -> None:
         dynloader.DataLoader([1, 2], no_such_option=1)  # type: ignore[arg-type]
 
 
-def test_mypy_finds_what_is_wrong_and_nothing_else() -> None:
+def test_mypy_reports_the_wrong_calls_only() -> None:
     pytest.importorskip("mypy")
     pytest.importorskip("tensorboard")
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "--show-error-codes"]
