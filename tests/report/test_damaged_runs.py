@@ -1,4 +1,4 @@
-"""Recorded runs whose files were damaged: in a report, and where a training goes on with one."""
+"""Recorded runs with damaged files: what a report makes of them, and how training resumes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dynloader.__main__ import main
 from dynloader.report.read import read_run
 
 DEEP = "[" * 100_000 + "]" * 100_000
-NESTED = "[" * 700 + "]" * 700  # read, but too deep for what calls itself for each level
+NESTED = "[" * 700 + "]" * 700  # parsed, but too deep for functions that recurse into each level
 LONG = "x" * 3000
 VALUES = {
     "text": '"text"',
@@ -50,7 +50,7 @@ Damage = Callable[[Path], Any]
 
 
 def replaced(name: str, key: str, value: str, line: int = 0) -> Damage:
-    """Puts ``value``, as it stands, in the place of a value in a line of JSON."""
+    """Return damage that writes the text ``value`` in place of a value in a line of JSON."""
 
     def damage(folder: Path) -> None:
         lines = (folder / name).read_text().splitlines()
@@ -100,7 +100,7 @@ def an_npy(folder: Path) -> None:
 
 
 def a_member(data: bytes, method: int = zipfile.ZIP_STORED) -> Damage:
-    """An archive whose scores are ``data``."""
+    """Return damage that writes an archive whose scores are ``data``."""
 
     def damage(folder: Path) -> None:
         with zipfile.ZipFile(folder / "samples.npz", "w", method) as archive:
@@ -110,7 +110,7 @@ def a_member(data: bytes, method: int = zipfile.ZIP_STORED) -> Damage:
 
 
 def another_method(folder: Path) -> None:
-    """An archive with an unknown compression method."""
+    """Write an archive with an unknown compression method."""
     a_member(b"x" * 100, zipfile.ZIP_DEFLATED)(folder)
     data = bytearray((folder / "samples.npz").read_bytes())
     for magic, at in ((b"PK\1\2", 10), (b"PK\3\4", 8)):
@@ -127,7 +127,7 @@ def a_folder(name: str) -> Damage:
 
 
 def flipped(name: str, seed: int) -> Damage:
-    """A few bytes are others, some are gone, or some come twice."""
+    """Return damage that changes, removes or repeats a few bytes."""
 
     def damage(folder: Path) -> None:
         draw = random.Random(f"{name} {seed}")
@@ -220,7 +220,7 @@ def damages() -> Iterator[tuple[str, Damage]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What was not damaged."""
+    """Return the folder of an undamaged run."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("PIL")
     folder = tmp_path_factory.mktemp("run") / "whole"
@@ -230,10 +230,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:skipped the last line of .*it is truncated")
-def test_no_damage_makes_an_end_of_the_report(
+def test_no_damage_stops_the_report(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run is refused in one line, and the others are reported."""
+    """A damaged run is refused in one line, and all other runs are reported."""
     runs, out = tmp_path / "runs", tmp_path / "out"
     shutil.copytree(run, runs / "whole")
     refused, read = [], []
@@ -276,10 +276,10 @@ def test_no_damage_makes_an_end_of_the_report(
 
 
 @pytest.mark.parametrize("key", ["name", "score_50", "accuracy"])
-def test_a_figure_that_can_be_read_can_be_drawn(
+def test_every_value_that_is_read_can_be_drawn(
     key: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By itself: beside others, a strange one may not come first."""
+    """Each run is reported by itself: among others, a strange value may not come first."""
     name = "run.json" if key == "name" else "epochs.jsonl"
     for what, value in VALUES.items():
         folder = tmp_path / what / "run"
@@ -381,7 +381,7 @@ def test_cells_are_no_formulas(tmp_path: Path) -> None:
     assert not {"=", "@", "\t", "\r"} & set(first)
 
 
-# --- a training goes on --------------------------------------------------------------------------
+# --- resuming ------------------------------------------------------------------------------------
 
 
 def made() -> DataLoader[int]:
@@ -389,7 +389,7 @@ def made() -> DataLoader[int]:
 
 
 def three_epochs(folder: Path) -> dict[str, Any]:
-    """Write a run of three epochs, and return the state to go on from."""
+    """Write a run of three epochs, and return the state to resume from."""
     loader = made()
     log = loader.log_to(folder, name="run")
     assert log is not None
@@ -420,7 +420,7 @@ def test_a_cut_line_is_dropped_and_the_run_goes_on(end: bytes, tmp_path: Path) -
     if end:
         with pytest.warns(UserWarning, match=r"the last line of .*epochs.jsonl is truncated"):
             log = gone_on_with(tmp_path / "run", state)
-        # The rows of the samples know of the epoch whose line is lost.
+        # The rows of the samples include the epoch whose line is lost.
         for name, values in whole.samples.items():
             if name != "num_epochs":
                 assert np.array_equal(values, log.samples[name]), name
@@ -509,7 +509,7 @@ def test_lines_without_figures_of_ours_are_gone_on_with(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """As if the process had ended here."""
+    """Stands for the death of the process."""
 
 
 @pytest.mark.parametrize("name", ["run.json", "epochs.jsonl", "samples.npz", "images"])

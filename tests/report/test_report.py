@@ -1,4 +1,4 @@
-"""What a training writes down, and the page that is made of it."""
+"""The log of a training, and the page that reports it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trained(
     return log
 
 
-# --- what is written -----------------------------------------------------------------------------
+# --- the log -------------------------------------------------------------------------------------
 
 
 def test_the_figures_of_every_epoch(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_figures_of_every_epoch(tmp_path: Path) -> None:
     assert [line["samples"] for line in lines] == [60, 90, 120, 150]
     assert [line["num_selections"] for line in lines] == [0, 1, 2, 3]
     assert [line["accuracy"] for line in lines] == pytest.approx([0.5, 0.6, 0.7, 0.8])
-    # The highest losses rise from epoch to epoch, so that the same are kept.
+    # The highest losses grow from epoch to epoch, so the same samples are kept.
     highest = sorted(loss_of(torch.arange(60)).topk(30).indices.tolist())
     assert [line["churn"] for line in lines] == [0, 0, 0, 0]
     assert [line["always"] for line in lines][1:] == [30, 30, 30]
@@ -82,7 +82,7 @@ def test_the_figures_of_every_epoch(tmp_path: Path) -> None:
         assert samples["visits"].sum() == 150
 
 
-def test_quantiles_are_of_what_was_seen(tmp_path: Path) -> None:
+def test_quantiles_are_of_the_samples_seen(tmp_path: Path) -> None:
     loader = DataLoader(Numbers(101), 8, policy=Full())
     log = loader.log_to(tmp_path / "run")
     assert log is not None
@@ -144,7 +144,7 @@ def test_tensorboards_writer(tmp_path: Path) -> None:
     assert list(tmp_path.glob("events*"))
 
 
-def test_an_epoch_that_was_broken_off_counts_what_it_trained(tmp_path: Path) -> None:
+def test_an_interrupted_epoch_counts_the_samples_trained(tmp_path: Path) -> None:
     loader = DataLoader(Numbers(60), 8, policy=Full())
     log = loader.log_to(tmp_path / "run")
     assert log is not None
@@ -200,7 +200,7 @@ def test_a_resumed_run_goes_on_with_its_log(tmp_path: Path) -> None:
     )
     for name, array in log.samples.items():
         assert np.array_equal(array, resumed.samples[name]), name
-    # From the beginning, it is another run.
+    # A resume at epoch 0 starts another run.
     train(again := made(), again.log_to(tmp_path / "parts", resume=True), 1)
     lines = (tmp_path / "parts" / "epochs.jsonl").read_text().splitlines()
     assert len(lines) == 1
@@ -231,7 +231,7 @@ def test_a_run_resumed_within_an_epoch(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_older_than_the_log(tmp_path: Path) -> None:
-    """What the dropped epochs counted is not taken for what went before."""
+    """Counts of the dropped epochs are not taken for counts of earlier epochs."""
     policy = RandomDynamic(keep=0.5, every=1)
     loader = DataLoader(Numbers(60), 8, policy=policy, seed=2)
     log = loader.log_to(tmp_path / "run")
@@ -253,7 +253,7 @@ def test_a_checkpoint_older_than_the_log(tmp_path: Path) -> None:
     assert log.samples["returns"].sum() == 0
 
 
-def test_what_is_done_between_epochs_takes_no_time_of_theirs(
+def test_time_between_epochs_is_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = itertools.count()
@@ -288,7 +288,7 @@ def test_the_last_batch_takes_time_of_its_epoch_too(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_epoch_of_a_rule_without_scores_is_reported() -> None:
-    """The last epoch is logged without a request for another one."""
+    """The last epoch is logged even if no other one is requested."""
     epochs: list[int] = []
     loader = DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1))
     loader.log_to(lambda figures, epoch: epochs.append(epoch))
@@ -350,8 +350,8 @@ def test_metrics_have_names_of_their_own(tmp_path: Path) -> None:
     assert log.lines[0]["score_f1"] == 0.5
 
 
-def test_where_nothing_is_written_nothing_is_missed() -> None:
-    """As in processes other than the first."""
+def test_a_log_without_a_folder_accepts_metrics() -> None:
+    """Processes other than the first write nothing."""
     RunLog(None).add(accuracy=0.5)
 
 
@@ -369,7 +369,7 @@ def test_refused(tmp_path: Path) -> None:
         log.add(accuracy=0.5)
 
 
-def test_what_is_worth_a_look() -> None:
+def test_findings() -> None:
     samples = {
         "score": np.array([1.0, np.inf, 5.0, np.nan, 3.0]),
         "kept": np.array([0, 2, 1, 0, 2]),
@@ -417,7 +417,7 @@ class Images(Dataset[Any]):
 
 
 class Page(HTMLParser):
-    """Finds what is linked and shown."""
+    """Collects the sources, links and ids of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -467,7 +467,7 @@ CHARTS = (
 )
 
 
-def test_the_page_holds_all_it_shows(report: Path) -> None:
+def test_the_page_is_self_contained(report: Path) -> None:
     text = (report / "report.html").read_text()
     page = Page(text)
     assert all(source.startswith("data:image/") for source in page.sources)
@@ -477,7 +477,7 @@ def test_the_page_holds_all_it_shows(report: Path) -> None:
         else:
             assert link.startswith("data:text/csv") or (report / link).exists(), link
     assert {*CHARTS, "summary", "samples"} <= page.ids
-    # Each figure for a light and a dark page, and as a file.
+    # Each figure exists for light and dark pages, and as a file.
     assert sum(source.startswith("data:image/svg+xml") for source in page.sources) == 16
     for name in CHARTS:
         image = (report / "figures" / f"{name}.png").read_bytes()
@@ -501,7 +501,7 @@ def test_the_page_shows_how_losses_are_distributed(tmp_path: Path) -> None:
     found = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", part)[-5:]
     assert found == ["full", "2.00", "0.500", "40.0 %", "99.0 %"]
 
-    losses[0] = -1  # no losses: there is no such part
+    losses[0] = -1  # no losses: the part is missing
     np.savez(tmp_path / "run" / "samples.npz", **samples | {"last_loss": losses, "visits": visits})
     main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")])
     assert "Last losses" not in (tmp_path / "page" / "report.html").read_text()
@@ -568,8 +568,8 @@ def test_runs_that_cannot_be_read(
     assert "out" in refused(report / "runs/u")
 
 
-def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of one seed and name, with other classes, names that are no file names, and one begun."""
+def test_runs_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs with equal seeds and names, different classes, odd names, and one without an epoch."""
     pytest.importorskip("matplotlib")
     labels = torch.arange(60) % 3
     given: list[dict[str, Any]] = [
@@ -596,7 +596,7 @@ def test_runs_that_are_not_alike(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_runs_of_other_datasets_are_not_averaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the demo's, next to one's own."""
+    """The runs of the demo may lie beside the user's own."""
     pytest.importorskip("matplotlib")
     given = [("full data", 20000, 0.5), ("full data", 50000, 0.8), ("full data", 50000, 0.9)]
     given += [("UCB", 50000, 0.7), ("own", None, 0.6)]
@@ -759,7 +759,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.importorskip(name)
     threads = torch.get_num_threads()
     try:
-        for _ in range(2):  # the second takes the place of the first
+        for _ in range(2):  # the second run replaces the first
             arguments = ["demo", "--samples", "800", "--epochs", "3", "--seeds", "2"]
             assert main([*arguments, "--out", str(tmp_path / "demo")]) == 0
     finally:
@@ -767,11 +767,11 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert re.search(r"\nfull data +\d+\.\d\d ± \d+\.\d\d +2,400 ", captured.out)
     assert re.search(r"\nUCB +\d+\.\d\d ± \d+\.\d\d +1,600 ", captured.out)
-    assert re.search(r"\nfull data, same steps .* 1,728 ", captured.out)  # 15 steps, as UCB takes
+    assert re.search(r"\nfull data, same steps .* 1,728 ", captured.out)  # 15 steps, as for UCB
     assert captured.out.count("8 trainings of at most 3 epochs") == 2
     assert "training" not in captured.err  # no progress bar without a terminal
     assert (tmp_path / "demo" / "report.html").exists()
-    # A folder of somebody's own runs is left as it is.
+    # A folder with the user's own runs is left alone.
     (tmp_path / "runs" / "ucb-0").mkdir(parents=True)
     assert main(["demo", "--samples", "80", "--out", str(tmp_path)]) == 2
     assert "--out must not hold runs that the demo did not write, got" in capsys.readouterr().err
@@ -784,7 +784,7 @@ def outcomes(*pairs: tuple[float, float]) -> list[demo.Outcome]:
     return [demo.Outcome(accuracy, 1000, seconds) for accuracy, seconds in pairs]
 
 
-def test_the_demo_says_what_was_found() -> None:
+def test_the_demo_reports_its_findings() -> None:
     found = {
         "full data": outcomes((94.0, 4.0), (94.0, 4.0)),
         "full data, same steps": outcomes((92.0, 1.0), (92.0, 1.0)),
