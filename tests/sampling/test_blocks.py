@@ -1,4 +1,4 @@
-"""The order for data in blocks is that of the reference, and what it promises."""
+"""The order of data in blocks equals that of the reference, and keeps its promises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import dynloader
 from dynloader._address import Address
 from dynloader.sampling._blocks import BlockOrder, Blocks
 
-# Sizes of blocks, and a number of samples.
+# Sizes of blocks, and the number of samples.
 STORED: list[tuple[int | list[int], int]] = [
     (1, 1),
     (1, 7),
@@ -36,7 +36,7 @@ def sizes_of(blocks: int | list[int], n: int) -> list[int]:
 
 
 def test_seeds_are_those_of_splitmix64() -> None:
-    """Two outputs of the authors' code, from the state 1234567; and the first from 0."""
+    """The authors' code prints these: one output for state 0, and two for state 1234567."""
 
     def derived(seed: int, number: int) -> int:
         return Address(seed, 5).derived(number).seed
@@ -62,7 +62,7 @@ def test_the_order_is_that_of_the_reference(
         ascending = None if fraction == 1 else torch.from_numpy(kept)
         order = BlockOrder(Blocks(blocks, window, n), ascending, Address(**key))
         same(order.slice(0, len(kept)), wanted, n)
-        # Any slice by itself, whichever was asked for before.
+        # Any slice can be requested on its own.
         for _ in range(5):
             start, stop = sorted(random.integers(0, len(kept) + 1, 2))
             same(order.slice(start, stop), wanted[start:stop], start, stop)
@@ -75,7 +75,7 @@ def test_sizes_may_be_an_array() -> None:
 
 
 class Recording(TorchDispatchMode):
-    """Notes the names of torch's operations."""
+    """Records the names of torch's operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,10 +87,10 @@ class Recording(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kept", [None, torch.arange(0, 200, 2)])
-def test_a_window_takes_no_operation_of_torch_that_starts_threads(
+def test_a_window_starts_no_threads_of_torch(
     kept: torch.Tensor | None,
 ) -> None:
-    """On a busy machine each may wait 20 ms for them, whatever its size."""
+    """On a busy machine each may wait 20 ms for the threads, whatever the size."""
     order = BlockOrder(Blocks(10, 2, 200), kept, Address(1, 0))
     with Recording() as recording:
         order.slice(0, 90)
@@ -109,7 +109,7 @@ def test_a_window_is_read_before_the_next() -> None:
     for fed, kept in zip(orders, (200, 100, 100, 100), strict=True):
         assert len(fed) == len(set(fed)) == kept
         blocks = [sample // 10 for sample in fed]
-        # Where the last two blocks of a window end, none of them comes again.
+        # The last two blocks of a window do not appear again after it.
         seen: list[int] = []
         for block in blocks:
             if block not in seen:
@@ -118,13 +118,13 @@ def test_a_window_is_read_before_the_next() -> None:
         numbers = [next(j for j, window in enumerate(windows) if b in window) for b in blocks]
         assert numbers == sorted(numbers)
         assert seen != sorted(seen)
-        # Within a window its blocks are mixed.
+        # The blocks of a window are mixed.
         assert any(blocks[i] != blocks[i + 1] and blocks[i] in blocks[i + 2 :] for i in range(10))
     assert orders[2] != orders[3]
 
 
 def test_blocks_without_kept_samples_are_not_read() -> None:
-    """The highest losses are those of the last 30 samples."""
+    """The last 30 samples have the highest losses."""
 
     class Noting(Numbers):
         read: list[int] = []  # noqa: RUF012
@@ -182,8 +182,8 @@ def test_processes_share_the_same_windows() -> None:
         assert torch.cat(parts).tolist() == whole.tolist()
 
 
-def test_epochs_that_begin_again_and_arrays() -> None:
-    """Past the end it goes on from the beginning; arrays come in the same order."""
+def test_longer_epochs_and_arrays() -> None:
+    """Past the end, the order starts over. Arrays are fed in the same order."""
     options: dict[str, Any] = {"policy": dynloader.Full(), "blocks": 7, "batch_size": 4}
     samples = feed(dynloader.DataLoader(Numbers(30), **options))
     longer = feed(dynloader.DataLoader(Numbers(30), steps_per_epoch=10, **options))
@@ -198,7 +198,7 @@ def test_every_block_is_as_often_the_first() -> None:
     blocks = Blocks(4, 1, 20)
     for epoch in range(5000):
         counts[int(BlockOrder(blocks, None, Address(1, epoch)).slice(0, 1)) // 4] += 1
-    # 18.5 is exceeded once in a thousand times.
+    # The bound is exceeded with probability 0.001.
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 18.5
 
 

@@ -1,4 +1,4 @@
-"""What a selection holds whatever the rule says."""
+"""Constraints that hold for every rule: turns of all samples, and a floor for each class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dynloader.sampling._constraints import num_explored, turn_of
 
 
 def choose(*args: Any, **options: Any) -> torch.Tensor:
-    """The indices chosen; none of the policies here gives weights."""
+    """Return the chosen indices; no policy here returns weights."""
     selection = choose_selection(*args, **options)
     assert selection.weights is None
     return selection.indices
@@ -58,12 +58,12 @@ def test_all_samples_take_turns(policy: Any, keep: float, explore: float) -> Non
         if epoch >= longest:
             assert int(last.min()) > epoch - longest - 1
     if policy is UCB and explore < 1:
-        # All but the turns are the highest.
+        # All samples except for the turns have the highest scores.
         assert set(range(101 - (k - num_turns), 101)) <= set(found.tolist())
 
 
-def test_turns_go_through_an_order_of_their_own() -> None:
-    """It is that of the last epoch there can be, which no subset is drawn in."""
+def test_turns_follow_their_own_order() -> None:
+    """It is the order of the last possible epoch, in which no subset is drawn."""
     rule = UCB(keep=0.5, explore=0.5, every=2, warmup=3)
     order = ops.subset(50, 0, 50, seed=7, epoch=2**32 - 1).tolist()
     for turn in range(9):
@@ -79,13 +79,13 @@ def test_how_many_take_turns() -> None:
     assert num_explored(1.0, 10) == 10
 
 
-def test_a_turn_that_the_rule_has_chosen_too_costs_nothing() -> None:
+def test_a_turn_of_a_sample_chosen_anyway_costs_nothing() -> None:
     rule = UCB(keep=0.9, explore=0.2, every=1)
     table = table_of(torch.arange(100.0), rule)
     for epoch in range(1, 9):
         found = choose(rule, table, 90, seed=0, epoch=epoch)
         assert len(found.unique()) == 90
-        # 18 turns: the highest 72 are there, and more of the highest 90 for every turn among them.
+        # With 18 turns the highest 72 stay, and one more of the highest 90 for each turn in them.
         assert set(range(28, 100)) <= set(found.tolist())
         turn = set(turn_of(rule, 100, 90, seed=0, epoch=epoch).tolist())
         assert turn <= set(found.tolist()) <= turn | set(range(10, 100))
@@ -93,7 +93,7 @@ def test_a_turn_that_the_rule_has_chosen_too_costs_nothing() -> None:
 
 
 def test_no_class_is_lost() -> None:
-    # Class 2 is easy: without the floor none of it is kept.
+    # Class 2 is easy: without the floor, no sample of it is kept.
     labels = torch.tensor([0] * 40 + [1] * 40 + [2] * 20)
     losses = torch.cat([torch.arange(40.0) + 100, torch.arange(40.0) + 200, torch.arange(20.0)])
     plain, floor = UCB(keep=0.5), UCB(keep=0.5, min_per_class=8, labels=labels)
@@ -104,7 +104,7 @@ def test_no_class_is_lost() -> None:
         0,
     ]
     found = choose(floor, table, 50, seed=0, epoch=1)
-    # Its highest eight come for the lowest of class 1, then of class 0, which keeps eight.
+    # Its highest eight replace the lowest of class 1, then of class 0, which keeps eight.
     assert labels[found].bincount(minlength=3).tolist() == [8, 34, 8]
     assert found.tolist() == [*range(32, 40), *range(46, 80), *range(92, 100)]
 
@@ -129,7 +129,7 @@ def test_enough_of_each_class_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "floor", [{"explore": 0.1}, {"min_per_class": 1, "labels": torch.arange(100) % 4}]
 )
-def test_weights_of_a_policy_of_ones_own_are_not_dropped(floor: dict[str, Any]) -> None:
+def test_weights_of_a_custom_policy_are_not_dropped(floor: dict[str, Any]) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Heavy(Policy):
         def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
@@ -160,12 +160,12 @@ def test_both_in_a_loader() -> None:
 
 
 def test_turns_come_before_high_scores_within_a_class() -> None:
-    """The lowest scores take turns too, though the floor takes the highest of a class."""
+    """The lowest scores take turns, although the floor keeps the highest scores of a class."""
     labels = torch.arange(100) % 2
     rule = UCB(keep=0.2, every=1, explore=0.25, min_per_class=4, labels=labels)
     table = table_of(torch.arange(100.0), rule)
     times = torch.zeros(100, dtype=torch.int64)
-    for epoch in range(1, 21):  # five at a time: each once
+    for epoch in range(1, 21):  # five at a time, so each sample has one turn
         found = choose(rule, table, 20, seed=0, epoch=epoch)
         assert len(found) == len(found.unique()) == 20
         assert int(labels[found].bincount(minlength=2).min()) >= 4
@@ -173,8 +173,8 @@ def test_turns_come_before_high_scores_within_a_class() -> None:
     assert bool((times >= 1).all())
 
 
-def test_a_floor_that_a_schedule_without_an_end_has_room_for() -> None:
-    """If the number of epochs is unknown, the first selection is checked."""
+def test_a_floor_with_an_endless_schedule() -> None:
+    """If the number of epochs is unknown, only the first selection is checked in advance."""
 
     def schedule(epoch: int) -> float:
         return 0.5 if epoch < 2 else 0.1
@@ -188,7 +188,7 @@ def test_a_floor_that_a_schedule_without_an_end_has_room_for() -> None:
 
 
 def test_turns_come_before_samples_that_diverged() -> None:
-    """A class that is missing takes the place of one of these."""
+    """A sample of a missing class replaces a diverged sample, not a turn."""
     labels = [0] * 19 + [1]
     rule = UCB(keep=0.2, explore=0.5, every=1, min_per_class=1, labels=labels)
     for losses in (torch.full((20,), torch.nan), torch.full((20,), torch.inf)):
@@ -199,8 +199,8 @@ def test_turns_come_before_samples_that_diverged() -> None:
             assert found >= {19, *turn_of(rule, 20, 4, seed=0, epoch=epoch).tolist()}
 
 
-def test_turns_go_on_where_keep_changes() -> None:
-    """Each takes its turn as often as all others, give or take one."""
+def test_turns_continue_when_keep_changes() -> None:
+    """Turns are equally frequent: their numbers differ by at most one."""
     rule = UCB(keep=lambda epoch: 0.5 if epoch % 2 else 0.25, every=1, explore=0.2)
     table = table_of(torch.arange(100.0), rule)
     away, longest = torch.zeros(100), torch.zeros(100)
@@ -209,11 +209,11 @@ def test_turns_go_on_where_keep_changes() -> None:
         away += 1
         away[found] = 0
         longest = longest.maximum(away)
-    # Ten and five at a time: a round is 13 or 14 checkpoints long.
+    # Ten and five samples alternate, so a round takes 13 or 14 checkpoints.
     assert float(longest.max()) <= 14
 
 
-def test_a_floor_goes_by_what_the_rule_ranks_by() -> None:
+def test_a_floor_ranks_as_the_rule_does() -> None:
     labels = (torch.arange(100) < 50).long()
     static = Static(scores=torch.arange(100.0), keep=0.2, min_per_class=4, labels=labels)
     found = choose(static, ScoreTable(100, "cpu"), 20, seed=0, epoch=0)
@@ -273,7 +273,7 @@ def test_labels_that_do_not_fit() -> None:
         DataLoader(
             Numbers(100), policy=UCB(keep=0.3, min_per_class=1, labels=torch.arange(100) // 2)
         )
-    # As few as that later on.
+    # A later epoch keeps too few.
     rule = UCB(
         keep=lambda epoch: 0.5 if epoch < 3 else 0.3,
         every=1,

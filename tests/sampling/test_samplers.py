@@ -1,4 +1,4 @@
-"""The samplers in torch's own loader."""
+"""The samplers in torch's own DataLoader."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_sampler_in_a_stock_loader() -> None:
         assert train_stock(loader, sampler.table) == train(ours)
 
 
-def test_what_is_recorded_beside_an_epoch_does_not_end_it() -> None:
+def test_records_outside_of_an_epoch_do_not_end_it() -> None:
     sampler = dynloader.PruningSampler(N, Lowest(keep=0.5))
     for index in ([], [3, 5]):
         next(iter(sampler))
@@ -66,11 +66,11 @@ def test_what_is_recorded_beside_an_epoch_does_not_end_it() -> None:
     assert sampler.epoch == 1
 
 
-# --- chunks of batches, which must not affect the samples ----------------------------------------
+# --- chunks of batches ---------------------------------------------------------------------------
 
 
 def whole_order(sampler: PruningSampler) -> list[int]:
-    """Return the epoch in one piece."""
+    """Return the whole epoch, computed at once."""
     n = sampler.num_samples
     kept = sampler.epochs.current.plan.kept
     selected = torch.arange(n) if kept is None else kept.indices
@@ -249,7 +249,7 @@ def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch
     third = sampler(num_replicas=4, rank=2)
     assert where(third) == ((4, 2), 4, 2, (4, 2))
     assert (len(third), len(list(third))) == (25, 25)
-    # A job that forgot its rank would train on the samples of rank 0 once more.
+    # A job with a forgotten rank would train on the samples of rank 0 twice.
     with pytest.raises(ValueError, match=r"num_replicas=2 needs rank .*, got None"):
         list(sampler(num_replicas=2))
     # By default, the processes are those of torch.distributed.
@@ -284,7 +284,7 @@ def test_what_a_sampler_is_made_of() -> None:
 
 
 def test_one_of_several_processes_gets_an_upper_bound() -> None:
-    """Until the processes exchange scores, none knows how many samples are kept."""
+    """Before the processes exchange scores, none knows how many samples are kept."""
     for policy, most in ((RandomDynamic(keep=0.3, every=1), 30), (Kakurenbo(keep=0.3), N)):
         sampler = PruningSampler(N, policy, num_replicas=2, rank=0)
         list(sampler)
@@ -308,7 +308,7 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     assert len(met) == 1
     assert "'seed': 5" in met[0]
     assert met[0].endswith("moving to epoch 3")
-    # At the end of a training, no iterator requests the next epoch.
+    # At the end of training, no iterator requests the next epoch.
     second.epochs.notify_if_over()
     assert len(met) == 2
     assert "'seed': 5" in met[1]
@@ -360,7 +360,7 @@ def test_when_over_is_called_for_every_epoch_that_is_over() -> None:
     called: list[int] = []
     sampler.epochs.when_over.append(lambda run: called.append(run.plan.epoch))
     next(iter(sampler))
-    sampler.set_epoch(3)  # epoch 0 was only looked at
+    sampler.set_epoch(3)  # epoch 0 was only peeked at
     assert called == []
     list(sampler)
     assert (sampler.epoch, called) == (4, [3])
@@ -445,7 +445,7 @@ def test_a_number_of_samples_out_of_range(n: int) -> None:
 # --- epochs --------------------------------------------------------------------------------------
 
 
-def test_stock_epoch_broken_off_after_updates_is_over() -> None:
+def test_stock_epoch_interrupted_after_updates_is_over() -> None:
     loader, sampler = stock_batches()
     for number, index in enumerate(loader):
         sampler.sampler.table.update(index, loss_of(index))
@@ -456,7 +456,7 @@ def test_stock_epoch_broken_off_after_updates_is_over() -> None:
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_an_epoch_is_over_with_its_last_batch(drop_last: bool) -> None:
-    """A trainer that counts batches never requests one after the last."""
+    """A trainer that counts batches does not try to fetch another one after the last."""
     pruning = PruningSampler(N, Full())
     batches = PruningBatchSampler(pruning, 8, drop_last)
     whole = PruningBatchSampler(pruning, N, drop_last)
@@ -480,7 +480,7 @@ def test_losses_end_an_epoch_only_if_samples_of_it_were_handed_out() -> None:
         pruning.table.update([0], torch.tensor([1.0]))
         del iterator
         assert pruning.epoch == epoch + (num_handed_out > 0)
-    # What was handed out before the last iterator began counts for nothing.
+    # Samples handed out before the last iterator was created do not count.
     epoch = pruning.epoch
     next(iter(pruning))
     iterator = iter(pruning)
@@ -511,8 +511,8 @@ def test_set_epoch_feeds_the_current_epoch_again_from_its_beginning() -> None:
     assert list(resumed) == whole
 
 
-def test_an_exhausted_epoch_of_several_processes_goes_through_a_state() -> None:
-    """The epoch is over, but the next one is settled only by all processes together."""
+def test_state_of_an_exhausted_epoch_of_several_processes() -> None:
+    """The epoch is over, but only all processes together can select the next one."""
     first = PruningSampler(N, Full(), num_replicas=2, rank=0)
     assert len(list(first)) == N // 2
     state = first.epochs.state()

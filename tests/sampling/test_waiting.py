@@ -28,7 +28,7 @@ from dynloader.table._on_host import OnHost
 N = 1000
 
 
-def test_a_selection_of_a_size_yet_unknown_is_the_same(place: torch.device) -> None:
+def test_a_selection_of_unknown_size_is_the_same(place: torch.device) -> None:
     for n in (1, 100, 5000, 100_000):
         scores = tensor(values("normal", n), place)
         uncut = ops.info_batch_uncut(scores, 0.6, seed=3, epoch=4)
@@ -64,7 +64,7 @@ def test_only_the_used_samples_are_counted_and_spread(place: torch.device) -> No
         (1, TypeError, "num_used must be a tensor, got int"),
     ],
 )
-def test_how_many_are_used_is_checked(num_used: Any, error: type[Exception], message: str) -> None:
+def test_num_used_is_checked(num_used: Any, error: type[Exception], message: str) -> None:
     index = torch.tensor([0, 1, 2])
     counts = torch.zeros(5, dtype=torch.int32)
     faults = torch.zeros(2, dtype=torch.int64)
@@ -75,7 +75,7 @@ def test_how_many_are_used_is_checked(num_used: Any, error: type[Exception], mes
     assert not counts.any()
 
 
-def test_what_is_kept_of_a_selection_of_a_size_yet_unknown(device: torch.device) -> None:
+def test_kept_of_a_selection_of_unknown_size(device: torch.device) -> None:
     scores = tensor(values("normal", N), device)
     uncut = ops.info_batch_uncut(scores, seed=1)
     cut = ops.info_batch(scores, seed=1)
@@ -90,7 +90,7 @@ def test_what_is_kept_of_a_selection_of_a_size_yet_unknown(device: torch.device)
         assert kept.weights.device == scores.device
 
 
-def test_the_loader_feeds_a_selection_of_a_size_yet_unknown(
+def test_the_loader_feeds_a_selection_of_unknown_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def run() -> tuple[list[list[int]], list[int], list[int]]:
@@ -151,6 +151,6 @@ def test_torch_sees_no_waiting_from_the_update_to_the_next_epoch(
         finally:
             torch.cuda.set_sync_debug_mode("default")
     loader.table.check()
-    # With the last epoch the next one is settled.
+    # The end of the last epoch selects the next one.
     assert loader.table.num_selections == len({policy.checkpoint(e) for e in range(5)} - {None})
     assert loader.table.num_selections == (4 if policy.needs_scores else 5)
