@@ -15,7 +15,7 @@ pandas = pytest.importorskip("pandas")
 
 
 def frame() -> Any:
-    """Columns of several dtypes, and an index that is not that of the rows."""
+    """Return columns of several dtypes, with an index that differs from the row numbers."""
     columns = {"x": np.arange(6.0), "y": np.arange(6) * 10, "z": np.arange(6) % 2 == 0}
     return pandas.DataFrame(columns, index=[5, 4, 3, 2, 1, 0])
 
@@ -48,7 +48,7 @@ def test_a_series_is_an_array() -> None:
 @pytest.mark.parametrize(
     "table",
     [
-        pandas.DataFrame(np.arange(12.0).reshape(6, 2)),  # columns that are not contiguous
+        pandas.DataFrame(np.arange(12.0).reshape(6, 2)),  # each column is strided
         pandas.DataFrame(np.arange(12.0).reshape(6, 2))[::-1],
         pandas.DataFrame({0: np.arange(6), 1: np.arange(6)}).iloc[::2],
     ],

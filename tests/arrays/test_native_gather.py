@@ -1,4 +1,4 @@
-"""Batches of arrays: those of torch's way, without a call for each sample."""
+"""Batches gathered from arrays equal those of torch's loader, without a call for each sample."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def equal(one: Any, other: Any) -> None:
-    """Of the same types, with the same values."""
+    """Fail unless the types and the values are equal."""
     assert type(one) is type(other)
     if isinstance(one, Tensor):
         assert one.dtype == other.dtype
@@ -93,7 +93,7 @@ def equal(one: Any, other: Any) -> None:
 
 
 def size_of(batch: Any) -> int:
-    """Of its first part."""
+    """Return the size of the first tensor in the batch."""
     if isinstance(batch, Tensor):
         return len(batch)
     return size_of(next(iter(batch.values() if isinstance(batch, dict) else batch)))
@@ -140,7 +140,7 @@ def test_without_a_policy_too(name: str, tmp_path: Path) -> None:
 
 
 class Doubled(TensorDataset):
-    """What its parent does not do: it must be asked for each sample."""
+    """Overrides ``__getitem__``, which must then be called for each sample."""
 
     def __getitem__(self, index: int) -> Any:
         return 2 * super().__getitem__(index)[0]
@@ -167,7 +167,7 @@ class Doubled(TensorDataset):
     ],
     ids=named,
 )
-def test_what_is_no_array_is_asked_for_samples(
+def test_other_datasets_are_read_by_sample(
     dataset: Any, options: dict[str, Any], reason: str
 ) -> None:
     loader = DataLoader(dataset, policy=Full(), **options)
@@ -218,7 +218,7 @@ def augmented(**options: Any) -> DataLoader[Any]:
 
 
 def by_sample(loader: DataLoader[Any]) -> dict[int, Tensor]:
-    """The image of each sample of an epoch."""
+    """Return the image of each sample of an epoch."""
     return {
         sample: image
         for images, samples in loader
@@ -419,7 +419,7 @@ def test_threads_that_share_an_iterator_get_each_batch_once() -> None:
 
 
 def num_threads(wanted: Callable[[int], bool] = lambda found: True) -> int:
-    """How many are listed; those that ended may be for a moment, so the count is waited for."""
+    """Return the number of threads. Ended threads stay listed for a moment, so wait for them."""
     end = time.monotonic() + 10
     while not wanted(found := len(os.listdir("/proc/self/task"))) and time.monotonic() < end:
         time.sleep(0.01)
@@ -436,11 +436,11 @@ def fail_in(loader: DataLoader[Any]) -> None:
 
 
 def test_threads_end_with_their_iterator_or_their_loader() -> None:
-    list(augmented(num_workers=2))  # what torch starts once, it starts here
+    list(augmented(num_workers=2))  # torch's own threads start here
     time.sleep(0.2)
     threads, files = num_threads(), num_files()
     loader = augmented(num_workers=2)
-    for _ in range(3):  # those of an epoch that is through serve the next
+    for _ in range(3):  # the threads of a finished epoch are reused by the next
         list(loader)
         assert num_threads(lambda found: found == threads + 2) == threads + 2
     for _ in range(20):
@@ -470,7 +470,7 @@ def test_a_fork_starts_its_own_iterator() -> None:
     context = multiprocessing.get_context("fork")
     loader = augmented(num_workers=2)
     list(loader)
-    assert loader._gathering._feeders._spare  # what the fork inherits
+    assert loader._gathering._feeders._spare  # the fork inherits these
     iterator = iter(loader)
     next(iterator)
     answers = context.Queue()
@@ -499,7 +499,7 @@ def test_memory_stays_over_epochs() -> None:
             loader.update(loss_of(samples))
         if epoch == 20:
             before = resident_bytes()
-    assert resident_bytes() - before < 8 * 2**20  # an epoch's batches take 25 MB
+    assert resident_bytes() - before < 8 * 2**20  # the batches of an epoch take 25 MB
 
 
 def test_two_iterators_and_copies() -> None:
@@ -536,7 +536,7 @@ def test_what_gathering_raises_is_raised_where_the_batch_is_taken() -> None:
         assert feeder.take()[0].tolist() == [4]
 
 
-def test_large_batches_are_of_memory_that_no_one_has() -> None:
+def test_large_batches_do_not_share_memory() -> None:
     data = torch.arange(400 * 20_000, dtype=torch.float32).view(400, 20_000)
     feeder = native.Feeder([(data, None)], seed=0, epoch=0, num_threads=1, pin_memory=False)
     kept = []
@@ -607,8 +607,8 @@ def test_arrays_on_the_gpu_stay_there(device: torch.device) -> None:
                     loader.update(loss_of(other[1]))
 
 
-def test_batches_of_a_gpu_are_computed_as_here() -> None:
-    """The feed of arrays on a GPU, of arrays that are here."""
+def test_the_feed_for_gpu_arrays_equals_the_loader() -> None:
+    """Run the feed for GPU arrays on arrays in host memory."""
     subset = Subset(ArrayDataset([made_images(), torch.arange(N)]), range(90, 3, -1))
     for options in ({}, {"shuffle": False}, {"policy": Full()}, {"batch_size": 9, "seed": 2**63}):
         loader = augmented(**options)
@@ -646,7 +646,7 @@ def test_torch_sees_no_waiting_in_an_epoch_of_arrays_on_the_gpu(cuda: torch.devi
 
 
 @pytest.mark.cuda
-def test_batches_copied_to_the_gpu_are_those_from_here(cuda: torch.device) -> None:
+def test_batches_copied_to_the_gpu_equal_those_on_the_host(cuda: torch.device) -> None:
     here, there = augmented(), augmented(device=cuda, num_workers=3)
     for _ in range(3):
         for batch, other in zip(there, here, strict=True):
