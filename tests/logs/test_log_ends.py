@@ -1,4 +1,4 @@
-"""The last epoch is in the log, even if no further epoch is requested."""
+"""The last epoch is logged even if no further epoch is requested."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def logged(loader: DataLoader[Any], folder: Path, **options: Any) -> RunLog:
 
 
 def begun(loader: DataLoader[Any], num_batches: int) -> None:
-    """An epoch that is broken off."""
+    """Train the first ``num_batches`` batches of an epoch."""
     for number, numbers in enumerate(loader, start=1):
         loader.update(loss_of(numbers))
         if number == num_batches:
@@ -48,7 +48,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def run(script: str, *arguments: str | Path, status: int = 0) -> str:
-    """What a script prints to both streams."""
+    """Return what a script prints to stdout and stderr."""
     found = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": python_path()},
@@ -69,7 +69,9 @@ def test_when_the_loader_is_deleted(arrays: bool, tmp_path: Path) -> None:
     loader.log_to(lambda figures, epoch: logged_epochs.append(epoch))
     for _ in range(2):
         found = [batch[-1] for batch in loader]
-        for index in found:  # late, so that the end of the epoch does not wait for them
+        for (
+            index
+        ) in found:  # after the loop, so that the end of the epoch does not wait for these losses
             loader.update(loss_of(index), index)
     assert logged_epochs == [0]
     del loader
@@ -81,7 +83,7 @@ def test_when_the_loader_is_deleted(arrays: bool, tmp_path: Path) -> None:
     assert lines_of(tmp_path / "run")[-1]["accuracy"] == 0.5
 
 
-def test_a_look_at_the_first_batch_is_no_epoch(tmp_path: Path) -> None:
+def test_a_peek_at_the_first_batch_is_no_epoch(tmp_path: Path) -> None:
     loader = made()
     logged(loader, tmp_path / "run")
     next(iter(loader))
@@ -89,8 +91,8 @@ def test_a_look_at_the_first_batch_is_no_epoch(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "epochs.jsonl").exists()
 
 
-def test_without_a_loop_to_its_end(tmp_path: Path) -> None:
-    """As trainers do: the batches of an epoch are counted, and the iterator stays."""
+def test_iterators_that_are_not_exhausted(tmp_path: Path) -> None:
+    """A trainer counts the batches of an epoch, and does not exhaust the iterator."""
     loader = made()
     log = logged(loader, tmp_path / "run")
     for epoch in range(3):
@@ -109,8 +111,8 @@ def test_without_a_loop_to_its_end(tmp_path: Path) -> None:
     assert [line["samples"] for line in log.lines] == [30, 60, 90, 114, 144]
 
 
-def test_an_epoch_under_way_is_logged(tmp_path: Path) -> None:
-    """As Lightning has begun one where it says that a training starts."""
+def test_an_epoch_begun_before_the_log_is_logged(tmp_path: Path) -> None:
+    """Lightning has already begun an epoch when it calls on_train_start."""
     loader = made()
     batches = iter(loader)
     loader.update(loss_of(next(batches)))
@@ -151,7 +153,7 @@ def test_a_fork_ends_nothing(tmp_path: Path) -> None:
     assert [line["samples"] for line in lines_of(tmp_path / "run")] == [30, 54]
 
 
-def test_what_fails_at_the_end_is_a_warning(tmp_path: Path) -> None:
+def test_a_failure_at_the_end_is_a_warning(tmp_path: Path) -> None:
     script = """
     def fail(figures, epoch):
         raise OSError("no space left")
@@ -162,15 +164,15 @@ def test_what_fails_at_the_end_is_a_warning(tmp_path: Path) -> None:
     text = run(SCRIPT + script, tmp_path / "run")
     assert "the last epoch is missing from the log: no space left" in text
     assert "Traceback" not in text
-    # The other log is not touched by it.
+    # The other log is unaffected.
     assert [line["epoch"] for line in lines_of(tmp_path / "run")] == [0, 1, 2]
     script = "\n    import shutil; shutil.rmtree(folder)"
     assert run(SCRIPT + script, tmp_path / "gone") == ""
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
-    """What an epoch that was broken off wrote does not count when it is gone on with."""
+def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
+    """A resumed epoch replaces the line of its interrupted part."""
     whole = made()
     log = logged(whole, tmp_path / "whole")
     for _ in range(5):
@@ -196,8 +198,8 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
         assert np.array_equal(array, resumed.samples[name]), name
 
 
-def test_a_loader_that_is_gone_on_from_does_not_write(tmp_path: Path) -> None:
-    """It may be deleted only after another goes on with its run."""
+def test_a_loader_whose_run_was_resumed_does_not_write(tmp_path: Path) -> None:
+    """The first loader may be deleted only after the second has resumed its run."""
     first = made()
     logged(first, tmp_path / "run")
     train(first)
@@ -233,7 +235,7 @@ def test_a_summary_writer_is_flushed(tmp_path: Path) -> None:
 
 
 def test_a_target_that_knows_the_loader_does_not_keep_it(tmp_path: Path) -> None:
-    """In a cycle, it is deleted by the garbage collector."""
+    """The loader is part of a cycle, and the garbage collector deletes it."""
     logged_epochs: list[int] = []
 
     class User:

@@ -1,4 +1,4 @@
-"""The log of a resumed run: nothing is lost in any order of calls, and no time is left out."""
+"""The log of a resumed run loses no line and no time, in any order of calls."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_log_may_come_before_the_state(tmp_path: Path, looks: bool) -> None:
         [line[key] for key in KEPT] for line in expected
     ]
     assert found == resumed.lines
-    # The time before the state is in the earlier lines.
+    # The earlier lines include the time before the state.
     assert found[3]["select_seconds"] < state["select_seconds"]
 
 
@@ -77,7 +77,6 @@ def test_metrics_may_come_first(tmp_path: Path) -> None:
 
 
 def test_an_earlier_state_keeps_what_this_log_wrote(tmp_path: Path) -> None:
-    """Going back within one process keeps the lines that this log wrote."""
     loader = made()
     log = logged(loader, tmp_path / "run")
     train(loader)
@@ -88,7 +87,7 @@ def test_an_earlier_state_keeps_what_this_log_wrote(tmp_path: Path) -> None:
     assert [line["epoch"] for line in log.lines] == [0, 1, 1]
 
 
-def test_a_folder_that_holds_a_run_names_the_way_out(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_with_a_run_says_what_to_do(tmp_path: Path) -> None:
     run_of(tmp_path / "run", 1)
     with pytest.raises(ValueError, match=r"folder must not hold a run yet, got '.*run': ") as error:
         logged(made(), tmp_path / "run")
@@ -128,7 +127,7 @@ def test_a_run_log_by_itself(tmp_path: Path) -> None:
 def test_the_seconds_of_an_epoch_in_two_parts_are_added(
     tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the time up to the state counts, not what was trained after it and again later."""
+    """Time after the state was saved does not count, because it is trained again."""
     now = [1000.0]
     for module in (pairing, epoch_log):
         monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
