@@ -1,4 +1,4 @@
-"""In accelerate, with one process; with two, see test_distributed.py."""
+"""accelerate with one process. For two processes, see test_distributed.py."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("arrays", [False, True])
-def test_batches_and_scores_are_those_without_it(
+def test_batches_and_scores_are_those_without_accelerate(
     options: dict[str, Any], num_workers: int, arrays: bool
 ) -> None:
     if options.get("use_stateful_dataloader"):
@@ -144,8 +144,8 @@ def test_skipping() -> None:
         loader.skip(-1)
 
 
-def test_accelerates_own_way_prunes_too() -> None:
-    """accelerate uses our batches of indices, but the dataset must return the index."""
+def test_pruning_with_accelerates_own_prepare() -> None:
+    """accelerate itself uses our batches of indices, but then the dataset must return the index."""
     loader = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1))
     ours = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1))
     prepared = configured().prepare(loader)
@@ -198,7 +198,7 @@ def test_samples_left_out_of_an_epoch_are_rescored() -> None:
 def train_with(
     loader: DataLoader[Any], make: Any, accumulate: int = 1, epochs: int = 4
 ) -> tuple[int, float]:
-    """The number of steps, and the learning rate in the end."""
+    """Train, and return the number of steps and the last learning rate."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -247,7 +247,7 @@ def test_a_schedule_of_as_many_steps_as_full_epochs_have(accumulate: int) -> Non
     assert sum("ProgressLR" in str(warning.message) for warning in found) == 1
 
 
-def test_a_schedule_of_the_right_length_is_not_warned_of() -> None:
+def test_a_schedule_of_the_right_length_does_not_warn() -> None:
     def make(optimizer: Any, prepared: Any) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, prepared.total_steps(4))
 

@@ -1,4 +1,4 @@
-"""Datasets in files, by index: with the libraries themselves, on files written here."""
+"""Datasets in files, read by index with the libraries themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import dynloader
 
 N = 45
 KINDS = ["streaming", "litdata", "lance"]
-# What each library's readers bear; Lance refuses "fork".
+# The start methods that each library's readers support. Lance refuses "fork".
 CONTEXTS = [("streaming", "fork"), ("streaming", "spawn"), ("litdata", "fork")]
 CONTEXTS += [("litdata", "spawn"), ("lance", "spawn"), ("lance", "forkserver")]
 
@@ -34,7 +34,7 @@ def rows(fed: int) -> list[dict[str, Any]]:
 def write_streaming(folder: Path) -> Any:
     library = pytest.importorskip("streaming")
     columns = {"index": "int", "payload": "bytes"}
-    # A few shards: 45 samples of some 10 bytes each.
+    # Small shards: 45 samples of about 10 bytes each.
     with library.MDSWriter(out=str(folder), columns=columns, size_limit=256) as out:
         for sample in rows(N):
             out.write(sample)
@@ -107,14 +107,14 @@ def test_a_loop_over_the_dataset_ends(opened: Any) -> None:
 
 @pytest.mark.parametrize("opened", KINDS, indirect=True)
 def test_a_pickle_reads_the_same(opened: Any) -> None:
-    """Before the files were opened and after."""
+    """A dataset can be pickled both before and after its files are opened."""
     fresh = pickle.loads(pickle.dumps(opened))
     assert opened[3] == fresh[3] == row(3)
     assert pickle.loads(pickle.dumps(opened))[44] == row(44)
 
 
 def test_shards_are_downloaded_when_asked_for(tmp_path: Path) -> None:
-    """The dataset pickles after that, too."""
+    """The dataset can still be pickled after a shard was downloaded."""
     module = module_of("streaming")
     remote = write_streaming(tmp_path / "remote")
     library, local = pytest.importorskip("streaming"), tmp_path / "local"
@@ -130,7 +130,7 @@ def test_shards_are_downloaded_when_asked_for(tmp_path: Path) -> None:
     assert len(list(local.glob("shard*"))) == remote.num_shards
 
 
-def test_a_part_of_litdata(tmp_path: Path) -> None:
+def test_a_subset_of_litdata(tmp_path: Path) -> None:
     module, library = module_of("litdata"), pytest.importorskip("litdata")
     write_litdata(tmp_path)
     part = module.MapDataset(library.StreamingDataset(str(tmp_path), subsample=0.4))
@@ -158,7 +158,7 @@ def test_a_pruned_epoch(kind: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "context"), CONTEXTS)
 def test_workers_feed_what_one_process_does(kind: str, context: str, tmp_path: Path) -> None:
-    """Also after the parent has opened the files."""
+    """Workers start after the parent has opened the files."""
     dataset = module_of(kind).MapDataset(WRITE[kind](tmp_path / "data"), transform=index_of)
     expected = torch.cat(list(fed_by(dataset)))
     found = torch.cat(list(fed_by(dataset, num_workers=2, multiprocessing_context=context)))
@@ -176,7 +176,7 @@ def test_lance_in_a_forked_worker_is_refused(tmp_path: Path) -> None:
     loader = fed_by(dataset, num_workers=1, multiprocessing_context="fork")
     with pytest.raises(RuntimeError, match=r"must be 'spawn' or 'forkserver' .* got 'fork'"):
         list(loader)
-    assert len(list(fed_by(dataset))) == 6  # here, all is as before
+    assert len(list(fed_by(dataset))) == 6  # still works without workers
 
 
 def test_lance_reads_columns_and_the_version_opened(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_the_error_for_an_iterable_names_the_wrapper(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["CombinedStreamingDataset", "ParallelStreamingDataset"])
-def test_the_error_for_several_of_litdata(name: str, tmp_path: Path) -> None:
-    """What it says can be done."""
+def test_the_error_for_combined_litdata_datasets(name: str, tmp_path: Path) -> None:
+    """The error message's advice works."""
     module, library = module_of("litdata"), pytest.importorskip("litdata")
     parts = [write_litdata(tmp_path / "a"), write_litdata(tmp_path / "b")]
     policy = dynloader.RandomDynamic(keep=0.5)
@@ -281,7 +281,7 @@ def test_a_snippet_of_the_page_runs(
     exec(SHARED, names)
     exec(code, names)
     if section == "WebDataset":
-        # All, and twice the half that has the highest losses.
+        # All samples, then twice the half with the highest losses.
         assert int(names["table"].visits.sum()) == 130 + 65 + 65
         return
     loader = names["loader"]

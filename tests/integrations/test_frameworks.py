@@ -1,4 +1,4 @@
-"""In torchdata's StatefulDataLoader, timm and ignite; and what goes around a loader."""
+"""torchdata's StatefulDataLoader, timm, ignite, and the training code around a loader."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def epochs_of(loader: DataLoader[Any], epochs: int) -> list[list[list[int]]]:
 
 @pytest.mark.filterwarnings("ignore:.*set_vital:UserWarning")
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_in_torchdatas_stateful_loader(num_workers: int) -> None:
-    """Our samplers are fed by it; where it stood, our own loader knows better."""
+def test_torchdatas_stateful_loader(num_workers: int) -> None:
+    """It can feed our samplers, but only our own loader knows the position to resume from."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     sampler = PruningSampler(101, UCB(keep=0.5, every=1))
     batches = PruningBatchSampler(sampler, 8)
@@ -50,7 +50,7 @@ def test_in_torchdatas_stateful_loader(num_workers: int) -> None:
 
 
 class Images(Dataset[Any]):
-    """Images for timm, each with its label and its index as the target."""
+    """Images for timm, with the label and the index as the target."""
 
     def __len__(self) -> int:
         return 60
@@ -111,8 +111,8 @@ def test_in_ignite_with_epochs_of_one_length() -> None:
     assert len({sample for batch in found[1] for sample in batch}) == 50
 
 
-def test_ignite_runs_on_into_the_next_epoch_without_it() -> None:
-    """As the README says: it asks for the length once."""
+def test_without_steps_per_epoch_ignite_runs_into_the_next_epoch() -> None:
+    """As README says, ignite asks for the length only once."""
     engine = pytest.importorskip("ignite.engine")
     loader = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1))
 
@@ -145,13 +145,13 @@ def test_schedules_and_progress_bars() -> None:
                 assert bar.total == bar.n
         assert steps == loader.total_steps(5)
         assert schedule.last_epoch == steps - 1
-    # A schedule for as many steps as a policy may take, where the losses say how many.
+    # If the losses decide how many samples are kept, total_steps is the largest possible number.
     loader = DataLoader(Numbers(101), 8, policy=InfoBatch(anneal=None))
     assert sum(len(epoch) for epoch in epochs_of(loader, 5)) <= loader.total_steps(5)
 
 
 def test_gradients_accumulated_over_epochs_of_changing_length() -> None:
-    """What is left at the end of an epoch is stepped, as long as len() is asked for every epoch."""
+    """The last gradients of an epoch are used if len() is asked for in every epoch."""
     loader = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1))
     table = ScoreTable(101, device="cpu")
     table.scoring = loader.policy.scoring

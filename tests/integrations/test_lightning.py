@@ -1,4 +1,4 @@
-"""In Lightning, with one process; with two, see test_distributed.py."""
+"""Lightning with one process. For two processes, see test_distributed.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class Recorder(lightning.LightningModule):  # type: ignore[misc]
-    """Records which batches it was given, and what happened when."""
+    """Records the batches, and when validation and epochs take place."""
 
     def __init__(self, loader: DataLoader[Any], inside: bool = False) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ def test_reloading_every_epoch_needs_no_callback(tmp_path: Path) -> None:
 
 
 def test_without_either_validation_is_left_out_after_shorter_epochs(tmp_path: Path) -> None:
-    """As the README says: if this changes, the callback is not needed any more."""
+    """README says so. If Lightning changes this, the callback is no longer needed."""
     module = Recorder(made())
     with pytest.warns(
         UserWarning, match="expects 13 batches in every epoch, but .* has 7"
@@ -206,7 +206,7 @@ def test_overfit_and_predict(tmp_path: Path) -> None:
 
 
 def estimated(kind: str) -> Any:
-    """A scheduler that is made for the steps Lightning estimates."""
+    """Return a function that makes a scheduler for the number of steps Lightning estimates."""
 
     def make(optimizer: Any, steps: int) -> Any:
         schedulers = torch.optim.lr_scheduler
@@ -227,7 +227,7 @@ def estimated(kind: str) -> Any:
 
 
 class Scheduled(Recorder):
-    """With a scheduler of its own, stepped with the optimizer."""
+    """Uses the scheduler that ``make`` returns, and steps it with the optimizer."""
 
     def __init__(self, loader: DataLoader[Any], make: Any, num_steps: int | None = None) -> None:
         super().__init__(loader)
@@ -331,7 +331,7 @@ def test_a_schedule_by_progress_is_resumed(every: int, tmp_path: Path) -> None:
 
 
 class Logged(Recorder):
-    """Logs from the beginning of the training, and adds metrics where a user would."""
+    """Logs from the start of training, and adds metrics where a user would."""
 
     folder: Path
 

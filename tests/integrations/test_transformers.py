@@ -1,4 +1,4 @@
-"""In the Trainer of Hugging Face transformers."""
+"""The Trainer of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dynloader.integrations.transformers import PruningTrainer  # noqa: E402
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Columns; one of them is not for the model, and one says which sample it is."""
+    """A dataset of columns. The model does not use "unused"; "number" identifies the sample."""
 
     def __len__(self) -> int:
         return 100
@@ -42,7 +42,7 @@ class Model(nn.Module):
 
 
 class Recorder(PruningTrainer):
-    """Records the samples it was given, and returns losses that identify them."""
+    """Records the samples of each step, and returns losses that identify them."""
 
     steps: list[list[int]]
 
@@ -93,9 +93,11 @@ def test_scores_reach_their_samples(
     assert "eval_loss" in evaluated
 
 
-def test_epochs_are_pruned_and_have_the_steps_they_would_have_together(tmp_path: Path) -> None:
+def test_pruned_epochs_share_their_steps_equally(tmp_path: Path) -> None:
     trainer = trained(tmp_path, UCB(keep=0.5, every=1))
-    assert trainer.state.global_step == 36  # 13 + 7 + 7 + 7 = 34, in four epochs of one length
+    assert (
+        trainer.state.global_step == 36
+    )  # 13 + 7 + 7 + 7 = 34, rounded up to four epochs of equal length
     kept = [
         {number for step in trainer.steps[9 * e : 9 * e + 9] for number in step} for e in (1, 2)
     ]
@@ -216,7 +218,7 @@ def test_the_log_of_a_training_that_ends_within_an_epoch(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("step", [4, 9, 18, 36])
 def test_a_resumed_log_has_every_epoch(step: int, tmp_path: Path) -> None:
-    """Of a checkpoint within an epoch, between two, and after the last."""
+    """The checkpoint lies within an epoch, between two epochs, or after the last."""
     policy = UCB(keep=0.5, every=1)
     options = {"save_strategy": "steps", "save_steps": step}
     trained(tmp_path, policy, Logs(tmp_path / "whole"), **options)

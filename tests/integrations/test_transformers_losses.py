@@ -1,4 +1,4 @@
-"""A PruningTrainer minimizes the configured loss and follows the configured order, or refuses."""
+"""PruningTrainer minimizes the configured loss in the configured order, or raises an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SMALL = {
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """Sequences of words, with labels of the kind that a model needs."""
+    """Sequences of words, with labels of the kind that the model needs."""
 
     def __init__(self, labels: str) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -54,7 +54,7 @@ class Rows(Dataset[dict[str, Tensor]]):
             "tokens": self.words % 3,
         }[labels]
         if labels in ("words", "tokens"):
-            for i in range(N):  # samples differ in how many labels they have
+            for i in range(N):  # samples differ in the number of labels
                 self.labels[i, LENGTH - i % 5 :] = -100
                 self.labels[i, : i % 3] = -100
 
@@ -98,7 +98,7 @@ def t5() -> Any:
 
 
 class Own(nn.Module):
-    """A model that is not of transformers, and returns a dictionary or a tuple."""
+    """A model that is not from transformers, and returns a dictionary or a tuple."""
 
     def __init__(self, weight: Tensor | None = None, returns: type = dict) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def make(
     given: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """A trainer of the model ``kind``; ``given`` goes to it, ``options`` to its arguments."""
+    """Return a trainer for a model; ``given`` are its arguments, ``options`` TrainingArguments."""
     make_model, labels = MODELS[kind]
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
@@ -166,7 +166,7 @@ def make(
 
 
 def losses_alone(model: Any, rows: Rows, smoother: Any = None) -> Tensor:
-    """The model's own loss of each sample, in a batch of its own."""
+    """Return the model's loss of each sample, computed in a batch of one."""
     model.eval()
     found = []
     shifts = isinstance(model, transformers.GPT2LMHeadModel)
@@ -246,7 +246,7 @@ def test_accumulated_batches_are_one_large_batch(kind: str, tmp_path: Path) -> N
 
 
 def test_the_mean_over_samples_is_not_the_mean_over_tokens(tmp_path: Path) -> None:
-    """They agree if all sequences have the same number of labels, and only then."""
+    """They agree only if all sequences have the same number of labels."""
     even, uneven = Rows("words"), Rows("words")
     even.labels = even.words
     for rows, is_same in ((even, True), (uneven, False)):
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_known_for_each_sample_is_refused(
 
 
 class Changed(Own):
-    """Returns other outputs than a model of its kind should."""
+    """Returns outputs in which ``changes`` replace those expected of the model."""
 
     def __init__(self, **changes: Any) -> None:
         super().__init__()
@@ -413,7 +413,9 @@ def test_losses_that_do_not_reach_the_policy_are_missed(tmp_path: Path) -> None:
     for trainer in (Apart, Elsewhere):
         with pytest.raises(RuntimeError, match="a step of training recorded no losses"):
             make(tmp_path, trainer=trainer, given={"policy": UCB(keep=0.5)}).train()
-    make(tmp_path, trainer=Apart, given={"policy": RandomDynamic(keep=0.5)}).train()  # needs none
+    make(
+        tmp_path, trainer=Apart, given={"policy": RandomDynamic(keep=0.5)}
+    ).train()  # this policy needs no losses
 
 
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
@@ -496,7 +498,7 @@ def test_agreement_with_the_models_own_loss() -> None:
     assert agrees(outputs(13 / 5), found) is True
     assert agrees(outputs(3.0), found) is False
     assert agrees(outputs(13 / 5 * 1.001), found) is False
-    # DataParallel gathers a loss for each part of the batch: here of two samples, and of one.
+    # DataParallel gathers one loss for each part of the batch: here of two samples and of one.
     assert agrees(outputs(3.0, 2.0), found) is True
     assert agrees(outputs(2.0, 3.0), found) is False
     assert agrees(outputs(float("nan")), found) is None
