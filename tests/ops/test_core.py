@@ -1,4 +1,4 @@
-"""The functions of one element, one by one: each gives the bits of the reference, or of NumPy."""
+"""The functions of single elements return the bits of the reference or of NumPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paths import ROOT
 
 SOURCES = ROOT / "csrc"
 
-# Each as a loop over n elements.
+# Calls each function in a loop over n elements.
 PROGRAM = """
 #include "core/arithmetic.h"
 #include "core/bits.h"
@@ -71,7 +71,7 @@ extern "C" void permuted(const uint64_t* from, uint64_t* to, int64_t n) {
 
 
 class Core:
-    """The compiled functions, of arrays."""
+    """The compiled functions, applied to arrays."""
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))
@@ -92,7 +92,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Core:
         pytest.skip("there is no g++")
     folder = tmp_path_factory.mktemp("core")
     (folder / "program.cpp").write_text(PROGRAM)
-    # Mutation testing has changed headers elsewhere.
+    # Mutation testing puts changed headers elsewhere.
     sources = os.environ.get("DYNLOADER_SOURCES", SOURCES)
     command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-I", sources]
     subprocess.run([*command, folder / "program.cpp", "-o", folder / "core.so"], check=True)
@@ -106,7 +106,7 @@ def same_bits(found: Array, wanted: Array) -> None:
 
 
 def any_floats() -> Array:
-    """float32 of all kinds, with both zeros, infinities, and NaNs of many payloads."""
+    """Return float32 of all kinds: both zeros, infinities, and NaNs with many payloads."""
     limits = np.array([0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3.4e38, -3.4e38], np.float32)
     nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF, 0x7FC00000], np.uint32)
     edges = np.array([0x7F7FFFFF, 0xFF7FFFFF, 0x00800000, 0x80800000], np.uint32)
@@ -167,7 +167,7 @@ def test_the_order_of_scores(core: Core) -> None:
     is_nan = np.isnan(x)
     assert (canonical.view(np.uint32)[is_nan] == 0x7FFFFFFF).all()
     same_bits(canonical[~is_nan], x[~is_nan] + np.float32(0))
-    # The quick order is that of the numbers, -0 right below +0, and the NaNs highest.
+    # The quick order is that of the numbers, with -0 right below +0 and NaNs highest.
     nearly = core("nearly_ordered", x, np.uint32)
     least, most = core("least_of", ordered, np.uint32), core("most_of", ordered, np.uint32)
     assert (least <= nearly).all()
@@ -179,7 +179,7 @@ def test_the_order_of_scores(core: Core) -> None:
     by_order = np.argsort(ordered, kind="stable")
     apart = np.flatnonzero(np.diff(ordered[by_order].astype(np.int64)))
     assert (most[by_order][apart] < least[by_order][apart + 1]).all()
-    # A key below those of all scores has place below them too.
+    # A key below the keys of all scores sorts below them here, too.
     lowest = core("nearly_ordered", np.array([-np.inf], np.float32), np.uint32)
     assert (core("most_of", np.array([0, 0x007FFFFE], np.uint32), np.uint32) <= lowest).all()
 
@@ -208,7 +208,7 @@ def test_scores_in_fixed_point(core: Core) -> None:
     assert core.library.add(5, -7) == -2
 
 
-def test_counters_end_where_they_are_full(core: Core) -> None:
+def test_counters_saturate(core: Core) -> None:
     visits = np.array([0, 1, 2**31 - 2, 2**31 - 1], np.uint32)
     assert core("visits", visits, np.uint32).tolist() == [1, 2, 2**31 - 1, 2**31 - 1]
     most = 2**29 - 1
@@ -220,7 +220,7 @@ def test_counters_end_where_they_are_full(core: Core) -> None:
         assert (core("forgetting_wrong", state, np.uint32) == counted).all()
 
 
-def test_places_in_a_image(core: Core) -> None:
+def test_places_in_an_image(core: Core) -> None:
     places = np.arange(-4, 9, dtype=np.int32)
     mirrored = core("mirrored_in_5", places, np.int32).tolist()
     assert mirrored == [4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0]

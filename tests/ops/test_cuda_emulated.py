@@ -68,7 +68,7 @@ Checked = dict[tuple[str, str, str], "Future[subprocess.CompletedProcess[str]]"]
 
 @pytest.fixture(scope="module")
 def checked(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Checked:
-    """All suites under all builds, as many at once as there are cores."""
+    """Run all suites under all builds, as many at once as there are cores."""
     folder = tmp_path_factory.mktemp("kernels")
     libraries = {
         (kind, variant): pool.submit(library, kind, changes, folder / f"{kind} {variant}")

@@ -1,4 +1,4 @@
-"""A device that the machine does not have is refused by name, before anything is done with it."""
+"""A missing device is refused by name before anything else is done."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PLACES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize(
     ("device", "num_gpus", "seen"), [("cuda", 0, "no GPU"), ("cuda:3", 2, "2 GPUs")]
 )
-def test_a_gpu_that_is_not_there(
+def test_a_missing_gpu(
     place: str, device: str, num_gpus: int, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dynloader.build_info()["cuda"] is None and place in ("table", "table of a loader", "subset"):
@@ -55,7 +55,7 @@ def test_a_gpu_that_is_not_there(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_no_device(place: str) -> None:
+def test_objects_that_are_not_devices(place: str) -> None:
     with pytest.raises(ValueError, match="device must name a device, got 'nonsense'"):
         PLACES[place]("nonsense")
     with pytest.raises(TypeError, match="device must be a device or a str, got float"):

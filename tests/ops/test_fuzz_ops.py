@@ -1,4 +1,4 @@
-"""The operations, called with anything at all."""
+"""Calls the operations with arbitrary arguments."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_any_call(op: str) -> None:
 
 
 def broken(op: str) -> Any:
-    """The operation with a fault in it that comes rarely."""
+    """Return the operation with a fault that rarely shows."""
     right = getattr(ops, op)
 
     def wrong(**arguments: Any) -> Any:
@@ -60,7 +60,7 @@ def test_a_fault_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         test_any_call(op)
 
 
-def test_a_refusal_of_what_is_right_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_valid_arguments_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**arguments: Any) -> None:
         raise ValueError("top_k: k must be something else, got it")
 

@@ -1,4 +1,4 @@
-"""Checks by nvcc, without a GPU: no spills, few registers, only the specified rounding."""
+"""Checks with nvcc, without a GPU: no spills, few registers, only the specified rounding."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_the_kernels(nvcc: str, tmp_path: Path) -> None:
     assert len(found) > 50 * len(architectures)
     assert [fault for kernel in found for fault in kernel.faults()] == []
     assert inexact(ptx) == []
-    assert "div.rn.f64" in ptx  # the search looks at the kernels' arithmetic
+    assert "div.rn.f64" in ptx  # the PTX contains the arithmetic of the kernels
 
 
-def test_what_must_be_found_is_found(nvcc: str, tmp_path: Path) -> None:
+def test_planted_faults_are_found(nvcc: str, tmp_path: Path) -> None:
     source = tmp_path / "planted.cu"
     source.write_text(PLANTED)
     architecture = known_architectures(nvcc)[0]
     found, ptx = compiled(nvcc, source, ["-O3"], [architecture], tmp_path)
-    # Without our flags a product has no ".rn", and may become part of a fused instruction.
+    # Without our flags a product has no ".rn", and may be fused.
     assert inexact(ptx) == ["div.approx.f32", "fma.rn.f32", "mul.f64"]
     faults = "\n".join(fault for kernel in found for fault in kernel.faults())
     for name in ("on_the_stack", "spilled", "shares"):
@@ -113,7 +113,7 @@ def test_inexact_arithmetic_is_seen(instruction: str) -> None:
     ]
 
 
-def test_the_architectures_built_for_by_default_are_among_them() -> None:
+def test_the_default_architectures_are_checked() -> None:
     text = (ROOT / "setup.py").read_text()
     default = text.split('DEFAULT_ARCHITECTURES = "')[1].split('"')[0]
     wanted = {name.removesuffix("+PTX").replace(".", "") for name in default.split(";")}

@@ -1,7 +1,7 @@
-"""A look at a few keys decides how fast a selection comes, never which it is.
+"""A look at a few keys decides the speed of a selection, but never its result.
 
-The scores here are made for the places that are looked at, so that the bracket is wrong: the
-threshold lies above it, below it, or nearly all samples lie in it.
+The scores here are made for the samples that are looked at, so that the bracket is wrong: the
+threshold lies above it or below it, or nearly all samples lie in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIZES = (2049, 4097, 50_000, 2**17 - 1)
 
 
 def looked_at(n: int) -> Array:
-    """The samples that csrc/algorithms/bracket.h looks at."""
+    """Return the samples that csrc/algorithms/bracket.h looks at."""
     log2_n = n.bit_length() - 1
     log2_looks = min(18, max(11, (2 * log2_n + 1) // 3 + (1 if log2_n < 22 else -1)))
     j = np.arange(2**log2_looks, dtype=np.uint64)
@@ -81,7 +81,7 @@ def test_a_wrong_bracket_changes_nothing(kind: str, place: torch.device) -> None
 
 
 def test_keys_that_differ_in_their_last_bits_only(place: torch.device) -> None:
-    """Of equal scores, the last one kept and the first one left out have nearly the same key."""
+    """Equal scores: the last sample kept and the first left out have nearly the same key."""
     n = 2**17 - 1
     scores = scores_against("all but those looked at are equal", n)
     on_device = tensor(scores, place)
@@ -101,7 +101,7 @@ def test_keys_that_differ_in_their_last_bits_only(place: torch.device) -> None:
 
 @pytest.mark.parametrize("kind", ["nothing", "all looked at are high"])
 def test_where_looks_become_few(kind: str, place: torch.device) -> None:
-    """And where a GPU begins to look."""
+    """At this size fewer samples are looked at, and a GPU starts to look."""
     n = 2**22 + 1
     scores = np.random.default_rng(n).standard_normal(n, np.float32)
     if kind != "nothing":
@@ -128,7 +128,7 @@ def test_a_wrong_bracket_of_priorities_changes_nothing(rule: str, place: torch.d
 
 
 def test_keys_in_any_arrangement(place: torch.device) -> None:
-    """Up to 2,048 samples, all keys are in the list that is searched: pivots must not depend."""
+    """Up to 2,048 samples, all keys are searched: the result must not depend on the pivots."""
     for n in (31, 32, 33, 500, 2047, 2048):
         ramp = np.arange(n, dtype=np.float32)
         arrangements = {

@@ -1,4 +1,4 @@
-"""Every wrong argument is refused by name, with what it must be and what it was."""
+"""Wrong arguments are refused by name, with the requirement and the value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def arguments_of(op: str, device: torch.device | str) -> dict[str, Any]:
-    """Arguments that the operation accepts."""
+    """Return arguments that the operation accepts."""
     scores = torch.arange(N, dtype=torch.float32, device=device) + 1
     records = torch.zeros(N, 4, dtype=torch.int32, device=device)
     index = torch.tensor([3, 1], device=device)
@@ -83,12 +83,12 @@ def refuse(
     shown: str,
     **wrong: Any,
 ) -> None:
-    """The error names the operation and the argument and shows the value; nothing is changed."""
+    """Check that the error names the operation, the argument and its value, and changes nothing."""
     arguments = {**arguments_of(op, device), **wrong}
     tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
     before = {name: x.clone() for name, x in tensors.items()}
     name = next(iter(wrong))
-    # The first line is ours; what follows may be a trace of torch.
+    # The first line is ours. A stack trace by torch may follow.
     pattern = rf"\A{op}: ([^\n]* and )?{name}\b[^\n]*got [^\n]*{re.escape(shown)}"
     with pytest.raises(error, match=pattern) as caught:
         getattr(ops, op)(**arguments)
@@ -195,7 +195,7 @@ def test_num_random_out_of_range(device: torch.device) -> None:
 def test_drop_probability_out_of_range(device: torch.device) -> None:
     for value in (-0.25, 1.0, 1.5, INF, -INF):
         refuse(device, "info_batch", ValueError, f"{value:g}", drop_probability=value)
-    # None may be dropped with probability 0; all of them, with none below 1.
+    # Probability 0 would drop no sample, and no probability below 1 drops all.
     refuse(device, "info_batch", ValueError, "0", drop_probability=0.0, num_kept=4)
     arguments = {**arguments_of("info_batch", device), "drop_probability": 0.0, "num_kept": 4}
     with pytest.raises(ValueError, match=rf"must be in \(0, 1\) if num_kept < {N}, got 0"):
@@ -204,7 +204,7 @@ def test_drop_probability_out_of_range(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("op", ["sample", "priority_sample"])
-def test_weights_that_are_none(op: str, device: torch.device) -> None:
+def test_invalid_weights(op: str, device: torch.device) -> None:
     for bad in (NAN, -NAN, INF, -INF, -1.0, -1e-45):
         weights = torch.tensor([1.0, bad, 2.0, bad, 3.0], device=device)
         refuse(device, op, ValueError, "2", weights=weights)

@@ -1,4 +1,4 @@
-"""Rows gathered in the order of the epoch, and epochs that are read from a tensor."""
+"""Rows gathered in the order of an epoch, and epoch numbers read from a tensor."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_gather_from_rows_at_an_odd_address(place: torch.device) -> None:
     )
 
 
-def test_gather_of_rows_that_are_not_there(device: torch.device) -> None:
+def test_gather_of_missing_rows(device: torch.device) -> None:
     data = rows(4, (3,), torch.float32, device)
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     selected = torch.tensor([0, 4, 3, -1], device=device)

@@ -1,4 +1,4 @@
-"""What a selection takes of memory, and what becomes of the memory of large results."""
+"""The memory that a selection needs, and the reuse of the memory of large results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import dynloader
 from dynloader import ops
 
-LARGE = 3_000_000  # results from here on are of memory that is used again
+LARGE = 3_000_000  # results of at least this size reuse memory
 
 PEAK = """
 import torch
@@ -59,7 +59,7 @@ def test_a_selection_takes_little_memory_beyond_scores_and_result(call: str) -> 
     assert extra <= most
 
 
-def test_memory_that_is_used_again_is_not_in_use() -> None:
+def test_reused_memory_is_not_in_use() -> None:
     scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
     kept = [ops.top_k(scores, LARGE // 2, epoch=epoch) for epoch in range(3)]
     copies = [result.clone() for result in kept]
@@ -81,7 +81,7 @@ def test_large_zeros_are_zeros_in_memory_that_was_used() -> None:
 
 
 @pytest.mark.parametrize("size", [(2**61 + 2**17,), (2**40, 2**40), (2**50,)])
-def test_more_zeros_than_there_is_memory_are_refused(size: tuple[int, ...]) -> None:
+def test_zeros_larger_than_memory_are_refused(size: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeError):
         ops.zeros(size, torch.float64, torch.device("cpu"))
 
@@ -101,7 +101,7 @@ def test_a_large_result_is_a_tensor_like_others() -> None:
     assert torch.equal(result[: LARGE // 2], copy)
 
 
-def test_a_result_that_is_cut_short_is_saved_short() -> None:
+def test_a_truncated_result_is_saved_truncated() -> None:
     for n in (1000, LARGE):
         scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
         indices, weights, _ = ops.info_batch(scores, 0.9)
@@ -112,13 +112,13 @@ def test_a_result_that_is_cut_short_is_saved_short() -> None:
             file = io.BytesIO()
             torch.save(result, file)
             assert file.tell() < len(result) * result.element_size() + 4096
-            result.resize_(n)  # grows, and keeps what it had
+            result.resize_(n)  # grows, and keeps its values
         assert torch.equal(
             indices[: len(ops.info_batch(scores, 0.9).indices)], ops.info_batch(scores, 0.9).indices
         )
 
 
-def test_a_result_that_is_cut_short_is_no_view() -> None:
+def test_a_truncated_result_is_not_a_view() -> None:
     indices, weights, _ = ops.info_batch(torch.rand(1000))
     assert weights is not None
     assert not indices._is_view()
@@ -126,7 +126,7 @@ def test_a_result_that_is_cut_short_is_no_view() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
-def test_memory_that_is_kept_gives_way_to_what_is_needed() -> None:
+def test_kept_memory_is_freed_when_memory_is_needed() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 

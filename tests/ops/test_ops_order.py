@@ -1,4 +1,4 @@
-"""The order of an epoch and uniform subsets are those of the reference, position for position."""
+"""The order of an epoch and uniform subsets equal those of the reference at every position."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_order_of_a_range_of_more_than_memory_holds(threads: int) -> None:
     same(ops.order(n, 2**35, 2**35 + 2000, seed=1, epoch=2), wanted)
 
 
-def test_subsets_apart_share_nothing() -> None:
+def test_disjoint_slices_of_a_subset_share_nothing() -> None:
     n, k = 1000, 250
     chunks = [ops.subset(n, c * k, (c + 1) * k, seed=3, epoch=1) for c in range(4)]
     assert torch.equal(torch.cat(chunks).sort().values, torch.arange(n))

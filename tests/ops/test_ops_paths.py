@@ -1,4 +1,4 @@
-"""One answer by every path: the instruction sets of the CPU, torch.compile, and other releases."""
+"""All paths give the same results: instruction sets, torch.compile, and other releases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATHS = ("scalar", "avx2", "avx512")
 
 @cache
 def digest(device: torch.device | str = "cpu") -> str:
-    """One hash of the results of all operations, at sizes around a vector and around a block."""
+    """Return a hash of the results of all operations, at sizes near those of vectors and blocks."""
     found = hashlib.sha256()
 
     def add(*results: Tensor) -> None:
@@ -185,7 +185,13 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "ucb_visits": (records, 1.0, 10.0),
         "update": (scores, records, index, losses, faults, 2, 0.8, 1.0, faults[:1] + 7),
         "update_forgetting": (counts, index, losses > 0, faults),
-        "info_batch_uncut": (scores, 0.0, 1, 0, faults[:1]),  # what is not used means nothing
+        "info_batch_uncut": (
+            scores,
+            0.0,
+            1,
+            0,
+            faults[:1],
+        ),  # drops nothing: unused elements are undefined
         "count_selected": (counts, index, faults, faults[:1] + 2),
         "spread": (losses, torch.tensor([3, 1, 7, 40], device=device), 50, 0.5, None),
     }

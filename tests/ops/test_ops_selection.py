@@ -1,4 +1,4 @@
-"""Every selection is that of the reference, index for index, wherever it is made."""
+"""Every selection has the indices of the reference, on every device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def positive_count(family: str, n: int) -> int:
 
 
 def kinds_of_large(families: tuple[str, ...]) -> list[tuple[int, str, int]]:
-    """Each large size with two kinds of input, every kind in turn; the largest with all."""
+    """Pair each large size with two kinds of input, in turn, and the largest with all kinds."""
     pairs = [
         (n, families[(2 * i + j) % len(families)]) for i, n in enumerate(LARGE) for j in (0, 1)
     ]
@@ -81,7 +81,7 @@ def test_info_batch_of_an_exact_size(family: str, place: torch.device) -> None:
         for num_kept in sorted({1, n // 3, n - n // 3, n - 1, n} - {0}):
             dropped = n - num_kept
             if dropped > 0 and dropped >= min(n, np.ceil(dropped / r)):
-                continue  # an error: no candidate would remain to represent those dropped
+                continue  # an error: no candidate would be left to represent the dropped samples
             options = {"num_kept": num_kept, **address(i)}
             indices, weights, _ = ops.info_batch(scores, r, **options)
             wanted = expected("info_batch", family, n, r, **options)
@@ -133,7 +133,7 @@ def test_validation_changes_no_sample(device: torch.device) -> None:
 
 
 def widened(scores: Array) -> Array:
-    """Where the sum saturates."""
+    """Return scores so large that the sum saturates."""
     with np.errstate(over="ignore", invalid="ignore"):
         return scores * np.float32(1e9)
 
@@ -151,7 +151,7 @@ def test_score_mean(family: str, place: torch.device) -> None:
 
 
 def test_score_mean_at_the_limit_of_its_range(place: torch.device) -> None:
-    """A score of 2**30 is in the range still; beyond, it counts as that."""
+    """A score of 2**30 is still in range, and larger scores count as 2**30."""
     limit = np.float32(2.0**30)
     beyond, below = np.nextafter(limit, np.float32(np.inf)), np.nextafter(limit, np.float32(0))
     for sign in (np.float32(1), np.float32(-1)):
@@ -163,7 +163,7 @@ def test_score_mean_at_the_limit_of_its_range(place: torch.device) -> None:
 
 @pytest.mark.parametrize("power", range(14, 31))
 def test_score_mean_of_many_large_scores(power: int, place: torch.device) -> None:
-    """No partial sum overflows, where a stretch is full of scores as large as can be."""
+    """No partial sum overflows, even where all scores are as large as possible."""
     largest = np.nextafter(np.float32(2.0**power), np.float32(0))
     for value in (largest, -largest, np.float32(2.0**power)):
         for n in (4096, 4097, 20_000):
@@ -173,7 +173,7 @@ def test_score_mean_of_many_large_scores(power: int, place: torch.device) -> Non
 
 
 def views(x: Array, device: torch.device) -> dict[str, torch.Tensor]:
-    """The same values laid out in other ways."""
+    """Return the same values in other memory layouts."""
     n = len(x)
     strided, shifted = torch.zeros(2 * n, device=device), torch.zeros(n + 1, device=device)
     column, reversed_twice = torch.zeros(n, 3, device=device), tensor(x[::-1], device)
@@ -190,7 +190,7 @@ def views(x: Array, device: torch.device) -> dict[str, torch.Tensor]:
     }
 
 
-def test_any_layout_of_the_input(device: torch.device) -> None:
+def test_any_memory_layout(device: torch.device) -> None:
     x = cached_values("uniform", 5001)
     for name, view in views(x, device).items():
         y = np.full_like(x, x[0]) if name == "expanded" else x
@@ -211,7 +211,7 @@ def test_any_layout_of_the_input(device: torch.device) -> None:
         assert np.array_equal(bits(view), bits(y)), "the input was written to"
 
 
-def test_a_selection_reads_and_moves_no_generator(device: torch.device) -> None:
+def test_a_selection_uses_no_global_generator(device: torch.device) -> None:
     weights = tensor(cached_values("uniform", 1000), device)
     torch.manual_seed(1)
     before = torch.get_rng_state()

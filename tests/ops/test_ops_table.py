@@ -1,4 +1,4 @@
-"""The table after every update is that of the reference, bit for bit, wherever it is kept."""
+"""After every update, the table equals that of the reference bit for bit, on every device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass
 class Table:
-    """The same table twice: one for the operation, one for the reference."""
+    """Two copies of a table: one for the operation, one for the reference."""
 
     scores: torch.Tensor
     records: torch.Tensor
@@ -36,7 +36,7 @@ class Table:
         index_there = tensor(index, self.scores.device)
         found = (self.scores, self.records, index_there, losses.to(self.scores.device))
         ops.update(*found, self.faults, **options)  # type: ignore[arg-type]
-        # NumPy has no bfloat16; float32 holds every one.
+        # NumPy has no bfloat16, but float32 can represent every bfloat16.
         known = losses.float() if losses.dtype == torch.bfloat16 else losses
         reference.update(
             self.expected_scores,
@@ -69,7 +69,7 @@ def test_update(rule: int, dtype: torch.dtype, place: torch.device) -> None:
             table.check(family, b)
 
 
-def test_update_of_each_loss_after_each(place: torch.device) -> None:
+def test_update_of_every_pair_of_losses(place: torch.device) -> None:
     tiny = 2.0**-149
     special = [0.0, -0.0, tiny, -tiny, 1.0, -1.0, 3e38, -3e38, 2e19, np.inf, -np.inf, np.nan]
     wide = np.array([*special, -np.nan, 1e300, -1e300, 1e-300, -1e-300, 3.4028236e38])
@@ -118,7 +118,7 @@ def test_duplicates_count_once_in_any_order(place: torch.device) -> None:
         first = records
 
 
-def test_update_counts_the_batches_that_hold_something(place: torch.device) -> None:
+def test_update_does_not_count_empty_batches(place: torch.device) -> None:
     table = Table.of(30_000, place)
     count = torch.tensor([2**31], device=place)
     for b in (1, 0, 33, 4096, 20_000):
@@ -199,10 +199,10 @@ def test_update_forgetting(place: torch.device) -> None:
 
 
 def test_update_forgetting_stops_counting_before_it_overflows(place: torch.device) -> None:
-    """The two bits above the count are in use while a batch is recorded."""
+    """The two bits above the count are used while a batch is recorded."""
     most = 2**29 - 1
     events = np.array([most - 1, most, most, 3], np.int32)
-    state = tensor(events << 1 | 1, place)  # all were right at their last visit
+    state = tensor(events << 1 | 1, place)  # the last predictions were all correct
     faults = torch.zeros(2, dtype=torch.int64, device=place)
     for correct in (False, True, False):
         given = torch.full((4,), correct, device=place)

@@ -1,4 +1,4 @@
-"""The threads that share loops: the same bits for any number of them, wherever they run."""
+"""Threads share loops: any number of them gives the same bits, also after a fork."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZES = [
 
 
 def results(n: int) -> list[Tensor]:
-    """What every loop of the native code gives: at least one operation for each."""
+    """Return results of at least one operation for each loop of the native code."""
     generator = torch.Generator().manual_seed(n)
     scores = torch.empty(n).exponential_(generator=generator)
     index = torch.randint(0, n, (n,), generator=generator)
@@ -111,7 +111,7 @@ def spin(core: int, started: Any) -> None:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """A process that spins on every core."""
+    """Keep every core busy with a process that spins."""
     context = multiprocessing.get_context("spawn")
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     cores = sorted(affinity(0))
@@ -157,7 +157,7 @@ def test_several_callers_at_once() -> None:
 
 
 def chosen(scores: Tensor, n: int) -> list[Any]:
-    """Native results only: torch's own threads do not survive a fork."""
+    """Return results of native code only, because torch's own threads do not survive a fork."""
     found = [ops.top_k(scores, n // 2), ops.sample(scores, n // 3), ops.order(n, 0, n)]
     return [x.numpy() for x in found]
 
@@ -171,7 +171,7 @@ def in_a_fork(scores: Tensor, n: int, wanted: list[Any]) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("is_at_work", [False, True])
-def test_a_fork_has_threads_of_its_own(is_at_work: bool) -> None:
+def test_a_fork_starts_its_own_threads(is_at_work: bool) -> None:
     n = 50_000
     scores = torch.rand(n)
     with one_thread():
@@ -185,7 +185,7 @@ def test_a_fork_has_threads_of_its_own(is_at_work: bool) -> None:
     other = threading.Thread(target=work)
     context = multiprocessing.get_context("fork")
     with sharing(3):
-        in_a_fork(scores, n, wanted)  # not forked yet: this process has its threads
+        in_a_fork(scores, n, wanted)  # in this process, so that it has started its threads
         if is_at_work:
             other.start()
         try:
@@ -202,8 +202,8 @@ def test_a_fork_has_threads_of_its_own(is_at_work: bool) -> None:
                 other.join()
 
 
-def test_other_python_threads_run_meanwhile() -> None:
-    """A call holds no lock of Python's: a thread that waits for it gets it before the call ends."""
+def test_other_python_threads_run_during_a_call() -> None:
+    """A call does not hold the GIL: a thread that waits for it gets it before the call ends."""
     operation = torch.ops.dynloader.order_of_range
     seen: list[bool] = []
     for _ in range(50):
@@ -217,7 +217,7 @@ def test_other_python_threads_run_meanwhile() -> None:
 
         other = threading.Thread(target=call, args=(has_begun, ended))
         before = sys.getswitchinterval()
-        sys.setswitchinterval(1000)  # seconds: no thread is asked to release the lock
+        sys.setswitchinterval(1000)  # seconds, so that no thread is asked to release the GIL
         try:
             other.start()
             has_begun.wait()
@@ -264,7 +264,7 @@ def test_what_the_header_promises(sanitizers: str, tmp_path: Path) -> None:
     flags = [f"-fsanitize={sanitizers}", "-g1"] if sanitizers else []
     sources = [ROOT / "tests" / "ops" / "threads_check.cpp", ROOT / "csrc" / "ops" / "threads.cpp"]
     command = ["g++", "-std=c++20", "-O1", "-pthread", *flags, *map(str, sources)]
-    # Where addresses are random, the runtime of ThreadSanitizer may find no room.
+    # With random addresses, the runtime of ThreadSanitizer may not find the room it needs.
     fixed = ["setarch", platform.machine(), "-R"] if sanitizers == "thread" else []
     environ = {name: text for name, text in os.environ.items() if name != "LD_PRELOAD"}
     subprocess.run([*command, "-o", str(program)], check=True, env=environ)

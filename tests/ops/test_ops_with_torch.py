@@ -1,4 +1,4 @@
-"""The operators among torch's own: autograd, compilation, settings of the processor."""
+"""The operators with torch's autograd, compilation and processor settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def record(table: dict[str, Tensor], index: list[int], losses: list[float], **op
     ops.update(table["scores"], table["records"], at, values, faults, **options)
 
 
-def test_autograd_notices_that_scores_it_kept_were_overwritten(device: torch.device) -> None:
+def test_autograd_notices_that_saved_scores_were_overwritten(device: torch.device) -> None:
     table = table_of(4, device)
     record(table, [0, 1, 2, 3], [1.0, 1.0, 1.0, 1.0])
     weight = torch.ones(4, device=device, requires_grad=True)
@@ -86,7 +86,7 @@ def test_a_processor_that_flushes_denormals_changes_nothing() -> None:
     denormal = torch.from_numpy(values("denormal", 100_000).copy())
     weights = denormal.abs() + torch.finfo(torch.float32).smallest_normal
     wanted = (reference.sample(weights.numpy(), 1000), reference.info_batch(denormal.numpy())[0])
-    # Made before: a conversion under that setting gives 0.
+    # Created now, because conversions under that setting return 0.
     table, index, small = table_of(1, "cpu"), torch.tensor([0]), torch.tensor([1e-40])
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
@@ -96,7 +96,7 @@ def test_a_processor_that_flushes_denormals_changes_nothing() -> None:
         for _ in range(2):
             ops.update(**table, index=index, losses=small, rule=ops.ScoreRule.MEAN)
         assert table["scores"].view(torch.int32).item() > 0
-        # The caller's setting is as it was.
+        # The caller's setting is still in effect.
         assert not (small * 1.0).view(torch.int32).any()
     finally:
         torch.set_flush_denormal(False)
@@ -116,7 +116,7 @@ def test_epochs_do_not_recompile(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("value", ["nope", "mps", "meta"])
-def test_a_device_that_dynloader_has_no_code_for(value: str) -> None:
+def test_an_unsupported_device(value: str) -> None:
     with pytest.raises(ValueError, match=r"subset: .*(device|CUDA GPU), got"):
         ops.subset(5, 0, 5, device=value)
 

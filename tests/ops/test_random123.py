@@ -1,4 +1,4 @@
-"""The native generator gives the answers published with Random123 (Salmon et al., SC'11)."""
+"""The native generator returns the values published with Random123 (Salmon et al., SC'11)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from paths import TESTS
 
-# An address is a counter: the index, the epoch and the purpose, under the seed as key.
+# An address is a counter of index, epoch and purpose; the seed is the key.
 PROGRAM = """
 #include <cstdio>
 #include "random.h"

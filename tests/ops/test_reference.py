@@ -1,4 +1,4 @@
-"""The reference itself, against what is known from elsewhere."""
+"""The reference itself, compared with independent results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_exponential() -> None:
     assert np.array_equal(beyond, ref.exponential(np.array([700.0, -700.0, 700.0, -700.0])))
 
 
-def test_exponential_variate_at_both_ends_and_where_its_formula_changes() -> None:
+def test_exponential_variate_at_the_limits_of_its_formulas() -> None:
     change = 0xB504F333F9DE6485
     near = list(range(40)) + [2**j for j in range(6, 64)]
     words = near + [2**64 - 1 - u for u in near] + [change + d for d in range(-20, 20)]
@@ -120,7 +120,7 @@ def all_orders(n: int) -> list[Array]:
 
 
 def probability_of_set(weights: Array, chosen: tuple[int, ...]) -> float:
-    """Of drawing these one after another, in whatever order, in proportion to the weights."""
+    """Return the probability of successive draws by weight, summed over all orders of the set."""
     total = 0.0
     for sequence in permutations(chosen):
         probability, left = 1.0, float(weights.sum())
@@ -149,7 +149,7 @@ def test_priority_sample_gives_unbiased_sums() -> None:
     estimates = np.zeros((trials, len(weights)))
     stands_for = np.maximum(1.0, tau[:, None] / weights[selected])
     np.put_along_axis(estimates, selected, stands_for, axis=1)
-    # Each estimates 1: every sample stands for itself once.
+    # The expected estimate is 1: on average, every sample stands for itself.
     error = estimates.std(axis=0) / math.sqrt(trials)
     assert (np.abs(estimates.mean(axis=0) - 1) < 4.9 * error).all()
     sums = estimates @ weights
@@ -163,7 +163,7 @@ def test_ties_are_broken_uniformly() -> None:
     counts = np.bincount(chosen.reshape(-1), minlength=6)
     assert counts[0] == 0
     assert counts[5] == trials
-    # Two of four equal scores each time: their counts vary less than independent draws would.
+    # Each draw takes two of four equal scores, so counts vary less than with independent draws.
     assert chi_square(counts[1:5], np.full(4, 0.25)) < chi_square_bound(3)
 
 

@@ -1,4 +1,4 @@
-"""The reference of the table and of the weights, against what can be worked out by hand."""
+"""The reference of the table and of the weights, compared with examples computed by hand."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_update() -> None:
     assert scores.tolist() == [5, np.inf, 3]
     assert records[:, 3].tolist() == [1, 0, 1]
     reference_table.update(scores, records, index[:1], losses[:1], alpha=0.5, c=2.0, rule=2)
-    assert moments[2, :3].tolist() == [2, 2, 1]  # (3 + 1) / 2, (1 - 3)**2 / 2, the last
+    assert moments[2, :3].tolist() == [2, 2, 1]  # (3 + 1) / 2, (1 - 3)**2 / 2, the last loss
     assert scores.tolist() == [5, np.inf, 6]
 
 
-def test_update_starts_again_after_what_is_not_finite() -> None:
+def test_update_starts_over_after_a_nonfinite_loss() -> None:
     scores = np.zeros(1, np.float32)
     records = np.zeros((1, 4), np.int32)
     for bad, words in ((np.nan, 0x7FFFFFFF), (-np.nan, 0x7FFFFFFF), (np.inf, 0x7F800000)):

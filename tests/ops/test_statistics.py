@@ -1,6 +1,6 @@
 """Random draws have the right distribution, and each check detects its planted faults.
 
-Seeds are fixed; a correct implementation exceeds a bound for one seed in a million.
+Seeds are fixed. For one seed in a million, a correct implementation exceeds a bound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynloader import ops
 
 
 class Drawn:
-    """The draws of dynloader."""
+    """Draws with dynloader's operations."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return ops.order(n, 0, n, seed=seed, epoch=epoch).numpy()
@@ -53,14 +53,14 @@ def generator(*address: int) -> np.random.Generator:
 
 
 class Rotated(Drawn):
-    """Positions follow each other as the samples do."""
+    """Rotates the samples instead of shuffling them."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return np.roll(np.arange(n), generator(seed, epoch).integers(n))
 
 
 class Affine(Drawn):
-    """A multiplication and an addition."""
+    """Multiplies and adds modulo n instead of shuffling."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         draw = generator(seed, epoch)
@@ -69,7 +69,7 @@ class Affine(Drawn):
 
 
 class InHalves(Drawn):
-    """Each half is shuffled for itself."""
+    """Shuffles each half on its own."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         draw = generator(seed, epoch)
@@ -77,7 +77,7 @@ class InHalves(Drawn):
 
 
 class Biased(Drawn):
-    """A shuffle that swaps each position with any other: not all orders are equally likely."""
+    """Swaps each position with any other, which does not make all orders equally likely."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         result, draw = np.arange(n), generator(seed, epoch)
@@ -87,7 +87,7 @@ class Biased(Drawn):
 
 
 class LeftInPlace(Drawn):
-    """One sample of a thousand is not moved."""
+    """Never moves one sample in a thousand."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         result = np.arange(n)
@@ -97,7 +97,7 @@ class LeftInPlace(Drawn):
 
 
 class Deranged(Drawn):
-    """No sample is ever left in its place."""
+    """Never leaves a sample in its place."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         cycle = generator(seed, epoch).permutation(n)
@@ -107,45 +107,45 @@ class Deranged(Drawn):
 
 
 class SameEveryEpoch(Drawn):
-    """The order does not depend on the epoch."""
+    """Ignores the epoch."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return super().order(n, seed, 0)
 
 
 class SeedXorEpoch(Drawn):
-    """Swapping the seed and the epoch gives the same order."""
+    """Returns the same order if seed and epoch are swapped."""
 
     def order(self, n: int, seed: int, epoch: int) -> Array:
         return super().order(n, seed ^ epoch, 0)
 
 
 class SamePurpose(Drawn):
-    """The subset is the beginning of the order."""
+    """Takes subsets from the beginning of the order."""
 
     def subset(self, n: int, seed: int, epoch: int) -> Array:
         return self.order(n, seed, epoch)
 
 
 class Flattened(Drawn):
-    """The weights count a little less than they should."""
+    """Draws with weights that count slightly too little."""
 
     def sample(self, weights: Array, k: int, seed: int, epoch: int) -> Array:
         return super().sample(weights ** np.float32(0.95), k, seed, epoch)
 
 
 class OneAtATime(Drawn):
-    """Drawn with replacement, until there are enough."""
+    """Draws with the right probability of each sample, but wrong sets."""
 
     def sample(self, weights: Array, k: int, seed: int, epoch: int) -> Array:
-        # Systematic sampling: the right expected counts of each sample, and the wrong sets.
+        # Systematic sampling: the expected count of each sample is right, but the sets are wrong.
         inclusion = np.minimum(1, k * weights.astype(float) / weights.sum())
         places = np.cumsum(inclusion) - generator(seed, epoch).random()
         return np.flatnonzero(np.diff(np.ceil(places), prepend=np.ceil(places[0] - inclusion[0])))
 
 
 class WrongThreshold(Drawn):
-    """The last priority kept, for the first left out."""
+    """Returns the last priority kept as the threshold, not the first left out."""
 
     def priority_sample(self, weights: Array, k: int, seed: int, epoch: int) -> tuple[Array, float]:
         drawn, _ = super().priority_sample(weights, k, seed, epoch)
@@ -154,21 +154,21 @@ class WrongThreshold(Drawn):
 
 
 class FirstOfTies(Drawn):
-    """Of equal scores the first are taken."""
+    """Takes the first of equal scores."""
 
     def top_k(self, scores: Array, k: int, seed: int, epoch: int) -> Array:
         return np.sort(np.argsort(-scores, kind="stable")[:k])
 
 
 class ExploresTheNext(Drawn):
-    """The random part is the next best."""
+    """Explores the next highest scores instead of random ones."""
 
     def explored(self, scores: Array, k: int, num_random: int, seed: int, epoch: int) -> Array:
         return np.argsort(-scores, kind="stable")[:k]
 
 
 class DropsTheLowest(Drawn):
-    """Of the samples below the mean the lowest are dropped."""
+    """Drops the lowest samples below the mean, not random ones."""
 
     def pruned(self, scores: Array, seed: int, epoch: int) -> Array:
         num_dropped = int((scores < scores.mean()).sum()) // 2
@@ -187,7 +187,7 @@ def check_all_orders(drawn: Drawn) -> None:
 
 
 def check_ends(drawn: Drawn) -> None:
-    """Which samples come first and last."""
+    """Check which samples come first and last."""
     n, first, last = 100, np.zeros(100), np.zeros(100)
     for seed in range(20_000):
         order = drawn.order(n, seed, 3)
@@ -204,12 +204,14 @@ def check_adjacent(drawn: Drawn) -> None:
             order = drawn.order(n, 5, n)
             apart = (order[distance:] - order[:-distance]) % n
             counts = np.bincount(apart * 64 // n, minlength=64)
-            widths = np.bincount(np.arange(1, n) * 64 // n, minlength=64)  # 0 never comes
+            widths = np.bincount(
+                np.arange(1, n) * 64 // n, minlength=64
+            )  # a distance of 0 is impossible
             check_frequencies(counts, widths / (n - 1))
 
 
 def check_places_of_samples(drawn: Drawn) -> None:
-    """Where in the order samples near to each other are."""
+    """Check where in the order each range of samples is placed."""
     for n in (4095, 4096, 4097, 50_000):
         table = np.zeros((16, 16))
         for epoch in range(400_000 // n + 1):
@@ -219,7 +221,7 @@ def check_places_of_samples(drawn: Drawn) -> None:
 
 
 def check_fixed_points(drawn: Drawn) -> None:
-    """One on average, whatever the size; and as many for samples that swap places."""
+    """Check that one sample stays in its place on average, for every size."""
     for exponent in range(3, 21):
         for n in (2**exponent - 1, 2**exponent, 2**exponent + 1):
             count = sum(
@@ -234,7 +236,7 @@ def repeated(one: Array, other: Array) -> int:
 
 
 def check_independence(drawn: Drawn) -> None:
-    """Two orders have one sample on average in the same place, however near their addresses."""
+    """Check that two orders agree in one place on average, however close their addresses are."""
     n, addresses = 1000, range(1000)
     for step in ((0, 1), (1, 0), (1, 1), (0, 2**31), (2**32, 0), (2**63, 0)):
         pairs = (
@@ -247,7 +249,7 @@ def check_independence(drawn: Drawn) -> None:
 
 
 def probability_of_set(weights: Array, chosen: tuple[int, ...]) -> float:
-    """Of drawing these one after another, in proportion to the weights."""
+    """Return the probability of drawing these by weight, one after another, in any order."""
     total = 0.0
     for sequence in itertools.permutations(chosen):
         probability, left = 1.0, float(weights.sum())
@@ -259,7 +261,7 @@ def probability_of_set(weights: Array, chosen: tuple[int, ...]) -> float:
 
 
 def check_sets(drawn: Drawn) -> None:
-    """Every set of a weighted sample, by enumeration."""
+    """Check how often every set of a weighted sample is drawn, by enumeration."""
     for weights, k in (
         ([1, 2, 3.5, 7], 2),
         ([1, 1, 1, 5, 0.25, 3], 3),
@@ -278,7 +280,7 @@ def check_sets(drawn: Drawn) -> None:
 
 
 def check_magnitudes(drawn: Drawn) -> None:
-    """One of 1,200 samples over twelve orders of magnitude, in proportion to their weights."""
+    """Check draws of one in 1,200 samples whose weights span twelve orders of magnitude."""
     weights = np.logspace(0, -12, 1200, dtype=np.float32)
     exact = weights.astype(float) / weights.astype(float).sum()
     counts = np.zeros(len(weights))
@@ -289,7 +291,7 @@ def check_magnitudes(drawn: Drawn) -> None:
 
 
 def check_unbiased_sums(drawn: Drawn) -> None:
-    """Each sample stands for itself once on average, over twelve orders of magnitude."""
+    """Check that samples stand for their own weight on average, over twelve orders of magnitude."""
     weights = np.array([1e6, 3e5, 5e3, 80, 1, 1, 0.5, 1e-2, 1e-4, 1e-6], np.float32)
     exact = weights.astype(float)
     sums = []
@@ -304,7 +306,7 @@ def check_unbiased_sums(drawn: Drawn) -> None:
 
 
 def check_sets_of(draw: Callable[[int], Array], members: list[int], k: int) -> None:
-    """Of ``members``, every set of k equally often."""
+    """Check that all sets of k ``members`` are drawn equally often."""
     counts = dict.fromkeys(itertools.combinations(members, k), 0)
     for epoch in range(50_000):
         counts[tuple(sorted(set(draw(epoch).tolist()) & set(members)))] += 1
@@ -344,7 +346,7 @@ FAULTS = [(check, fault) for check, faults in CHECKS.items() for fault in faults
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_what_is_drawn(check: Callable[[Drawn], None]) -> None:
+def test_draws(check: Callable[[Drawn], None]) -> None:
     check(Drawn())
 
 
