@@ -1,8 +1,8 @@
 """Runs tests against one change after another.
 
-pytest imports the package and collects the tests once. It forks for each change, applies the change
-in memory, and runs tests until one fails. A change that takes effect while the package is imported
-is made in a copy of the package, which another process imports.
+pytest imports the package and collects the tests once. For each change, this process forks,
+applies the change in memory, and runs tests until one fails. A change that takes effect while the
+package is imported is made in a copy of the package, which another process imports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 CACHE = ROOT / "build" / "mutants"
-# Limit of memory, so that a change that makes memory grow ends only its process.
+# Memory limit, so that a change that makes memory grow ends only its own process.
 _MEMORY = 24 * 2**30
 
 
@@ -46,10 +46,10 @@ class Case(NamedTuple):
 
 @contextlib.contextmanager
 def package_with(replacements: dict[str, str | Path]) -> Iterator[Path]:
-    """A folder with a package of links to ours, but for some files.
+    """Make a temporary folder that contains links to the package, except for some files.
 
     Args:
-        replacements: paths relative to the root, and the text, or the file, to have there.
+        replacements: maps paths relative to the root to their text, or to the file to link.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -59,7 +59,7 @@ def package_with(replacements: dict[str, str | Path]) -> Iterator[Path]:
             here.mkdir()
             for file in files:
                 (here / file).symlink_to(Path(path) / file)
-            # Compiled files are valid by the time and size of what they come from.
+            # Compiled files stay valid: their sources have the same time and size.
             if "__pycache__" in folders:
                 folders.remove("__pycache__")
                 (here / "__pycache__").symlink_to(Path(path) / "__pycache__")
@@ -74,15 +74,15 @@ def package_with(replacements: dict[str, str | Path]) -> Iterator[Path]:
 
 
 def in_child(work: Callable[[], Any], limit: float, *, is_quiet: bool = True) -> Any:
-    """What ``work`` returns in a fork of this process.
+    """Return what ``work`` returns in a fork of this process.
 
     Args:
-        work: returns what JSON can hold.
-        limit: seconds of processor time; ten times as much may pass.
-        is_quiet: what it prints goes to a file.
+        work: function whose result JSON can represent.
+        limit: seconds of processor time. The limit of wall-clock time is ten times this plus 60 s.
+        is_quiet: write the output to a file.
 
     Returns:
-        None if it takes longer; "" if it ends in any other way.
+        None if the time is exceeded, and "" if the fork ends without a result.
     """
     result = tempfile.NamedTemporaryFile(dir=CACHE, mode="w+")  # noqa: SIM115
     sys.stdout.flush()
@@ -111,7 +111,7 @@ def in_child(work: Callable[[], Any], limit: float, *, is_quiet: bool = True) ->
     while ended == 0 and time.monotonic() < end:
         ended, _ = os.waitpid(pid, os.WNOHANG)
         time.sleep(0.005)
-    # Kills its workers and other processes that it left, too.
+    # Kill its workers and any other processes that it left.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     if ended == 0:
@@ -147,7 +147,7 @@ def _pytest(package: Path, files: Iterable[str], plugin: Any, *options: str) -> 
 
 
 class Collected:
-    """The tests that pytest collected in this process, to run in forks of it."""
+    """The tests that pytest collected in this process, to be run in forks of it."""
 
     def __init__(self, items: Sequence[Any], reports: _Reports) -> None:
         self._items = {item.nodeid: item for item in items}
@@ -156,12 +156,12 @@ class Collected:
     def cases(
         self, key: str, change: Callable[[], None], *, has_processes: bool = False
     ) -> list[Case]:
-        """The tests that pass where ``change`` is no change, and what each calls; fastest first.
+        """Return the tests that pass with ``change``, and what each calls, fastest first.
 
         Args:
-            key: tells what is tested; what is found is kept, until that or the tests change.
-            change: called before, in the process that runs them.
-            has_processes: tests may start others. What they import is not what is changed here.
+            key: identifies what is tested. The result is cached until the key or the tests change.
+            change: called first in the process that runs the tests; must not break them.
+            has_processes: tests may start processes, which import the package without the change.
         """
         found: list[Case] = []
         for file in dict.fromkeys(test.split("::")[0] for test in self._items):
@@ -174,7 +174,7 @@ class Collected:
                 if passed is None or passed == "":
                     raise RuntimeError(f"{file} cannot be run: see {CACHE / 'output.txt'}")
                 cache.write_text(json.dumps(passed))
-            # Names of tests that contain addresses differ each time.
+            # Names that contain addresses differ from run to run.
             for test, seconds, calls in json.loads(cache.read_text()):
                 if test in self._items:
                     found.append(Case(test, seconds, frozenset(calls)))
@@ -197,7 +197,7 @@ class Collected:
         return found
 
     def killer(self, change: Callable[[], None], tests: Sequence[str], limit: float) -> str:
-        """The first of ``tests`` that fails after ``change``; "" where none does."""
+        """Return the first of ``tests`` that fails after ``change``, or "" if none does."""
 
         def work() -> str:
             change()
@@ -213,7 +213,7 @@ class Collected:
         return zip(tests, [*tests[1:], None], strict=True)
 
     def _run(self, test: str, following: str | None) -> None:
-        """Run a test, and keep the fixtures that the next test shares with it."""
+        """Run a test, and keep the fixtures that it shares with the next test."""
         item = self._items[test]
         after = None if following is None else self._items[following]
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
@@ -330,16 +330,16 @@ def helpers() -> list[Path]:
 
 
 def function_change(module: str, text: str, name: str, line: int) -> Callable[[], None] | None:
-    """Gives a live function the code that it has in a changed source of its module.
+    """Prepare to give a live function the code it has in a changed source of its module.
 
     Args:
-        module: its dotted name.
-        text: the source.
-        name: of the function, which is not inside of another one.
-        line: its first, that of a decorator where there is one.
+        module: dotted name of the module.
+        text: changed source of the module.
+        name: name of the function, which must not be nested in another one.
+        line: first line of the function, including its decorators.
 
     Returns:
-        What makes the change; None where that cannot be done in memory.
+        A function that makes the change, or None if it cannot be made in memory.
     """
     code = next(
         (code for code in _codes(compile(text, "changed", "exec")) if _is(code, name, line)), None
@@ -384,7 +384,7 @@ def _functions(owner: ModuleType | type) -> Iterator[FunctionType]:
 
 
 def killer_of_copy(replacements: dict[str, str | Path], tests: Sequence[str], limit: float) -> str:
-    """The first of ``tests`` that fails with a package that has these files; "" where none does."""
+    """Return the first of ``tests`` that fails with these files in the package, or ""."""
     places = {test: place for place, test in enumerate(tests)}
 
     class Some(_Reports):

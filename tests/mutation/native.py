@@ -1,4 +1,4 @@
-"""Mutants of C++ as clang-format lays it out: with spaces around operators, none in templates."""
+"""Mutants of C++ in clang-format's layout: spaces around operators, but none inside templates."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SKIPPED = re.compile(r"^\s*(#|static_assert|namespace|using|template|prefetch_t
 
 
 def mutants(text: str) -> list[Mutant]:
-    """All mutants of a header, in the order of its lines."""
+    """Return all mutants of a header, in the order of its lines."""
     found: list[Mutant] = []
     offset, owner, function = 0, "", ""
     for row in text.splitlines(keepends=True):

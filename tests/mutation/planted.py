@@ -1,4 +1,4 @@
-"""A test that sees some changes of ``share_of`` and not others, for a test of mutation testing."""
+"""A test that detects only some changes of ``share_of``, planted to test mutation testing."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _SKIPPED_KEYWORDS = {"strict"}
 
 
 def mutants(text: str) -> list[Mutant]:
-    """All mutants of a module, in the order of its lines."""
+    """Return all mutants of a module, in the order of its lines."""
     found = _Mutator(text).found
     return sorted(found, key=lambda mutant: mutant.line)
 
@@ -84,7 +84,7 @@ class _Mutator:
         self.found.append(replaced(self.text, function, start, stop, changed))
 
     def _walk(self, node: ast.AST, function: str, bound: set[str]) -> None:
-        """Mutate ``node`` and what is in it; ``bound`` are the names that have a value."""
+        """Mutate ``node`` and its children; ``bound`` contains the names with a value so far."""
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}".lstrip(".")
             bound = set()
@@ -101,7 +101,7 @@ class _Mutator:
 
     def _children(self, node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
-            return  # what a message says is not mutated
+            return  # messages are not mutated
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return
         if isinstance(node, ast.keyword) and node.arg in _SKIPPED_KEYWORDS:
@@ -127,7 +127,7 @@ class _Mutator:
             self._replace(function, node, "pass")
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            # Without the first value of a name nothing runs.
+            # Deleting the first assignment of a name always breaks the code.
             is_first = any(isinstance(x, ast.Name) and x.id not in bound for x in targets)
             is_tuple = any(isinstance(x, ast.Tuple) for x in targets)
             if function and not is_first and not is_tuple and node.value is not None:

@@ -295,7 +295,7 @@ def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Itera
             (CACHE / file).write_text(mutant.text)
             change = functools.partial(load, unchanged, folder)
             by = collected.killer(change, by_itself, 300) if "/core/" in file else ""
-            if by and not by.endswith("(setup)"):  # which is to compile
+            if by and not by.endswith("(setup)"):  # a failed setup is a compile error
                 found.append(by)
                 continue
             if not _build_scalar(folder, changed):
@@ -309,7 +309,7 @@ def judge_native(mutants: Sequence[tuple[str, Mutant]], seconds: float) -> Itera
             found.append(by)
         return found
 
-    # One number of threads is enough.
+    # A single number of threads suffices.
     options = ("-k", "not cpu-2 and not cpu-7 and not instruction_set")
     verdicts = judge.with_collected(names, {library: rest}, work, *options)
     for (file, mutant), by in zip(mutants, verdicts, strict=True):
@@ -328,7 +328,7 @@ def _link_without_scalar(target: Path) -> None:
     """Link the built objects into a module without the scalar path."""
     import torch
 
-    kind = f"{sys.implementation.cache_tag}-{platform.machine()}"  # not under sanitizers
+    kind = f"{sys.implementation.cache_tag}-{platform.machine()}"  # the build without sanitizers
     built = ROOT.glob(f"build/objects-{kind}-libdynloader_cpu/csrc/*/*.o")
     objects = [path for path in built if path.stem != "cpu_scalar"]
     if not objects:
