@@ -1,4 +1,4 @@
-"""The cases of the benchmarks do the same, and are measured in turn. No time is asserted."""
+"""Benchmark cases of a group do the same work and are measured in turn. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def name_of(members: list[Case]) -> str:
 
 
 def results_of(members: list[Case]) -> dict[str, Any]:
-    """What each case that can be measured gives."""
+    """Return the result of each case that can be measured."""
     found = {}
     for case in members:
         if case.missing is None and measure.too_large(case, measure.MEMORY) is None:
@@ -41,13 +41,13 @@ def results_of(members: list[Case]) -> dict[str, Any]:
 
 
 def check_copy(group: Group, copied: Tensor) -> None:
-    """It moves as many bytes as it should, to the word, and no zeros."""
+    """Check that the copy moves the stated number of bytes, up to a word, and has no zeros."""
     assert 0 <= group.num_bytes - 2 * copied.nbytes < 8
     assert bool((copied != 0).all())
 
 
 def as_set(found: Any, group: Group, count: int) -> set[int]:
-    """The indices as a set, after a look at them."""
+    """Check the indices, and return them as a set."""
     indices = torch.as_tensor(found).tolist()
     assert len(indices) == len(set(indices)) == count
     assert min(indices) >= 0
@@ -78,7 +78,7 @@ def info_batch(group: Group, found: dict[str, Any]) -> None:
     assert abs(len(ours.indices) - len(theirs)) <= 1
     assert abs(len(ours.indices) - group.k) < 0.05 * N
     as_set(theirs, group, len(theirs))
-    # On one device all have the same losses, and nothing above the mean is dropped.
+    # On one device all cases get the same losses, and keep the samples above the mean.
     scores = inputs.losses(N, "cpu")
     above = set((scores > scores.mean()).nonzero().squeeze(1).tolist())
     assert above <= set(theirs.tolist())
@@ -141,7 +141,7 @@ def test_the_cases_of_a_group_do_the_same(members: list[Case]) -> None:
     CHECKS[group.operation](group, found)
 
 
-def test_every_group_has_ours_and_something_to_compare_with() -> None:
+def test_every_group_compares_ours_with_another_case() -> None:
     assert {members[0].group.operation for members in GROUPS} == set(CHECKS)
     for members in GROUPS:
         assert [case.role for case in members].count("ours") == 1
@@ -181,7 +181,7 @@ def test_cases_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(calls) == "abc" + "abc" + "abababab"
     assert [(row.rounds, row.median) for row in rows] == [(5, 1.0), (5, 1.0), (1, 11.0)]
     calls.clear()
-    # Three rounds at the least; short calls are repeated within a round.
+    # At least three rounds; short calls are repeated within a round.
     rows = measure.measure([takes(2.0, "a"), takes(1e-5, "b")], seconds=1e-4)
     assert [(row.rounds, row.calls_per_round) for row in rows] == [(3, 1), (3, 20)]
 
@@ -196,7 +196,7 @@ def test_every_core_is_busy_while_the_rows_take_turns_again() -> None:
                 command = path.with_name("cmdline").read_text()
                 if int(state[1]) == os.getpid() and "sched_setaffinity" in command:
                     found.append(os.sched_getaffinity(int(path.parent.name)))
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
         return sorted(found, key=min)
 
@@ -219,7 +219,7 @@ def test_every_core_is_busy_while_the_rows_take_turns_again() -> None:
     assert quiet.busy_median is None
 
 
-def test_what_is_not_measured_says_why() -> None:
+def test_cases_that_are_not_measured_say_why() -> None:
     def unavailable() -> Callable[[], object]:
         raise UnavailableError("is not for this machine")
 
@@ -250,7 +250,7 @@ def test_what_is_not_measured_says_why() -> None:
         "failed: division by zero",
     ]
     assert {row.median for row in rows[1:]} == {None}
-    with pytest.raises(ZeroDivisionError):  # ours does not fail in silence
+    with pytest.raises(ZeroDivisionError):  # an error in our own case is raised
         measure.measure([case_of(failing)], seconds=1e-4)
     text = report.terminal(comparisons(rows))
     assert "(-) b, n = 4: not installed" in text

@@ -1,4 +1,4 @@
-"""What a benchmark found survives its file, and becomes tables, a chart and the README's text."""
+"""Results survive their file, and become tables, a chart and the text of README."""
 
 from __future__ import annotations
 
@@ -174,14 +174,14 @@ def test_cores_taken_are_those_of_other_processes(
         (tmp_path / "stat").write_text("\n".join(lines))
 
     def sleep(seconds: float) -> None:
-        now[0] += 2 * seconds  # woken late
+        now[0] += 2 * seconds  # wakes up late
         own[0] += 0.25
         write(10 + 25)
 
     monkeypatch.setattr(machine.time, "sleep", sleep)
     assert machine.cores_taken() is None
     write(10)
-    # Core 1: 6 * 25 ticks in a second, a quarter of a second of them our own.
+    # Core 1: 6 * 25 ticks in a second, of which a quarter of a second is our own.
     assert machine.cores_taken(0.5) == pytest.approx(1.25)
 
 
@@ -220,9 +220,7 @@ def test_the_command_refuses(
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--from", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
 
@@ -237,7 +235,7 @@ def test_the_chart_is_drawn(tmp_path: Path) -> None:
     assert [group.ours.n for group in groups] == [10**8]
 
 
-def test_without_matplotlib_the_chart_names_the_remedy(
+def test_without_matplotlib_the_chart_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -255,7 +253,7 @@ def updated() -> Callable[[str, Path], str]:
     return module.updated  # type: ignore[no-any-return]
 
 
-def test_tables_are_put_into_the_readme(
+def test_tables_are_written_to_the_readme(
     tmp_path: Path, updated: Callable[[str, Path], str]
 ) -> None:
     for name in ("a", "b"):

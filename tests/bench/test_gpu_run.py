@@ -16,7 +16,7 @@ import digests
 import gpu
 
 
-def test_the_steps_are_there(tmp_path: Path) -> None:
+def test_the_steps(tmp_path: Path) -> None:
     every = {part: make(tmp_path) for part, make in gpu.PARTS.items()}
     assert list(every) == ["correct", "speed"]
     for steps in every.values():
@@ -24,7 +24,7 @@ def test_the_steps_are_there(tmp_path: Path) -> None:
         assert steps[0].name == "build"
         assert not steps[0].is_kept
         assert all(step.is_kept for step in steps[1:])
-        # Each gets its time, and the whole ends before eight minutes are over.
+        # Each step gets its time, and all of them end within eight minutes.
         assert sum(step.seconds for step in steps) <= 60 * gpu.MINUTES < 480
         for step in steps:
             for word in step.command:
@@ -36,15 +36,13 @@ def test_the_steps_are_there(tmp_path: Path) -> None:
         variables = steps[name].variables
         assert variables is not None
         assert variables["DYNLOADER_REQUIRE_CUDA"] == "1"
-    # Or else it sees blocks of torch's cache, and not the tensors in them.
+    # Otherwise memcheck sees the blocks of torch's cache, but not the tensors in them.
     assert steps["memcheck"].variables == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     assert "--report-api-errors no" in " ".join(steps["memcheck"].command)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_tests_run_side_by_side_where_that_can_be(
-    is_there: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tests_run_in_parallel_if_possible(is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: is_there or None)
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
     command = " ".join(gpu.tests("some", 10, "cuda").command)
@@ -52,7 +50,7 @@ def test_tests_run_side_by_side_where_that_can_be(
 
 
 def main(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> object:
-    """The exit status."""
+    """Run gpu.py, and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments, "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
@@ -71,7 +69,7 @@ def test_a_failure_is_reported_and_the_other_steps_run(
         gpu.Step("last", [*program, "import os; print(os.environ['ADDED'])"], 60, {"ADDED": "it"}),
     ]
     monkeypatch.setitem(gpu.PARTS, "correct", lambda out: steps)
-    # 130 seconds: when the slow one begins, all but 10 of them are for the two after it.
+    # 130 seconds: when "slow" starts, all but 10 of them are reserved for the two steps after it.
     assert main(monkeypatch, tmp_path, "--minutes", "2.16") == 1
     record = json.loads((tmp_path / "gpu.json").read_text())
     statuses = {result["step"]: result["status"] for result in record["steps"]}
@@ -85,7 +83,7 @@ def test_a_failure_is_reported_and_the_other_steps_run(
     assert "a / b" in capsys.readouterr().out
 
 
-def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     broken = {"wrong"}
 
@@ -117,7 +115,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     known = json.loads((tmp_path / "gpu.json").read_text())["steps"]
     assert {step["step"] for step in known} == {"build", "right", "wrong", "last", "fast"}
     assert again("--again") == ["build", "right", "wrong", "last"]
-    # Of other sources nothing is known.
+    # Results of other sources do not count.
     monkeypatch.setattr(gpu, "sources", lambda: "changed")
     assert again("speed") == ["build", "fast"]
     assert again() == ["build", "right", "wrong", "last"]
@@ -129,7 +127,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again() == ["build"]
 
 
-def test_what_a_step_leaves_of_its_time_is_for_those_after_it(
+def test_later_steps_get_the_time_left_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
@@ -148,7 +146,7 @@ def test_what_a_step_leaves_of_its_time_is_for_those_after_it(
         gpu.Step(name, [], seconds) for name, seconds in zip("abcd", (50, 30, 15, 5), strict=True)
     ]
     results = list(gpu.run_all(steps, 100))
-    # The second takes what the first left, and none of what the others are to have.
+    # The second step may use what the first left, but not the time reserved for later steps.
     assert given == {"a": 50, "b": 60, "c": 15, "d": 10}
     assert all(result["passed"] for result in results)
     needs["a"] = 1000.0
@@ -157,7 +155,9 @@ def test_what_a_step_leaves_of_its_time_is_for_those_after_it(
     assert given == {"a": 50}
 
 
-def test_a_change_of_the_sources_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_sources_is_detected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("setup.py", "pyproject.toml", "csrc/core/bits.h", "tests/test_a.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
