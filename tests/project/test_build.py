@@ -1,4 +1,4 @@
-"""The decisions of setup.py, and the description of the build."""
+"""The decisions of setup.py, and what build_info reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     spec.loader.exec_module(module)
     return module
 
@@ -56,7 +56,7 @@ def test_the_backend_asks_for_what_pyproject_lists(backend: ModuleType) -> None:
 
 
 def test_missing_build_requirements_are_reported(tmp_path: Path) -> None:
-    """As pip starts the backend; -S leaves out all that is installed."""
+    """Import the backend as pip does. -S hides all installed packages."""
     command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import build_backend"
     found = subprocess.run(
         [sys.executable, "-I", "-S", "-c", command], cwd=tmp_path, capture_output=True, text=True
@@ -71,7 +71,7 @@ def test_missing_build_requirements_are_reported(tmp_path: Path) -> None:
 def test_the_versions_are_those_of_the_requirements(
     backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """pip adds a finder that returns the package in the folder of the backend for every name."""
+    """pip adds a finder that returns the package in the backend's folder for every name."""
     (tmp_path / "dynloader.egg-info").mkdir()
     (tmp_path / "dynloader.egg-info" / "PKG-INFO").write_text("Name: dynloader\nVersion: 0.1.0\n")
 
@@ -109,7 +109,7 @@ def test_versions_too_old_to_build_with(
     assert backend.problems() == []
 
 
-def test_the_sdist_holds_all_that_make_and_the_tests_need(tmp_path: Path) -> None:
+def test_the_sdist_has_all_files_that_make_and_the_tests_need(tmp_path: Path) -> None:
     command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
     command += ["sdist", "--formats=tar", "--dist-dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
@@ -152,7 +152,7 @@ def test_a_wrapper_of_nvcc_is_asked_for_its_toolkit(setup: ModuleType, tmp_path:
     assert found == str(toolkit.resolve())
 
 
-def test_an_nvcc_that_says_nothing_is_taken_by_its_place(setup: ModuleType, tmp_path: Path) -> None:
+def test_an_nvcc_without_output_is_located_by_its_path(setup: ModuleType, tmp_path: Path) -> None:
     script(tmp_path / "toolkit" / "bin" / "nvcc", "exit 1")
     path = str(tmp_path / "toolkit" / "bin") + ":/usr/bin:/bin"
     assert setup.find_toolkit({"PATH": path}) == str(tmp_path / "toolkit")
@@ -170,7 +170,7 @@ def test_a_toolkit_without_a_working_nvcc_has_no_version(setup: ModuleType, tmp_
     assert setup.toolkit_version(str(tmp_path)) is None
 
 
-def test_cuda_home_goes_first(setup: ModuleType, tmp_path: Path) -> None:
+def test_cuda_home_takes_precedence(setup: ModuleType, tmp_path: Path) -> None:
     assert setup.find_toolkit({"CUDA_HOME": "/a", "PATH": str(tmp_path)}) == "/a"
 
 
@@ -211,7 +211,7 @@ def test_choice(
         ("yes", "13.0", "/cuda", "13.0", "must be 0, 1 or unset, got 'yes'"),
     ],
 )
-def test_what_cannot_be_forced_is_refused(
+def test_impossible_choices_are_refused(
     setup: ModuleType,
     forced: str,
     torch_cuda: str | None,
@@ -268,7 +268,7 @@ def test_the_core_needs_a_torch_with_its_stable_abi() -> None:
 
 
 def exported_to(path: Path) -> set[str]:
-    """What a native library wants of others, as nm lists it."""
+    """Return the symbols that a native library needs from others, as nm lists them."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("needs nm")
@@ -277,14 +277,14 @@ def exported_to(path: Path) -> set[str]:
     return {line.split()[0].split("@")[0] for line in listed.splitlines()}
 
 
-def test_libraries_use_only_the_stable_abi_of_torch_and_nothing_of_python() -> None:
+def test_libraries_use_only_the_stable_abi_of_torch_and_no_python() -> None:
     loaded = [each for each in LIBRARIES if each.problem is None]
     assert loaded[0].name == "cpu"
     for each in loaded:
         wanted = exported_to(each.path)
         assert any(name.startswith("aoti_torch_") for name in wanted)
         for name in wanted:
-            # C++ names of torch would begin so, with their namespaces.
+            # Mangled names from torch's C++ namespaces begin with these.
             assert not re.match(r"_ZN?K?(2at|3c10|5torch|6caffe2)|_?Py", name), name
 
 
@@ -342,7 +342,7 @@ def test_build_info_belongs_to_the_caller() -> None:
 
 
 def test_a_core_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """The message says what to do."""
+    """The error says what to do."""
     package = tmp_path / "dynloader"
     ignored = shutil.ignore_patterns("_C.*", "__pycache__")
     shutil.copytree(Path(dynloader.__file__).parent, package, ignore=ignored)
@@ -364,7 +364,7 @@ def test_typing_marker() -> None:
 
 
 def test_no_function_is_shared_by_builds_for_different_processors() -> None:
-    """The linker keeps one of all functions of one name, perhaps that for a newer processor."""
+    """The linker keeps one of the functions with a name, perhaps that for a newer processor."""
     nm = shutil.which("nm")
     folders = [path.parent for path in ROOT.glob("build/objects-*/csrc/backends/cpu_scalar.o")]
     if nm is None or not folders:

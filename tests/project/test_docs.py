@@ -1,4 +1,4 @@
-"""The code blocks of README and docs run, their tables are those of the result files, and more."""
+"""The code in README and docs runs, and their tables and links match the repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paths import ROOT
 import dynloader
 
 README = ROOT / "README.md"
-# Its blocks write datasets in nine formats: tests/integrations/test_data_in_files.py runs them.
+# The blocks write datasets in nine formats: tests/integrations/test_data_in_files.py runs them.
 WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.name != "data-in-files.md"]
 
 
@@ -40,14 +40,14 @@ def test_the_first_example_trains() -> None:
     exec(code, names)
     loader = names["loader"]
     assert isinstance(loader, dynloader.DataLoader)
-    # The first epoch with all samples, the others with half of them; every batch recorded.
+    # The first epoch feeds all samples, the others half of them; every batch is recorded.
     assert int(loader.table.visits.sum()) == 300 + 150 + 150
     assert not torch.equal(before, names["model"][1].weight)
 
 
-def test_policies_of_the_docs_select_as_they_say() -> None:
+def test_policies_of_the_docs_select_as_documented() -> None:
     page = ROOT / "docs" / "own-policy.md"
-    for code in pages.blocks(page)[:2]:  # "in ten lines", as README says
+    for code in pages.blocks(page)[:2]:  # README says "in ten lines"
         assert len(code.splitlines()) <= 10
     names = pages.run(page)
     loader = dynloader.DataLoader(range(8), batch_size=8, policy=names["Middle"](keep=0.5))
@@ -118,7 +118,7 @@ def test_a_table_is_that_of_its_file(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=name_of)
-def test_what_a_page_names_is_there(page: Path) -> None:
+def test_names_on_a_page_exist(page: Path) -> None:
     text = page.read_text()
     for name in re.findall(r"`dynloader\.([A-Za-z_.]+)", text):
         room, _, rest = name.partition(".")
@@ -126,7 +126,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
             pytest.importorskip("matplotlib")
         if room == "integrations" and rest:
             if importlib.util.find_spec(rest.split(".")[0]) is None:
-                continue  # the adapter of a library that is not installed
+                continue  # the library of this adapter is not installed
             importlib.import_module(f"dynloader.integrations.{rest.split('.')[0]}")
         elif room in ("integrations", "report"):
             importlib.import_module(f"dynloader.{room}")
@@ -141,7 +141,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
         if "gallery/" in path:  # written by the build
@@ -160,9 +160,9 @@ def test_the_readme_is_short() -> None:
 
 NOT_IN_REFERENCE = {
     "dynloader.__version__",
-    "dynloader.Selection",  # as dynloader.ops.Selection
-    "dynloader.schedules.HasProgress",  # a protocol, for type checkers
-    "dynloader.schedules.ProgressLR",  # as dynloader.ProgressLR
+    "dynloader.Selection",  # documented as dynloader.ops.Selection
+    "dynloader.schedules.HasProgress",  # a protocol for type checkers
+    "dynloader.schedules.ProgressLR",  # documented as dynloader.ProgressLR
 }
 
 

@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run unchanged."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_jpeg_files_in_folders(tmp_path: Path) -> None:
 
 
 def run(name: str, *arguments: str, several: bool = False, checkpoint: Path | None = None) -> str:
-    """What the example prints."""
+    """Run an example, and return what it prints."""
     if checkpoint is not None:
         arguments = (*arguments, "--checkpoint", str(checkpoint))
     saved = checkpoint.read_bytes() if checkpoint is not None and checkpoint.exists() else None
     here = os.environ | {"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)}
-    # As accelerate's launcher says it. NCCL refuses two processes on one GPU.
+    # accelerate's launcher sets this. NCCL refuses two processes on one GPU.
     if torch.cuda.device_count() < (2 if several else 1):
         here["ACCELERATE_USE_CPU"] = "true"
     start = [sys.executable, str(EXAMPLES / name), *arguments]
@@ -50,11 +50,11 @@ def run(name: str, *arguments: str, several: bool = False, checkpoint: Path | No
         start[1:1] = launcher
     for _ in range(8):
         result = subprocess.run(start, capture_output=True, text=True, timeout=300, env=here)
-        # Of gloo: a thread that lets go of the last collective as Python ends.
+        # A gloo thread that releases the last collective may abort while Python exits.
         aborted = ("terminate called without an active exception", "SIGABRT")
         if not (several and any(text in result.stderr for text in aborted)):
             break
-        if checkpoint is not None:  # as it was, or there is nothing left to do
+        if checkpoint is not None:  # restore it, or nothing is left to train
             checkpoint.unlink(missing_ok=True)
             if saved is not None:
                 checkpoint.write_bytes(saved)
@@ -88,7 +88,7 @@ def test_examples_of_frameworks_with_epochs_of_one_length(tmp_path: Path) -> Non
     pytest.importorskip("ignite")
     assert run("with_ignite.py").splitlines()[-1] == "epoch 4: step 112, 898 samples"
     pytest.importorskip("transformers")
-    # 57 + 3 * 29 steps, in four epochs of one length
+    # 57 + 3 * 29 steps, rounded up to four epochs of equal length
     assert "144 steps, 36 in each epoch" in run("with_transformers.py", str(tmp_path))
 
 
@@ -106,5 +106,5 @@ def test_several_processes_and_a_checkpoint(tmp_path: Path) -> None:
 def test_accelerate_with_two_processes() -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("sklearn")
-    # 1797 and 898 samples; the last step of 64 is filled up.
+    # 1797 and 898 samples, padded to whole steps of 64
     assert samples_of(run("with_accelerate.py", several=True)) == [1856, 960, 960, 960]

@@ -1,4 +1,4 @@
-"""Mutation testing finds what a test does not see, and no more."""
+"""Mutation testing reports the changes that a test misses, and no others."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_changes_that_are_not_judged() -> None:
     excuses = run.Excuses()
     excused = Mutant(entry["function"], 7, entry["change"], "")
     other = Mutant(entry["function"], 7, "x -> y", "")
-    # In whatever folder, and on whatever line.
+    # The folder and the line do not matter.
     assert excuses.kind(f"dynloader/anywhere/{entry['file']}", excused) == entry["kind"]
     assert excuses.kind(f"dynloader/{entry['file']}", other) is None
     stale = excuses.stale([(entry["file"], other)])
@@ -110,7 +110,7 @@ def test_changes_that_are_not_judged() -> None:
 
 
 def test_it_separates_detected_from_undetected_changes() -> None:
-    """The planted test calls ``share_of`` with numbers that agree, and looks at one result."""
+    """The planted test passes consistent numbers to ``share_of``, and checks a single result."""
     planted = ["--function", "share_of", "--tests", "tests/mutation/planted.py"]
     found = subprocess.run(
         [sys.executable, run.__file__, "dynloader/sampling/_share.py", *planted],

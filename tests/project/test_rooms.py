@@ -1,4 +1,4 @@
-"""Every line of native code in its room: what may include what (CONTRIBUTING.md)."""
+"""Which native code may include what (CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paths import ROOT
 
 MAX_LINES = 300
 
-# Which rooms a room may include, and which of the headers in angle brackets it may not.
+# The rooms that a room may include, and the headers in angle brackets that it may not.
 ROOMS = {
     "core": {"core"},
     "algorithms": {"core", "algorithms"},
@@ -19,7 +19,7 @@ ROOMS = {
 }
 TORCH = re.compile(r"(torch|ATen|c10|caffe2|pybind11)/")
 CUDA = re.compile(r"cuda|cub/|thrust/|cooperative_groups")
-STANDARD = re.compile(r"[a-z_0-9]+$")  # <cstdint>, and not <omp.h>, <Python.h>, <boost/...>
+STANDARD = re.compile(r"[a-z_0-9]+$")  # <cstdint>, but not <omp.h>, <Python.h> or <boost/...>
 VECTORS = re.compile(r"immintrin\.h$")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMPILER = re.compile(r"__CUDACC__|__CUDA_ARCH__")
@@ -28,7 +28,7 @@ COMMENT = re.compile(r"//.*")
 
 
 def faults(csrc: Path) -> list[str]:
-    """One line for each include or macro that is out of its room."""
+    """Return one line for each include or macro in the wrong room."""
     found = []
     for path in sorted(p for p in csrc.rglob("*") if p.is_file()):
         name = path.relative_to(csrc).as_posix()

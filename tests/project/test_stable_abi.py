@@ -1,4 +1,4 @@
-"""The native files use only what every torch from 2.11 on has."""
+"""The native files use only symbols that every torch from 2.11 on has."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def audit() -> ModuleType:
 
 
 @needs_nm
-def test_what_the_native_files_use_is_in_the_stable_abi_and_in_this_torch(
+def test_native_files_use_only_the_stable_abi_and_this_torch(
     audit: ModuleType,
 ) -> None:
     has = audit.symbols_of_torch(Path(torch.__file__).parent)
@@ -39,8 +39,8 @@ def test_what_the_native_files_use_is_in_the_stable_abi_and_in_this_torch(
 
 
 @needs_nm
-def test_the_library_uses_torch_and_the_module_is_found(audit: ModuleType) -> None:
-    """The test above is about something."""
+def test_symbols_of_torch_and_python_are_found(audit: ModuleType) -> None:
+    """The test above finds symbols to check."""
     module, *libraries = audit.native_files(PACKAGE)
     assert "PyModule_Create2" in audit.undefined(module) or any(
         name.startswith("Py") for name in audit.undefined(module)
