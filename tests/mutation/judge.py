@@ -160,7 +160,7 @@ class Collected:
 
         Args:
             key: identifies what is tested. The result is cached until the key or the tests change.
-            change: called first in the process that runs the tests; must not break them.
+            change: called first in the process that runs the tests; leaves the code as it is.
             has_processes: tests may start processes, which import the package without the change.
         """
         found: list[Case] = []

@@ -1,4 +1,4 @@
-"""One call of an operation with anything at all: it equals the reference, or is refused by name."""
+"""Calls operations with arbitrary arguments: each equals the reference or is refused by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from dynloader import ops
 
 Arguments = dict[str, Any]
-MOST = 3000  # samples; selections beyond have tests of their own
+MOST = 3000  # samples; larger selections have their own tests
 
 seeds = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63 - 1, 2**63, 2**64 - 1]))
 epochs = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2**31, 2**32 - 1]))
@@ -180,7 +180,7 @@ NEGATIVE_TENSORS: tuple[Callable[[Tensor], Any], ...] = (
     lambda t: -1 - t,
 )
 TABLE = ("records", "state", "counts")
-# Results have up to MOST elements, because torch fails to allocate 2**60 of them.
+# Results have at most MOST elements, because torch cannot allocate 2**60 of them.
 OTHER_NUMBERS: tuple[Any, ...] = (
     *(-1, 0, 1, 2, 0.5, 1.5, -0.5, 1e300, float("nan"), float("inf"), True, None, "1", [1]),
     *(-(2**63), -(2**63) - 1, 2**63, 2**64, 2**64 - 1, 2**32, np.int64(2), np.float32(0.25)),
@@ -197,7 +197,9 @@ def calls(draw: st.DrawFn, op: str) -> tuple[Arguments, bool]:
     for _ in range(draw(st.integers(1, 2))):
         name = draw(st.sampled_from(sorted(arguments)))
         if isinstance(arguments[name], Tensor) and name not in ("epoch", "num_used"):
-            with contextlib.suppress(RuntimeError, TypeError, IndexError):  # not of every tensor
+            with contextlib.suppress(
+                RuntimeError, TypeError, IndexError
+            ):  # not possible for every tensor
                 others = OTHER_TENSORS + (() if name in TABLE else NEGATIVE_TENSORS)
                 arguments[name] = draw(st.sampled_from(others))(arguments[name])
         else:
@@ -206,7 +208,7 @@ def calls(draw: st.DrawFn, op: str) -> tuple[Arguments, bool]:
 
 
 def on_host(value: Any) -> Any:
-    """Return an argument as the reference takes it."""
+    """Return an argument as the reference expects it."""
     if isinstance(value, np.integer):
         return int(value)
     if not isinstance(value, Tensor):
@@ -261,7 +263,7 @@ def raw(tensor: Tensor) -> bytes:
 
 
 def same_value(found: Tensor | None, wanted: Array, *what: object) -> None:
-    """As same; no weights stand for ones, and a mean that is NaN may have any of its bits."""
+    """Compare as ``same``, but None stands for ones, and a NaN mean may have any bits."""
     if found is None:
         assert (wanted == 1).all(), what
     elif wanted.ndim == 0 and wanted.dtype == np.float64 and np.isnan(wanted):
@@ -279,7 +281,7 @@ def refused(op: str, arguments: Arguments) -> tuple[Exception | None, Any]:
 
 
 def check_call(op: str, arguments: Arguments, must_be_accepted: bool) -> bool:
-    """Make the call; whether it was accepted.
+    """Make the call, check it, and return whether it was accepted.
 
     Raises:
         AssertionError: the result is not the reference's, a refusal does not begin with the name of
@@ -291,7 +293,7 @@ def check_call(op: str, arguments: Arguments, must_be_accepted: bool) -> bool:
     changed: dict[str, Array] = {}
     error, found = refused(op, arguments)
     if error is not None and len(stored) < len(tensors):
-        pass  # without values little can be checked: torch refuses in its own words
+        pass  # without values there is little to check, and the message is torch's
     elif error is not None and "can't allocate memory" in str(error):
         assert not must_be_accepted, (op, error)
     elif error is not None:
@@ -299,7 +301,7 @@ def check_call(op: str, arguments: Arguments, must_be_accepted: bool) -> bool:
         assert isinstance(error, TypeError | ValueError | IndexError), (op, error)
         assert str(error).startswith(f"{op}: "), (op, error)
         assert "must" in str(error), (op, error)
-    elif len(stored) == len(tensors):  # tensors without values give results without values
+    elif len(stored) == len(tensors):  # tensors without values have results without values
         with np.errstate(all="ignore"):
             wanted, changed = expected(op, arguments | before)
         results = [] if found is None else [found] if isinstance(found, Tensor) else [*found]

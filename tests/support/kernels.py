@@ -11,7 +11,8 @@ from typing import NamedTuple
 # From sm_75 to sm_120. Architectures that the toolkit does not support are skipped.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
-# A block of 256 threads takes at most a third of a processor's 65,536 registers, one of 1,024 all.
+# A block of 256 threads uses at most a third of a multiprocessor's 65,536 registers, and a
+# block of 1,024 threads at most all of them.
 MAX_REGISTERS = {"small": 65_536 // (3 * 256), "large": 65_536 // 1024}
 LARGE = re.compile("in_two_steps_kernel|keys_of_ranks_kernel|exclusive_scan_kernel")
 # Turing's multiprocessors have at most 64 KiB, for seven blocks.

@@ -14,7 +14,7 @@ from dynloader import DataLoader, Policy, ScoreTable
 
 
 class Numbers(Dataset[int]):
-    """A dataset in which sample i is the number i."""
+    """A dataset whose sample i is the number i."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -80,7 +80,7 @@ class Lowest(Policy):
 
 
 def lowest(**options: Any) -> DataLoader[int]:
-    """Return a loader of 100 samples in batches of 8, then of the lowest 50."""
+    """Return a loader of 100 samples in batches of 8; later epochs keep the lowest 50."""
     return DataLoader(Numbers(100), batch_size=8, policy=Lowest(keep=0.5), **options)
 
 

@@ -1,4 +1,4 @@
-"""The program that each process runs in the tests of torch.distributed.
+"""The program that each process runs in tests of torch.distributed.
 
 torchrun --nproc-per-node 2 tests/support/processes.py NAME FOLDER
 """
@@ -81,7 +81,7 @@ POLICIES = [
 
 
 def shares(folder: Path) -> None:
-    """The processes together train on the samples of one process, in the same steps."""
+    """All processes together train on the same samples as one process, in the same steps."""
     world, rank = dist.get_world_size(), dist.get_rank()
     for kind, make in DATASETS.items():
         for number, policy in enumerate(POLICIES):
@@ -169,7 +169,7 @@ def steps(folder: Path) -> None:
 
 
 def samplers(folder: Path) -> None:
-    """Arguments of existing scripts for several processes work."""
+    """Arguments of existing multi-process scripts are accepted."""
     world, rank = dist.get_world_size(), dist.get_rank()
     sampler = DistributedSampler(range(100), shuffle=True)
     loader = DataLoader(
@@ -191,7 +191,7 @@ def samplers(folder: Path) -> None:
 
 
 def differences(folder: Path) -> None:
-    """If selections would differ, all processes raise an error."""
+    """If the selections would differ, all processes raise an error."""
     loader = DataLoader(Numbers(50), 8, policy=UCB(every=1), seed=dist.get_rank())
     batches = iter(loader)
     try:
@@ -203,7 +203,7 @@ def differences(folder: Path) -> None:
     assert "all processes must make the same selection" in message
     assert "'seed': 0" in message
     assert "'seed': 1" in message
-    # All options are equal except for the given scores.
+    # Only the given scores differ.
     policy = Static(scores=torch.arange(50.0) * (1 - 2 * dist.get_rank()), keep=0.5)
     try:
         DataLoader(Numbers(50), 8, policy=policy).set_epoch(1)
@@ -222,7 +222,7 @@ def one_asks(folder: Path) -> None:
 
     loader = made()
     for _, index in loader:
-        # The loader cannot know that the epoch is over: the next one is not settled yet.
+        # The loader cannot know that the epoch is over, because the next one is not selected yet.
         loader.table.update(index, loss_of(index))
     if rank == 0:
         assert (loader.epoch, len(loader)) == (1, -(-50 // (8 * world)))
@@ -245,7 +245,7 @@ def one_asks(folder: Path) -> None:
 
 
 def accelerated(folder: Path) -> None:
-    """With our prepare(), batches are as without accelerate; accelerate's prunes, too."""
+    """With our prepare() batches are those of plain training; accelerate's prepare() prunes too."""
     import accelerate
 
     from dynloader.integrations.accelerate import prepare
@@ -267,11 +267,11 @@ def accelerated(folder: Path) -> None:
                 if even:
                     assert all(len(batch) == 8 for theirs in everyone for batch in theirs)
             accelerator.wait_for_everyone()
-        # What a metric is computed of has every sample once.
+        # A metric gets every sample once.
         loader = DataLoader(Numbers(101), 8, policy=Full(), last_batch="pad", shuffle=False)
         found = [accelerator.gather_for_metrics(batch) for batch in prepare(accelerator, loader)]
         assert torch.cat(found).tolist() == list(range(101))
-        # By itself accelerate takes whole batches in turn. The next epoch is settled by all.
+        # accelerate's own prepare() takes whole batches in turn. All processes select together.
         for split in (False, True):
             config = accelerate.DataLoaderConfiguration(even_batches=even, split_batches=split)
             accelerator = accelerate.Accelerator(cpu=True, dataloader_config=config)
@@ -319,25 +319,25 @@ def metrics(folder: Path) -> None:
             wanted = selected(prepared)
             assert len(wanted) == kept
             assert sorted(found(prepared)) == wanted
-    # In an epoch that goes on after a checkpoint.
+    # Resume an epoch from a checkpoint.
     prepared = made()
     whole = found(made())
     state = [prepared.state_dict() for _ in itertools.islice(prepared, 3)][-1]
     resumed = made()
     resumed.load_state_dict(state)
     assert found(resumed) == whole[3 * step :]
-    # Also after a checkpoint of one process, whose batches end elsewhere.
+    # Resume from the checkpoint of a single process, whose batches end elsewhere.
     for num_batches in (1, 5, 10):
         alone = DataLoader(Numbers(101), 8, policy=UCB(keep=0.5, every=1), num_replicas=1)
         state = [alone.state_dict() for _ in itertools.islice(alone, num_batches)][-1]
         resumed = made()
         resumed.load_state_dict(state)
         assert found(resumed) == whole[8 * num_batches :]
-    # Epochs of a fixed length end early, or with their last sample, or begin again.
+    # Epochs with a fixed number of steps end early, end with their last sample, or start over.
     assert found(made(steps_per_epoch=4)) == whole[: 4 * step]
     assert found(made(steps_per_epoch=7)) == whole
     assert found(made(steps_per_epoch=9)) == (whole + whole)[: 9 * step]
-    # Nothing more where the last step is left out, and nothing else where "split" is asked for.
+    # With drop_last the rest is missing. With "split" every sample is there once.
     assert found(made(drop_last=True)) == whole[: 6 * step]
     prepared, samples = made(last_batch="split"), []
     for batch in prepared:
@@ -377,12 +377,12 @@ def in_lightning(folder: Path) -> None:
                 wanted_line = {key: value for key, value in one.items() if key not in timed}
                 assert {key: line[key] for key in line if key not in timed} == wanted_line
                 assert line["validated"] == line["number"] == number
-        # What ended the last epoch let all have the same table.
+        # The exchange at the end of the last epoch gives all processes the same table.
         assert torch.equal(module.loader.table.records, whole.table.records)
 
 
 def collectives(folder: Path) -> None:
-    """Collectives equal torch's for all dtypes and views; every process raises errors."""
+    """Collectives equal torch's for all dtypes and views, and every process raises their errors."""
     world, rank = dist.get_world_size(), dist.get_rank()
     for dtype in (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8):
         mine = (torch.arange(24).view(4, 6) * 10 + rank).to(dtype)
@@ -396,7 +396,7 @@ def collectives(folder: Path) -> None:
                 before = each.clone()
                 assert torch.equal(all_reduce(each, reduction), reduced)
                 assert torch.equal(each, before)
-    # Of a group of some.
+    # In a group of two processes.
     group = dist.new_group([0, world - 1])
     if rank in (0, world - 1):
         assert all_gather(torch.tensor(rank), group).tolist() == [0, world - 1]
@@ -455,7 +455,7 @@ def interpreter(folder: Path) -> None:
     from dynloader import scores
 
     if not _FORK_MAY_HANG:
-        return  # nothing hangs there, and the collectives are torch's own
+        return  # nothing can hang, and the collectives are torch's own
     rank, values, table = dist.get_rank(), torch.arange(100), ScoreTable(100, "cpu")
     model, data = torch.nn.Linear(3, 4), TensorDataset(torch.randn(8, 3), torch.arange(8) % 4)
     stock = torch.utils.data.DataLoader(IndexedData(data), 4)
@@ -477,7 +477,7 @@ def interpreter(folder: Path) -> None:
         lambda: scores.scoring_pass(model, stock),
     ):
         assert num_new(ours) == 0
-    # torch's collectives do, which proves that the check above can fail.
+    # torch's collectives do, so the check above can fail.
     objects = [None] * dist.get_world_size()
     for _ in range(50):
         mine = num_new(lambda: dist.all_gather_object(objects, "text"))
@@ -487,7 +487,7 @@ def interpreter(folder: Path) -> None:
 
 
 class AtOnce(dist.ProcessGroup):
-    """A group whose collectives are done when they return, without a work object."""
+    """A group whose collectives finish before they return, without a work object."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, size)
@@ -515,7 +515,7 @@ class AtOnce(dist.ProcessGroup):
 
 
 def save(folder: Path) -> None:
-    """Save a state within an epoch, and the samples that one process would feed next."""
+    """Save a state within an epoch, and the samples that a single process would feed next."""
     loader = resumable()
     epoch(loader)
     batches = iter(loader)
@@ -549,7 +549,7 @@ def flat(everyone: list[list[list[int]]]) -> set[int]:
 
 
 def resume(folder: Path) -> None:
-    """Resume with another number of processes: feed the rest of the epoch, and the next ones."""
+    """Resume with another number of processes, and feed the rest of the epoch and the next one."""
     loader = resumable()
     loader.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     rest, following = torch.load(folder / "batches.pt", weights_only=True)
@@ -647,7 +647,7 @@ def rescored(folder: Path) -> None:
             together = {i for samples in gathered(fed) for i in samples}
             assert together | set(everyone.tolist()) == set(range(37))
             assert not together & set(everyone.tolist())
-            loader.set_epoch(epoch + 1)  # settled by all
+            loader.set_epoch(epoch + 1)  # selects, together with all processes
             assert loader.table.visits.tolist() == [epoch + 1] * 37
             same = [loader.table.scores, loader.table.history]
             for each in gathered(same):
@@ -683,7 +683,7 @@ def wait_for_ever(folder: Path) -> None:
 
 
 class IndexedData(torch.utils.data.Dataset[Any]):
-    """A dataset of samples with their indices."""
+    """A dataset that returns each sample with its index."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.data = data
@@ -707,14 +707,14 @@ def main() -> None:
     tell_where_asked(folder)
     os.register_at_fork(after_in_child=lambda: tell_where_asked(folder))
     store, world, rank = (os.environ.get(key) for key in ("DYNLOADER_STORE", "WORLD_SIZE", "RANK"))
-    where = None if store is None else f"file://{store}"  # torchrun says where itself
+    where = None if store is None else f"file://{store}"  # torchrun sets the address
     dist.init_process_group("gloo", where, world_size=int(world or 1), rank=int(rank or 0))
     for each in name.split(","):
         globals()[each](folder)
         dist.barrier()
     sys.stdout.write(f"done {name}\n")
     sys.stdout.flush()
-    # Skips Python's finalization, during which a gloo thread that releases the barrier may abort.
+    # Skip Python's finalization, in which a gloo thread that releases the barrier may abort.
     os._exit(0)
 
 

@@ -13,7 +13,7 @@ from dynloader import _native
 
 @contextmanager
 def sharing(threads: int) -> Iterator[None]:
-    """Make ``threads`` threads share every loop, even if it is short or processors are few."""
+    """Make ``threads`` threads share every loop, even short loops and with few processors."""
     before = torch.get_num_threads()
     library = ctypes.CDLL(str(_native.LIBRARIES[0].path))
     torch.set_num_threads(threads)

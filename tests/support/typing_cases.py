@@ -1,4 +1,4 @@
-"""What a type checker makes of calls; read by mypy, never run.
+"""Calls with the types that a type checker finds; read by mypy, never run.
 
 A line that ends in ``# error: ...`` must have an error with that text, and all others none.
 """
@@ -62,7 +62,7 @@ for tensor, name in dynloader.prefetch_to_device(pairs, "cpu"):
     assert_type(name, str)
 dynloader.prefetch_to_device(3, "cpu")  # error: incompatible type "int"
 
-# --- a policy of one's own, and a schedule -------------------------------------------------------
+# --- a custom policy and a schedule --------------------------------------------------------------
 
 
 class WithoutWeights(Policy):
