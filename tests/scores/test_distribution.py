@@ -1,4 +1,4 @@
-"""How losses are distributed, by hand."""
+"""The distribution of losses, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_by_hand() -> None:
         "the highest half has 99.0 % of the sum"
     )
     assert loss_distribution(torch.tensor([3.0])) == (1, 3.0, 1.0, 0.0, 1.0)
-    # Of two middle ones, the lower.
+    # The median of an even number of losses is the lower of the middle two.
     assert loss_distribution(torch.tensor([1.0, 3.0])) == (2, 2.0, 0.5, 0.0, 0.75)
 
 

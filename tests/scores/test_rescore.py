@@ -1,4 +1,4 @@
-"""What an epoch leaves out gets new scores, and the epoch stays as it is."""
+"""Samples left out of an epoch get new scores, and the epoch stays the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N = 50
 
 
 class Pairs(Dataset[Any]):
-    """Of no kind that batches are gathered from."""
+    """A dataset that must be read sample by sample."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.data = data
@@ -49,7 +49,7 @@ def made(seed: int = 0) -> tuple[nn.Module, TensorDataset]:
 
 
 def losses_of(model: nn.Module, data: TensorDataset) -> Tensor:
-    """Of all samples, as they are now."""
+    """Return the current losses of all samples."""
     modes = [module.training for module in model.modules()]
     model.eval()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def losses_of(model: nn.Module, data: TensorDataset) -> Tensor:
 
 
 def trained(loader: DataLoader[Any]) -> set[int]:
-    """One epoch, with the samples' own numbers as losses: those that were fed."""
+    """Train one epoch with the indices as losses, and return the samples that were fed."""
     fed: set[int] = set()
     for *_, index in loader:
         loader.update(index.float())
@@ -97,7 +97,7 @@ def test_the_epoch_stays_as_it_is(kind: Any) -> None:
     loader: DataLoader[Any] = DataLoader(kind(data), 8, **options)
     for epoch in range(4):
         scores.rescore(model, loader)
-        # Once more, after a look at the first batch, and in the midst of the epoch.
+        # Repeat after a peek at the first batch, and in the middle of the epoch.
         next(iter(loader))
         again = scores.rescore(model, loader)
         assert loader.epoch == epoch
@@ -161,8 +161,8 @@ def test_nothing_is_left_out() -> None:
         assert loader.epoch == 0
 
 
-def test_hidden_samples_come_back_when_they_are_hard_again() -> None:
-    """KAKURENBO as published: without new scores, what was hidden once stays hidden."""
+def test_hidden_samples_return_when_they_are_hard_again() -> None:
+    """As published, KAKURENBO rescores hidden samples: otherwise they would stay hidden forever."""
     model, data = made()
     model[2].weight.data.zero_()
     sure = torch.full((3,), -9.0)
@@ -171,7 +171,7 @@ def test_hidden_samples_come_back_when_they_are_hard_again() -> None:
         for batch in loader:
             loader.update(torch.full((len(batch[0]),), 0.01))
         assert loader.num_selected == 15
-        model[2].bias.data = sure  # all classes alike: a loss of ln 3
+        model[2].bias.data = sure  # equal logits: a loss of ln 3
         if is_rescored:
             assert scores.rescore(model, loader).scores.tolist() == pytest.approx([1.0986123] * 35)
         for batch in loader:
@@ -180,7 +180,7 @@ def test_hidden_samples_come_back_when_they_are_hard_again() -> None:
 
 
 def test_every_sample_has_a_loss_of_every_epoch() -> None:
-    """IES as published reads the losses of five epochs, of samples it has left out too."""
+    """As published, IES reads the losses of five epochs, also of samples that were left out."""
     model, data = made()
     policy = IES(threshold=0.1, keep=0.2)
     loader: DataLoader[Any] = DataLoader(data, 8, policy=policy, return_index=True)
@@ -192,14 +192,14 @@ def test_every_sample_has_a_loss_of_every_epoch() -> None:
     assert loader.table.history is not None
     assert loader.table.visits.tolist() == [9] * N
     assert loader.table.history.isfinite().all()
-    # All losses stand still, so that as few as may be are kept; then those of the forty others
-    # become what the model makes of them, which is a jump, and they come back.
+    # All losses are constant, so the fewest possible samples are kept. Then the losses of the other
+    # forty jump to those of the model, and the samples come back.
     assert num_fed[:6] == [N] * 5 + [10]
     assert num_fed[6] >= 35
 
 
 @pytest.mark.parametrize("adds_index", [True, False])
-def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
+def test_batches_equal_those_of_the_loader(adds_index: bool) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
     images = torch.randint(0, 256, (N, 3, 8, 8), dtype=torch.uint8)
     labels = torch.randint(3, (N,))
@@ -227,7 +227,7 @@ def test_batches_are_made_as_the_loader_makes_them(adds_index: bool) -> None:
     found = scores.rescore(model, loader)
     assert set(sizes) == {3 if adds_index else 2}
     assert indices == (found.indices.tolist() if adds_index else [])
-    # The same images as an epoch of all samples has them.
+    # The images equal those in an epoch of all samples.
     whole: DataLoader[Any] = DataLoader(
         ArrayDataset(images, labels),
         N,

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 
 from dynloader import UCB, DataLoader, Full, ScoreTable, scores
 
-# Two classes, with probabilities 3/4 and 1/4; 1/2 and 1/2; 1/4 and 3/4.
+# Two classes, with probabilities (3/4, 1/4), (1/2, 1/2) and (1/4, 3/4).
 LOGITS = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0], [0.0, math.log(3.0)]])
 LABELS = torch.tensor([0, 1, 0])
 
@@ -54,7 +54,7 @@ def test_three_classes_margin() -> None:
 
 
 def gradient_norms(model: nn.Module, inputs: Tensor, labels: Tensor) -> list[float]:
-    """One backward pass for each sample."""
+    """Return the gradient norm of each sample, from a backward pass of its own."""
     found = []
     for one, label in zip(inputs, labels, strict=True):
         loss = nn.functional.cross_entropy(model(one.unsqueeze(0)), label.unsqueeze(0))
@@ -91,7 +91,7 @@ def test_grand_is_the_gradient_of_each_sample(chunk_size: int) -> None:
 
 
 def test_forgetting_events() -> None:
-    # right, forgotten once; forgotten twice; never right; always right
+    # forgotten once; forgotten twice; never correct; always correct
     correct = torch.tensor(
         [[1, 1, 0, 1], [0, 0, 0, 1], [1, 1, 0, 1], [1, 0, 0, 1]], dtype=torch.bool
     )
@@ -107,17 +107,17 @@ def test_forgetting_events() -> None:
 
 def test_windows_of_confidences() -> None:
     confidences = torch.tensor([[0.0, 0.5], [1.0, 0.5], [0.0, 0.5]])
-    # Windows of two: deviations of sqrt(1/2) around 1/2, and none around 1/2.
+    # Windows of two: deviations of sqrt(1/2) around 1/2, and of zero around 1/2.
     assert scores.dynamic_uncertainty(confidences, 2).tolist() == pytest.approx([0.5**0.5, 0.0])
     assert scores.dual(confidences, 2).tolist() == pytest.approx([0.5**0.5 / 2, 0.0])
-    # One window of three: mean 1/3.
+    # One window of three, with mean 1/3.
     assert scores.dual(confidences, 3).tolist() == pytest.approx([(1 / 3) ** 0.5 * 2 / 3, 0.0])
     with pytest.raises(ValueError, match=r"window must be in \[2, 4\), got 4"):
         scores.dual(confidences, 4)
 
 
 def test_forgetting_events_of_a_training() -> None:
-    """By the loader: what was right in an epoch and wrong in the next was forgotten once."""
+    """A sample that is correct in one epoch and wrong in the next was forgotten once."""
     _, data = made(4)
     policy = Full()
     loader = DataLoader(data, 2, policy=policy, table=ScoreTable(4, "cpu"), return_index=True)
@@ -132,7 +132,7 @@ def test_forgetting_events_of_a_training() -> None:
 
 
 def test_tdds() -> None:
-    """Two windows of two divergences, of one sample that moves and one that does not."""
+    """Two windows of two divergences each, for a sample that changes and one that does not."""
     moving = [[0.5, 0.5], [0.75, 0.25], [0.5, 0.5], [1.0, 0.0]]
     probabilities = torch.tensor([[row, [0.9, 0.1]] for row in moving])
 
@@ -140,7 +140,7 @@ def test_tdds() -> None:
         return sum(p * math.log(p / q) for p, q in zip(new, old, strict=True) if p)
 
     first, second, third = (divergence(moving[i + 1], moving[i]) for i in range(3))
-    # Of two numbers, the deviations from their mean are half of their difference each.
+    # Each of two numbers deviates from their mean by half of their difference.
     older, newer = abs(first - second) / math.sqrt(2), abs(second - third) / math.sqrt(2)
     found = scores.tdds(probabilities, window=2, decay=0.8)
     assert found.tolist() == pytest.approx([0.8 * newer + 0.16 * older, 0.0], rel=1e-5)
@@ -279,7 +279,7 @@ def test_masked_classes_and_few() -> None:
 
 
 class Scaled(nn.Module):
-    """With a parameter that is one number."""
+    """A model whose only parameter is a scalar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class Scaled(nn.Module):
 
 
 def test_grand_of_a_scalar_parameter() -> None:
-    # The derivative of the loss by the scale: sum of (p - y) x, with p = (3/4, 1/4).
+    # The derivative of the loss by the scale is the sum of (p - y) x, with p = (3/4, 1/4).
     inputs = torch.tensor([[math.log(3.0) / 2, 0.0]])
     found = scores.grand(Scaled(), inputs, torch.tensor([1]))
     assert found.tolist() == pytest.approx([0.75 * math.log(3.0) / 2])
@@ -374,7 +374,7 @@ def test_files_that_hold_no_scores(tmp_path: Path) -> None:
 
 
 def damages(whole: bytes) -> Iterator[bytes]:
-    """The file with one byte changed, or cut off, or with bytes too many or too few within."""
+    """Yield the file with a byte changed, removed or inserted, and cut off."""
     for place, byte in enumerate(whole):
         yield whole[:place] + bytes([byte ^ (0x01, 0x08, 0xFF)[place % 3]]) + whole[place + 1 :]
     for place in range(0, len(whole), 7):
@@ -401,15 +401,15 @@ def test_a_damaged_file(kind: str, tmp_path: Path) -> None:
         except ValueError:
             num_refused += 1
             continue
-        # What no checksum covers: times and names, and the values of safetensors.
+        # Checksums do not cover times and names, nor the values of safetensors.
         assert found.dtype == torch.float32
         assert found.ndim == 1
         assert kind == "safetensors" or torch.equal(found, values)
     assert num_refused > len(whole) / 2
 
 
-def test_other_files_that_are_no_scores(tmp_path: Path) -> None:
-    """Among them what the libraries raise NotImplementedError, zlib.error and OSError for."""
+def test_other_files_without_scores(tmp_path: Path) -> None:
+    """The libraries raise NotImplementedError, zlib.error and OSError for some of these."""
     pytest.importorskip("safetensors")
     stored = io.BytesIO()
     np.save(stored, np.zeros(3, np.float32))
