@@ -1,4 +1,4 @@
-"""Loaders that share a table agree on how losses become scores, or the later one is refused."""
+"""Loaders that share a table must use the same scoring, or the later one is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def assert_refused(policy: Policy, table: ScoreTable) -> None:
         with pytest.raises(ValueError, match=re.escape(message) + ".*its own table, or set"):
             kind(policy, table)
     assert table.scoring == before
-    assert plain(table.state_dict()) == state  # nor does it keep a longer history
+    assert plain(table.state_dict()) == state  # the history is unchanged, too
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
@@ -125,8 +125,8 @@ def test_a_policy_that_reads_no_scores_leaves_them_alone(reader: Policy) -> None
     assert other.scoring == OF_UCB
 
 
-def test_one_loss_of_each_sample_is_a_score_of_every_kind() -> None:
-    """Scores of a pass before the training, or a first epoch of all samples."""
+def test_one_loss_per_sample_fits_every_scoring() -> None:
+    """The losses may come from a pass before training, or from a first epoch of all samples."""
     table = ScoreTable(N, "cpu")
     table.update(torch.arange(N), loss_of(torch.arange(N)))
     found = make(UCB(every=1), table)
@@ -166,7 +166,7 @@ def test_what_the_user_set_is_not_replaced() -> None:
     assert table.scoring == Scoring(ScoreRule.MEAN, alpha=0.1)
 
 
-def test_scores_that_were_loaded_may_be_of_any_policy() -> None:
+def test_loaded_scores_may_be_of_any_policy() -> None:
     """``table.load_state_dict`` does not know how the scores were made."""
     trained = make(UCB(every=1), ScoreTable(N, "cpu"))
     train(trained), train(trained)

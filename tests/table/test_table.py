@@ -1,4 +1,4 @@
-"""The table: what an update records, what it reports, and its state."""
+"""The updates, the reports and the state of a table."""
 
 from __future__ import annotations
 
@@ -346,8 +346,8 @@ def test_loading_a_state_without_forgetting() -> None:
     assert table.visits.tolist() == [0] * 4
 
 
-def test_histories_of_other_lengths() -> None:
-    """A table has the longer one: what its policy reads, and what there is."""
+def test_histories_of_different_lengths() -> None:
+    """The table keeps the longer history: its own length, or that of the state."""
     for ours, theirs, wanted in (
         (0, 2, [1, 2]),
         (3, 2, [-1, 1, 2]),
@@ -364,7 +364,7 @@ def test_histories_of_other_lengths() -> None:
 
 
 def test_loaded_updates_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process loads the same, so only what is recorded later is to be exchanged."""
+    """All processes load the same state, so only later updates are exchanged."""
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     table = ScoreTable(4)
     assert not table.has_unshared_updates
@@ -451,7 +451,7 @@ def test_updates_are_counted_where_a_graph_replays_them(cuda: str) -> None:
 def test_updates_replayed_by_a_graph_are_exchanged(
     cuda: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one of two processes, of which the other recorded nothing."""
+    """The process is one of two, and the other recorded nothing."""
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     monkeypatch.setattr(exchange, "_device", lambda home, group: home)
     sent = []
@@ -459,7 +459,7 @@ def test_updates_replayed_by_a_graph_are_exchanged(
     def both(mine: torch.Tensor, group: object) -> torch.Tensor:
         sent.append(mine)
         nothing = torch.zeros_like(mine)
-        if len(sent) % 3 == 1:  # the head: no rows, no updates, and all else equal
+        if len(sent) % 3 == 1:  # the header: no rows and no updates, but otherwise equal
             nothing[2:] = mine[2:]
         return torch.stack([mine, nothing])
 
