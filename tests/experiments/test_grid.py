@@ -1,4 +1,4 @@
-"""Several processes share the cells of an experiment, and each cell is trained once."""
+"""Processes share the cells of an experiment, and each cell is trained once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(out: Path, train: Any) -> None:
 def test_a_lock_that_was_removed_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between opening the lock and locking it, its holder ends, and another process begins."""
+    """Between opening and locking the file, its holder exits and another process starts."""
     path = tmp_path / "cells" / f".{CELL.name}.lock"
     lock, other, trained = fcntl.flock, [], []
 
@@ -42,9 +42,9 @@ def test_a_lock_that_was_removed_is_not_held(
     monkeypatch.setattr(fcntl, "flock", late)
     run(tmp_path, train)
     assert trained == []
-    assert path.exists()  # the lock of the process that trains the cell
+    assert path.exists()  # the lock of the other process
 
-    other[0].close()  # it ends without a result
+    other[0].close()  # it exits without a result
     run(tmp_path, train)
     assert trained == [CELL]
     assert not path.exists()

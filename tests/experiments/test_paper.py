@@ -1,4 +1,4 @@
-"""The experiment is a grid that can be stopped and gone on with."""
+"""The experiment is a grid that can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def test_the_grid(tmp_path: Path) -> None:
     first = run(tmp_path, *asked)
     cells = tmp_path / "cells"
     names = {path.stem: path for path in cells.glob("*.json")}
-    assert len(names) == 20 + 7  # and what the scores of the static methods cost
+    assert len(names) == 20 + 7  # and the costs of the static methods' scores
     assert not list(cells.glob("*.claim"))
     assert not list(cells.glob("*.new"))
     found = {name: json.loads(path.read_text()) for name, path in names.items()}
     samples = {name: each["run"]["samples"] for name, each in found.items() if "run" in each}
-    # 1,438 samples, the smaller last batch left out: 22 batches of 64, then 11.
+    # 1,438 samples without the smaller last batch: 22 batches of 64, then 11.
     assert samples["full-1-0"] == 2 * 22 * 64
     assert samples["ucb-0.5-0"] == samples["same-steps-0.5-0"] == 33 * 64
     assert samples["order-dp-0.5-0"] == samples["seta-0.5-0"] == 33 * 64
-    # A static method pays for its scoring: two epochs, and a pass over all.
+    # Static methods include the cost of scoring: two epochs, and a pass over all samples.
     assert samples["el2n-0.5-0"] == 2 * 11 * 64 + 2 * 22 * 64 + 1438
     kept = found["ucb-0.5-0"]["run"]["selections"]
-    # The selection of the epoch after the last is made, too.
+    # The selection after the last epoch is included.
     assert sum(kept["samples_kept_so_often"]) == 1438
     for name in ("accuracy, %", "keep 0.5", "KAKURENBO", "the shares of processor seconds"):
         assert name.lower() in first.lower()
@@ -56,13 +56,13 @@ def test_the_grid(tmp_path: Path) -> None:
     assert len([line for line in lines if line.startswith("|")]) == 2 + 20
     assert lines[4].startswith("| full data ")
     assert lines[4].count("100%") == 2
-    # 95.6 % is full data, 94.7 % UCB with half of the samples.
+    # Published: 95.6 % for full data, and 94.7 % for UCB with half of the samples.
     line = next(x for x in (tmp_path / "published.md").read_text().splitlines() if "| UCB " in x)
     full, ucb = (found[name]["run"]["accuracy"] for name in ("full-1-0", "ucb-0.5-0"))
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["-0.9", f"{100 * (ucb - full):+.1f}"]
 
-    # Nothing is trained twice; what is missing is, though another process died on it, but not what
-    # another one is at.
+    # Nothing is trained twice. A missing cell is trained, even if another process died on it, but
+    # not while another process trains it.
     times = {name: path.stat().st_mtime_ns for name, path in names.items()}
     names["ucb-0.5-0"].unlink()
     (cells / "ucb-0.5-0.claim").touch()
@@ -77,7 +77,7 @@ def test_the_grid(tmp_path: Path) -> None:
     assert again["accuracy"] == found["ucb-0.5-0"]["run"]["accuracy"]
     assert not list(cells.glob("*.claim"))
     assert run(tmp_path, "--report").startswith("CIFAR-10: 1,438 training")
-    # Other settings are not mixed with these.
+    # Runs with other settings are refused.
     assert "--out holds runs with lr 0.02, got 0.1" in refused(tmp_path, *asked, "--lr", "0.1")
 
 
@@ -113,7 +113,7 @@ def test_a_grid_without_full_data(tmp_path: Path) -> None:
     text = run(tmp_path, *asked, "--methods", "random", "--batch-size", "64")
     assert "random dynamic" in text
     assert "There are no runs to compare the time of" in text
-    assert not (tmp_path / "published.md").exists()  # of other data, nothing was
+    assert not (tmp_path / "published.md").exists()  # no results were published for other data
 
 
 def test_wrong_labels(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_wrong_labels(tmp_path: Path) -> None:
     text = run(tmp_path, *asked)
     assert "10% of the labels wrong" in text
     found = json.loads((tmp_path / "cells" / "ucb-0.5-0.json").read_text())["run"]["selections"]
-    # They have the highest losses, and are what it keeps.
+    # Wrong labels have the highest losses, so UCB keeps them.
     assert found["wrong_kept"] > 0.75
     assert found["wrong_of_hardest"] > 0.75
     assert "wrong labels found" in text
@@ -137,7 +137,7 @@ def test_the_time_saved(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(found["of_full_data"]) == {"full", "random", "epsilon-greedy", "ucb", "weighted"}
     assert found["of_full_data"]["full"] == {"samples": 1, "seconds": 1, "quartiles": [1, 1]}
-    # Eleven batches of 128 are in 1,438 samples, and five in the half of them.
+    # 1,438 samples have eleven batches of 128, and half of them five.
     assert found["samples"]["ucb"] == [640] * 3
     assert found["of_full_data"]["ucb"]["samples"] == pytest.approx(5 / 11)
     assert found["of_full_data"]["ucb"]["seconds"] > 0

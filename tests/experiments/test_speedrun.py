@@ -1,4 +1,4 @@
-"""The experiment of time to accuracy: its network, its schedule, its cells and its claim."""
+"""The time-to-accuracy experiment: its network, schedule, cells and claim."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECIPE = Recipe(widths="proxy", batch_size=16, whitening_images=32)
 
 def test_the_first_convolution_whitens() -> None:
     images = some_images(200).float() / 255
-    smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)  # similar nearby pixels
+    smooth = torch.nn.functional.avg_pool2d(images, 5, 1, 2)  # neighboring pixels are similar
     filters = whitening_filters(smooth, eps=0.0)
     assert filters.shape == (24, 3, 2, 2)
     assert torch.equal(filters[12:], -filters[:12])
@@ -51,7 +51,7 @@ def test_the_first_convolution_whitens() -> None:
 
 def test_convolutions_start_as_the_identity() -> None:
     net = SpeedrunNet(some_images(8).float(), (24, 48, 96))
-    group: Any = net.groups[1]  # 24 channels to 48
+    group: Any = net.groups[1]  # 24 to 48 channels
     hidden = torch.randn(2, 24, 8, 8)
     assert torch.equal(group.first(hidden)[:, :24], hidden)
     assert not net.whitening.requires_grad
@@ -112,7 +112,7 @@ def test_cells_are_trained_once_and_of_one_recipe(tmp_path: Path) -> None:
 
 def test_a_small_network_is_trained_first_and_paid_for() -> None:
     found = speedrun.train(grid.Cell("proxy", 0.25, 2, 0), data(), RECIPE)
-    assert found["samples"] == 2 * 16  # 24 kept, in whole batches of 16
+    assert found["samples"] == 2 * 16  # 24 samples kept, in whole batches of 16
     assert found["proxy"]["samples"] == 3 * 96
     assert found["cpu_seconds"] > found["proxy"]["cpu_seconds"] > 0
 
@@ -166,7 +166,7 @@ def test_a_fraction_moves_from_epoch_to_epoch() -> None:
     assert kept[0] == 1000
     assert kept[1] == 300
     assert kept[11] == 700
-    assert 11 * 500 - sum(kept[1:]) in range(11)  # each is rounded down
+    assert 11 * 500 - sum(kept[1:]) in range(11)  # each epoch is rounded down
 
 
 def test_the_language_model_trains_and_reports(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_language_model_trains_and_reports(tmp_path: Path) -> None:
     )
     cells = grid.read(tmp_path / "out")
     assert [found["samples"] for found in cells] == [512, 256 + 128]
-    assert all(found["bits_per_byte"] < 7.5 for found in cells)  # 8 before it learns anything
+    assert all(found["bits_per_byte"] < 7.5 for found in cells)  # 8 before training
     assert "UCB" in gpt.report(tmp_path / "out")
     with pytest.raises(SystemExit, match="sequences"):
         gpt.sequences(gpt.Recipe(), source)
