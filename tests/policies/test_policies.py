@@ -1,4 +1,4 @@
-"""What the rules select, and the weights they give."""
+"""The selections of the rules, and their weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCORES = torch.arange(N) / 10.0
 
 
 def table_of(losses: Tensor, policy: Policy) -> ScoreTable:
-    """A table in which each sample had this one loss."""
+    """Return a table in which each sample has this single loss."""
     table = ScoreTable(len(losses))
     table.scoring = policy.scoring
     table.update(torch.arange(len(losses)), losses)
@@ -46,7 +46,7 @@ def select(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> 
 
 
 def on_host(chosen: Tensor | Selection) -> Selection:
-    """What was chosen; on a GPU it may be of a size that the host does not know yet."""
+    """Return the selection on the host, cut to its size, which a GPU may still determine."""
     if isinstance(chosen, Tensor):
         return Selection(chosen.cpu())
     chosen = chosen.cut()
@@ -106,7 +106,7 @@ def test_a_random_subset_is_a_fresh_one_in_every_epoch_by_default() -> None:
     loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.5))
     subsets = [frozenset(feed(loader)) for _ in range(10)]
     assert len(set(subsets)) == 10
-    # Each sample is left out of all ten with probability 2**-10.
+    # A sample is left out of all ten with probability 2**-10.
     assert len(frozenset.union(*subsets)) >= 98
 
 
@@ -161,7 +161,7 @@ def test_ucb_with_visits_brings_a_pruned_sample_back() -> None:
     for _ in range(8):
         table.update([2, 3], torch.tensor([3.0, 4.0]))
     assert table.scores.tolist() == [1, 2, 3, 4]
-    # visits 1, 1, 9, 9: bonus sqrt(ln t) or a third of it
+    # visits 1, 1, 9, 9: the bonus is sqrt(ln t), or a third of it
     for epoch, expected in ((1, [2, 3]), (50, [1, 3]), (1000, [1, 3]), (10**9, [0, 1])):
         bonus = math.sqrt(math.log(epoch))
         scores = torch.tensor([1 + bonus, 2 + bonus, 3 + bonus / 3, 4 + bonus / 3])
@@ -176,7 +176,7 @@ def test_the_bonus_for_few_visits_grows_with_the_epoch() -> None:
     table.update([0, 1], torch.tensor([1.0, 3.0]))
     for _ in range(3):
         table.update([1], torch.tensor([3.0]))
-    # After the first epoch there is no bonus yet, and before it neither.
+    # The bonus is zero up to the end of the first epoch.
     for epoch, log in ((0, 0.0), (1, 0.0), (2, math.log(2)), (3, math.log(3))):
         bonus = 2 * math.sqrt(log)
         found = policy.ranking(table, epoch=epoch).tolist()
@@ -201,13 +201,13 @@ def test_epsilon_greedy_takes_the_top_and_some_of_the_rest() -> None:
         assert chosen[-15:].tolist() == list(range(85, 100))
         assert len(chosen) == 20
         explored[chosen[:-15]] += 1
-    # Each of the 85 with probability 5/85: mean 23.5, deviation 4.7.
+    # Each of the 85 is drawn with probability 5/85: mean 23.5, deviation 4.7.
     assert explored[:85].min() > 5
     assert explored[:85].max() < 45
     assert explored.sum() == 400 * 5
 
 
-def test_epsilon_is_taken_as_written() -> None:
+def test_epsilon_is_used_exactly() -> None:
     chosen, *_ = select(EpsilonGreedy(keep=0.5, epsilon=0.58), SCORES)  # 28.999... in doubles
     assert chosen[-21:].tolist() == list(range(79, 100))
     assert int((chosen >= 79).sum()) <= 21 + 29
@@ -218,15 +218,15 @@ def test_epsilon_is_taken_as_written() -> None:
 def test_epsilon_greedy_weights() -> None:
     policy = EpsilonGreedy(keep=0.4, epsilon=0.5, rescale=True)
     chosen, weights, _ = select(policy, torch.arange(10.0))
-    # 2 at the top stand for themselves, 2 of the other 8 for 4 samples each; times k/n = 0.4.
+    # The top 2 stand for themselves, and 2 of the other 8 for 4 samples each; times k/n = 0.4.
     assert weights is not None
     assert chosen[2:].tolist() == [8, 9]
     torch.testing.assert_close(weights, torch.tensor([1.6, 1.6, 0.4, 0.4]))
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 7])
-def test_epsilon_greedy_weighs_those_it_took_of_equals(epoch: int) -> None:
-    """Which of equal scores count as the highest is a draw, the same for samples and weights."""
+def test_epsilon_greedy_weights_its_selection_among_ties(epoch: int) -> None:
+    """Ties are broken by the same draw for the samples and for the weights."""
     policy = EpsilonGreedy(keep=0.4, epsilon=0.25, rescale=True)
     found, weights, _ = select(policy, torch.ones(N), seed=3, epoch=epoch)
     highest = set(dynloader.ops.top_k(torch.ones(N), 30, seed=3, epoch=epoch).tolist())
@@ -257,7 +257,7 @@ def test_info_batch_with_an_exact_count() -> None:
     policy = InfoBatch(keep=0.7, drop_probability=0.5, anneal=None)
     chosen, weights, _ = select(policy, SCORES)
     assert weights is not None
-    # 30 dropped out of the lowest 60, whose other 30 weigh twice.
+    # 30 of the lowest 60 are dropped, and the other 30 weigh twice as much.
     assert len(chosen) == 70
     assert chosen[30:].tolist() == list(range(60, 100))
     assert weights.tolist() == [2.0] * 30 + [1.0] * 40
@@ -275,8 +275,8 @@ def test_info_batch_at_the_least_it_can_keep() -> None:
 
 
 @pytest.mark.parametrize(("keep", "share"), [(0.3, 0.7), (0.1, 0.9), (0.71, 0.29)])
-def test_info_batch_takes_the_least_it_can_keep_as_it_is_written(keep: float, share: float) -> None:
-    """In doubles 1 - 0.7 is above 0.3."""
+def test_info_batch_accepts_its_exact_minimum_of_keep(keep: float, share: float) -> None:
+    """In doubles, 1 - 0.7 is greater than 0.3."""
     chosen, *_ = select(InfoBatch(anneal=None, keep=keep, drop_probability=share), SCORES)
     assert len(chosen) == round(keep * N)
     with pytest.raises(ValueError, match="keep must be at least 1 - drop_probability"):
@@ -296,7 +296,7 @@ def test_weighted_prefers_high_losses() -> None:
 def test_weights_of_equal_samples_are_1() -> None:
     _, weights, _ = select(Weighted(keep=0.5, exponent=0.0), SCORES)
     assert weights is not None
-    # Each stands for tau >= 1 samples; their number is only estimated.
+    # Each stands for tau >= 1 samples, but their number is only an estimate.
     assert len(weights.unique()) == 1
     assert weights.mean().item() == pytest.approx(1, abs=0.3)
     assert select(Weighted(keep=1.0), SCORES).weights.tolist() == [1.0] * N
@@ -316,7 +316,7 @@ UNBIASED = [
 
 @pytest.mark.parametrize("policy", UNBIASED, ids=Policy.describe)
 def test_weights_are_unbiased_in_expectation(policy: Policy) -> None:
-    """The weighted mean over a selection estimates the mean over all samples, of anything."""
+    """The weighted mean of any value over a selection estimates its mean over all samples."""
     values = torch.linspace(-1, 2, N, dtype=torch.float64) ** 3
     table = table_of(loss_of(torch.arange(N)), policy)
     estimates = []
@@ -324,7 +324,7 @@ def test_weights_are_unbiased_in_expectation(policy: Policy) -> None:
         chosen = policy.select(table, policy.num_kept(N, 1), seed=seed, epoch=1)
         indices, weights, _ = on_host(chosen)
         weighted = values[indices] if weights is None else values[indices] * weights.double()
-        # InfoBatch's weights sum to n: its loss is larger, and its steps are as many as published.
+        # As published, InfoBatch's weights sum to n, so its loss is larger for as many steps.
         size = N if isinstance(policy, InfoBatch) else len(indices)
         estimates.append(float(weighted.sum()) / size)
     error = np.mean(estimates) - float(values.mean())
@@ -332,12 +332,12 @@ def test_weights_are_unbiased_in_expectation(policy: Policy) -> None:
     assert np.std(estimates) > 0
 
 
-# --- a policy of one's own -----------------------------------------------------------------------
+# --- custom policies -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Halves(Policy):
-    """Even samples at even checkpoints, odd ones at odd ones, with weights; in no order."""
+    """Keeps even samples at even checkpoints and odd ones at odd ones, weighted and in no order."""
 
     every: int = 1
     needs_scores = False
@@ -360,7 +360,7 @@ def test_a_user_defined_policy() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ByLoss(Policy):
-    """The highest losses, weighed by themselves."""
+    """Keeps the highest losses, and weights each by itself."""
 
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         indices = dynloader.ops.top_k(table.scores, k, seed=seed, epoch=epoch)
@@ -388,7 +388,7 @@ def test_weights_of_a_user_defined_policy_multiply_the_losses() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AboveAMean(Policy):
-    """All above the mean: as many as the losses make it."""
+    """Keeps all losses above the mean, however many there are."""
 
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         return (table.scores > table.scores.mean()).nonzero().view(-1)

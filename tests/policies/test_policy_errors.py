@@ -1,4 +1,4 @@
-"""Bad options and selections: the error has the name, the requirement and the value."""
+"""Errors for bad options and selections name the option, the requirement and the value."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_static_scores_of_another_length() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Returns(Lowest):
-    """A user-defined policy that returns a given value."""
+    """A custom policy that returns a given value."""
 
     value: Any
     needs_scores = False

@@ -1,4 +1,4 @@
-"""The options of the rules, and the schedules they make."""
+"""The options of the rules, and their schedules."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_defaults() -> None:
             assert getattr(policy, name) == value, (policy, name)
 
 
-# Of every rule: whether it needs scores, selects once, and may keep more than ``keep``; how
-# often it selects, and its least options.
+# For each rule: whether it needs scores, selects once, and may keep more than ``keep``; how
+# often it selects; and its required options.
 RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
     Full: (False, False, False, 1, {}),
     StaticRandom: (False, True, False, 1, {}),
@@ -88,7 +88,7 @@ def test_what_every_rule_is(rule: type[Policy]) -> None:
     assert rule.keeps_more is keeps_more
     assert (policy.every, policy.first_checkpoint) == (every, int(needs_scores))
     assert policy.history == (5 if rule is IES else 0)
-    # By name only, so that an option may be added anywhere; and never changed.
+    # Options are keyword-only, so that more can be added anywhere, and cannot be changed.
     with pytest.raises(TypeError, match="positional argument"):
         rule(policy.keep, **options)
     with pytest.raises(FrozenInstanceError):
@@ -98,7 +98,7 @@ def test_what_every_rule_is(rule: type[Policy]) -> None:
     with pytest.raises(ValueError, match="labels must hold one class for each of 100 samples"):
         rule(**options, labels=[0, 1]).check(N)
     rule(**options, labels=[0] * N).check(N)
-    # The labels are data, and no part of what a rule is.
+    # Labels are data, and not part of a rule's identity.
     assert "labels=None" not in repr(policy)
     if rule not in (Static, Replay):
         assert rule(**options, labels=[0, 1]) == policy
@@ -226,7 +226,7 @@ def test_what_is_no_number_stays_refused() -> None:
         (1.0, 7, 7),
         (1, 7, 7),
         (0.999, 10, 9),
-        (1 / 3, 9, 3),  # the double nearest to it is less, but 9 times that is 3
+        (1 / 3, 9, 3),  # the nearest double is less than 1/3, but 9 times it is 3
         (np.float64(0.29), 100, 29),
         (0.5, 2**32 - 1, 2**31 - 1),
     ],
@@ -242,7 +242,7 @@ def schedule(policy: Policy, epochs: int) -> list[int | None]:
 def test_how_many_are_kept_at_most() -> None:
     assert UCB(keep=0.3).num_kept_at_most(100, 1) == 30
     assert UCB(keep=0.3).num_kept_at_most(100, 0) == 100
-    # The losses may say that more are kept.
+    # The losses may cause more samples to be kept.
     assert Kakurenbo(keep=0.3).num_kept_at_most(100, 1) == 100
     with pytest.raises(ValueError, match="keep must leave at least one of 100 samples"):
         Kakurenbo(keep=0.001).num_kept_at_most(100, 1)

@@ -33,12 +33,12 @@ def chosen(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> 
     return choose(policy, table, k, seed=seed, epoch=epoch)
 
 
-def test_kakurenbo_hides_the_lowest_that_are_confident() -> None:
-    # Probabilities of the label: five above 0.7, of which the three lowest losses go.
+def test_kakurenbo_hides_the_lowest_confident_samples() -> None:
+    # Probabilities of the label: five exceed 0.7, and the three lowest losses are hidden.
     confidences = [0.99, 0.95, 0.9, 0.8, 0.75, 0.6, 0.5, 0.3, 0.2, 0.1]
     losses = -torch.tensor(confidences).log()
     assert chosen(Kakurenbo(keep=0.7), losses).indices.tolist() == [3, 4, 5, 6, 7, 8, 9]
-    # Seven are to go, but five are confident.
+    # Seven should be hidden, but only five are confident.
     assert chosen(Kakurenbo(keep=0.3), losses).indices.tolist() == [5, 6, 7, 8, 9]
     assert chosen(Kakurenbo(keep=0.3, confidence=0.89), losses).indices.tolist() == list(
         range(3, 10)
@@ -59,7 +59,7 @@ def test_kakurenbo_hides_none_that_was_not_seen() -> None:
 
 
 def table_of(histories: list[list[float]], policy: Policy) -> ScoreTable:
-    """A table that was given each sample's losses in turn."""
+    """Return a table that recorded each sample's losses in order."""
     table = ScoreTable(len(histories), "cpu", history=policy.history)
     for place in range(max(map(len, histories))):
         index = [sample for sample, losses in enumerate(histories) if place < len(losses)]
@@ -67,7 +67,7 @@ def table_of(histories: list[list[float]], policy: Policy) -> ScoreTable:
     return table
 
 
-# Falls ever more slowly, falls steadily, stands still, jumps, and was seen once less.
+# Falls ever more slowly, falls steadily, is constant, jumps, and was seen once less.
 CURVES = [
     [8.0, 4.0, 2.0, 1.0, 0.5],
     [5.0, 4.0, 3.0, 2.0, 1.0],
@@ -80,7 +80,7 @@ CURVES = [
 def test_ies_looks_at_second_differences() -> None:
     policy = IES()
     assert policy.history == 5
-    # 8 - 2 * 4 + 2 = 2, then 1, then a half; 0; 0; 2 each time; not known yet.
+    # 8 - 2 * 4 + 2 = 2, then 1, then 1/2; 0; 0; 2 each time; unknown.
     changes = policy.mean_change(table_of(CURVES, policy))
     assert changes.tolist() == pytest.approx([3.5 / 3, 0.0, 0.0, 2.0, math.inf])
     ranking = policy.ranking(table_of(CURVES, policy), epoch=5)
@@ -89,11 +89,11 @@ def test_ies_looks_at_second_differences() -> None:
     assert shorter.mean_change(table_of(CURVES, shorter)).tolist() == [0.5, 0, 0, 2, 0]
 
 
-def test_ies_leaves_out_what_has_settled() -> None:
+def test_ies_leaves_out_settled_samples() -> None:
     policy = IES()
     table = table_of(CURVES, policy)
     assert choose(policy, table, 1, seed=0, epoch=5).indices.tolist() == [0, 3, 4]
-    # At least ``keep`` are kept: the steady samples that change most, here chosen at random.
+    # At least ``keep`` are kept: of the settled samples those that change most, here random ones.
     assert set(choose(policy, table, 4, seed=0, epoch=5).indices.tolist()) > {0, 3, 4}
     higher = IES(threshold=1.5)
     assert choose(higher, table, 1, seed=0, epoch=5).indices.tolist() == [3, 4]
@@ -137,8 +137,8 @@ def test_ies_needs_a_history() -> None:
 
 
 @pytest.mark.parametrize("policy", [IES(keep=0.2, explore=0.5), Kakurenbo(keep=0.2, explore=0.5)])
-def test_turns_come_on_top_of_what_is_kept(policy: Policy) -> None:
-    """Half of the least number, which is two of twenty, take turns."""
+def test_turns_are_added_to_the_selection(policy: Policy) -> None:
+    """Half of the smallest selection, which is two of twenty samples, takes turns."""
     loader = DataLoader(Numbers(20), 4, policy=policy)
     fed: list[set[int]] = []
     for _ in range(16):
@@ -148,7 +148,7 @@ def test_turns_come_on_top_of_what_is_kept(policy: Policy) -> None:
             samples += index.tolist()
         assert len(samples) == len(set(samples))
         fed.append(set(samples))
-    # The first ten have settled, or are sure; of them only those come whose turn it is.
+    # The first ten have settled or are confident. Of these, only samples whose turn it is are kept.
     later = fed[-10:]
     assert all(each >= set(range(10, 20)) for each in later)
     assert all(len(each) <= 12 for each in later)
@@ -157,7 +157,7 @@ def test_turns_come_on_top_of_what_is_kept(policy: Policy) -> None:
 
 def test_seta_slides_from_easy_to_hard() -> None:
     losses = torch.arange(20.0)[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
-    policy = SeTa(keep=0.5, window=0.5, cycle=3)  # all are drawn, and half of them kept
+    policy = SeTa(keep=0.5, window=0.5, cycle=3)  # all are drawn, and half of them are kept
     windows = [
         losses[chosen(policy, losses, epoch=epoch).indices].sort().values.tolist()
         for epoch in range(1, 5)
@@ -175,7 +175,9 @@ def test_seta_draws_first() -> None:
     policy = SeTa(keep=0.3, window=0.6, cycle=2)
     drawn = set(ops.subset(100, 0, 50, seed=7, epoch=2).tolist())
     found = chosen(policy, losses, seed=7, epoch=2).indices.tolist()
-    assert found == sorted(drawn)[-30:]  # epoch 2 is the last of its cycle: the hardest
+    assert (
+        found == sorted(drawn)[-30:]
+    )  # epoch 2 is the last of its cycle, with the hardest samples
     found = chosen(policy, losses, seed=7, epoch=3).indices.tolist()
     drawn = set(ops.subset(100, 0, 50, seed=7, epoch=3).tolist())
     assert found == sorted(drawn)[:30]
@@ -207,14 +209,14 @@ def test_equal_losses_are_chosen_among_at_random(rule: Policy) -> None:
         found = chosen(rule, torch.ones(50), seed=seed).indices
         assert len(found.unique()) == len(found) == 20
         counts[found] += 1
-    # 400 draws of 0.4: a deviation of 9.8.
+    # 400 draws with probability 0.4 have a deviation of 9.8.
     assert float((counts - 160).abs().max()) < 4.9 * 9.8
 
 
 def test_prioritized_weights() -> None:
     losses = torch.tensor([1.0, 4.0, 9.0, 16.0])
     found = chosen(Prioritized(keep=1.0, exponent=0.5, beta=1.0), losses)
-    # p is in the ratio 1 : 2 : 3 : 4, and the weights in that of 1/p, the highest 1.
+    # p has the ratios 1 : 2 : 3 : 4, and the weights those of 1/p, with a maximum of 1.
     assert found.indices.tolist() == [0, 1, 2, 3]
     assert found.weights is not None
     assert found.weights.tolist() == pytest.approx([1.0, 0.5, 1 / 3, 0.25], rel=1e-5)

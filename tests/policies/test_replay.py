@@ -1,4 +1,4 @@
-"""Selection by scores that another training recorded."""
+"""Selection by scores recorded in another training."""
 
 from __future__ import annotations
 

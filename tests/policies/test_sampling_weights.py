@@ -1,4 +1,4 @@
-"""Weights of samples where float32 cannot hold a power of their losses."""
+"""Sampling weights if float32 cannot represent a power of the losses."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_as_defined(family: str, place: torch.device) -> None:
         (50.0, 0.05, 0.13, 5.8),
     ],
 )
-def test_weights_that_float32_holds_are_as_they_were(
+def test_weights_that_float32_can_represent_are_unchanged(
     exponent: float, offset: float, low: float, high: float
 ) -> None:
     scores = torch.linspace(0, 1, 1001, dtype=torch.float64) * (high - low) + low
     direct = ops.power_weights(scores.float(), exponent, offset)
     assert torch.equal(sampling_weights(scores.float(), exponent, offset), direct)
     if exponent >= 8:
-        # A little beyond that, they are scaled.
+        # A little outside of this range, they are scaled.
         for other in (low / 2, high * 1.1):
             scores[0] = other
             assert not torch.equal(sampling_weights(scores.float(), exponent, offset), direct)
@@ -124,7 +124,7 @@ def test_no_loss_is_nan(policy: Policy, losses: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("policy", [Prioritized(exponent=8), Weighted(exponent=30)])
 def test_high_losses_are_still_preferred(policy: Policy) -> None:
-    """Of the losses 0 and powers of two, each kept weighs at least 256 times the one below."""
+    """Among losses of 0 and powers of two, each weighs at least 256 times the one below."""
     table = ScoreTable(12, "cpu")
     losses = torch.cat([torch.zeros(1), 2.0 ** torch.arange(-8, 3)])
     table.update(torch.arange(12), losses)
@@ -136,7 +136,7 @@ def test_high_losses_are_still_preferred(policy: Policy) -> None:
 
 
 def test_equal_losses_are_drawn_alike() -> None:
-    """Of 20 losses of 0, whose weights float32 cannot hold, each is drawn as often as another."""
+    """Float32 cannot represent the weights of 20 zero losses, but each is drawn equally often."""
     table = ScoreTable(40, "cpu")
     table.update(torch.arange(40), torch.cat([torch.zeros(20), torch.ones(20)]))
     for policy in (Prioritized(exponent=8, keep=0.75), Weighted(exponent=50, keep=0.75)):
@@ -144,7 +144,7 @@ def test_equal_losses_are_drawn_alike() -> None:
         for seed in range(400):
             counts[policy.select(table, 30, seed=seed, epoch=1).indices] += 1
         assert counts[20:].tolist() == [400] * 20
-        # 400 draws of 1/2: a deviation of 10.
+        # 400 draws with probability 1/2 have a deviation of 10.
         assert float((counts[:20] - 200).abs().max()) < 49
 
 
