@@ -1,6 +1,6 @@
-"""Compiles the CUDA sources for the emulator; a copy of them may be changed before.
+"""Compiles the CUDA sources for the emulator, with optional changes in a copy of them.
 
-By hand: ``build.py KIND FOLDER``, for a debugger.
+By hand, for a debugger: ``build.py KIND FOLDER``.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def compile_library(kind: str, folder: Path, root: Path = ROOT) -> Path:
         command = ["g++", *FLAGS, *flags, *define, "-Wno-attributes", "-I", emulator]
         run([*command, "-x", "c++", "-c", source, "-o", objects[-1]])
     library = folder / f"{kind}.so"
-    link = (
-        KINDS[kind] if kind == "sanitized" else []
-    )  # the calls to TSan are answered by tracer.cpp
+    link = KINDS[kind] if kind == "sanitized" else []  # tracer.cpp implements the calls to TSan
     run(["g++", "-shared", *link, *objects, "-o", library, "-ldl"])
     return library
 
@@ -76,13 +74,13 @@ def library_of_gcc(name: str) -> str:
 
 
 def environment(kind: str) -> dict[str, str]:
-    """Return the environment in which a process can load such a library."""
+    """Return the environment in which a process can load a library of this kind."""
     tests = ROOT / "tests"
     added = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests / "support")])}
     if kind == "sanitized":
-        # The runtime, and before it looks where C++ throws, the library that does.
+        # ASan's runtime, and the library that throws C++ exceptions, which the runtime looks up.
         added["LD_PRELOAD"] = " ".join(map(library_of_gcc, ("libasan.so", "libstdc++.so.6")))
-        # Python does not free all that it has; faults of the memory are for the emulator to name.
+        # Python does not free all of its memory. The emulator itself reports memory faults.
         added["ASAN_OPTIONS"] = "detect_leaks=0:handle_segv=0:detect_stack_use_after_return=0"
     return os.environ | added
 

@@ -28,7 +28,7 @@ from emulator.gpu import (
     filled,
 )
 
-# Borders of warps, blocks and tiles, and a few beyond.
+# Sizes around those of warps, blocks and tiles, and a few larger ones.
 SIZES = [0, 1, 2, 5, 31, 32, 33, 256, 257, 1000, 4095, 4096, 4097, 8193]
 MANY = [16_385, 70_001]
 RACE, PRIORITY = 0, 1
@@ -56,7 +56,7 @@ def at(i: int, gpu: Gpu | None = None) -> tuple[Address, dict[str, int]]:
 
 
 def inputs(families: tuple[str, ...]) -> Iterator[tuple[int, str, int, int]]:
-    """A number, a kind of input, n and k: all pairs of the first two, every k in turn."""
+    """Yield a number, a kind of input, n and k: all pairs of the first two, with each k in turn."""
     for f, family in enumerate(families):
         for i, n in enumerate(SIZES):
             counts = counts_of(n)
@@ -180,7 +180,7 @@ def check_order(gpu: Gpu) -> None:
             rows = rng.integers(0, 256, (n, row_bytes), np.uint8)
             batch = gpu.empty(stop - start, row_bytes, dtype=np.uint8)
             faults = gpu.put([0, 0], np.int64)
-            missing = 1 if i % 5 == 4 else 0  # the last row is not there
+            missing = 1 if i % 5 == 4 else 0  # the last row is missing
             gpu.run(
                 "Gather",
                 order=filled(CALLS["Order"], fields),
@@ -198,7 +198,7 @@ def check_order(gpu: Gpu) -> None:
 
 
 def check_batch(gpu: Gpu) -> None:
-    """Rows and images by index; the last index names none."""
+    """Check rows and images gathered by index; the last index is out of range."""
     rng = np.random.default_rng(3)
     for n, b in ((1, 1), (33, 40), (300, 257)):
         index = np.append(rng.integers(0, n, b), n)
@@ -271,7 +271,7 @@ def check_images(
         for j in index[:-1].tolist()
     ]
     wanted = np.stack([*made, np.full((channels, *crop), fill, dtype)])
-    # A byte may be looked up; the channels may come last, before and after.
+    # Bytes may be looked up, and channels may come last in both the source and the batch.
     table = rng.integers(0, 2**16, (channels, 256)).astype(np.uint16)
     is_looked_up = dtype == np.uint8 and channels == 3
     if is_looked_up:

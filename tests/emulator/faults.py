@@ -8,7 +8,7 @@ from emulator.build import Change
 
 
 class Fault(NamedTuple):
-    """A change, the build and suite that must detect it, and the message."""
+    """A change, the build and the suite that must detect it, and the expected message."""
 
     change: Change
     kind: str

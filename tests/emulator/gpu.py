@@ -1,4 +1,4 @@
-"""The calls of csrc/algorithms/calls.h, on the emulated GPU, with NumPy arrays."""
+"""Calls from csrc/algorithms/calls.h on the emulated GPU, with NumPy arrays."""
 
 from __future__ import annotations
 
@@ -226,18 +226,18 @@ class Gpu:
         return there
 
     def run(self, name: str, **fields: Any) -> None:
-        """Make a call; fields that are not given are zero."""
+        """Make a call. Fields that are not given are zero."""
         structure = filled(CALLS[name], fields)
         getattr(self.library, f"run_{name}")(ctypes.byref(structure))
 
     def refused(self, name: str, **fields: Any) -> str:
-        """The message of a call whose kernel the runtime refuses to launch."""
+        """Return the message of a call whose kernel the runtime refuses to launch."""
         refuse = getattr(self.library, f"refused_{name}")
         refuse.restype = ctypes.c_char_p
         return str(refuse(ctypes.byref(filled(CALLS[name], fields))).decode())
 
     def last_error(self) -> int:
-        """The error that calls of the runtime left, which is cleared."""
+        """Return and clear the last error of the runtime."""
         return int(self.library.emulator_last_error())
 
     def free_all(self) -> None:
