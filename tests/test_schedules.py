@@ -1,4 +1,4 @@
-"""The progress of a training, and learning rates that go by it."""
+"""The progress of a training, and the learning rates that follow it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_progress_is_exact_at_every_batch(policy: Policy, arrays: bool, num_work
             loader.update(loss_of(batch[0] if arrays else batch))
         assert loader.progress == (epoch + 1) / 4
     assert loader.progress == 1
-    iterator = iter(loader)  # trained on, past the number of epochs
+    iterator = iter(loader)  # trains beyond the number of epochs
     next(iterator)
     assert loader.progress == 1
 
@@ -117,7 +117,7 @@ def test_each_of_several_processes_has_the_same_progress() -> None:
     assert found[0] == found[1] == [number / 8 for number in range(1, 9)]
 
 
-def test_a_look_at_a_batch_is_no_progress() -> None:
+def test_a_peek_at_a_batch_is_no_progress() -> None:
     loader = DataLoader(Numbers(N), 8, policy=UCB(keep=0.5), epochs=2)
     next(iter(loader))
     assert loader.progress == 0
@@ -125,7 +125,7 @@ def test_a_look_at_a_batch_is_no_progress() -> None:
     assert loader.progress == 0
     loader.update(loss_of(next(iterator)))
     assert loader.progress == 1 / 26
-    del iterator  # broken off: the next iterator begins the next epoch
+    del iterator  # interrupted: the next iterator begins the next epoch
     assert loader.progress == 1 / 26
     iter(loader)
     assert loader.progress == 1 / 2
@@ -154,12 +154,12 @@ def test_progress_goes_on_where_a_state_was_taken(stop: int) -> None:
     assert resumed.progress == 1
 
 
-def test_a_state_of_as_many_processes_as_the_loader_has_not() -> None:
+def test_a_state_of_a_different_number_of_processes() -> None:
     policy = RandomDynamic(keep=0.5)
     two = DataLoader(Numbers(N), 8, policy=policy, epochs=1, num_replicas=2, rank=0)
     iterator = iter(two)
     next(iterator)
-    for batch_size in (8, 16):  # 2 batches of 7 are over, or 1 of 4
+    for batch_size in (8, 16):  # 2 of 7 batches are done, or 1 of 4
         one = DataLoader(Numbers(N), batch_size, policy=policy, epochs=1)
         state = two.state_dict() | {"batch_size": batch_size}
         one.load_state_dict(state)
@@ -258,7 +258,7 @@ def test_a_resumed_run_has_the_same_learning_rates(stop: int) -> None:
     for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
         part.load_state_dict(state)
     assert resumed[2].last_epoch == parts[2].last_epoch
-    parts[2].last_epoch -= 1  # it steps once more where the generator goes on
+    parts[2].last_epoch -= 1  # the generator will step once more when it resumes
     assert list(steps(*resumed)) == list(whole)
 
 
@@ -302,8 +302,8 @@ def test_they_are_torchs_where_epochs_have_one_length(
     assert rates_of(optimizers[0]) == pytest.approx(rates_of(optimizers[1]), abs=1e-12)
 
 
-def test_one_cycle_is_torchs() -> None:
-    # Torch counts steps from 0 to total_steps - 1, and its peak is a step before its share of them.
+def test_one_cycle_equals_torchs() -> None:
+    # Torch counts steps from 0 to total_steps - 1, with the peak one step before its share of them.
     num_steps = 10_000
     optimizer = optimizer_of(1.0)
     reference = OneCycleLR(optimizer, max_lr=1.0, total_steps=num_steps, cycle_momentum=False)

@@ -1,4 +1,4 @@
-"""Choosing within a batch, against examples worked out by hand and against theory."""
+"""Selection within a batch, compared with examples by hand and with theory."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_gate_by_hand() -> None:
     assert not gate.pays
     assert not gate.update(torch.ones(4))
     assert gate.tau == 1.0
-    # One sample has all: tau = sqrt(4 * 1) = 2, above (4 + 6) / 6.
+    # One sample has the whole score: tau = sqrt(4 * 1) = 2, above (4 + 6) / 6.
     assert gate.update(torch.tensor([0.0, 0.0, 7.0, 0.0]))
     assert gate.tau == 2.0
     slow = ImportanceGate(4, 2, alpha=0.9)
@@ -98,12 +98,12 @@ def test_selective_backprop_by_hand() -> None:
     shares = [1 / 3, 2 / 3, 1.0]
     wanted = [i for i in range(3) if draws[i] < shares[i] ** 2]
     assert first.tolist() == wanted
-    # Then beside the last three: 0.5 is the lowest of six, 2 is above or equal to four, 9 to six.
+    # Ranked with the three before: 0.5 is the lowest of six, 2 is >= four of them, 9 >= all.
     second = chooser(torch.tensor([0.5, 2.0, 9.0]))
     draws = uniform(3, 5, 1).tolist()
     shares = [1 / 6, 4 / 6, 1.0]
     assert second.tolist() == [i for i in range(3) if draws[i] < shares[i] ** 2]
-    # And the first three are forgotten.
+    # The first three are forgotten.
     chooser(torch.tensor([7.0, 8.0, 9.0]))
     assert chooser.losses.tolist() == [0.5, 2.0, 9.0, 7.0, 8.0, 9.0]
 
