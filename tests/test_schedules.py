@@ -136,7 +136,7 @@ def test_a_peek_at_a_batch_is_no_progress() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 13, 15])
-def test_progress_goes_on_where_a_state_was_taken(stop: int) -> None:
+def test_progress_resumes_from_a_state(stop: int) -> None:
     def made(batch_size: int = 8) -> DataLoader[int]:
         return DataLoader(Numbers(N), batch_size, policy=UCB(keep=0.5), epochs=3)
 
@@ -168,7 +168,7 @@ def test_a_state_of_a_different_number_of_processes() -> None:
         assert found == [number / total for number in range(16 // batch_size, total + 1)]
 
 
-def test_what_has_no_progress() -> None:
+def test_loaders_without_progress() -> None:
     with pytest.raises(RuntimeError, match=r"progress needs a DataLoader with policy="):
         _ = DataLoader(Numbers(N), epochs=3).progress
     loader = DataLoader(Numbers(N), policy=Full())
@@ -262,7 +262,7 @@ def test_a_resumed_run_has_the_same_learning_rates(stop: int) -> None:
     assert list(steps(*resumed)) == list(whole)
 
 
-def test_what_makes_no_scheduler() -> None:
+def test_arguments_that_progress_lr_refuses() -> None:
     loader, optimizer = DataLoader(Numbers(N), policy=Full(), epochs=3), optimizer_of(1.0, 1.0)
     with pytest.raises(TypeError, match=r"loader must be a dynloader\.DataLoader, got list"):
         ProgressLR(optimizer, [], one_minus)  # type: ignore[arg-type]
@@ -288,7 +288,7 @@ def test_what_makes_no_scheduler() -> None:
         (schedules.constant(warmup=0.25), lambda o: LambdaLR(o, lambda step: min(1, step / 10))),
     ],
 )
-def test_they_are_torchs_where_epochs_have_one_length(
+def test_schedules_equal_torchs_if_epochs_have_equal_length(
     ours: schedules.Schedule, theirs: Callable[[Any], Any]
 ) -> None:
     loader = DataLoader(Numbers(80), 8, policy=Full(), epochs=4)

@@ -523,7 +523,7 @@ def test_batches_are_the_consumers_own() -> None:
     assert made_images().any()
 
 
-def test_what_gathering_raises_is_raised_where_the_batch_is_taken() -> None:
+def test_errors_of_gathering_are_raised_when_the_batch_is_taken() -> None:
     for threads in (0, 2):
         feeder = native.Feeder(
             [(torch.arange(9), None)], seed=0, epoch=0, num_threads=threads, pin_memory=False

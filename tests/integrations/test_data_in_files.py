@@ -113,7 +113,7 @@ def test_a_pickle_reads_the_same(opened: Any) -> None:
     assert pickle.loads(pickle.dumps(opened))[44] == row(44)
 
 
-def test_shards_are_downloaded_when_asked_for(tmp_path: Path) -> None:
+def test_shards_are_downloaded_on_demand(tmp_path: Path) -> None:
     """The dataset can still be pickled after a shard was downloaded."""
     module = module_of("streaming")
     remote = write_streaming(tmp_path / "remote")
@@ -190,7 +190,7 @@ def test_lance_reads_columns_and_the_version_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_dataset_is_refused(kind: str, tmp_path: Path) -> None:
+def test_other_objects_than_datasets_are_refused(kind: str, tmp_path: Path) -> None:
     module = module_of(kind)
     with pytest.raises(TypeError, match=r"dataset must be a .*Dataset, got int"):
         module.MapDataset(3)

@@ -82,7 +82,7 @@ def test_in_timms_prefetch_loader(num_workers: int) -> None:
         assert found == wanted[epoch]
 
 
-def test_what_looks_ahead_is_found_out() -> None:
+def test_a_wrapper_that_prefetches_is_detected() -> None:
     data = pytest.importorskip("timm.data.loader")
     loader = DataLoader(Images(), 8, policy=UCB(keep=0.5, every=1), collate_fn=data.fast_collate)
     prefetching = data.PrefetchLoader(loader, mean=(0,), std=(1,), device=torch.device("cpu"))
@@ -186,7 +186,7 @@ def test_the_table_in_a_compiled_step(device: torch.device) -> None:
     assert table.num_updates == other.num_updates == 3
 
 
-def test_the_loader_beside_a_compiled_step() -> None:
+def test_the_loader_with_a_compiled_loss() -> None:
     loader = DataLoader(Numbers(50), 8, policy=UCB(keep=0.5, every=1))
     ours = epochs_of(DataLoader(Numbers(50), 8, policy=UCB(keep=0.5, every=1)), 2)
     compiled = torch.compile(loss_of, backend="aot_eager")

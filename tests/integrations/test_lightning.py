@@ -259,7 +259,7 @@ def test_a_schedule_of_as_many_steps_as_lightning_estimates(
     assert runs.optimizers[0].param_groups[0]["lr"] > 0.001
 
 
-def test_where_the_losses_say_how_many_no_number_is_right(tmp_path: Path) -> None:
+def test_no_number_of_steps_is_right_if_the_losses_decide_it(tmp_path: Path) -> None:
     loader = DataLoader(Numbers(101), 8, policy=InfoBatch(epochs=4))
     module = Scheduled(loader, estimated("cosine"))
     with pytest.warns(UserWarning, match=f"{TOO_LONG}, but the training takes at most 52: use"):

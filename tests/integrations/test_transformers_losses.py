@@ -223,7 +223,7 @@ def test_losses_are_those_of_the_model_for_each_sample(
         ("own", {"gradient_accumulation_steps": 3}),
     ],
 )
-def test_training_equals_the_trainers_where_samples_count_the_same(
+def test_training_equals_the_stock_trainer_if_samples_weigh_the_same(
     kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     stock = make(tmp_path, kind, transformers.Trainer, **options)

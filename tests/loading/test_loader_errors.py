@@ -147,7 +147,7 @@ def test_total_steps() -> None:
         loader.total_steps(1.5)
 
 
-def test_total_steps_is_an_upper_bound_where_the_losses_say_how_many() -> None:
+def test_total_steps_is_an_upper_bound_if_the_losses_decide() -> None:
     steps = {Kakurenbo: 15, IES: 15, UCB: 9}
     for rule, wanted in steps.items():
         loader = DataLoader(Numbers(20), 4, policy=rule(keep=0.4, every=1))

@@ -103,7 +103,7 @@ def test_return_index_keeps_a_packed_sequence_whole() -> None:
     assert_scores_are_losses(loader.table, list(range(10)))
 
 
-def test_return_index_keeps_what_torch_returns_whole() -> None:
+def test_return_index_keeps_torchs_batches_whole() -> None:
     def highest(samples: list[int]) -> Any:
         return torch.tensor([samples, samples]).max(0)
 
@@ -161,7 +161,7 @@ def test_return_index_keeps_the_type_of_a_mapping() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_what_is_done_to_the_index_stays_there(shuffle: bool) -> None:
+def test_changing_the_index_in_place_is_safe(shuffle: bool) -> None:
     policy = RandomDynamic(keep=0.5, every=2)
     loader = DataLoader(Numbers(N), 5, shuffle, policy=policy, return_index=True)
     expected = feed(DataLoader(Numbers(N), 5, shuffle, policy=policy))

@@ -99,7 +99,7 @@ def test_positional_arguments_are_torchs() -> None:
         assert len(loader) == N // 8
 
 
-def test_the_iterator_is_torchs_where_nothing_is_asked_of_it() -> None:
+def test_a_plain_loader_has_torchs_iterator() -> None:
     iterator = iter(DataLoader(Numbers(N)))
     assert type(iterator) is type(iter(torch.utils.data.DataLoader(Numbers(N))))
 

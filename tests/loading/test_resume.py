@@ -369,7 +369,7 @@ def test_a_state_of_steps(change: dict[str, Any], message: str) -> None:
     make(Full(), steps_per_epoch=3).load_state_dict(state | {"position": 12, "batch": 3})
 
 
-def test_resuming_where_all_samples_are_used_again() -> None:
+def test_resuming_an_annealed_epoch() -> None:
     """The position may exceed the size of the previous selection."""
     loader = make(UCB(keep=0.5, every=1, anneal=0.5, epochs=4))
     run(loader, 2)

@@ -278,7 +278,7 @@ def test_a_dataset_that_makes_batches_is_read_by_sample(wanted: Any) -> None:
         made(dataset=OnlyBatches())
 
 
-def test_arrays_are_gathered_as_ever() -> None:
+def test_arrays_are_gathered_as_without_seeds() -> None:
     dataset = TensorDataset(torch.arange(N))
     loader = made(dataset=dataset)
     assert loader.gather_mode == "host arrays"

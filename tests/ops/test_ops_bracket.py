@@ -100,7 +100,7 @@ def test_keys_that_differ_in_their_last_bits_only(place: torch.device) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nothing", "all looked at are high"])
-def test_where_looks_become_few(kind: str, place: torch.device) -> None:
+def test_sizes_with_few_looks(kind: str, place: torch.device) -> None:
     """At this size fewer samples are looked at, and a GPU starts to look."""
     n = 2**22 + 1
     scores = np.random.default_rng(n).standard_normal(n, np.float32)

@@ -192,7 +192,7 @@ def test_a_captured_graph_is_replayed_for_another_epoch(op: str, cuda: torch.dev
 
 
 @pytest.mark.cuda
-def test_a_captured_update_records_what_is_in_its_tensors(cuda: torch.device) -> None:
+def test_a_captured_update_reads_its_tensors_again(cuda: torch.device) -> None:
     n, b = 1000, 128
     index = torch.zeros(b, dtype=torch.int64, device=cuda)
     losses = torch.zeros(b, device=cuda)

@@ -91,7 +91,7 @@ def test_every_instruction_set_gives_the_same(path: str) -> None:
     assert done.stdout.split() == [path, digest()]
 
 
-def test_an_instruction_set_that_is_not_there_is_an_error() -> None:
+def test_a_missing_instruction_set_is_an_error() -> None:
     done = run_with("mmx")
     assert done.returncode != 0
     assert "DYNLOADER_CPU must be one of scalar" in done.stderr
@@ -203,7 +203,7 @@ def test_opcheck(op: str, device: torch.device) -> None:
     torch.library.opcheck(native, native_calls(device)[op])
 
 
-def test_opcheck_where_the_scores_decide_how_many(device: torch.device) -> None:
+def test_opcheck_of_a_size_that_the_scores_decide(device: torch.device) -> None:
     scores = tensor(values("normal", 50), device)
     torch.library.opcheck(torch.ops.dynloader.info_batch.default, (scores, 0.5, -1, 1, 2, None))
 

@@ -248,7 +248,7 @@ def test_power_weights(family: str, place: torch.device) -> None:
             same(found, wanted, n, exponent, offset)
 
 
-def test_a_selection_by_what_was_recorded(place: torch.device) -> None:
+def test_a_selection_by_recorded_losses(place: torch.device) -> None:
     table = Table.of(10_000, place)
     rng = np.random.default_rng(5)
     for epoch in range(3):

@@ -259,7 +259,7 @@ def test_as_many_threads_as_the_caller_allows(threads: int) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 @pytest.mark.skipif(sys.platform != "linux", reason="holds threads by Linux's signals")
 @pytest.mark.parametrize("sanitizers", ["", "address,undefined", "thread"])
-def test_what_the_header_promises(sanitizers: str, tmp_path: Path) -> None:
+def test_the_guarantees_of_the_header(sanitizers: str, tmp_path: Path) -> None:
     program = tmp_path / "threads_check"
     flags = [f"-fsanitize={sanitizers}", "-g1"] if sanitizers else []
     sources = [ROOT / "tests" / "ops" / "threads_check.cpp", ROOT / "csrc" / "ops" / "threads.cpp"]

@@ -66,7 +66,7 @@ def test_ucb_visits() -> None:
     assert found.view(np.uint32)[2] == 0x7FFFFFFF
 
 
-def test_info_batch_weighs_what_it_drops() -> None:
+def test_info_batch_compensates_for_dropped_samples() -> None:
     scores = np.random.default_rng(9).exponential(1, 1001).astype(np.float32)
     for kept, weights in (
         reference.info_batch(scores, 0.5),

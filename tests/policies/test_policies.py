@@ -46,7 +46,7 @@ def select(policy: Policy, losses: Tensor, *, seed: int = 0, epoch: int = 1) -> 
 
 
 def on_host(chosen: Tensor | Selection) -> Selection:
-    """Return the selection on the host, cut to its size, which a GPU may still determine."""
+    """Return the selection on the host, cut to its size, which may be known only on the GPU."""
     if isinstance(chosen, Tensor):
         return Selection(chosen.cpu())
     chosen = chosen.cut()
@@ -131,7 +131,7 @@ def test_the_first_round_of_chunks_begins_after_the_warmup() -> None:
         assert torch.equal(found, permutation[turn // 4][begin : begin + 25])
 
 
-def test_what_a_round_of_chunks_leaves_over_waits_for_the_next() -> None:
+def test_samples_left_over_by_a_round_of_chunks_come_next() -> None:
     loader = DataLoader(Numbers(N), policy=RandomDynamic(keep=0.4, every=1, chunks=True))
     for _ in range(10):
         first, second = feed(loader), feed(loader)

@@ -199,7 +199,7 @@ def test_a_number_beyond_a_double(huge: Any) -> None:
         UCB(c=huge)
 
 
-def test_what_is_no_number_stays_refused() -> None:
+def test_other_values_than_numbers_are_refused() -> None:
     for keep, error in (
         (torch.tensor([0.5]), "keep must be a number, got tensor"),
         (torch.tensor(True), "keep must be a number, got tensor"),

@@ -100,7 +100,7 @@ def test_ies_leaves_out_settled_samples() -> None:
     assert choose(higher, table, 3, seed=0, epoch=5).indices.tolist() == [0, 3, 4]
 
 
-def test_ies_keeps_what_changes_by_just_the_threshold() -> None:
+def test_ies_keeps_changes_equal_to_the_threshold() -> None:
     policy = IES(threshold=2.0)
     table = table_of([*CURVES[:4], CURVES[3]], policy)
     assert policy.mean_change(table).tolist()[3:] == [2, 2]
@@ -117,7 +117,7 @@ def test_ies_reads_the_end_of_a_longer_history() -> None:
     assert choose(policy, table, 1, seed=0, epoch=5).indices.tolist() == [1]
 
 
-def test_ies_keeps_what_diverged() -> None:
+def test_ies_keeps_diverged_samples() -> None:
     losses = [[1.0, 1.0, math.nan, 1.0, 1.0], [1.0, 1.0, math.inf, 1.0, 1.0], [1.0] * 5, [1.0] * 5]
     policy = IES()
     assert choose(policy, table_of(losses, policy), 1, seed=0, epoch=5).indices.tolist() == [0, 1]
@@ -191,7 +191,7 @@ def test_order_dp_takes_the_highest_of_those_drawn() -> None:
     assert chosen(OrderDP(keep=0.3, pool=1.0), losses).indices.tolist() == list(range(70, 100))
 
 
-def test_a_pool_as_large_as_what_is_kept() -> None:
+def test_a_pool_as_large_as_the_selection() -> None:
     """A third of 3 is 1, although 0.333... times 3 is less."""
     losses = torch.arange(3.0)
     for policy in (OrderDP(keep=1 / 3, pool=1 / 3), SeTa(keep=1 / 3, window=1.0)):
@@ -228,7 +228,7 @@ def test_prioritized_weights() -> None:
     assert found.weights is None
 
 
-def test_prioritized_takes_what_is_unknown_for_the_highest() -> None:
+def test_prioritized_treats_unknown_losses_as_the_highest() -> None:
     losses = torch.tensor([1.0, math.inf, 9.0, math.nan])
     for table_losses in (losses, losses[[1, 0, 2, 3]]):
         found = chosen(Prioritized(keep=1.0, exponent=0.5, beta=1.0), table_losses).weights

@@ -46,7 +46,7 @@ def test_a_copy_of_the_scores_is_kept() -> None:
     assert kept(policy, 1) == [[0, 2]]
 
 
-def test_what_a_training_recorded_can_be_replayed() -> None:
+def test_recorded_scores_can_be_replayed() -> None:
     small = DataLoader(Numbers(50), batch_size=5, policy=Full(), return_index=True)
     rows = []
     for epoch in range(3):

@@ -72,7 +72,7 @@ def test_scaled_weights_are_in_proportion(exponent: float, offset: float) -> Non
     assert (wanted > math.log(TINY)).sum() >= 3
 
 
-def test_what_diverged_weighs_most() -> None:
+def test_diverged_samples_weigh_most() -> None:
     scores = torch.tensor([0.0, 10.0, math.inf, math.nan, -math.inf, -1.0])
     found = sampling_weights(scores, 50.0, 0.05)
     assert found[2:4].tolist() == [LARGEST] * 2
@@ -135,7 +135,7 @@ def test_high_losses_are_still_preferred(policy: Policy) -> None:
     assert counts[:4].max() < 5
 
 
-def test_equal_losses_are_drawn_alike() -> None:
+def test_equal_losses_are_drawn_equally_often() -> None:
     """Float32 cannot represent the weights of 20 zero losses, but each is drawn equally often."""
     table = ScoreTable(40, "cpu")
     table.update(torch.arange(40), torch.cat([torch.zeros(20), torch.ones(20)]))
@@ -150,7 +150,7 @@ def test_equal_losses_are_drawn_alike() -> None:
 
 @pytest.mark.parametrize("rule", [Prioritized, Weighted])
 @pytest.mark.parametrize("offset", [1e-310, 5e-324])
-def test_an_offset_that_is_no_normal_number_is_refused_at_once(
+def test_an_offset_that_is_not_normal_is_refused_at_once(
     rule: type[Prioritized] | type[Weighted], offset: float
 ) -> None:
     message = f"offset must be at least 2.2250738585072014e-308, got {offset}"

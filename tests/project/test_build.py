@@ -144,7 +144,7 @@ def script(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_a_wrapper_of_nvcc_is_asked_for_its_toolkit(setup: ModuleType, tmp_path: Path) -> None:
+def test_a_wrapper_of_nvcc_reports_its_toolkit(setup: ModuleType, tmp_path: Path) -> None:
     toolkit = tmp_path / "toolkit"
     (toolkit / "bin").mkdir(parents=True)
     script(tmp_path / "bin" / "nvcc", f"echo '#$ TOP={toolkit}/bin/..' >&2")

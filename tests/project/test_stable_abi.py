@@ -87,7 +87,7 @@ def test_a_symbol_that_must_not_be_used_is_found(audit: ModuleType, name: str, s
     assert symbol in fault
 
 
-def test_the_symbols_of_a_torch_are_read_from_what_nm_printed(
+def test_the_symbols_of_a_torch_are_read_from_the_output_of_nm(
     audit: ModuleType, tmp_path: Path
 ) -> None:
     listed = tmp_path / "symbols"

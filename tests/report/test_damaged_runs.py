@@ -360,7 +360,7 @@ def test_links_are_not_followed(run: Path, tmp_path: Path) -> None:
     assert page.count("data:image/png") == sum(each.name != image.name for each in others)
 
 
-def test_cells_are_no_formulas(tmp_path: Path) -> None:
+def test_cells_are_not_formulas(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     names = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", "-1.5e3", "+2", "a=b"]
     wanted = ["'" + name for name in names[:6]] + names[6:]
@@ -411,7 +411,7 @@ def gone_on_with(folder: Path, state: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("end", [b"", b'{"epo', b'{"epoch": 2, "samples": 90}'[:-1], bytes(50)])
-def test_a_cut_line_is_dropped_and_the_run_goes_on(end: bytes, tmp_path: Path) -> None:
+def test_a_cut_line_is_dropped_and_the_run_continues(end: bytes, tmp_path: Path) -> None:
     state = three_epochs(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     whole = gone_on_with(tmp_path / "whole", state)
@@ -431,7 +431,7 @@ def test_a_cut_line_is_dropped_and_the_run_goes_on(end: bytes, tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_cut_line_of_an_epoch_that_is_trained_again_is_no_loss(tmp_path: Path) -> None:
+def test_a_cut_line_of_an_epoch_that_is_repeated_loses_nothing(tmp_path: Path) -> None:
     state = three_epochs(tmp_path / "run")
     with (tmp_path / "run" / "epochs.jsonl").open("a") as file:
         file.write('{"epoch": 3, "num_sel')
@@ -501,7 +501,7 @@ def test_other_damaged_lines_are_refused_and_nothing_is_changed(
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_lines_without_figures_of_ours_are_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_whose_lines_lack_our_figures_continues(tmp_path: Path) -> None:
     state = three_epochs(tmp_path / "run")
     (tmp_path / "run" / "epochs.jsonl").write_text('{"epoch": 0}\n{"epoch": 1, "samples": null}\n')
     log = gone_on_with(tmp_path / "run", state)

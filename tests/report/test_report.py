@@ -168,7 +168,7 @@ def test_a_copy_of_the_loader_does_not_log(tmp_path: Path) -> None:
     assert log.lines == []
 
 
-def test_a_resumed_run_goes_on_with_its_log(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_its_log(tmp_path: Path) -> None:
     def made() -> DataLoader[int]:
         return DataLoader(Numbers(60), 8, policy=RandomDynamic(keep=0.5, every=1), seed=2)
 

@@ -145,7 +145,7 @@ def test_blocks_without_kept_samples_are_not_read() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_epoch_goes_on(num_workers: int) -> None:
+def test_a_resumed_epoch_continues(num_workers: int) -> None:
     options = {"blocks": [30, 50, 20, 100], "window": 3, "num_workers": num_workers}
     whole = loader_of(200, **options)
     wanted = [train(whole), train(whole), train(whole)]

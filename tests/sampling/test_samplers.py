@@ -135,7 +135,7 @@ def test_resuming_inside_a_chunk(num_done: int, drop_last: bool) -> None:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("policy", [Full(), RandomDynamic()], ids=["all", "selected"])
-def test_what_is_done_to_a_batch_stays_there(shuffle: bool, policy: dynloader.Policy) -> None:
+def test_changing_a_batch_in_place_is_safe(shuffle: bool, policy: dynloader.Policy) -> None:
     sampler = PruningSampler(5000, policy, shuffle=shuffle)
     batches = PruningBatchSampler(sampler, 64)
     expected = in_batches(whole_order(sampler), 64)
@@ -169,7 +169,7 @@ def test_the_first_batch_costs_one_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     ("indices", "ascending"),
     [([1, 5, 3, 9], [1, 3, 5, 9]), ([1, 3, 5], [1, 3, 5]), ([7], [7]), ([2, 1], [1, 2])],
 )
-def test_what_a_selection_keeps(indices: list[int], ascending: list[int]) -> None:
+def test_the_kept_samples_of_a_selection(indices: list[int], ascending: list[int]) -> None:
     kept = Kept(ops.Selection(torch.tensor(indices)), 3, 10)
     assert (len(kept), kept.checkpoint, kept.weights) == (len(indices), 3, None)
     assert kept.indices.tolist() == kept.on(torch.device("cpu")).tolist() == indices
@@ -194,7 +194,7 @@ def test_a_plan_is_equal_only_to_itself() -> None:
         first.epoch = 1
 
 
-def test_which_part_of_a_step_a_batch_sampler_feeds() -> None:
+def test_the_share_of_a_batch_sampler() -> None:
     """A single process cannot have another process with a different batch size."""
     alone = PruningBatchSampler(PruningSampler(N, Full()), 4, batch_sizes=[5, 4])
     assert alone.share == Share((4,), 0)
@@ -209,7 +209,7 @@ def test_which_part_of_a_step_a_batch_sampler_feeds() -> None:
 
 
 @pytest.mark.parametrize(("drop_last", "stop", "num_left"), [(False, 50, 6), (True, 46, 5)])
-def test_what_is_left_of_an_epoch(drop_last: bool, stop: int, num_left: int) -> None:
+def test_the_number_of_batches_left(drop_last: bool, stop: int, num_left: int) -> None:
     batches = PruningBatchSampler(PruningSampler(50, Full(), seed=1), 8, drop_last)
     epoch = EpochProgress(batches.sampler.epochs.current.plan, start=6)
     assert batches.stop_of(epoch.plan, start=6) == stop
@@ -233,7 +233,7 @@ def test_epochs_with_a_fixed_number_of_steps() -> None:
         assert batches.epoch == 1
 
 
-def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_of_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     def sampler(**options: int) -> PruningSampler:
         return PruningSampler(N, Full(), **options)
 
@@ -265,7 +265,7 @@ def test_which_of_several_processes_a_sampler_is(monkeypatch: pytest.MonkeyPatch
     assert where(sampler(num_replicas=3, rank=1)) == ((3, 1), 3, 1, (3, 1))
 
 
-def test_what_a_sampler_is_made_of() -> None:
+def test_arguments_of_a_sampler() -> None:
     with pytest.raises(TypeError, match="shuffle must be True or False, got 1"):
         PruningSampler(N, Full(), shuffle=1)  # type: ignore[arg-type]
     with pytest.raises(
@@ -315,7 +315,7 @@ def test_several_processes_meet_between_epochs(monkeypatch: pytest.MonkeyPatch) 
     assert met[1].endswith("at the end of epoch 3")
 
 
-def test_two_samplers_that_feed_alike() -> None:
+def test_the_identity_of_samplers() -> None:
     assert (
         PruningSampler(N, Full()).epochs.identity()
         == PruningSampler(N, Full(), seed=0).epochs.identity()

@@ -48,7 +48,7 @@ def test_as_numpy_says(dtype: torch.dtype) -> None:
         assert loss_distribution(losses) == pytest.approx(wanted)
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_nonfinite_losses_are_ignored() -> None:
     losses = torch.tensor([math.nan, 1.0, math.inf, 3.0, -math.inf])
     assert loss_distribution(losses) == loss_distribution(torch.tensor([1.0, 3.0]))
 

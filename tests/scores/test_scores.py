@@ -244,7 +244,7 @@ class Dict(nn.Module):
         return {"logits": self.layer(inputs)}
 
 
-def test_what_a_pass_cannot_score() -> None:
+def test_passes_that_cannot_score() -> None:
     model, data = made()
     with pytest.raises(TypeError, match="logits must be a tensor, got dict"):
         scores.scoring_pass(Dict(), TorchDataLoader(data, 8))

@@ -156,7 +156,7 @@ def test_the_remedies() -> None:
     assert_refused(UCB(), table)
 
 
-def test_what_the_user_set_is_not_replaced() -> None:
+def test_a_scoring_set_by_the_user_is_not_replaced() -> None:
     table = ScoreTable(N, "cpu")
     table.scoring = Scoring(ScoreRule.MEAN, alpha=0.1)
     assert_refused(UCB(), table)

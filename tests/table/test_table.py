@@ -223,7 +223,7 @@ def test_a_history_may_become_longer() -> None:
     assert table.history.nan_to_num(-1).tolist() == [[-1, 2, 4], [-1, -1, 3]]
 
 
-def test_the_history_is_what_numpy_makes_of_all_losses() -> None:
+def test_the_history_equals_numpys() -> None:
     generator = np.random.default_rng(0)
     table, every = ScoreTable(20, history=4), [[] for _ in range(20)]
     for _ in range(50):
@@ -258,7 +258,7 @@ def test_retention() -> None:
     assert table.retention() == (1, 2, 1)
 
 
-def test_scores_that_were_given_are_no_losses() -> None:
+def test_scores_written_by_the_user_are_not_losses() -> None:
     table = ScoreTable(3)
     table.scores.copy_(torch.tensor([1.0, 2.0, 3.0]))
     assert table.stats()["dynloader/num_nonfinite"] == 0
@@ -426,7 +426,7 @@ def captured(table: ScoreTable, index: torch.Tensor, losses: torch.Tensor) -> to
 
 
 @pytest.mark.cuda
-def test_updates_are_counted_where_a_graph_replays_them(cuda: str) -> None:
+def test_updates_replayed_by_a_graph_are_counted(cuda: str) -> None:
     table, other = ScoreTable(50, cuda), ScoreTable(50, cuda)
     index, losses = torch.arange(8, device=cuda), torch.rand(8).to(cuda)
     for each in (table, other):
