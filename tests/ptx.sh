@@ -3,9 +3,9 @@
 #
 #   tests/ptx.sh RUNNER [arguments of pytest]   from the root of a checkout, built with CUDA
 #
-# The runner finds the kernels in dynloader/_C*.so, all of which must have them. Here they are in the libraries for CUDA, and
-# the module has none. So it gets a tree of links to the same files, where the libraries have such a name too, and the
-# module is the package _C, which has none that the runner looks for.
+# The runner looks for kernels in all files dynloader/_C*.so. In this build, the CUDA libraries contain the kernels and the
+# module contains none. So the runner gets a tree of links to the same files, in which the libraries have such names, and the
+# module is a package _C, which the runner does not search.
 set -euo pipefail
 runner=$(realpath "$1")
 shift

@@ -7,7 +7,7 @@ python=$1
 # Excludes tests that measure memory, which a sanitizer multiplies, and tests of torch's compiler or torchvision.
 tests=$(ls tests/ops/test_ops_*.py tests/table/test_table.py tests/arrays/test_native_gather.py | grep -v -e ops_memory -e with_torch)
 
-# Prints what to preload: instrumented libraries need the sanitizer's runtime before Python starts, and the runtime needs
+# Prints the libraries to preload: instrumented libraries need the sanitizer's runtime before Python starts, and the runtime needs
 # libstdc++, to find where C++ throws.
 runtime() {
   echo "$("${CXX:-g++}" -print-file-name="$1") $("${CXX:-g++}" -print-file-name=libstdc++.so.6)"

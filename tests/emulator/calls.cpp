@@ -1,4 +1,4 @@
-// Every call of the native core, by name, for the emulated GPU.
+// Exports each call of the native core by name, for the emulated GPU.
 #include "../../csrc/algorithms/calls.h"
 
 #include <cuda_runtime_api.h>
@@ -22,10 +22,10 @@ void* scratch(void*, int64_t bytes) { return emulator::allocate(static_cast<size
   extern "C" size_t size_of_##Name() { return sizeof(dynloader::Name); }
 DYNLOADER_FOR_EACH_CALL(CALL)
 
-// Not within the function: what guards a local static is an atomic that the tracer does not know.
+// Not a local static, which is guarded by an atomic that the tracer does not know.
 static std::string message;
 
-// The message of a call whose kernel the runtime refuses to launch.
+// Returns the message of a call whose kernel the runtime refuses to launch.
 extern "C" const char* refused_VisitBonus(const dynloader::VisitBonus* call) {
   emulator::refusal = cudaErrorNoKernelImageForDevice;
   try {

@@ -1,5 +1,5 @@
-// Stands in for the CUDA runtime: what csrc/backends uses of it, executed by emulator.h. What is
-// not here does not compile, and is to be added when it is needed.
+// Stands in for the CUDA runtime: emulator.h executes the calls that csrc/backends makes. Calls
+// that are missing here do not compile, and must be added when they are needed.
 #pragma once
 
 #include <cstddef>
@@ -30,9 +30,9 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorNoKernelImageForDevice = 209 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 
 namespace emulator {
-// What the next launch answers, instead of running the kernel.
+// If set, the next launch returns this error instead of running the kernel.
 inline cudaError_t refusal = cudaSuccess;
-// The error of the last call that failed, until it is read.
+// The error of the last failed call, until it is read.
 inline cudaError_t last_error = cudaSuccess;
 }  // namespace emulator
 
@@ -59,7 +59,7 @@ struct KernelCall {
   void (*kernel)(Parameters...);
   void** arguments;
 
-  // Reads the host's memory, as the driver does when it copies the arguments.
+  // Reads host memory, as the driver does to copy the arguments.
   template <size_t... I>
   __attribute__((no_sanitize("thread"))) void pass(std::index_sequence<I...>) const {
     kernel(*static_cast<Parameters*>(arguments[I])...);

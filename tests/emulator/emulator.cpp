@@ -30,7 +30,7 @@ constexpr size_t kArenaBytes = size_t{1} << 28;
 constexpr size_t kAlignment = 512;
 constexpr int kPoison = 0xa5;
 
-// A thread that is paused. swapcontext makes two system calls, as much as a whole case takes here.
+// A paused thread. swapcontext makes two system calls, which take as long as a whole case here.
 #if defined(__x86_64__)
 using Context = void**;  // its stack, with the registers that a call preserves
 
@@ -42,7 +42,7 @@ __attribute__((naked, noinline)) void switch_to(Context* /*from*/, Context /*to*
 
 void prepare(Context* context, void* stack, size_t bytes, void (*function)()) {
   void** top = static_cast<void**>(stack) + bytes / sizeof(void*);
-  *--top = nullptr;  // where `function` would return to
+  *--top = nullptr;  // the return address of `function`
   *--top = reinterpret_cast<void*>(function);
   *context = top - 6;
 }
@@ -62,7 +62,7 @@ void prepare(Context* context, void* stack, size_t bytes, void (*function)()) {
 
 enum class State { kReady, kAtBarrier, kAtExchange, kDone };
 
-// What one thread of the block is at.
+// A thread of the block, and the point where it waits.
 struct Fiber {
   Context context;
   void* stack;
@@ -82,9 +82,9 @@ struct Launch {
 std::mt19937_64 generator;
 Launch current = {};
 unsigned block = 0;
-int running = -1;  // the thread; below zero: the host
+int running = -1;  // the thread, or -1 for the host
 Fiber fibers[kMaxThreads] = {};
-// Of an exchange and of the next one, for some lanes may be there before others have read.
+// Two buffers, because some lanes may start the next exchange before others have read this one.
 uint64_t exchanged[2][kMaxThreads];
 Context scheduler;
 
@@ -115,7 +115,7 @@ void pause(State state) {
   switch_to(&fiber.context, scheduler);
 }
 
-// Puts down this lane's value and waits; the answer has every lane's.
+// Stores this lane's value, waits, and returns the values of all lanes.
 const uint64_t* exchange_all(unsigned mask, uint64_t value, int line) {
   const int thread = running;
   Fiber& fiber = fibers[thread];
@@ -129,7 +129,7 @@ const uint64_t* exchange_all(unsigned mask, uint64_t value, int line) {
   return values + thread / kWarpSize * kWarpSize;
 }
 
-// Lets the lanes of each warp go on whose exchange is complete.
+// Resumes the lanes of each warp whose exchange is complete.
 bool complete_exchanges() {
   bool is_any = false;
   const int threads = static_cast<int>(current.threads);

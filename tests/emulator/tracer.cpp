@@ -18,12 +18,12 @@ namespace {
 
 constexpr unsigned kSeveral = ~0u;
 
-// The thread that made an access; `phase` counts the barriers that its block had passed.
+// The thread that made an access; `phase` counts the barriers its block had passed.
 struct Access {
   unsigned launch, block, phase, thread;
 };
 
-// Of one byte: the last access of each kind; of several that nothing orders, what they share.
+// The last access of each kind to a byte. For several unordered accesses, what they have in common.
 struct Byte {
   Access write, read, atomic;
   bool is_allocated, is_written;
@@ -31,8 +31,8 @@ struct Byte {
 
 enum class Kind { kRead, kWrite, kAtomic };
 
-// One byte of shadow for each byte of a region, in memory that the system fills with zeros as it is
-// touched.
+// A region with one `Byte` of shadow for each of its bytes, in memory that the system zeros on
+// first use.
 struct Region {
   const char* begin = nullptr;
   size_t bytes = 0;
@@ -51,23 +51,23 @@ struct Region {
   }
 };
 
-// What this thread block knows of the others: all of their accesses in the phases before.
+// For each block, a phase before which all of its accesses are known.
 using Phases = std::vector<unsigned>;
 
 Region device, shared, constant;
 bool is_tracing = false;
 unsigned launch_number = 0, num_threads = 0, block = 0, phase = 0;
-std::vector<Phases> seen;      // by block; what it has acquired, and fenced since
-Phases published;              // by block: fenced, by all of its threads
-Phases acquired;               // by the current block, not fenced yet
-std::vector<bool> has_fenced;  // by thread, in this phase, with no write since
+std::vector<Phases> seen;      // by block: acquired, and fenced since
+Phases published;              // by block: fenced by all of its threads
+Phases acquired;               // by the current block, but not fenced yet
+std::vector<bool> has_fenced;  // by thread: in this phase, without a write since
 std::unordered_map<const void*, Phases> released;  // by address of an atomic
 
 Access now() { return {launch_number, block, phase, thread_index().x}; }
 
 bool is_before(const Access& a, const Access& b, bool is_device) {
   if (a.launch != b.launch) return true;
-  if (!is_device && a.block != b.block) return true;  // each block has its own
+  if (!is_device && a.block != b.block) return true;  // each block has its own shared memory
   if (a.block == b.block) return a.thread == b.thread || a.phase < b.phase;
   if (a.block != kSeveral) return a.phase < seen[b.block][a.block];
   const Phases& known = seen[b.block];
@@ -119,8 +119,8 @@ void note_byte(const void* address, Byte* byte, Kind kind, bool is_device) {
     fail_race(byte->atomic, "changed by an atomic", this_one, address, is_device);
   }
   if (kind == Kind::kRead) note(&byte->read, a, is_device);
-  // An atomic has seen all those before it in the same place: what comes after it, comes after
-  // them.
+  // An atomic is ordered after all earlier ones at its address, so an access that is ordered after
+  // it is ordered after them.
   if (kind == Kind::kAtomic) byte->atomic = a;
   if (kind == Kind::kWrite) byte->write = a;
   if (kind == Kind::kWrite) byte->is_written = true;
@@ -140,7 +140,8 @@ void note_access(const void* address, size_t bytes, Kind kind) {
   for (size_t i = 0; i < bytes; ++i) note_byte(begin + i, byte + i, kind, is_device);
 }
 
-// An atomic passes on what its block had fenced, and takes what others passed on, once it fences.
+// An atomic releases what its block has fenced, and acquires what others released at its next
+// fence.
 void note_atomic(const void* address, size_t bytes, bool is_change) {
   if (!is_tracing) return;
   note_access(address, bytes, Kind::kAtomic);
@@ -153,7 +154,7 @@ void note_atomic(const void* address, size_t bytes, bool is_change) {
   join(&here, mine);
 }
 
-// The library that the kernels are in: what it may write is their shared memory.
+// Finds the segments of the kernels' library. Its writable segment is their shared memory.
 int find_segments(dl_phdr_info* info, size_t, void*) {
   const auto here = reinterpret_cast<uintptr_t>(&find_segments);
   const auto* segments_end = info->dlpi_phdr + info->dlpi_phnum;
@@ -168,7 +169,7 @@ int find_segments(dl_phdr_info* info, size_t, void*) {
     if ((segment->p_flags & PF_W) != 0) {
       shared.cover(begin, segment->p_memsz);
     } else if (begin > constant.begin) {
-      constant.begin = begin;  // the last one, .rodata; its bytes are not followed
+      constant.begin = begin;  // the last one, .rodata; its bytes are not traced
       constant.bytes = segment->p_memsz;
     }
   }
@@ -230,7 +231,7 @@ void end_launch() { is_tracing = false; }
 
 }  // namespace emulator::tracer
 
-// What the compiler calls at each access.
+// The compiler inserts a call of one of these at each access.
 
 using emulator::tracer::Kind;
 using emulator::tracer::note_access;

@@ -1,8 +1,8 @@
-// Follows every access of a kernel to memory, and ends the program at one that
-// - two threads make without anything that orders them, one of them writing (a race),
+// Traces every memory access of a kernel, and ends the program at an access that
+// - races with another thread: the two are unordered, and one of them writes,
 // - reads uninitialized memory,
-// - is outside of the memory that was allocated on the device.
-// Only where the kernels are compiled with -fsanitize=thread, whose calls tracer.cpp answers.
+// - is outside of allocated device memory.
+// Needs kernels compiled with -fsanitize=thread, whose calls tracer.cpp implements.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// What csrc/ops/threads.h promises, without Python and torch. Prints what fails.
+// Checks the guarantees of csrc/ops/threads.h without Python and torch. Prints failures.
 #include <dirent.h>
 #include <signal.h>
 #include <sys/syscall.h>
@@ -39,7 +39,7 @@ void share_out(int64_t threads, int64_t tiles, const Range& range) {
       const_cast<Range*>(&range));
 }
 
-// One loop, all of whose state is gone after it: a thread that comes late must not touch it.
+// Runs a loop whose state is freed when it returns: a late thread must not touch it.
 void one_loop(int64_t threads, int64_t tiles, int work = 0) {
   auto visits = std::make_unique<std::vector<int>>(static_cast<size_t>(tiles));
   auto is_used = std::make_unique<std::vector<std::atomic<bool>>>(static_cast<size_t>(threads));
@@ -61,7 +61,7 @@ void loops() {
     for (const int64_t tiles : {0, 1, 2, 3, 7, 8, 9, 64, 1000}) {
       for (int again = 0; again < 5; ++again) one_loop(threads, tiles, again * 100);
     }
-    one_loop(threads, 1000, 2000);  // long enough to call others
+    one_loop(threads, 1000, 2000);  // long enough to wake other threads
   }
 }
 
@@ -78,7 +78,7 @@ void errors() {
     check(is_thrown, "an error is lost");
     one_loop(8, 64);
   }
-  // All at once, on every thread, and what is thrown is freed where it was not thrown.
+  // All threads throw at once, and another thread may free the exception.
   for (int again = 0; again < 20; ++again) {
     int64_t thrown = -1;
     try {
@@ -92,7 +92,7 @@ void errors() {
   one_loop(8, 64);
 }
 
-// What is allowed may change from loop to loop: one_loop checks the slots.
+// The allowed number of threads may change from loop to loop: one_loop checks the slots.
 void fewer_threads_than_before() {
   for (int again = 0; again < 10; ++again) {
     for (const int64_t threads : {8, 2, 1, 3}) one_loop(threads, 100, 100);
@@ -120,7 +120,7 @@ void several_callers() {
   for (std::thread& caller : callers) caller.join();
 }
 
-// The first caller has the threads until the second one has finished.
+// The first caller keeps the threads until the second has finished.
 void a_second_caller_does_not_wait() {
   std::atomic<bool> is_begun = false, is_over = false;
   std::thread first([&] {
@@ -146,10 +146,10 @@ void hold(int) {
   --num_held;
 }
 
-// Helpers that are held, as by a kernel that gives them no processor, are not waited for.
+// A loop does not wait for helpers that get no processor time; here a signal handler holds them.
 void threads_without_a_processor() {
   one_loop(4, 100, 1000);
-  usleep(100'000);  // they sleep
+  usleep(100'000);  // the helpers fall asleep
   signal(SIGUSR1, hold);
   int others = 0;
   DIR* tasks = opendir("/proc/self/task");
@@ -167,7 +167,7 @@ void threads_without_a_processor() {
   one_loop(4, 100, 1000);
 }
 
-// While others share out loops, so that some fork comes in the middle of one.
+// Forks while another thread shares out loops, so that some forks happen within a loop.
 void forks() {
   std::atomic<bool> is_over = false;
   std::thread other([&] {
@@ -207,7 +207,7 @@ int main() {
   threads_without_a_processor();
   forks();
 #endif
-  // The process ends in the middle of a loop.
+  // The process exits in the middle of a loop.
   std::thread([] {
     for (;;) one_loop(4, 100, 1000);
   }).detach();
