@@ -42,7 +42,7 @@ def rest_of_the_epoch(loader: DataLoader[int]) -> list[list[int]]:
     return list(batches_of(copy.deepcopy(loader)))
 
 
-# --- what is fed ---------------------------------------------------------------------------------
+# --- samples fed ---------------------------------------------------------------------------------
 
 
 def test_epoch_0_is_full_and_the_next_has_the_samples_the_policy_keeps() -> None:

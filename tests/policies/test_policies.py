@@ -54,7 +54,7 @@ def on_host(chosen: Tensor | Selection) -> Selection:
     return Selection(chosen.indices.cpu(), weights)
 
 
-# --- what is selected ----------------------------------------------------------------------------
+# --- selections ----------------------------------------------------------------------------------
 
 
 def test_full_prunes_never_and_keeps_scores() -> None:

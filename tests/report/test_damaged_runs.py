@@ -334,7 +334,7 @@ def test_a_cut_line_is_left_out_of_the_report(
     assert f"skipped the last line of {tmp_path / 'run' / 'epochs.jsonl'}: it is truncated" in line
 
 
-# --- what must not reach the page ----------------------------------------------------------------
+# --- content that must not reach the page --------------------------------------------------------
 
 
 def test_links_are_not_followed(run: Path, tmp_path: Path) -> None:
