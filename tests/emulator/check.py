@@ -32,7 +32,7 @@ from emulator.gpu import (
 SIZES = [0, 1, 2, 5, 31, 32, 33, 256, 257, 1000, 4095, 4096, 4097, 8193]
 MANY = [16_385, 70_001]
 RACE, PRIORITY = 0, 1
-BFLOAT16 = 3  # of LossType
+BFLOAT16 = 3  # a LossType
 num_equal = 0
 
 

@@ -176,7 +176,7 @@ OTHER_TENSORS: tuple[Callable[[Tensor], Any], ...] = (
 )
 # Not for the tensors of a table, whose visits are never negative.
 NEGATIVE_TENSORS: tuple[Callable[[Tensor], Any], ...] = (
-    lambda t: torch._neg_view(t - 0),  # as - and - 0, not of bool
+    lambda t: torch._neg_view(t - 0),  # raises for bool, which cannot be negated
     lambda t: -1 - t,
 )
 TABLE = ("records", "state", "counts")
