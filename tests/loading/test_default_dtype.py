@@ -44,7 +44,7 @@ N = 60
 OTHERS = [torch.float64, torch.bfloat16, torch.float16]
 # Half precision rounds these.
 STATIC = [1 + i * 37 % N / 4096 for i in range(N)]
-FLOORS: list[dict[str, Any]] = [
+CONSTRAINTS: list[dict[str, Any]] = [
     {},
     {"rescale": True},
     {"explore": 0.2},
@@ -52,44 +52,46 @@ FLOORS: list[dict[str, Any]] = [
     {"explore": 0.2, "min_per_class": 5, "labels": [i % 3 for i in range(N)]},
 ]
 RULES: dict[str, Callable[..., Policy]] = {
-    "full": lambda **floors: Full(**floors),
-    "static random": lambda **floors: StaticRandom(**floors),
-    "static": lambda **floors: Static(scores=STATIC, **floors),
-    "replay": lambda **floors: Replay(scores=[STATIC, STATIC[::-1]], **floors),
-    "random": lambda **floors: RandomDynamic(every=1, **floors),
-    "chunks": lambda **floors: RandomDynamic(every=1, chunks=True, **floors),
-    "epsilon": lambda **floors: EpsilonGreedy(every=1, **floors),
-    "ucb": lambda **floors: UCB(every=1, **floors),
-    "ucb by visits": lambda **floors: UCB(every=1, bonus="visits", **floors),
-    "info batch": lambda **floors: InfoBatch(**{"rescale": False, "anneal": None} | floors),
-    "info batch, a count": lambda **floors: InfoBatch(
-        **{"keep": 0.6, "rescale": False, "anneal": None} | floors
+    "full": lambda **constraints: Full(**constraints),
+    "static random": lambda **constraints: StaticRandom(**constraints),
+    "static": lambda **constraints: Static(scores=STATIC, **constraints),
+    "replay": lambda **constraints: Replay(scores=[STATIC, STATIC[::-1]], **constraints),
+    "random": lambda **constraints: RandomDynamic(every=1, **constraints),
+    "chunks": lambda **constraints: RandomDynamic(every=1, chunks=True, **constraints),
+    "epsilon": lambda **constraints: EpsilonGreedy(every=1, **constraints),
+    "ucb": lambda **constraints: UCB(every=1, **constraints),
+    "ucb by visits": lambda **constraints: UCB(every=1, bonus="visits", **constraints),
+    "info batch": lambda **constraints: InfoBatch(
+        **{"rescale": False, "anneal": None} | constraints
     ),
-    "weighted": lambda **floors: Weighted(**{"rescale": False} | floors),
-    "weighted, scaled": lambda **floors: Weighted(
-        **{"exponent": 40, "offset": 1e-3, "rescale": False} | floors
+    "info batch, a count": lambda **constraints: InfoBatch(
+        **{"keep": 0.6, "rescale": False, "anneal": None} | constraints
     ),
-    "prioritized": lambda **floors: Prioritized(**{"rescale": False} | floors),
-    "kakurenbo": lambda **floors: Kakurenbo(confidence=0.5, **floors),
-    "ies": lambda **floors: IES(keep=0.3, threshold=0.5, window=1, **floors),
-    "seta": lambda **floors: SeTa(**floors),
-    "order": lambda **floors: OrderDP(**floors),
+    "weighted": lambda **constraints: Weighted(**{"rescale": False} | constraints),
+    "weighted, scaled": lambda **constraints: Weighted(
+        **{"exponent": 40, "offset": 1e-3, "rescale": False} | constraints
+    ),
+    "prioritized": lambda **constraints: Prioritized(**{"rescale": False} | constraints),
+    "kakurenbo": lambda **constraints: Kakurenbo(confidence=0.5, **constraints),
+    "ies": lambda **constraints: IES(keep=0.3, threshold=0.5, window=1, **constraints),
+    "seta": lambda **constraints: SeTa(**constraints),
+    "order": lambda **constraints: OrderDP(**constraints),
 }
 
 
-def allowed(make: Callable[..., Policy], floors: dict[str, Any]) -> bool:
+def allowed(make: Callable[..., Policy], constraints: dict[str, Any]) -> bool:
     """Whether the rule takes these options."""
     try:
-        make(**floors)
+        make(**constraints)
     except ValueError:
         return False
     return True
 
 
 CASES = [
-    pytest.param(make, floors, id=f"{name}-{'-'.join(floors) or 'plain'}")
-    for (name, make), floors in itertools.product(RULES.items(), FLOORS)
-    if allowed(make, floors)
+    pytest.param(make, constraints, id=f"{name}-{'-'.join(constraints) or 'plain'}")
+    for (name, make), constraints in itertools.product(RULES.items(), CONSTRAINTS)
+    if allowed(make, constraints)
 ]
 
 
@@ -128,17 +130,17 @@ def trace(policy: Policy) -> list[Any]:
     return [*found, loader.stats().keys(), state["indices"], state["weights"], state["table"]]
 
 
-@pytest.mark.parametrize(("make", "floors"), CASES)
-def test_policies(make: Callable[..., Policy], floors: Any, other: torch.dtype) -> None:
-    wanted, found = on_both(other, lambda: plain(trace(make(**floors))))
+@pytest.mark.parametrize(("make", "constraints"), CASES)
+def test_policies(make: Callable[..., Policy], constraints: Any, other: torch.dtype) -> None:
+    wanted, found = on_both(other, lambda: plain(trace(make(**constraints))))
     assert found == wanted
 
 
-def test_every_rule_and_floor_is_tried() -> None:
+def test_every_rule_and_constraint_is_tried() -> None:
     tried = {type(case.values[0](**case.values[1])) for case in CASES}
     ours = {rule for rule in Policy.__subclasses__() if rule.__module__.startswith("dynloader.")}
     assert tried == ours
-    assert all(any(case.values[1] == floors for case in CASES) for floors in FLOORS)
+    assert all(any(case.values[1] == constraints for case in CASES) for constraints in CONSTRAINTS)
 
 
 def test_static_scores_of_python_numbers(other: torch.dtype) -> None:

@@ -732,17 +732,17 @@ def test_info_tells_which_libraries_were_loaded_and_why_not_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["info", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["torch"] == torch.__version__
-    assert told["build"] == dynloader.build_info()
-    libraries = {each["name"]: each for each in told["libraries"]}
+    info = json.loads(capsys.readouterr().out)
+    assert info["torch"] == torch.__version__
+    assert info["build"] == dynloader.build_info()
+    libraries = {each["name"]: each for each in info["libraries"]}
     assert set(libraries) == {"cpu", "cuda12", "cuda13"}
     assert libraries["cpu"]["loaded"]
     for each in libraries.values():
         assert each["loaded"] == (each["problem"] is None)
         assert Path(each["path"]).exists() or not each["loaded"]
     loaded = [name for name, each in libraries.items() if each["loaded"]]
-    major = None if told["build"]["cuda"] is None else told["build"]["cuda"].split(".")[0]
+    major = None if info["build"]["cuda"] is None else info["build"]["cuda"].split(".")[0]
     assert loaded == ["cpu"] + ([] if major is None else [f"cuda{major}"])
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
