@@ -17,6 +17,15 @@ from typing_extensions import override
 
 from dynloader._checks import check_number
 
+__all__ = [
+    "HasProgress",
+    "ProgressLR",
+    "constant",
+    "cosine",
+    "linear",
+    "one_cycle",
+]
+
 Schedule = Callable[[float], float]
 
 
@@ -159,3 +168,7 @@ def _line(t: float) -> float:
 
 def _half_cosine(t: float) -> float:
     return (1 + math.cos(math.pi * t)) / 2
+
+
+def __dir__() -> list[str]:
+    return __all__

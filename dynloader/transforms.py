@@ -21,6 +21,18 @@ from dynloader._address import Address
 from dynloader._checks import check_integer, check_number
 from dynloader.ops import _fake as _fake  # registers torch.ops.dynloader
 
+__all__ = [  # noqa: RUF022 (the order in which they are applied)
+    "Transform",
+    "FromChannelsLast",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "AlternatingFlip",
+    "Cutout",
+    "Normalize",
+    "Cast",
+    "ToChannelsLast",
+]
+
 
 class Transform:
     """Base class of the transforms in this module."""
@@ -318,3 +330,7 @@ def _by_channel(name: str, value: float | Sequence[float], channels: int) -> Ten
 
 def _listed(value: float | Sequence[float]) -> list[float]:
     return list(value) if isinstance(value, Sequence) else [value]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,6 +23,13 @@ from dynloader._checks import (
     refusing_states,
 )
 
+__all__ = [
+    "BatchSelection",
+    "ImportanceGate",
+    "SelectiveBackprop",
+    "select_batch",
+]
+
 _SEEDS = 2**64
 
 
@@ -239,3 +246,7 @@ def uniform(k: int, seed: int, step: int) -> Tensor:
     # Together they are the 128-bit key of NumPy's Philox.
     draws = np.random.Generator(np.random.Philox(key=[seed, step])).random(k)
     return torch.from_numpy(draws)
+
+
+def __dir__() -> list[str]:
+    return __all__

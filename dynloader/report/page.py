@@ -22,7 +22,7 @@ from dynloader.logs._run_log import notable
 from dynloader.report.figures import DARK, LIGHT, Chart, charts
 from dynloader.report.read import RecordedRun, by_name, differing_sizes, found_runs
 from dynloader.report.text import digits, percent, shown
-from dynloader.scores.distribution import loss_distribution
+from dynloader.scores._distribution import loss_distribution
 
 _STYLE = (Path(__file__).parent / "style.css").read_text()
 

@@ -1,8 +1,8 @@
 """Scores of sample difficulty: of a batch, of a training history, and of a whole dataset."""
 
-from dynloader.scores.distribution import LossDistribution, loss_distribution
-from dynloader.scores.files import load, save
-from dynloader.scores.of_batch import (
+from dynloader.scores._distribution import LossDistribution, loss_distribution
+from dynloader.scores._files import load, save
+from dynloader.scores._of_batch import (
     SCORES,
     Score,
     confidence,
@@ -13,9 +13,9 @@ from dynloader.scores.of_batch import (
     grand_last_layer,
     margin,
 )
-from dynloader.scores.of_history import dual, dynamic_uncertainty, forgetting_events, tdds
-from dynloader.scores.rescoring import Rescored, rescore
-from dynloader.scores.scoring_pass import Scored, scoring_pass
+from dynloader.scores._of_history import dual, dynamic_uncertainty, forgetting_events, tdds
+from dynloader.scores._rescoring import Rescored, rescore
+from dynloader.scores._scoring_pass import Scored, scoring_pass
 
 __all__ = [
     "SCORES",
@@ -40,3 +40,7 @@ __all__ = [
     "scoring_pass",
     "tdds",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -171,12 +171,7 @@ def public_names() -> set[str]:
     for room in ("ops", "scores", "schedules", "transforms"):
         module = getattr(dynloader, room)
         found.remove(f"dynloader.{room}")
-        names = getattr(module, "__all__", None) or [
-            name
-            for name, value in vars(module).items()
-            if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
-        ]
-        found |= {f"dynloader.{room}.{name}" for name in names}
+        found |= {f"dynloader.{room}.{name}" for name in module.__all__}
     return found
 
 

@@ -145,7 +145,8 @@ def test_lines_of_code() -> None:
 
 def test_dir_shows_what_is_for_users() -> None:
     assert dir(dynloader) == sorted(dynloader.__all__)
-    for name in ("arrays", "loading", "logs", "ops", "policies", "sampling", "table"):
+    rooms = ("arrays", "loading", "logs", "ops", "policies", "sampling", "scores", "table")
+    for name in (*rooms, "schedules", "transforms", "within_batch"):
         room = __import__(f"dynloader.{name}", fromlist=["__all__"])
         assert dir(room) == sorted(room.__all__), name
         assert not [public for public in room.__all__ if public.startswith("_")]

@@ -12,9 +12,9 @@ from torch.utils.data import Subset
 
 from dynloader.loading._loader import DataLoader
 from dynloader.policies import Full
-from dynloader.scores.evaluating import evaluating
-from dynloader.scores.of_batch import Score
-from dynloader.scores.scoring_pass import device_of, parts_of, scorer_of
+from dynloader.scores._evaluating import evaluating
+from dynloader.scores._of_batch import Score
+from dynloader.scores._scoring_pass import device_of, parts_of, scorer_of
 from dynloader.table._table import ScoreTable
 
 # The options of the loader that determine how it makes batches.

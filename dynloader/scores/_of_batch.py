@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynloader._checks import check_integer, check_range
-from dynloader.scores.evaluating import evaluating
+from dynloader.scores._evaluating import evaluating
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
