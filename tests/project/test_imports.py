@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,21 @@ def name_of(path: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "dynloader"
 
 
-def imports(tree: ast.AST, modules: set[str]) -> set[str]:
-    """The modules of the package that ``tree`` imports."""
+def imports(tree: ast.AST, modules: set[str], folder: Sequence[str]) -> set[str]:
+    """The modules of the package that ``tree``, a module in ``folder`` of it, imports."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            base = node.module.removeprefix("dynloader").removeprefix(".")
+        elif isinstance(node, ast.ImportFrom):
+            parts = ["dynloader", *folder][: len(folder) + 2 - node.level] if node.level else []
+            module = ".".join([*parts, *([] if node.module is None else [node.module])])
+            base = module.removeprefix("dynloader").removeprefix(".")
             inside = [f"{base}.{alias.name}".strip(".") for alias in node.names]
             whole = [name for name in inside if name in modules]
             names = [f"dynloader.{name}" for name in whole]
             if len(whole) < len(inside):
-                names.append(node.module)
+                names.append(module)
         else:
             continue
         found |= {name for name in names if name.split(".")[0] == "dynloader"}
@@ -96,7 +99,8 @@ def faults(package: Path) -> list[str]:
             found.append(f"{name}: is in no room")
             continue
         # A package is what its modules are, not what it imports from them for users.
-        graph[name] = imports(tree, {*paths, "_C"}) - {name}
+        folder = path.relative_to(package).parent.parts
+        graph[name] = imports(tree, {*paths, "_C"}, folder) - {name}
         for other in sorted(graph[name]):
             if rank.get(other.split(".")[0], len(ROOMS)) > rank[room]:
                 found.append(f"{name}: imports {other}, which is above it")
@@ -118,6 +122,14 @@ def test_every_module_is_in_its_room() -> None:
     [
         ({"ops/_a.py": "from dynloader.table import _b"}, "ops._a: imports table, which is above"),
         ({"ops/_a.py": "def f():\n    import dynloader"}, "ops._a: imports dynloader, which is"),
+        ({"ops/_a.py": "from ..table import _b"}, "ops._a: imports table, which is above"),
+        ({"ops/_a.py": "from ..table._b import f"}, "ops._a: imports table._b, which is above"),
+        ({"ops/_a.py": "from .. import table"}, "ops._a: imports dynloader, which is above"),
+        ({"_checks.py": "from .ops import f"}, "_checks: imports ops, which is above"),
+        (
+            {"ops/_a.py": "from . import _b", "ops/_b.py": "from ._a import f"},
+            "ops._a -> ops._b -> ops._a: import in a circle",
+        ),
         ({"kitchen/_a.py": ""}, "kitchen._a: is in no room"),
         ({"ops/_a.py": "if TYPE_CHECKING: pass"}, "ops._a: hides an import"),
         ({"ops/_a.py": "x = 1\n" * 301}, "ops._a: has 301 lines of code, over 300"),
