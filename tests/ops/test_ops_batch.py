@@ -11,6 +11,8 @@ from cases import address, same
 from reference_images import image_of
 from torch import Tensor
 
+from dynloader._address import signed
+
 rows_of = torch.ops.dynloader.gather_rows
 images_of = torch.ops.dynloader.gather_images
 
@@ -108,10 +110,8 @@ def gathered(images: Tensor, index: Tensor, seed: int, epoch: int, **rule: Any) 
         "to_channels_last": False,
     }
     faults = no_faults(images.device)
-    signed = seed - 2**64 if seed >= 2**63 else seed
-    made = images_of(
-        images, index, faults, **(options | rule), seed=signed, epoch=epoch, epoch_at=None
-    )
+    at = {"seed": signed(seed), "epoch": epoch, "epoch_at": None}
+    made = images_of(images, index, faults, **(options | rule), **at)
     assert not faults.any()
     return made
 
