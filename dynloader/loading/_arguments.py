@@ -38,7 +38,6 @@ def check_arguments(
     *,
     flags: dict[str, Any],
     table: Any,
-    seed: Any,
     batch_transform: Any,
 ) -> None:
     """Raise an error if the loader's arguments are invalid or cannot be combined.
@@ -48,12 +47,11 @@ def check_arguments(
         policy: a policy, or None.
         flags: the boolean arguments by name; each value must be a bool.
         table: a score table, or None.
-        seed: in [0, 2**64), or None.
         batch_transform: a function of a batch, or None.
 
     Raises:
         TypeError: an argument has the wrong type, or needs another kind of dataset.
-        ValueError: the seed is out of range, or an argument needs a policy.
+        ValueError: an argument needs a policy.
     """
     for name, flag in flags.items():
         check_flag(name, flag)
@@ -63,8 +61,6 @@ def check_arguments(
             raise ValueError(f"{name} {_NEEDS_POLICY}")
     if batch_transform is not None and not callable(batch_transform):
         raise TypeError(f"batch_transform must be callable, got {batch_transform!r}")
-    if seed is not None:
-        check_integer("seed", seed, 0, 2**64)
     if isinstance(dataset, IterableDataset):
         needs_samples = {"policy": policy, "table": table}
         needs_samples["return_index"] = flags["return_index"] or None

@@ -15,12 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from typing_extensions import Never
 
-from dynloader._checks import (
-    as_index,
-    check_device,
-    check_losses,
-    plain_number,
-)
+from dynloader._checks import as_index, check_device, check_integer, check_losses, plain_number
 from dynloader.loading._arguments import (
     check_arguments,
     check_length,
@@ -175,7 +170,6 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
                 "progress_bar": progress_bar,
             },
             table=table,
-            seed=seed,
             batch_transform=batch_transform,
         )
         epochs = epochs_of(epochs, policy)
@@ -202,6 +196,8 @@ class DataLoader(EpochMethods, LogMethods, StateMethods, torch.utils.data.DataLo
             table = ScoreTable(len(sized(dataset)))
         elif table is not None:
             check_table(table, len(sized(dataset)))
+        if pruning is None and seed is not None:  # a sampler has checked its own
+            check_integer("seed", seed, 0, 2**64)
         super().__init__(
             dataset,
             batch_size,

@@ -120,7 +120,8 @@ def address_arguments(op: str, seed: int, epoch: int | Tensor) -> tuple[int, int
         if not 0 <= seed < 2**64:
             raise ValueError(f"{op}: seed must be in [0, 2**64), got {seed}")
         seed = signed(int(seed))
-    seed = integer_argument(op, "seed", seed)
+    else:
+        seed = integer_argument(op, "seed", seed)
     if isinstance(epoch, Tensor):
         return seed, 0, epoch
     return seed, integer_argument(op, "epoch", epoch, "an int or a tensor"), None

@@ -79,6 +79,13 @@ class Unsized:
         (Numbers(N), {"seed": -1}, ValueError, r"seed must be in \[0, 18446744073709551616\), got"),
         (Numbers(N), {"seed": 2**64, "policy": Full()}, ValueError, "seed must be in"),
         (Numbers(N), {"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        (
+            Numbers(N),
+            {"seed": 0.5, "policy": Full()},
+            TypeError,
+            "seed must be an integer, got 0.5",
+        ),
+        (Numbers(N), {"seed": True, "table": ScoreTable(N)}, TypeError, "seed must be an integer"),
         (Numbers(N), {"return_index": 1}, TypeError, "return_index must be True or False, got 1"),
         (
             Numbers(N),
@@ -100,6 +107,15 @@ def test_loader_arguments(
 ) -> None:
     with fails(error, message):
         DataLoader(data, **options)
+
+
+def test_seed_of_a_loader_that_a_framework_rebuilt() -> None:
+    batches = PruningBatchSampler(torch.utils.data.SequentialSampler(range(N)), 4)
+    with (
+        pytest.warns(UserWarning, match="nothing is pruned"),
+        fails(ValueError, r"seed must be in \[0, "),
+    ):
+        DataLoader(Numbers(N), batch_sampler=batches, policy=Full(), seed=-1)
 
 
 @pytest.mark.parametrize(
