@@ -386,9 +386,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verdict.outcome == "survived":
             survived.append((verdict.file, verdict.mutant.function, verdict.mutant.change))
     for file, count in counts.items():
-        print(f"{file}: {_told(count)}")
+        print(f"{file}: {_summary(count)}")
     total: Counter[str] = sum(counts.values(), Counter())
-    print(f"all: {_told(total)}, {time.monotonic() - begin:.0f} s")
+    print(f"all: {_summary(total)}, {time.monotonic() - begin:.0f} s")
     CACHE.mkdir(parents=True, exist_ok=True)
     if given.tests is None:
         last.write_text(json.dumps(survived))
@@ -405,7 +405,7 @@ def _verdicts(
         yield from judge_native(headers, seconds)
 
 
-def _told(count: Counter[str]) -> str:
+def _summary(count: Counter[str]) -> str:
     judged = count["killed"] + count["survived"]
     share = 100 * count["killed"] / judged if judged else 100.0
     names = ("killed", "survived", *KINDS, "invalid")
