@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import outputs
+
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 50_000
 BURST = 100  # calls
@@ -202,10 +204,7 @@ def main() -> None:
         "other": {"about": builds[1].about},
         "measured": rows,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "table.md").write_text(table_of(result))
-    print(table_of(result))
+    outputs.write(options.out, result, table_of(result))
 
 
 if __name__ == "__main__":

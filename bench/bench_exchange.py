@@ -10,7 +10,6 @@ table shows ratios of medians.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import outputs
 import torch
 import torch.distributed as dist
 
@@ -92,11 +92,7 @@ def process(rank: int, store: str, sizes: list[int], rounds: int, out: str) -> N
     found = [measure(n, rounds if n < 10**7 else 3) for n in sizes]
     if rank == 0:
         result = {"about": machine.describe(), "processes": WORLD, "measured": found}
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-        (folder / "table.md").write_text(table_of(result))
-        print(table_of(result))
+        outputs.write(Path(out), result, table_of(result))
     dist.destroy_process_group()
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import outputs
 import torch
 from bench_loader import walk
 from PIL import Image
@@ -357,10 +357,7 @@ def main() -> None:
             version = importlib.metadata.version(package)
             row = {"package": package, "version": version, "seconds": seconds}
             found["formats"][name] = row
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.out / "table.md").write_text(table_of(found))
-    print(table_of(found))
+    outputs.write(args.out, found, table_of(found))
 
 
 if __name__ == "__main__":

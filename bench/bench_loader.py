@@ -9,7 +9,6 @@ alternate, except slow ones, which are measured afterwards in fewer rounds. Resu
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import outputs
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -298,10 +298,7 @@ def main() -> None:
             b: resident(images, labels, b, "cuda") for b in (128, 512)
         }
     found["host_seconds_per_batch"] = host_time(rounds)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.out / "table.md").write_text(table_of(found))
-    print(table_of(found))
+    outputs.write(args.out, found, table_of(found))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import outputs
 import torch
 
 import dynloader
@@ -176,10 +177,7 @@ def main() -> None:
         "seconds": {name: [each["seconds"] for each in found] for name, found in runs.items()},
         "ratios": ratios,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "table.md").write_text(table_of(result))
-    print(table_of(result))
+    outputs.write(options.out, result, table_of(result))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paths import ROOT
+from paths import ROOT, load_script
 
 from dynloader.__main__ import main
 from dynloader.bench import cases, chart, machine, report
@@ -245,12 +245,7 @@ def test_without_matplotlib_the_chart_says_what_to_install(
 
 @pytest.fixture
 def updated() -> Callable[[str, Path], str]:
-    spec = importlib.util.spec_from_file_location("update", ROOT / "bench" / "update_readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.updated  # type: ignore[no-any-return]
+    return load_script(ROOT / "bench" / "update_readme.py").updated  # type: ignore[no-any-return]
 
 
 def test_tables_are_written_to_the_readme(

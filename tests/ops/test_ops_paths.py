@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cases import SCORES, WEIGHTS, address, bits, counts_of, same, tensor, values
-from paths import TESTS, python_path
+from paths import TESTS, load_script, python_path
 from torch import Tensor
 
 import dynloader
@@ -108,12 +107,7 @@ def test_cuda_gives_the_same(cuda: torch.device) -> None:
 
 @pytest.fixture(scope="module")
 def freeze() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("freeze", TESTS / "vectors" / "freeze.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TESTS / "vectors" / "freeze.py")
 
 
 @pytest.fixture(scope="module")

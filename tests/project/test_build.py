@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import itertools
 import os
 import platform
@@ -19,31 +18,21 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from paths import ROOT, is_built_site
+from paths import ROOT, is_built_site, load_script
 
 import dynloader
 from dynloader import _C, _native
 from dynloader._native import LIBRARIES, check_torch
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dynloader_{name[:-3]}", ROOT / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module here
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def setup() -> ModuleType:
-    return load("setup.py")
+    return load_script(ROOT / "setup.py")
 
 
 @pytest.fixture(scope="module")
 def backend() -> ModuleType:
-    return load("build_backend.py")
+    return load_script(ROOT / "build_backend.py")
 
 
 def test_the_backend_asks_for_what_pyproject_lists(backend: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from paths import ROOT
+from paths import ROOT, load_script
 
 import dynloader
 
@@ -21,12 +20,7 @@ needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 
 @pytest.fixture(scope="module")
 def audit() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("wheels_audit", ROOT / "wheels" / "audit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "wheels" / "audit.py")
 
 
 @needs_nm
