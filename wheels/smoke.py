@@ -74,6 +74,8 @@ def main() -> None:
     raises(ValueError, dynloader.ops.top_k, scores, N + 1, seed=1, epoch=2)
     told = subprocess.run(
         [sys.executable, "-m", "dynloader", "info", "--json"],
+        # With -m, Python imports from the current folder, which may hold sources without libraries.
+        cwd=Path(__file__).resolve().parent,
         capture_output=True,
         text=True,
         check=True,
