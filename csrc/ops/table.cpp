@@ -144,7 +144,7 @@ void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& 
   const int64_t n = check_samples("update", "scores", scores, codes.float32);
   check_written("update", "scores", scores);
   check_written("update", "records", records);
-  const Record* data = records_of("update", records);
+  records_of("update", records);
   CHECK_VALUE(records.size(0) == n, "update: records must have shape [", n, ", 4], got ",
               records.sizes());
   check_same_device("update", "records", records, "scores", scores);
@@ -169,9 +169,11 @@ void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& 
   const Contiguous input = losses;
   const Scoring scoring = {static_cast<ScoreRule>(rule), static_cast<float>(alpha),
                            static_cast<float>(c)};
+  // Not the memory that records_of returns: a lazy copy shares it until it is asked for its own.
+  auto* written = reinterpret_cast<Record*>(records.mutable_data<int32_t>());
   run_on(scores.device(),
-         Update{scores.mutable_data<float>(), const_cast<Record*>(data), n, where->data<int64_t>(),
-                input->data(), type, where->numel(), scoring, fault_counts, count});
+         Update{scores.mutable_data<float>(), written, n, where->data<int64_t>(), input->data(),
+                type, where->numel(), scoring, fault_counts, count});
 }
 
 void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults) {

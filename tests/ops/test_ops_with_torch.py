@@ -57,6 +57,21 @@ def test_nothing_that_requires_a_gradient_is_overwritten(device: torch.device) -
         record(table, [0], [1.0])
 
 
+def test_an_update_leaves_what_its_table_was_copied_from(device: torch.device) -> None:
+    """A lazy copy shares memory until one of the two is written."""
+    scores = torch.zeros(4, device=device)
+    records = torch.zeros(4, 4, dtype=torch.int32, device=device)
+    state = torch.zeros(4, dtype=torch.int32, device=device)
+    first = [scores, records, state]
+    copies = [torch._lazy_clone(each) for each in first]
+    faults = torch.zeros(2, dtype=torch.int64, device=device)
+    index = torch.tensor([1], device=device)
+    ops.update(copies[0], copies[1], index, torch.ones(1, device=device), faults)
+    ops.count_selected(copies[2], index, faults)
+    assert [bool(each.any()) for each in first] == [False, False, False]
+    assert [bool(each[1].any()) for each in copies] == [True, True, True]
+
+
 def test_records_that_begin_between_two_places_are_refused(device: torch.device) -> None:
     table = table_of(4, device)
     table["records"] = torch.zeros(17, dtype=torch.int32, device=device)[1:].view(4, 4)
