@@ -1,7 +1,8 @@
 #include "feeder.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <utility>
 
 #include "checks.h"
@@ -9,6 +10,14 @@
 #include "run_on.h"
 
 namespace dynloader {
+namespace {
+
+// How many processes were forked on the way to this one; asking the system who it is takes longer.
+std::atomic<int64_t> num_forks = 0;
+// Registers when the library is loaded. Later, another thread could fork during the registration.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { ++num_forks; });
+
+}  // namespace
 
 ImageBatch Column::image_batch(const char* op, const Address& address, int64_t batch_size) const {
   ImageOptions all = *options;
@@ -17,7 +26,7 @@ ImageBatch Column::image_batch(const char* op, const Address& address, int64_t b
 }
 
 Feeder::Feeder(Address address, bool pin_memory)
-    : address_(address), pin_memory_(pin_memory), process_(getpid()) {}
+    : address_(address), pin_memory_(pin_memory), forks_(num_forks) {}
 
 void Feeder::add(Column column) {
   const Tensor& data = column.data;
@@ -50,9 +59,16 @@ Feeder::~Feeder() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-bool Feeder::is_here() const { return process_ == getpid(); }
+bool Feeder::is_here() const { return forks_ == num_forks; }
+
+void Feeder::check_here() const {
+  CHECK_STATE(is_here(),
+              "DataLoader: an iterator over arrays cannot go on in a process that was forked since "
+              "it began; begin another with iter()");
+}
 
 void Feeder::begin(Address address) {
+  check_here();
   const std::lock_guard<std::mutex> lock(mutex_);
   CHECK_VALUE(jobs_.empty(), "Feeder: begin needs all batches to be taken, got ", jobs_.size(),
               " that were not");
@@ -60,7 +76,9 @@ void Feeder::begin(Address address) {
 }
 
 void Feeder::submit(const Tensor& index) {
+  check_here();
   CHECK_STATE(is_started_, "Feeder: submit needs a feeder that was started");
+  CHECK_VALUE(index.is_cpu(), "Feeder: index must be on the CPU, got ", index.device());
   check_dtype("Feeder", "index", index, codes.int64);
   check_vector("Feeder", "index", index);
   auto job = std::make_shared<Job>();
@@ -75,14 +93,13 @@ void Feeder::submit(const Tensor& index) {
 }
 
 int64_t Feeder::num_submitted() {
+  check_here();
   const std::lock_guard<std::mutex> lock(mutex_);
   return static_cast<int64_t>(jobs_.size());
 }
 
 std::vector<Tensor> Feeder::take() {
-  CHECK_STATE(is_here(),
-              "DataLoader: an iterator over arrays cannot go on in a process that was forked since "
-              "it began; begin another with iter()");
+  check_here();
   std::unique_lock<std::mutex> lock(mutex_);
   CHECK_VALUE(!jobs_.empty(), "Feeder: take needs a batch that was submitted, got none");
   const std::shared_ptr<Job> job = jobs_.front();

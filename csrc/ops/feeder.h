@@ -53,6 +53,9 @@ class Feeder {
   bool is_here() const;
 
  private:
+  // A thread may have held the lock when the process was forked, so check this before taking it.
+  void check_here() const;
+
   enum class State { kWaiting, kRunning, kDone };
   struct Job {
     Tensor index;
@@ -74,7 +77,7 @@ class Feeder {
   std::mutex mutex_;
   std::condition_variable has_work_, is_done_;
   std::deque<std::shared_ptr<Job>> jobs_;
-  const int64_t process_;
+  const int64_t forks_;  // before this feeder was made
   bool is_started_ = false;
   bool is_closed_ = false;
   int num_idle_ = 0;

@@ -79,7 +79,12 @@ class Feeder:
         Raises:
             RuntimeError: another process made the feeder.
         """
-        batch: list[Tensor] = self._take(self._number)
+        if torch.is_inference_mode_enabled():
+            # The feeder's threads are not in the mode, but this one gathers batches, too.
+            with torch.inference_mode(False):
+                batch: list[Tensor] = self._take(self._number)
+        else:
+            batch = self._take(self._number)
         return batch
 
 

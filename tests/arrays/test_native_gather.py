@@ -536,6 +536,56 @@ def test_errors_of_gathering_are_raised_when_the_batch_is_taken() -> None:
         assert feeder.take()[0].tolist() == [4]
 
 
+def test_a_batch_of_indices_must_be_on_the_host() -> None:
+    feeder = native.Feeder(
+        [(torch.arange(9), None)], seed=0, epoch=0, num_threads=0, pin_memory=False
+    )
+    with pytest.raises(ValueError, match="index must be on the CPU, got meta"):
+        feeder.submit(torch.zeros(3, dtype=torch.int64, device="meta"))
+    assert feeder.num_submitted == 0
+
+
+def test_no_batch_is_of_inference_mode() -> None:
+    """Which thread gathers a batch is a matter of time; it must not show."""
+    with torch.inference_mode():
+        feeder = native.Feeder(
+            [(torch.arange(9), None)], seed=0, epoch=0, num_threads=0, pin_memory=False
+        )
+        feeder.submit(torch.tensor([4]))
+        (batch,) = feeder.take()
+    assert not batch.is_inference()
+    assert batch.tolist() == [4]
+
+
+def use_in_a_fork(feeder: native.Feeder, answers: Any) -> None:
+    calls: list[Any] = [
+        lambda: feeder.submit(torch.tensor([1])),
+        lambda: feeder.begin(0, 1),
+        lambda: feeder.num_submitted,
+    ]
+    for call in calls:
+        try:
+            answers.put(f"returned {call()}")
+        except RuntimeError as error:
+            answers.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_never_waits_for_the_lock_of_a_feeder() -> None:
+    """A thread that is not in the fork may hold it."""
+    context = multiprocessing.get_context("fork")
+    feeder = native.Feeder(
+        [(torch.arange(9), None)], seed=0, epoch=0, num_threads=1, pin_memory=False
+    )
+    answers = context.Queue()
+    process = context.Process(target=use_in_a_fork, args=(feeder, answers))
+    process.start()
+    for _ in range(3):
+        assert "cannot go on in a process that was forked" in answers.get(timeout=60)
+    process.join(20)
+    assert process.exitcode == 0
+
+
 def test_large_batches_do_not_share_memory() -> None:
     data = torch.arange(400 * 20_000, dtype=torch.float32).view(400, 20_000)
     feeder = native.Feeder([(data, None)], seed=0, epoch=0, num_threads=1, pin_memory=False)
