@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,14 @@ def check_torch(found: str) -> None:
 
 
 def _load_operators() -> tuple[Library, ctypes.CDLL]:
-    """Load the operators, and hand them the function that raises TypeError."""
+    """Load the operators, and hand them the functions that raise errors of Python."""
     path = _FOLDER / "libdynloader_cpu.so"
+    # A second copy would end the process: the stable ABI ignores that the operators exist.
+    if hasattr(torch.ops.dynloader, "top_k") and not _is_loaded(path):
+        raise ImportError(
+            f"{path} cannot be loaded, because this process has loaded another copy of dynloader; "
+            "start another process"
+        )
     try:
         _load_library(path)
         library = ctypes.CDLL(str(path))
@@ -58,7 +65,13 @@ def _load_operators() -> tuple[Library, ctypes.CDLL]:
             f"({error.__cause__ or error}); {_REMEDY}"
         ) from error
     library.dynloader_raise_type_errors_by(ctypes.c_void_p(_C.raise_type_error))
+    library.dynloader_raise_out_of_memory_by(ctypes.c_void_p(_C.raise_out_of_memory))
     return Library("cpu", path, None), library
+
+
+def _is_loaded(path: Path) -> bool:
+    loaded: set[str] = torch.ops.loaded_libraries  # untyped
+    return os.path.realpath(path) in loaded
 
 
 def _load_cuda(operators: ctypes.CDLL, major: int) -> tuple[Library, dict[str, Any] | None]:

@@ -1,5 +1,5 @@
 // Raises Python's ValueError, IndexError, TypeError and RuntimeError. Torch translates standard
-// exceptions, but none to TypeError.
+// exceptions, but none to TypeError or torch.OutOfMemoryError.
 #pragma once
 
 #include <sstream>
@@ -18,6 +18,8 @@ std::string text(const Parts&... parts) {
 // Raises a TypeError through the function that Python's module passed (library.cpp), or a
 // RuntimeError without such a function.
 [[noreturn]] void raise_type_error(const std::string& message);
+// Raises torch.OutOfMemoryError in the same way.
+[[noreturn]] void raise_out_of_memory(const std::string& message);
 
 template <class Error, class... Parts>
 [[noreturn, gnu::noinline, gnu::cold]] void raise(const Parts&... parts) {

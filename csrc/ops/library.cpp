@@ -1,4 +1,4 @@
-// What the library with the operators needs from others: Python's TypeError, and the library for
+// What the library with the operators needs from others: errors of Python, and the library for
 // CUDA. dynloader/_native.py passes them in when it loads the libraries.
 #include <atomic>
 #include <cstring>
@@ -15,6 +15,7 @@ namespace dynloader {
 namespace {
 
 std::atomic<void (*)(const char*)> type_error = nullptr;
+std::atomic<void (*)(const char*)> out_of_memory = nullptr;
 std::atomic<const CudaFunctions*> on_cuda = nullptr;
 std::string* reason = nullptr;
 
@@ -22,6 +23,11 @@ std::string* reason = nullptr;
 
 void raise_type_error(const std::string& message) {
   if (void (*raise)(const char*) = type_error) raise(message.c_str());
+  throw std::runtime_error(message);
+}
+
+void raise_out_of_memory(const std::string& message) {
+  if (void (*raise)(const char*) = out_of_memory) raise(message.c_str());
   throw std::runtime_error(message);
 }
 
@@ -36,6 +42,11 @@ const char* why_without_cuda() {
 // Sets the function that throws a TypeError.
 DYNLOADER_EXPORT void dynloader_raise_type_errors_by(void (*raise)(const char*)) {
   dynloader::type_error = raise;
+}
+
+// Sets the function that throws a torch.OutOfMemoryError.
+DYNLOADER_EXPORT void dynloader_raise_out_of_memory_by(void (*raise)(const char*)) {
+  dynloader::out_of_memory = raise;
 }
 
 // Uses the functions from now on, and returns true, if they come from this build.

@@ -34,6 +34,17 @@ py::dict build_info() {
 // Torch translates exceptions of pybind11, which has a TypeError.
 void raise_type_error(const char* message) { throw py::type_error(message); }
 
+// Torch calls set_error when it holds the interpreter's lock again.
+class OutOfMemory : public py::builtin_exception {
+ public:
+  using py::builtin_exception::builtin_exception;
+  void set_error() const override {
+    py::set_error(py::module_::import("torch").attr("OutOfMemoryError"), what());
+  }
+};
+
+void raise_out_of_memory(const char* message) { throw OutOfMemory(message); }
+
 }  // namespace
 }  // namespace dynloader
 
@@ -44,4 +55,5 @@ PYBIND11_MODULE(_C, m) {
         "Returns a dict: version; torch, the version built against; compiler;\n"
         "cpu_features_compiled, cpu_features_available on this machine, cpu_features_in_use.");
   m.attr("raise_type_error") = reinterpret_cast<uintptr_t>(&dynloader::raise_type_error);
+  m.attr("raise_out_of_memory") = reinterpret_cast<uintptr_t>(&dynloader::raise_out_of_memory);
 }

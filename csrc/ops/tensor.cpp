@@ -75,7 +75,12 @@ void raise_torchs_error(const char* what) {
   // Since 2.13, torch has a function that returns the message.
   using Message = const char* (*)();
   void* found = dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace");
-  if (found != nullptr) throw std::runtime_error(reinterpret_cast<Message>(found)());
+  if (found != nullptr) {
+    const std::string message = reinterpret_cast<Message>(found)();
+    // Of torch's allocator; programs catch it to go on with less.
+    if (message.find("CUDA out of memory") != std::string::npos) raise_out_of_memory(message);
+    throw std::runtime_error(message);
+  }
   throw std::runtime_error(text("torch ", what, "; its message is on the standard error"));
 }
 

@@ -24,6 +24,8 @@ import dynloader
 from dynloader import _C, _native
 from dynloader._native import LIBRARIES, check_torch
 
+PACKAGE = Path(dynloader.__file__).parent
+
 
 @pytest.fixture(scope="module")
 def setup() -> ModuleType:
@@ -346,6 +348,70 @@ def test_a_core_that_cannot_be_loaded(tmp_path: Path) -> None:
     assert found.returncode == 1
     assert f"cannot be loaded with torch {torch.__version__} (undefined symbol" in found.stderr
     assert "rebuild dynloader: pip install" in found.stderr
+
+
+def printed_by(script: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_second_copy_of_the_core_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "dynloader"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    script = f"""
+import sys
+import dynloader
+for name in [name for name in sys.modules if name.split(".")[0] == "dynloader"]:
+    del sys.modules[name]
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import dynloader
+except ImportError as error:
+    print(error)
+"""
+    found = printed_by(script, PACKAGE.parent)
+    assert "has loaded another copy of dynloader; start another process" in found
+
+
+def test_torch_reports_that_memory_ran_out(tmp_path: Path) -> None:
+    """The library asks the module to throw it; here, for any TypeError."""
+    script = """
+import ctypes
+import torch
+from dynloader import _C, _native, ops
+library = ctypes.CDLL(str(_native.LIBRARIES[0].path))
+library.dynloader_raise_type_errors_by(ctypes.c_void_p(_C.raise_out_of_memory))
+try:
+    ops.top_k(torch.zeros(3, dtype=torch.float64), 1)
+except torch.OutOfMemoryError as error:
+    print("caught", error)
+"""
+    assert printed_by(script, tmp_path).startswith("caught top_k: scores must be float32")
+
+
+@pytest.mark.slow
+def test_the_smoke_test_takes_nothing_from_the_folder_where_it_is_started(tmp_path: Path) -> None:
+    """As in the source tree of an sdist, which has no native core."""
+    wrong = tmp_path / "dynloader"
+    wrong.mkdir()
+    (wrong / "__init__.py").write_text("raise ImportError('of the folder')\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "wheels" / "smoke.py")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_typing_marker() -> None:
