@@ -64,6 +64,10 @@ def _load_operators() -> tuple[Library, ctypes.CDLL]:
             f"the native core of dynloader cannot be loaded with torch {torch.__version__} "
             f"({error.__cause__ or error}); {_REMEDY}"
         ) from error
+    library.dynloader_version.restype = ctypes.c_char_p
+    version, wanted = library.dynloader_version().decode(), _C.build_info()["version"]
+    if version != wanted:
+        raise ImportError(f"{path} is of dynloader {version}, but the rest is {wanted}; {_REMEDY}")
     library.dynloader_raise_type_errors_by(ctypes.c_void_p(_C.raise_type_error))
     library.dynloader_raise_out_of_memory_by(ctypes.c_void_p(_C.raise_out_of_memory))
     return Library("cpu", path, None), library
@@ -117,6 +121,14 @@ class _CudaFunctions(ctypes.Structure):
     )
 
 
+def _why_without_cuda(libraries: list[Library]) -> str:
+    """Return what to do for operators on a GPU, given why no library for CUDA was loaded."""
+    reasons = "; ".join(f"{each.path.name}: {each.problem}" for each in libraries)
+    if torch.version.cuda is None and any(each.path.exists() for each in libraries):
+        return f"Install a torch that was built with CUDA ({reasons})"
+    return f"Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1 ({reasons})"
+
+
 def _load() -> tuple[tuple[Library, ...], dict[str, Any]]:
     check_torch(torch.__version__)
     info = _C.build_info() | {"cuda": None, "cuda_architectures": []}
@@ -127,11 +139,7 @@ def _load() -> tuple[tuple[Library, ...], dict[str, Any]]:
         libraries.append(library)
         info |= found or {}
     if info["cuda"] is None:
-        reasons = "; ".join(f"{each.path.name}: {each.problem}" for each in libraries[1:])
-        why = (
-            f"Rebuild it where nvcc is found and torch has CUDA, with DYNLOADER_CUDA=1 ({reasons})"
-        )
-        handle.dynloader_tell_why_without_cuda(why.encode())
+        handle.dynloader_set_why_without_cuda(_why_without_cuda(libraries[1:]).encode())
     return tuple(libraries), info
 
 

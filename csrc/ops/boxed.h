@@ -53,9 +53,9 @@ inline StableIValue result_of(Tensor result) {
 inline StableIValue result_of(int64_t result) { return torch::stable::detail::from(result); }
 inline StableIValue result_of(std::vector<Tensor> results) {
   StableListHandle list = nullptr;
-  check_torch(torch_new_list_reserve_size(results.size(), &list), "does not make a list");
+  check_torch(torch_new_list_reserve_size(results.size(), &list), "did not make a list");
   for (Tensor& result : results) {
-    check_torch(torch_list_push_back(list, result_of(std::move(result))), "does not make a list");
+    check_torch(torch_list_push_back(list, result_of(std::move(result))), "did not make a list");
   }
   return torch::stable::detail::from(list);
 }

@@ -15,11 +15,11 @@ class OnGpu {
  public:
   explicit OnGpu(int32_t gpu) {
     if (aoti_torch_create_cuda_guard(gpu, &guard_) != 0) {
-      throw std::runtime_error("dynloader: torch does not make the GPU the current one");
+      throw std::runtime_error("dynloader: torch did not make the GPU the current one");
     }
     if (aoti_torch_get_current_cuda_stream(gpu, &stream_) != 0) {
       aoti_torch_delete_cuda_guard(guard_);  // the destructor will not run
-      throw std::runtime_error("dynloader: torch does not give its stream of the GPU");
+      throw std::runtime_error("dynloader: torch did not return its stream of the GPU");
     }
   }
   OnGpu(const OnGpu&) = delete;

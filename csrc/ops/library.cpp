@@ -39,6 +39,9 @@ const char* why_without_cuda() {
 
 }  // namespace dynloader
 
+// Returns the version of dynloader that the library is of.
+DYNLOADER_EXPORT const char* dynloader_version() { return DYNLOADER_VERSION; }
+
 // Sets the function that throws a TypeError.
 DYNLOADER_EXPORT void dynloader_raise_type_errors_by(void (*raise)(const char*)) {
   dynloader::type_error = raise;
@@ -60,7 +63,7 @@ DYNLOADER_EXPORT bool dynloader_use_cuda(const dynloader::CudaFunctions* functio
 }
 
 // Sets the reason that errors give for the lack of CUDA. Call before the first operator.
-DYNLOADER_EXPORT void dynloader_tell_why_without_cuda(const char* why) {
+DYNLOADER_EXPORT void dynloader_set_why_without_cuda(const char* why) {
   static std::string kept;
   kept = why;
   dynloader::reason = &kept;

@@ -218,7 +218,7 @@ Tensor cut_short(const Tensor& vector, int64_t count) {
   const int64_t stride = 1;
   AtenTensorHandle view = nullptr;
   check_torch(aoti_torch__reinterpret_tensor(vector.get(), 1, &count, &stride, 0, &view),
-              "does not make a view of a tensor");
+              "did not make a view of a tensor");
   const Tensor first(view);
   check_torch(aoti_torch_copy_(result.get(), first.get(), 0), "does not copy a tensor");
   return result;

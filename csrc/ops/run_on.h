@@ -39,7 +39,7 @@ void run_on_cpu_threads(const HostThreads& threads, Scratch scratch, const Call&
 inline Device with_index(Device device) {
   if (device.is_cuda() && device.index < 0 && cuda_functions() != nullptr) {
     check_torch(aoti_torch_get_current_device_index(&device.index),
-                "does not tell the current GPU");
+                "did not return the current GPU");
   }
   return device;
 }

@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor> info_batch(const Tensor& scores, double drop_probabil
   if (num_kept < 0 && !scores.is_cpu()) {
     int64_t count = 0;
     check_torch(aoti_torch_item_int64(found.kept.get(), &count),
-                "does not tell the number of samples");
+                "did not return the number of samples");
     found.selected = cut_short(found.selected, count);
     found.weights = cut_short(found.weights, count);
   }

@@ -14,7 +14,7 @@ namespace dynloader {
 // Returns the number of threads that the caller allows (torch.set_num_threads).
 inline HostThreads allowed_threads() {
   uint32_t count = 1;
-  check_torch(torch_get_num_threads(&count), "does not tell the number of threads");
+  check_torch(torch_get_num_threads(&count), "did not return the number of threads");
   return {count, share_out};
 }
 

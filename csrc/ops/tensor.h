@@ -77,7 +77,7 @@ class Tensor {
     int64_t* own = nullptr;
     if (aoti_torch_get_sizes(handle_, &own) != 0) {
       reset();
-      raise_torchs_error("does not tell the sizes of a tensor");
+      raise_torchs_error("did not return the sizes of a tensor");
     }
     set_sizes(own);
   }
@@ -107,7 +107,8 @@ class Tensor {
   Extents sizes() const { return {sizes_, dim_}; }
   Extents strides() const {
     int64_t* strides = nullptr;
-    check_torch(aoti_torch_get_strides(handle_, &strides), "does not tell the strides of a tensor");
+    check_torch(aoti_torch_get_strides(handle_, &strides),
+                "did not return the strides of a tensor");
     return {strides, dim_};
   }
   int32_t dtype() const { return dtype_; }
@@ -119,7 +120,7 @@ class Tensor {
   bool is_contiguous() const {
     bool contiguous = false;
     check_torch(aoti_torch_is_contiguous(handle_, &contiguous),
-                "does not tell the layout of a tensor");
+                "did not return the layout of a tensor");
     return contiguous;
   }
   Tensor clone() const {
@@ -131,13 +132,14 @@ class Tensor {
   template <class T = void>
   const T* data() const {
     const void* data = nullptr;
-    check_torch(torch_get_const_data_ptr(handle_, &data), "does not tell the memory of a tensor");
+    check_torch(torch_get_const_data_ptr(handle_, &data), "did not return the memory of a tensor");
     return static_cast<const T*>(data);
   }
   template <class T = void>
   T* mutable_data() const {
     void* data = nullptr;
-    check_torch(torch_get_mutable_data_ptr(handle_, &data), "does not tell the memory of a tensor");
+    check_torch(torch_get_mutable_data_ptr(handle_, &data),
+                "did not return the memory of a tensor");
     return static_cast<T*>(data);
   }
 
@@ -160,7 +162,7 @@ class Tensor {
     if (!device_.is_cpu()) failed |= aoti_torch_get_device_index(handle_, &device_.index);
     if (__builtin_expect(failed != 0, 0)) {
       reset();
-      raise_torchs_error("does not tell the properties of a tensor");
+      raise_torchs_error("did not return the properties of a tensor");
     }
     set_sizes(sizes);
   }

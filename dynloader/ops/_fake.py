@@ -5,8 +5,9 @@ The operators of the feeder have none, because a graph must not wait for its thr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,22 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 
 def _fake(name: str) -> Callable[[_F], _F]:
-    # torch's decorator is untyped.
-    return cast("Callable[[_F], _F]", torch.library.register_fake(f"dynloader::{name}"))
+    register: Any = torch.library.register_fake(f"dynloader::{name}")  # untyped
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> object:
+            # Without this, an operator would ignore tensors with data beside one on "meta".
+            devices = {each.device for each in args if isinstance(each, Tensor)}
+            if len(devices) > 1 and any(device.type == "meta" for device in devices):
+                found = ", ".join(sorted(map(str, devices)))
+                raise ValueError(f"{name}: tensors must be on one device, got {found}")
+            return function(*args, **kwargs)
+
+        register(checked)
+        return function
+
+    return decorate
 
 
 def _indices(like: Tensor, count: int | torch.SymInt) -> Tensor:

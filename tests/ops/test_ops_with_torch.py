@@ -136,6 +136,17 @@ def test_an_unsupported_device(value: str) -> None:
         ops.subset(5, 0, 5, device=value)
 
 
+def test_meta_tensors_beside_others_are_refused() -> None:
+    """torch would call the fake kernel, which ignores the tensor with data."""
+    data, index = torch.rand(5, 2), torch.arange(3)
+    with pytest.raises(ValueError, match="tensors must be on one device, got cpu, meta"):
+        torch.ops.dynloader.gather_rows(data, index.to("meta"), torch.zeros(1, dtype=torch.int64))
+    faults = torch.zeros(1, dtype=torch.int64, device="meta")
+    gathered = torch.ops.dynloader.gather_rows(data.to("meta"), index.to("meta"), faults)
+    assert gathered.shape == (3, 2)
+    assert gathered.is_meta
+
+
 def test_a_build_without_cuda_says_so() -> None:
     import dynloader
 

@@ -22,7 +22,7 @@ from paths import ROOT, is_built_site, load_script
 
 import dynloader
 from dynloader import _C, _native
-from dynloader._native import LIBRARIES, check_torch
+from dynloader._native import LIBRARIES, Library, check_torch
 
 PACKAGE = Path(dynloader.__file__).parent
 
@@ -325,6 +325,37 @@ def test_why_a_library_for_cuda_is_not_loaded(
     assert info is None
     assert library.problem is not None
     assert re.search(problem, library.problem), library.problem
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "present", "advice"),
+    [
+        (None, True, "Install a torch that was built with CUDA"),
+        (None, False, "Rebuild it where nvcc is found"),
+        ("12.8", True, "Rebuild it where nvcc is found"),
+    ],
+)
+def test_what_to_do_without_cuda(
+    torch_cuda: str | None,
+    present: bool,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    library = Library("cuda13", tmp_path / "cuda13.so", "it is missing")
+    if present:
+        library.path.write_text("")
+    told = _native._why_without_cuda([library])
+    assert told.startswith(advice)
+    assert "cuda13.so: it is missing" in told
+
+
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = _native._C.build_info() | {"version": "0.0.1"}
+    monkeypatch.setattr(_native._C, "build_info", lambda: info)
+    with pytest.raises(ImportError, match=r"is of dynloader .*, but the rest is 0\.0\.1; rebuild"):
+        _native._load_operators()
 
 
 def test_build_info_belongs_to_the_caller() -> None:
