@@ -11,12 +11,14 @@
 #include "memory.h"
 #include "tasks.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace dynloader {
 
 template <class Call>
 void run_on_cpu_threads(const HostThreads& threads, Scratch scratch, const Call& call) {
   const KeepDenormals keep;
+  const Sharing sharing;
   switch (cpu_path()) {
 #if defined(__x86_64__)
     case CpuPath::kAvx512: {

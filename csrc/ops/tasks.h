@@ -33,6 +33,7 @@ void in_parallel(int64_t n, int64_t tile, const F& f) {
   };
   Context context = {f, n, tile};
   const HostThreads threads = allowed_threads();
+  const Sharing sharing;
   threads.run(threads.count, (n + tile - 1) / tile, Context::run, &context);
 }
 

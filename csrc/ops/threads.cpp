@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <exception>
 #include <memory>
 #include <thread>
@@ -10,15 +9,14 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
-#include <sched.h>
 #endif
 
 #include "denormals.h"
+#include "pace.h"
+#include "processors.h"
 
 namespace dynloader {
 namespace {
-
-using Nanoseconds = int64_t;
 
 // About how long a sleeping thread takes to start working. One thread does any work below this.
 constexpr Nanoseconds kAlone = 20'000;
@@ -26,9 +24,11 @@ constexpr Nanoseconds kAlone = 20'000;
 constexpr Nanoseconds kCall = 4'000;
 // The time for which a thread takes tiles at once. Others may have to wait for the last of them.
 constexpr Nanoseconds kClaim = 10'000;
-// How long a helper without a tile spins before it sleeps, because operations have several loops,
-// and how long a caller spins while it waits for helpers.
+// How long a helper without a tile spins before it sleeps, and how long a caller spins while it
+// waits for helpers.
 constexpr Nanoseconds kLook = 50'000;
+// How long a helper spins between two loops of an operation.
+constexpr Nanoseconds kPause = 1'000'000;
 // The kernel preempts a thread after 3 ms or more if other threads want the processor. A helper
 // yields before that, between two tiles, when the caller is not waiting for it.
 constexpr Nanoseconds kTurn = 2'000'000;
@@ -39,42 +39,9 @@ std::atomic<bool> is_eager = false;
 // Set while this thread runs a task: a nested loop must not wait for threads that wait for it.
 thread_local bool is_at_work = false;
 
-Nanoseconds now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
-
-int64_t processors() {
-#if defined(__linux__)
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof(mask), &mask) == 0) return CPU_COUNT(&mask);
-#endif
-  return std::thread::hardware_concurrency();
-}
-
 struct AtWork {
   AtWork() { is_at_work = true; }
   ~AtWork() { is_at_work = false; }
-};
-
-// Returns how many tiles take `time`, given that `tiles` took `spent`; in [1, most].
-int64_t claim(Nanoseconds time, int64_t tiles, Nanoseconds spent, int64_t most) {
-  return std::clamp<int64_t>(time * tiles / std::max<Nanoseconds>(spent, 1), 1, most);
-}
-
-struct Job {
-  TileTask task;
-  void* context;
-  int64_t first, tiles, claim, helpers;
 };
 
 // The threads of a process, which work on one job at a time.
@@ -94,18 +61,26 @@ class Threads {
     return *found;
   }
 
+  // Lets helpers that find no work sleep.
+  static void release() {
+    Threads* found = of_process.load(std::memory_order_acquire);
+    if (found != nullptr) found->is_in_use_.store(false, std::memory_order_relaxed);
+  }
+
   // For a forked process, which has none of the threads and does not know their state.
   static void forget() { of_process.store(nullptr, std::memory_order_release); }
 
   // Returns false, without running the job, if another caller is using the threads.
-  bool run(const Job& job) {
+  bool run(int64_t threads, int64_t tiles, TileTask task, void* context) {
     if (is_taken_.exchange(true, std::memory_order_acquire)) return false;
-    const int64_t helpers = start(job.helpers);
-    const uint64_t begin = post(job);
-    for (int64_t j = 0; j < helpers; ++j) helpers_[static_cast<size_t>(j)]->call();
-    if (is_eager.load(std::memory_order_relaxed)) await_a_helper(begin);
-    const int64_t mine = work(0, begin);
-    wait_for(job.tiles - job.first - mine);
+    is_in_use_.store(true, std::memory_order_relaxed);
+    const uint64_t begin = post(threads, tiles, task, context);
+    is_called_ = is_eager.load(std::memory_order_relaxed);
+    if (is_called_) {
+      call(std::min(threads, tiles) - 1);
+      await_a_helper(begin);
+    }
+    wait_for(tiles - work(0, begin));
     std::exception_ptr error;
     if (has_failed_) std::swap(error, error_);
     is_taken_.store(false, std::memory_order_release);
@@ -116,12 +91,38 @@ class Threads {
  private:
   struct Helper {
     std::atomic<uint32_t> calls = 0;
-
-    void call() {
-      calls.fetch_add(1, std::memory_order_release);
-      calls.notify_one();
-    }
+    std::atomic<bool> is_asleep = false;
+    std::atomic<int32_t> thread = 0;
+    int avoids = -1;  // a processor; accessed by the caller
   };
+
+  // Makes sure that this many helpers look for work.
+  void call(int64_t wanted) {
+    const int64_t helpers = start(wanted);
+    const int here = current_processor();
+    for (int64_t j = 0; j < helpers; ++j) {
+      Helper& helper = *helpers_[static_cast<size_t>(j)];
+      if (!helper.is_asleep.load(std::memory_order_relaxed)) continue;
+      helper.is_asleep.store(false, std::memory_order_relaxed);
+      if (helper.avoids != here) {
+        keep_off(helper.thread, here);
+        helper.avoids = here;
+      }
+      helper.calls.fetch_add(1, std::memory_order_release);
+      wake(helper.calls);
+    }
+  }
+
+  // Wakes helpers once, if what is left takes the caller longer than waking them.
+  void call_for(int64_t tiles, int64_t threads, const Pace& pace) {
+    if (is_called_) return;
+    const Nanoseconds to_come = pace.time_for(tiles);
+    if (to_come < kAlone || pace.spent + to_come < 3 * kAlone) return;
+    is_called_ = true;
+    int64_t helpers = std::min({threads, processors(), tiles}) - 1;
+    while (helpers > 1 && helpers * helpers * kCall > to_come) --helpers;
+    call(helpers);
+  }
 
   // Starts missing helpers, and returns min(wanted, number of helpers): the system may refuse more.
   int64_t start(int64_t wanted) {
@@ -144,36 +145,36 @@ class Threads {
   }
 
   // Publishes the job, and returns the place of its first tile.
-  uint64_t post(const Job& job) {
+  uint64_t post(int64_t threads, int64_t tiles, TileTask task, void* context) {
     const uint64_t number = (place_.load(std::memory_order_relaxed) & ~kTileMask) + kTileMask + 1;
     // From here on, no thread can take a tile of the previous job, nor yet one of this job.
     place_.store(number | kTileMask, std::memory_order_release);
-    task_.store(job.task, std::memory_order_release);
-    context_.store(job.context, std::memory_order_release);
-    tiles_.store(job.tiles, std::memory_order_release);
-    claim_.store(job.claim, std::memory_order_release);
-    threads_.store(job.helpers + 1, std::memory_order_release);
+    task_.store(task, std::memory_order_release);
+    context_.store(context, std::memory_order_release);
+    tiles_.store(tiles, std::memory_order_release);
+    threads_.store(threads, std::memory_order_release);
     done_.store(0, std::memory_order_relaxed);
     has_failed_.store(false, std::memory_order_relaxed);
-    const uint64_t begin = number | static_cast<uint64_t>(job.first);
-    place_.store(begin, std::memory_order_release);
-    return begin;
+    place_.store(number, std::memory_order_release);
+    return number;
   }
 
   // Processes tiles as the thread with this slot until none are left. Returns how many it took.
   int64_t work(int64_t slot, uint64_t place) {
     const AtWork mark;
-    int64_t mine = 0;
-    Nanoseconds turn = slot == 0 ? 0 : now();
+    Pace pace;
+    Nanoseconds turn = pace.begin;
     for (;;) {
-      if (mine < 2 && is_eager.load(std::memory_order_relaxed)) std::this_thread::yield();
+      const bool eagerly = is_eager.load(std::memory_order_relaxed);
+      if (eagerly && pace.tiles < 2) std::this_thread::yield();
       const auto first = static_cast<int64_t>(place & kTileMask);
       const TileTask task = task_.load(std::memory_order_acquire);
       void* context = context_.load(std::memory_order_acquire);
       const int64_t tiles = tiles_.load(std::memory_order_acquire);
       const int64_t threads = threads_.load(std::memory_order_acquire);
-      const int64_t claim = claim_.load(std::memory_order_acquire);
-      if (first >= tiles || slot >= threads) return mine;
+      if (first >= tiles || slot >= threads) return pace.tiles;
+      // With more threads, each waits longer for the counter.
+      const int64_t claim = eagerly ? 1 : pace.claim(kClaim * (1 + (threads - 1) / 8));
       // Takes fewer tiles near the end, so that all threads finish together.
       const int64_t share = (tiles - first + threads - 1) / threads;
       const int64_t last = first + std::min(claim, share);
@@ -187,11 +188,13 @@ class Threads {
       } catch (...) {
         if (!has_failed_.exchange(true)) error_ = std::current_exception();
       }
-      mine += last - first;
-      if (slot != 0) {
-        done_.fetch_add(static_cast<uint32_t>(last - first), std::memory_order_release);
-        done_.notify_one();
-        if (now() - turn > kTurn) {
+      pace.add(last - first);
+      if (slot == 0) {
+        call_for(tiles - last, threads, pace);
+      } else {
+        done_.fetch_add(static_cast<uint32_t>(last - first));
+        if (is_waiting_.load()) wake(done_);
+        if (pace.begin + pace.spent - turn > kTurn) {
           std::this_thread::yield();
           turn = now();
         }
@@ -217,26 +220,33 @@ class Threads {
       relax();
       done = done_.load(std::memory_order_acquire);
     }
-    for (; done != wanted; done = done_.load(std::memory_order_acquire)) {
-      done_.wait(done, std::memory_order_acquire);
-    }
+    is_waiting_.store(true);
+    for (done = done_.load(); done != wanted; done = done_.load()) sleep_while(done_, done);
+    is_waiting_.store(false);
   }
 
   [[noreturn]] void help(int64_t slot, Helper& helper) {
     const KeepDenormals keep;
+    take_short_turns();
+    helper.thread = kernel_thread();
     uint64_t seen = 0;  // the number of the last job
-    for (uint32_t calls = 0;;) {
-      helper.calls.wait(calls, std::memory_order_acquire);
-      for (Nanoseconds until = now() + kLook; now() < until; relax()) {
-        // Reads `calls` first: a later call is for a job that this iteration may miss.
-        calls = helper.calls.load(std::memory_order_acquire);
+    for (;;) {
+      const uint32_t calls = helper.calls.load(std::memory_order_acquire);
+      // Without work, spins only while the operation goes on: a helper that wakes too late would
+      // use up its time, and wake even later for the next operation.
+      Nanoseconds last = now() - kLook;
+      for (;; relax()) {
+        const Nanoseconds idle = now() - last;
+        if (idle > kLook && (idle > kPause || !is_in_use_.load(std::memory_order_relaxed))) break;
         const uint64_t place = place_.load(std::memory_order_acquire);
         const uint64_t number = place & ~kTileMask;
         if (number == seen || (place & kTileMask) == kTileMask) continue;
         seen = number;
         // Only after work, so that jobs with fewer threads do not keep the other helpers awake.
-        if (work(slot, place) > 0) until = now() + kLook;
+        if (work(slot, place) > 0) last = now();
       }
+      helper.is_asleep.store(true, std::memory_order_relaxed);
+      sleep_while(helper.calls, calls);
     }
   }
 
@@ -248,10 +258,13 @@ class Threads {
 
   std::atomic<TileTask> task_ = nullptr;
   std::atomic<void*> context_ = nullptr;
-  std::atomic<int64_t> tiles_ = 0, claim_ = 1, threads_ = 0;
+  std::atomic<int64_t> tiles_ = 0, threads_ = 0;
+  std::atomic<bool> is_in_use_ = false;  // by an operation, which may have more loops
+  bool is_called_ = false;               // of the caller
   std::atomic<bool> has_failed_ = false;
   alignas(64) std::atomic<uint64_t> place_ = kTileMask;
   alignas(64) std::atomic<uint32_t> done_ = 0;  // tiles that helpers have finished
+  std::atomic<bool> is_waiting_ = false;        // the caller, for done_
 };
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -261,6 +274,8 @@ class Threads {
 
 }  // namespace
 
+Sharing::~Sharing() { Threads::release(); }
+
 void share_eagerly(bool eagerly) { is_eager = eagerly; }
 
 void share_out(int64_t threads, int64_t tiles, TileTask task, void* context) {
@@ -268,32 +283,7 @@ void share_out(int64_t threads, int64_t tiles, TileTask task, void* context) {
     if (tiles > 0) task(context, 0, 0, tiles);
     return;
   }
-  const bool eagerly = is_eager;
-  const Nanoseconds begin = now();
-  Job job = {task, context, 0, tiles, 1, 0};
-  for (;;) {
-    const int64_t last = std::min(job.first + job.claim, tiles);
-    task(context, 0, job.first, last);
-    job.first = last;
-    const int64_t left = tiles - job.first;
-    if (left == 0) return;
-    const Nanoseconds spent = now() - begin;
-    const Nanoseconds to_come = spent * left / job.first;
-    job.claim = claim(kClaim, job.first, spent, 2 * job.claim);
-    if (eagerly) {
-      job.claim = 1;
-      job.helpers = std::min(threads - 1, left);
-      break;
-    }
-    if (spent < kAlone || to_come < kAlone) continue;
-    job.helpers = std::min({threads, processors(), left}) - 1;
-    while (job.helpers > 1 && job.helpers * job.helpers * kCall > to_come) --job.helpers;
-    // With more threads, each waits longer for the counter.
-    job.claim = claim(kClaim * (1 + job.helpers / 8), job.first, spent, tiles);
-    break;
-  }
-  if (job.helpers > 0 && Threads::here().run(job)) return;
-  task(context, 0, job.first, tiles);
+  if (!Threads::here().run(threads, tiles, task, context)) task(context, 0, 0, tiles);
 }
 
 }  // namespace dynloader

@@ -99,6 +99,21 @@ void fewer_threads_than_before() {
   }
 }
 
+void helpers_wake_again() {
+  for (int again = 0; again < 3; ++again) {
+    usleep(20'000);  // they fall asleep
+    bool is_helped = false;
+    for (int loop = 0; loop < 100 && !is_helped; ++loop) {
+      std::atomic<bool> helps = false;
+      share_out(2, 100, [&](int64_t slot, int64_t, int64_t) {
+        if (slot != 0) helps = true;
+      });
+      is_helped = helps;
+    }
+    check(is_helped, "a helper does not wake again");
+  }
+}
+
 void loops_within_loops() {
   std::atomic<int> visits = 0;
   share_out(3, 20, [&](int64_t, int64_t first, int64_t last) {
@@ -198,6 +213,7 @@ int main() {
     loops();
     errors();
     fewer_threads_than_before();
+    if (eagerly) helpers_wake_again();
     loops_within_loops();
     several_callers();
     a_second_caller_does_not_wait();
