@@ -46,8 +46,13 @@ struct CopyRow {
 // A walk that leaves every element in place.
 struct InPlace {
   DYNLOADER_FN uint64_t start(int64_t j) const { return static_cast<uint64_t>(j); }
-  DYNLOADER_FN uint64_t step(uint64_t x) const { return x; }
+  template <class Place>
+  DYNLOADER_FN Place step(Place x) const {
+    return x;
+  }
   DYNLOADER_FN bool is_inside(uint64_t /*x*/) const { return true; }
+  DYNLOADER_FN uint64_t last_inside() const { return ~uint64_t{0}; }
+  DYNLOADER_FN bool is_narrow() const { return false; }
 };
 
 template <class Unit, class Backend, class Call, class Walk, class Samples>

@@ -31,8 +31,13 @@ struct WalkFrom {
     permutation = Permutation::keyed(address, purpose, static_cast<uint64_t>(n));
   }
   DYNLOADER_FN uint64_t start(int64_t j) const { return static_cast<uint64_t>(first + j); }
-  DYNLOADER_FN uint64_t step(uint64_t x) const { return permutation.step(x); }
+  template <class Place>
+  DYNLOADER_FN Place step(Place x) const {
+    return permutation.step(x);
+  }
   DYNLOADER_FN bool is_inside(uint64_t x) const { return permutation.is_inside(x); }
+  DYNLOADER_FN uint64_t last_inside() const { return permutation.n - 1; }
+  DYNLOADER_FN bool is_narrow() const { return permutation.is_narrow(); }
 };
 
 DYNLOADER_FN WalkFrom walk_of(const Order& call) {

@@ -44,9 +44,13 @@ struct Permutation {
 
   DYNLOADER_FN bool is_inside(uint64_t x) const { return x < n; }
 
+  // Whether all places, also those outside of [0, n), have 32 bits.
+  DYNLOADER_FN bool is_narrow() const { return n <= uint64_t{1} << 32; }
+
   // Takes one step of the walk, which ends at the first place in [0, n). If n is 1, the first step
-  // goes straight to 0.
-  DYNLOADER_FN uint64_t step(uint64_t x) const {
+  // goes straight to 0. Place is uint64_t, or uint32_t if is_narrow().
+  template <class Place>
+  DYNLOADER_FN Place step(Place x) const {
     if (n <= 1) return 0;
     uint32_t left = static_cast<uint32_t>(x >> right_bits);
     uint32_t right = static_cast<uint32_t>(x) & right_mask;
@@ -55,7 +59,7 @@ struct Permutation {
     two_rounds<2>(left, right);
     two_rounds<4>(left, right);
     two_rounds<6>(left, right);
-    return (static_cast<uint64_t>(left) << right_bits) | right;
+    return (static_cast<Place>(left) << right_bits) | right;
   }
 
  private:
