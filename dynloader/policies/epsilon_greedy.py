@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from typing_extensions import override
 
 from dynloader import ops
@@ -62,6 +61,8 @@ class EpsilonGreedy(Policy):
             return Selection(indices)
         num_greedy = k - num_random
         stands_for = (n - num_greedy) / num_random * k / n
-        weights = torch.full((n,), stands_for, dtype=torch.float32, device=indices.device)
-        weights[ops.top_k(table.scores, num_greedy, seed=seed, epoch=epoch)] = k / n
+        greedy = ops.top_k(table.scores, num_greedy, seed=seed, epoch=epoch)
+        # Not torch.full, whose threads wait for each other on a busy machine.
+        of_greedy = ops.spread(table.scores[:0], greedy[:0], num_greedy, rest=k / n)
+        weights = ops.spread(of_greedy, greedy, n, rest=stands_for)
         return Selection(indices, weights[indices])

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from typing_extensions import override
 
 from dynloader import ops
@@ -52,5 +51,6 @@ class Kakurenbo(Policy):
         indices = ops.top_k(scores, num_kept, seed=seed, epoch=epoch)
         if not self.rescale:
             return Selection(indices)
-        weights = torch.full((num_kept,), n / num_kept, dtype=torch.float32, device=indices.device)
+        # Not torch.full, whose threads wait for each other on a busy machine.
+        weights = ops.spread(scores[:0], indices[:0], num_kept, rest=n / num_kept)
         return Selection(indices, weights)
