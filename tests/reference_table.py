@@ -34,6 +34,57 @@ def highest_of_each(index: Array, losses: Array) -> tuple[Array, Array]:
     return index[last], losses[last]
 
 
+def reduce_by_index(
+    losses: Array,
+    index: Array,
+    reduce: str,
+    *,
+    mask: Array | None = None,
+    cu_seqlens: Array | None = None,
+) -> tuple[Array, Array, int, int]:
+    """Return one loss for each entry of the index, from all losses of its sample.
+
+    Losses of shape [b, ...] belong to the entry of their row; with ``cu_seqlens``, to the entry
+    whose offsets are around them. A sum is exact, in steps of 2**-32, of losses clamped to +-2**30.
+    A single loss stays as it is.
+
+    Returns:
+        The loss of each entry's sample, float32 [b]; the number of its losses; the number of
+        samples with losses; and the number of losses clamped.
+    """
+    b = len(index)
+    lengths = np.full(b, losses[:1].size) if cu_seqlens is None else np.diff(cu_seqlens)
+    samples, number = np.unique(index, return_inverse=True)
+    number = number.reshape(-1)  # NumPy 2.0 keeps the shape, NumPy 2.1 does not
+    of_loss, losses = np.repeat(number, lengths), canonical(losses).reshape(-1)
+    if mask is not None:
+        of_loss, losses = of_loss[mask.reshape(-1)], losses[mask.reshape(-1)]
+    counts = np.bincount(of_loss, minlength=len(samples))
+    highest = np.zeros(len(samples), np.float32)
+    seen, values = highest_of_each(of_loss, losses)
+    highest[seen] = values
+    clamped = np.isfinite(losses) & (np.abs(losses) > 2.0**30) & (counts[of_loss] > 1)
+    if reduce == "max":
+        return highest[number], counts[number], len(seen), 0
+
+    def has(what: Array) -> Array:
+        return np.bincount(of_loss[what], minlength=len(samples)) > 0
+
+    finite = np.where(np.isfinite(losses), losses, np.float32(0)).astype(np.float64)
+    steps = np.trunc(np.clip(finite, -(2.0**30), 2.0**30) * 2.0**32).astype(np.int64)
+    high, low = np.zeros(len(samples), np.int64), np.zeros(len(samples), np.int64)
+    np.add.at(high, of_loss, steps >> 32)
+    np.add.at(low, of_loss, steps & 0xFFFFFFFF)
+    total = (high + (low >> 32)).astype(np.float64) * 2.0**32 + (low & 0xFFFFFFFF)
+    total = total / 2.0**32
+    result = canonical(total / np.maximum(counts, 1) if reduce == "mean" else total)
+    above, below = has(losses == np.inf), has(losses == -np.inf)
+    result = np.where(above, np.float32(np.inf), np.where(below, np.float32(-np.inf), result))
+    result = np.where(has(np.isnan(losses)) | (above & below), CANONICAL_NAN, result)
+    result = np.where(counts <= 1, highest, result)
+    return result[number], counts[number], len(seen), int(clamped.sum())
+
+
 def update(
     scores: Array,
     records: Array,
@@ -43,12 +94,15 @@ def update(
     rule: int = LAST_LOSS,
     alpha: float = 0.8,
     c: float = 1.0,
+    counts: Array | None = None,
 ) -> None:
     """Record one batch: moving mean and variance (Raju, Daruwalla, Lipasti, arXiv 2111.12621).
 
     All arithmetic is in float32. ``records`` is int32 [n, 4]: the bits of mean, variance and last
-    loss, and the number of visits.
+    loss, and the number of visits. Entries with a count of 0 are skipped.
     """
+    if counts is not None:
+        index, losses = index[counts != 0], losses[counts != 0]
     index, loss = highest_of_each(index, canonical(losses))
     moments = records.view(np.float32)
     mean, variance, visits = moments[index, 0], moments[index, 1], records[index, 3]
@@ -67,12 +121,17 @@ def update(
     scores[index] = canonical((loss, mean, mean_plus_variance)[rule])
 
 
-def update_forgetting(state: Array, index: Array, correct: Array) -> None:
+def update_forgetting(
+    state: Array, index: Array, correct: Array, *, counts: Array | None = None
+) -> None:
     """Count how often a sample goes from correct to wrong (Toneva et al., ICLR 2019).
 
     Bit 0 says whether the last prediction was correct; the bits above count the events. An index
-    that appears more than once counts as correct only if it is correct each time.
+    that appears more than once counts as correct only if it is correct each time. Entries with a
+    count of 0 are skipped.
     """
+    if counts is not None:
+        index, correct = index[counts != 0], correct[counts != 0]
     index, wrong = highest_of_each(index, np.where(correct, np.float32(0), np.float32(1)))
     was_correct, events = state[index] & 1, state[index] >> 1
     is_correct = 1 - wrong.astype(np.int32)

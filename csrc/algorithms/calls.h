@@ -7,6 +7,7 @@
 
 #include "../core/image.h"
 #include "../core/random.h"
+#include "../core/reduction.h"
 #include "../core/score.h"
 
 namespace dynloader {
@@ -136,6 +137,32 @@ struct VisitBonus {
 
 enum class LossType { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
+// Which losses belong to which entry of an index: `width` adjacent losses each, or those that the
+// offsets delimit.
+struct LossRows {
+  const void*
+      offsets;  // int32 or int64 [count + 1], ascending from 0 to the number of losses; null
+  bool offsets_are_int32;
+  int64_t width;
+  int64_t count;
+};
+
+// Reduces all losses of each sample in a batch to one.
+struct ReduceByIndex {
+  const void* losses;
+  LossType loss_type;
+  int64_t num_losses;
+  const bool* mask;      // [num_losses], true for losses that count; null: all
+  const int64_t* index;  // [rows.count], of any value
+  LossRows rows;
+  Reduction reduction;
+  float* reduced;        // [rows.count], the loss of the entry's sample; 0 without losses
+  int64_t* counts;       // [rows.count], number of losses of the entry's sample
+  int64_t* num_samples;  // [1], number of samples with losses
+  int64_t* num_clamped;  // [1], increased by the number of losses clamped; null: not counted
+  int64_t* faults;       // [2]: number of wrong offsets, the largest as unsigned; null: not counted
+};
+
 struct Update {
   float* scores;
   Record* records;
@@ -145,8 +172,9 @@ struct Update {
   LossType loss_type;
   int64_t batch_size;
   Scoring scoring;
-  int64_t* faults;       // [2]: number of indices outside [0, n); the largest as unsigned
-  int64_t* num_updates;  // [1], incremented unless the batch is empty; null: not counted
+  int64_t* faults;        // [2]: number of indices outside [0, n); the largest as unsigned
+  int64_t* num_updates;   // [1], incremented unless the batch is empty; null: not counted
+  const int64_t* counts;  // [batch_size], 0 for an entry to skip; null: none
 };
 
 struct UpdateForgetting {
@@ -156,6 +184,7 @@ struct UpdateForgetting {
   const bool* correct;
   int64_t batch_size;
   int64_t* faults;
+  const int64_t* counts;  // [batch_size], 0 for an entry to skip; null: none
 };
 
 struct CountSelected {
@@ -192,6 +221,7 @@ struct Spread {
   X(ScoreMean)                     \
   X(PowerWeights)                  \
   X(VisitBonus)                    \
+  X(ReduceByIndex)                 \
   X(Update)                        \
   X(UpdateForgetting)              \
   X(CountSelected)                 \

@@ -6,6 +6,7 @@
 #include "images.h"
 #include "mean.h"
 #include "order.h"
+#include "reduce.h"
 #include "rescore.h"
 #include "sample.h"
 #include "select.h"

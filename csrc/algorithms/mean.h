@@ -64,12 +64,7 @@ struct FinishMean {
   double* mean;
   int64_t* counts;
   DYNLOADER_FN void operator()() const {
-    // Carries what the sum of the low halves has beyond 32 bits, so that the result depends only on
-    // the total.
-    const int64_t carried = static_cast<int64_t>(static_cast<uint64_t>(sums[1]) >> 32);
-    const double high = static_cast<double>(sums[0] + carried) * kFixedPointOne;
-    const double low = static_cast<double>(sums[1] & 0xffffffff);
-    const double sum = (high + low) / kFixedPointOne;
+    const double sum = from_fixed_point(sums[0], sums[1]);
     const double nothing = bit_cast<double>(uint64_t{0x7ff8000000000000u});
     *mean = sums[2] == 0 ? nothing : sum / static_cast<double>(sums[2]);
     for (int j = 0; j < 3; ++j) counts[j] = sums[2 + j];

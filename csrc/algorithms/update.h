@@ -6,11 +6,11 @@
 #include <cstdint>
 
 #include "../core/atomics.h"
-#include "../core/loss.h"
 #include "../core/prefetch.h"
 #include "../core/score.h"
 #include "calls.h"
 #include "faults.h"
+#include "load.h"
 
 namespace dynloader {
 
@@ -20,6 +20,11 @@ constexpr uint64_t kStaged = uint64_t{1} << 63;
 
 DYNLOADER_FN uint64_t* staging_word(Record* record) {
   return reinterpret_cast<uint64_t*>(record) + 1;
+}
+
+template <class Call>
+DYNLOADER_FN bool is_skipped(const Call& call, int64_t j) {
+  return call.counts != nullptr && call.counts[j] == 0;
 }
 
 template <class Load>
@@ -34,7 +39,7 @@ struct StageLoss {
   DYNLOADER_FN void element(int64_t j) const {
     if (j == 0 && call.num_updates != nullptr) ++*call.num_updates;
     const int64_t index = call.index[j];
-    if (!is_within<Access>(index, call.n, call.faults)) return;
+    if (!is_within<Access>(index, call.n, call.faults) || is_skipped(call, j)) return;
     uint64_t* word = staging_word(call.records + index);
     const uint64_t visits = (Access::atomic_load(word) >> 32) & kMaxVisits;
     Access::raise_to(word, kStaged | (visits << 32) | ordered_bits(load(call.losses, j)));
@@ -63,44 +68,11 @@ struct SettleLoss {
   }
 };
 
-struct LoadFloat32 {
-  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
-    return static_cast<const float*>(losses)[j];
-  }
-};
-struct LoadFloat64 {
-  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
-    return static_cast<float>(static_cast<const double*>(losses)[j]);
-  }
-};
-struct LoadFloat16 {
-  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
-    return from_float16(static_cast<const uint16_t*>(losses)[j]);
-  }
-};
-struct LoadBFloat16 {
-  DYNLOADER_FN float operator()(const void* losses, int64_t j) const {
-    return from_bfloat16(static_cast<const uint16_t*>(losses)[j]);
-  }
-};
-
-template <class Backend, class Load>
-void record(Backend& backend, const Update& call, const Load& load) {
-  backend.in_two_steps(call.batch_size, StageLoss<Load>{call, load}, SettleLoss{call});
-}
-
 template <class Backend>
 void run(Backend& backend, const Update& call) {
-  switch (call.loss_type) {
-    case LossType::kFloat32:
-      return record(backend, call, LoadFloat32{});
-    case LossType::kFloat64:
-      return record(backend, call, LoadFloat64{});
-    case LossType::kFloat16:
-      return record(backend, call, LoadFloat16{});
-    case LossType::kBFloat16:
-      return record(backend, call, LoadBFloat16{});
-  }
+  with_load(call.loss_type, [&](auto load) {
+    backend.in_two_steps(call.batch_size, StageLoss<decltype(load)>{call, load}, SettleLoss{call});
+  });
 }
 
 struct StageCorrect {
@@ -109,7 +81,7 @@ struct StageCorrect {
   template <class Access>
   DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
-    if (!is_within<Access>(index, call.n, call.faults)) return;
+    if (!is_within<Access>(index, call.n, call.faults) || is_skipped(call, j)) return;
     Access::fetch_or(call.state + index,
                      kForgettingPending | (call.correct[j] ? 0u : kForgettingWrong));
   }

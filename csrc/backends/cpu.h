@@ -69,6 +69,15 @@ class Cpu {
     }
   }
 
+  // Calls f.stretch<Access>(begin, end) for stretches that cover [0, n) once, in any order. Access
+  // is the same as in in_two_steps.
+  template <class F>
+  void in_stretches(int64_t n, const F& f) {
+    if (n == 0) return;
+    if (slots_of(n) == 1) return fetched(f).template stretch<Alone>(0, n);
+    in_ranges(n, SharedStretch<F>{f});
+  }
+
   // Calls emit(i, x) for each i in [0, n), in any order, where x is the first of step(start(i)),
   // step(step(start(i))), ... that is inside.
   template <class Walk, class Emit>
@@ -223,6 +232,14 @@ class Cpu {
     Step step_of;
     void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
       step<Shared>(begin, end, step_of);
+    }
+  };
+
+  template <class F>
+  struct SharedStretch {
+    F f;
+    void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
+      fetched(f).template stretch<Shared>(begin, end);
     }
   };
 

@@ -109,6 +109,13 @@ void Cuda::in_two_steps(int64_t n, const First& first, const Second& second) {
   launch(stream_, 1, kOneBlockThreads, in_two_steps_kernel<First, Second>, first, second, n);
 }
 
+template <class F>
+void Cuda::in_stretches(int64_t n, const F& f) {
+  if (n == 0) return;
+  const int64_t blocks = divide_up(n, int64_t{kThreads} * kStretch);
+  launch(stream_, resident_blocks(blocks), kThreads, in_stretches_kernel<F>, f, n);
+}
+
 template <class Walk, class Emit>
 void Cuda::walk(int64_t n, const Walk& walk, const Emit& emit) {
   if (n == 0) return;

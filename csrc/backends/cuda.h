@@ -34,6 +34,9 @@ class Cuda {
   template <class First, class Second>
   void in_two_steps(int64_t n, const First& first, const Second& second);
 
+  template <class F>
+  void in_stretches(int64_t n, const F& f);
+
   template <class Walk, class Emit>
   void walk(int64_t n, const Walk& walk, const Emit& emit);
 

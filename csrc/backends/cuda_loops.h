@@ -17,6 +17,8 @@ constexpr int kWarps = kThreads / kWarp;
 // begins.
 constexpr int64_t kOneBlock = 4096;
 constexpr int kOneBlockThreads = 1024;
+// Elements that one thread processes together.
+constexpr int kStretch = 8;
 
 template <class F>
 __global__ void once_kernel(F f) {
@@ -49,6 +51,16 @@ __global__ void __launch_bounds__(kOneBlockThreads)
   __threadfence();
   __syncthreads();
   for (int64_t i = threadIdx.x; i < n; i += kOneBlockThreads) second.template element<Shared>(i);
+}
+
+template <class F>
+__global__ void __launch_bounds__(kThreads) in_stretches_kernel(F f, int64_t n) {
+  fetch(f, 0);
+  const int64_t stride = int64_t{gridDim.x} * kThreads * kStretch;
+  int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kStretch;
+  for (; begin < n; begin += stride) {
+    f.template stretch<Shared>(begin, n - begin < kStretch ? n : begin + kStretch);
+  }
 }
 
 template <class Walk>

@@ -20,6 +20,14 @@ DYNLOADER_FN int64_t add_wrapping(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
 }
 
+// A bijection of 64-bit integers that spreads close ones: the output function of SplitMix64
+// (Steele, Lea, Flood 2014).
+DYNLOADER_FN uint64_t mixed_bits(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 constexpr uint32_t kCanonicalNanBits = 0x7fffffffu;
 constexpr float kFloatMax = 3.40282346638528859812e+38f;

@@ -116,4 +116,13 @@ DYNLOADER_FN int64_t to_fixed_point(float score) {
   return static_cast<int64_t>(within * kFixedPointOne);
 }
 
+// Returns the sum whose halves in fixed point add up to `high` and, unsigned, `low`. Carries what
+// `low` has beyond 32 bits, so that the result depends only on the total.
+DYNLOADER_FN double from_fixed_point(int64_t high, int64_t low) {
+  const int64_t carried = static_cast<int64_t>(static_cast<uint64_t>(low) >> 32);
+  const double above = static_cast<double>(high + carried) * kFixedPointOne;
+  const double below = static_cast<double>(low & 0xffffffff);
+  return (above + below) / kFixedPointOne;
+}
+
 }  // namespace dynloader

@@ -49,10 +49,17 @@ std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
 Tensor power_weights(const Tensor& scores, double exponent, double offset);
 Tensor ucb_visits(const Tensor& records, double c, double t);
 
+std::tuple<Tensor, Tensor, Tensor> reduce_by_index(const Tensor& losses, const Tensor& index,
+                                                   int64_t reduction,
+                                                   const std::optional<Tensor>& mask,
+                                                   const std::optional<Tensor>& cu_seqlens,
+                                                   const std::optional<Tensor>& num_clamped,
+                                                   std::optional<Tensor>& faults);
 void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& losses,
             Tensor& faults, int64_t rule, double alpha, double c,
-            const std::optional<Tensor>& num_updates);
-void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults);
+            const std::optional<Tensor>& num_updates, const std::optional<Tensor>& counts);
+void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults,
+                       const std::optional<Tensor>& counts);
 void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
                     const NumUsed& num_used);
 Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,

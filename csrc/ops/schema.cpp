@@ -52,12 +52,16 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
   m.def("ucb_visits(Tensor records, float c, float t) -> Tensor");
   m.def(
+      "reduce_by_index(Tensor losses, Tensor index, int reduction, Tensor? mask=None, Tensor? "
+      "cu_seqlens=None, Tensor(a!)? num_clamped=None, Tensor(b!)? faults=None) -> (Tensor losses, "
+      "Tensor counts, Tensor num_samples)");
+  m.def(
       "update(Tensor(a!) scores, Tensor(b!) records, Tensor index, Tensor losses, "
       "Tensor(c!) faults, int rule, float alpha, float c, Tensor(d!)? "
-      "num_updates=None) -> ()");
+      "num_updates=None, Tensor? counts=None) -> ()");
   m.def(
       "update_forgetting(Tensor(a!) state, Tensor index, Tensor correct, Tensor(b!) "
-      "faults) -> ()");
+      "faults, Tensor? counts=None) -> ()");
   m.def(
       "count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults, Tensor? num_used) "
       "-> ()");
@@ -95,6 +99,7 @@ void implement(Library& m) {
   m.impl("score_mean", Boxed<score_mean>::call);
   m.impl("power_weights", Boxed<power_weights>::call);
   m.impl("ucb_visits", Boxed<ucb_visits>::call);
+  m.impl("reduce_by_index", Boxed<reduce_by_index>::call);
   m.impl("update", Boxed<update>::call);
   m.impl("update_forgetting", Boxed<update_forgetting>::call);
   m.impl("count_selected", Boxed<count_selected>::call);

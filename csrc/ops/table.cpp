@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "loss_type.h"
 #include "memory.h"
 #include "operators.h"
 #include "run_on.h"
@@ -68,15 +69,15 @@ class Selected {
   bool ascending = false;         // known to be ascending and in range, so distinct
 };
 
-LossType loss_type(const Tensor& losses) {
-  const int32_t dtype = losses.dtype();
-  if (dtype == codes.float32) return LossType::kFloat32;
-  if (dtype == codes.float64) return LossType::kFloat64;
-  if (dtype == codes.float16) return LossType::kFloat16;
-  CHECK_TYPE(dtype == codes.bfloat16,
-             "update: losses must be float32, float64, float16 or bfloat16, got ",
-             dtype_name(dtype));
-  return LossType::kBFloat16;
+// Checks which entries of an index have losses; returns null if all do.
+const int64_t* check_loss_counts(const char* op, const std::optional<Tensor>& counts,
+                                 const Tensor& index) {
+  if (!counts.has_value()) return nullptr;
+  check_integers(op, "counts", *counts, index.numel());
+  check_vector(op, "counts", *counts);
+  check_contiguous(op, "counts", *counts);
+  check_same_device(op, "counts", *counts, "index", index);
+  return counts->data<int64_t>();
 }
 
 }  // namespace
@@ -140,7 +141,7 @@ Tensor ucb_visits(const Tensor& records, double c, double t) {
 
 void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& losses,
             Tensor& faults, int64_t rule, double alpha, double c,
-            const std::optional<Tensor>& num_updates) {
+            const std::optional<Tensor>& num_updates, const std::optional<Tensor>& counts) {
   const int64_t n = check_samples("update", "scores", scores, codes.float32);
   check_written("update", "scores", scores);
   check_written("update", "records", records);
@@ -149,7 +150,7 @@ void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& 
               records.sizes());
   check_same_device("update", "records", records, "scores", scores);
   const Contiguous where = check_index("update", "index", index, "scores", scores);
-  const LossType type = loss_type(losses);
+  const LossType type = loss_type("update", losses);
   check_vector("update", "losses", losses);
   check_length("update", "losses", losses, where->numel());
   check_same_device("update", "losses", losses, "scores", scores);
@@ -161,6 +162,7 @@ void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& 
     check_same_device("update", "num_updates", *num_updates, "scores", scores);
     count = num_updates->mutable_data<int64_t>();
   }
+  const int64_t* loss_counts = check_loss_counts("update", counts, *where);
   CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
   CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
               "update: alpha must be in (0, 1] as float32, got ", alpha);
@@ -173,10 +175,11 @@ void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& 
   auto* written = reinterpret_cast<Record*>(records.mutable_data<int32_t>());
   run_on(scores.device(),
          Update{scores.mutable_data<float>(), written, n, where->data<int64_t>(), input->data(),
-                type, where->numel(), scoring, fault_counts, count});
+                type, where->numel(), scoring, fault_counts, count, loss_counts});
 }
 
-void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults) {
+void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct, Tensor& faults,
+                       const std::optional<Tensor>& counts) {
   const int64_t n = check_samples("update_forgetting", "state", state, codes.int32);
   check_written("update_forgetting", "state", state);
   const Contiguous where = check_index("update_forgetting", "index", index, "state", state);
@@ -185,12 +188,13 @@ void update_forgetting(Tensor& state, const Tensor& index, const Tensor& correct
   check_length("update_forgetting", "correct", correct, where->numel());
   check_same_device("update_forgetting", "correct", correct, "state", state);
   int64_t* fault_counts = check_faults("update_forgetting", faults, "state", state);
+  const int64_t* loss_counts = check_loss_counts("update_forgetting", counts, *where);
   check_indices("update_forgetting", "index", *where, n);
   const Contiguous input = correct;
-  run_on(
-      state.device(),
-      UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data<int32_t>()), n,
-                       where->data<int64_t>(), input->data<bool>(), where->numel(), fault_counts});
+  run_on(state.device(),
+         UpdateForgetting{reinterpret_cast<uint32_t*>(state.mutable_data<int32_t>()), n,
+                          where->data<int64_t>(), input->data<bool>(), where->numel(), fault_counts,
+                          loss_counts});
 }
 
 void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,

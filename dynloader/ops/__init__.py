@@ -41,8 +41,10 @@ from dynloader.ops._calls import (
 from dynloader.ops._calls import (
     zeros as zeros,
 )
+from dynloader.ops._reduce import Reduced, reduce_by_index
 
 __all__ = [
+    "Reduced",
     "ScoreMean",
     "ScoreRule",
     "Selection",
@@ -53,6 +55,7 @@ __all__ = [
     "order",
     "power_weights",
     "priority_sample",
+    "reduce_by_index",
     "sample",
     "score_mean",
     "subset",

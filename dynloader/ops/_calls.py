@@ -433,6 +433,7 @@ def update(
     alpha: float = 0.8,
     c: float = 1.0,
     num_updates: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     """Record one batch of losses in place.
 
@@ -457,6 +458,8 @@ def update(
         c: weight of the variance, finite, >= 0; used as float32.
         num_updates: int64 [1], contiguous: incremented unless the batch is empty. It is on the
             device, so that replays of a captured CUDA graph count too. None counts nothing.
+        counts: int64 [b], contiguous, on the device of ``index``, as :func:`reduce_by_index`
+            returns it: entries with a count of 0 are skipped. None skips nothing.
     """
     if num_updates is None:
         written_arguments("update", scores=scores, records=records, faults=faults)
@@ -472,14 +475,23 @@ def update(
     rule = integer_argument("update", "rule", rule)
     alpha = number_argument("update", "alpha", alpha)
     c = number_argument("update", "c", c)
-    _operators.update(scores, records, index, losses, faults, rule, alpha, c, num_updates)
+    if counts is not None:
+        tensor_arguments("update", counts=counts)
+    _operators.update(scores, records, index, losses, faults, rule, alpha, c, num_updates, counts)
     if num_updates is None:
         mark_written(scores, records, faults)
     else:
         mark_written(scores, records, faults, num_updates)
 
 
-def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
+def update_forgetting(
+    state: Tensor,
+    index: Tensor,
+    correct: Tensor,
+    faults: Tensor,
+    *,
+    counts: Tensor | None = None,
+) -> None:
     """Count forgetting events in place: predicted correctly at one visit, incorrectly at the next.
 
     Toneva et al., "An empirical study of example forgetting" (ICLR 2019).
@@ -494,10 +506,14 @@ def update_forgetting(state: Tensor, index: Tensor, correct: Tensor, faults: Ten
         correct: bool [b], whether each sample was predicted correctly.
         faults: int64 [2], contiguous: the number of indices out of range so far, and the largest of
             them as unsigned.
+        counts: int64 [b], contiguous, on the device of ``index``: entries with a count of 0 are
+            skipped. None skips nothing.
     """
     written_arguments("update_forgetting", state=state, faults=faults)
     tensor_arguments("update_forgetting", index=index, correct=correct)
-    _operators.update_forgetting(state, index, correct, faults)
+    if counts is not None:
+        tensor_arguments("update_forgetting", counts=counts)
+    _operators.update_forgetting(state, index, correct, faults, counts)
     mark_written(state, faults)
 
 

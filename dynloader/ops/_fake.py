@@ -177,6 +177,24 @@ def _(records: Tensor, c: float, t: float) -> Tensor:
     return records.new_empty((records.shape[0],), dtype=torch.float32)
 
 
+@_fake("reduce_by_index")
+def _(
+    losses: Tensor,
+    index: Tensor,
+    reduction: int,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    num_clamped: Tensor | None = None,
+    faults: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    b = index.shape[0]
+    return (
+        losses.new_empty((b,), dtype=torch.float32),
+        _indices(losses, b),
+        _indices(losses, 1),
+    )
+
+
 @_fake("update")
 def _(
     scores: Tensor,
@@ -188,12 +206,15 @@ def _(
     alpha: float,
     c: float,
     num_updates: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     return None
 
 
 @_fake("update_forgetting")
-def _(state: Tensor, index: Tensor, correct: Tensor, faults: Tensor) -> None:
+def _(
+    state: Tensor, index: Tensor, correct: Tensor, faults: Tensor, counts: Tensor | None = None
+) -> None:
     return None
 
 

@@ -53,6 +53,42 @@ def indices(draw: st.DrawFn, n: int, most: int = 200) -> Tensor:
     return torch.from_numpy(generator.integers(0, max(1, n), count))
 
 
+def counts_for(generator: np.random.Generator, index: Tensor) -> Tensor:
+    """Return a count for each entry of the index, the same for all entries of a sample."""
+    of_each = generator.integers(0, 3, 1 + int(index.max()) if len(index) else 1)
+    return torch.from_numpy(of_each)[index]
+
+
+@st.composite
+def reducible(draw: st.DrawFn, index: Tensor, generator: np.random.Generator) -> Arguments:
+    """Draw losses for an index with duplicates, in each form."""
+    b = len(index)
+    form = draw(st.sampled_from(["entries", "rows", "sequences"]))
+    given: Arguments = {"index": index % draw(st.sampled_from([1, 7, MOST]))}
+    shape: tuple[int, ...] = (b,)
+    if form == "rows":
+        shape = (b, *draw(st.sampled_from([(0,), (1,), (5,), (2, 3)])))
+    if form == "sequences":
+        lengths = generator.integers(0, draw(st.sampled_from([1, 4, 30])), b)
+        dtype = draw(st.sampled_from([np.int32, np.int64]))
+        given["cu_seqlens"] = torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(dtype))
+        shape = (int(lengths.sum()),)
+    elif draw(st.booleans()):
+        given["mask"] = torch.from_numpy(
+            generator.random(shape) < draw(st.sampled_from([0.1, 0.7]))
+        )
+    count = math.prod(shape)
+    losses = np.roll(values(draw(st.sampled_from(SCORES)), count), draw(st.integers(0, count)))
+    with np.errstate(invalid="ignore"):
+        losses = losses * np.float32(draw(st.sampled_from([1, 1, 2.0**30])))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
+    return given | {
+        "losses": torch.from_numpy(losses).reshape(shape).to(dtype),
+        "reduce": draw(st.sampled_from(["max", "mean", "sum"])),
+        "num_clamped": draw(st.sampled_from([None, torch.tensor([5])])),
+    }
+
+
 @st.composite
 def arguments_of(draw: st.DrawFn, op: str) -> Arguments:
     """Draw arguments that the operation must accept."""
@@ -108,13 +144,16 @@ def arguments_of(draw: st.DrawFn, op: str) -> Arguments:
         }
     index, faults = draw(indices(n)), torch.zeros(2, dtype=torch.int64)
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    if op == "reduce_by_index":
+        return draw(reducible(index, generator)) | {"faults": draw(st.sampled_from([None, faults]))}
     if op == "count_selected":
         counts = torch.from_numpy(generator.integers(0, 100, n, np.int32))
         return {"counts": counts, "selected": index, "faults": faults}
     if op == "update_forgetting":
         state = torch.from_numpy(generator.integers(0, 2**29, n, np.int32))
         correct = torch.from_numpy(generator.random(len(index)) < 0.5)
-        return {"state": state, "index": index, "correct": correct, "faults": faults}
+        given = {"state": state, "index": index, "correct": correct, "faults": faults}
+        return given | {"counts": draw(st.none() | st.just(counts_for(generator, index)))}
     records = generator.standard_normal((n, 4), np.float32).view(np.int32)
     records[:, 3] = generator.integers(0, 4, n)
     if op == "ucb_visits":
@@ -131,10 +170,12 @@ def arguments_of(draw: st.DrawFn, op: str) -> Arguments:
         "rule": draw(st.sampled_from(ops.ScoreRule)),
         "alpha": draw(st.floats(2**-20, 1, width=32)),
         "c": draw(st.floats(0, 2.0**100, width=32)),
+        "counts": draw(st.none() | st.just(counts_for(generator, index))),
     }
 
 
 OPS = (
+    "reduce_by_index",
     "top_k",
     "epsilon_greedy",
     "info_batch",
@@ -247,10 +288,15 @@ def expected(op: str, given: Arguments) -> tuple[list[Array], dict[str, Array]]:
         result = np.full(given["n"], given["rest"], np.float32)
         result[given["selected"][:used]] = given["values"][:used]
         return [result], {}
-    del given["faults"]
+    given.pop("faults", None)
+    if op == "reduce_by_index":
+        counted = given.pop("num_clamped", None)
+        *found, num_clamped = reference_table.reduce_by_index(**given)
+        changed = {} if counted is None else {"num_clamped": np.asarray(counted + num_clamped)}
+        return [found[0], found[1], np.array([found[2]])], changed
     getattr(reference_table, op)(**given)
-    changed = {"update": ("scores", "records"), "update_forgetting": ("state",)}
-    return [], {name: given[name] for name in changed.get(op, ("counts",))}
+    written = {"update": ("scores", "records"), "update_forgetting": ("state",)}
+    return [], {name: given[name] for name in written.get(op, ("counts",))}
 
 
 def plain(tensor: Tensor) -> Tensor:
