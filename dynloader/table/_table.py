@@ -20,6 +20,7 @@ from dynloader._checks import (
 )
 from dynloader.table._device import is_captured, resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
+from dynloader.table._many_losses import ManyLosses
 from dynloader.table._on_host import OnHost
 from dynloader.table._scoring import Scoring
 
@@ -67,7 +68,7 @@ class ScoreTable:
             whether the sample was predicted correctly at its last visit; the bits above count how
             often it was forgotten (predicted correctly, then incorrectly).
         num_selections: number of selections made.
-        num_in_update: number of losses in the last update.
+        num_in_update: number of entries of the index in the last update.
         num_updates_known: :attr:`num_updates` as the host knows it, without waiting for the GPU.
             Batches replayed by a captured CUDA graph are not included until processes exchange
             their scores.
@@ -94,7 +95,11 @@ class ScoreTable:
             self._counted = torch.zeros((1,), dtype=torch.int64, device=device)
         self._scoring, self._is_scoring_set = Scoring(), False
         self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
+        # The same counts for cu_seqlens.
+        self._offset_faults = torch.zeros((2,), dtype=torch.int64, device=device)
         self._faults_on_host: OnHost | None = None
+        self._num_clamped = torch.zeros((1,), dtype=torch.int64, device=device)
+        self._has_reduced = False
         self._shared: Shared | None = None
         self._num_loaded = 0
         self._history: Tensor | None = None
@@ -221,6 +226,9 @@ class ScoreTable:
         index: Tensor | Sequence[int],
         losses: Tensor,
         *,
+        reduce: str | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         correct: Tensor | None = None,
         rule: int | None = None,
         alpha: float | None = None,
@@ -228,16 +236,26 @@ class ScoreTable:
     ) -> None:
         """Record the losses of one batch. The host does not wait for the GPU.
 
-        A CUDA graph can capture this call if ``index`` and ``losses`` are on the GPU.
+        A CUDA graph can capture this call if all tensors are on the GPU.
 
         If an index appears twice in a batch, it counts as one visit with its highest loss (NaN is
-        highest). Updates must not overlap: do not call this from two threads or on two streams.
+        highest). With ``reduce``, all losses of a sample in the batch are reduced to one, as
+        :func:`dynloader.ops.reduce_by_index` defines, which counts as one visit. A sample without
+        losses that count is not recorded. Updates must not overlap: do not call this from two
+        threads or on two streams.
 
         Args:
-            index: sample indices, integers [b] in [0, n), on any device.
-            losses: floating point [b], on any device.
-            correct: bool [b], whether each sample was predicted correctly. If given, forgetting
-                events are counted.
+            index: sample indices, integers [b] in [0, n), on any device. With ``reduce``, also in
+                the shape of ``losses``.
+            losses: floating point [b], on any device. With ``reduce``, [b, ...]: one row for each
+                entry of ``index``; or [total] with ``cu_seqlens``.
+            reduce: "max", "mean" or "sum". None means one loss for each entry of ``index``.
+            mask: bool, in the shape of ``losses``, True for the losses that count. Needs
+                ``reduce``.
+            cu_seqlens: int32 or int64 [b + 1], ascending from 0 to total: the losses of entry j of
+                ``index`` are ``losses[cu_seqlens[j]:cu_seqlens[j + 1]]``. Needs ``reduce``.
+            correct: bool, in the shape of ``index``, whether each sample was predicted correctly.
+                If given, forgetting events are counted.
             rule: a :class:`dynloader.ops.ScoreRule`. None means ``scoring.rule``.
             alpha: weight of the new loss in the moving mean and variance. None means
                 ``scoring.alpha``.
@@ -246,9 +264,14 @@ class ScoreTable:
         Raises:
             TypeError, ValueError: the dtype or shape is wrong; nothing was recorded.
             IndexError: ``index`` is on the CPU and out of range; nothing was recorded. On the GPU,
-                indices out of range are skipped, and :meth:`check` raises.
+                indices out of range are skipped, and :meth:`check` raises. If ``cu_seqlens`` is on
+                the GPU and wrong, the batch is skipped, and :meth:`check` raises.
             RuntimeError: a CUDA graph is capturing the first update with ``correct``.
         """
+        many = ManyLosses.of(reduce, mask, cu_seqlens)
+        if many is not None:
+            self.update_many(many, index, losses, correct=correct, rule=rule, alpha=alpha, c=c)
+            return
         losses, index = check_losses(losses), as_index(index)
         if index.shape != losses.shape:
             raise ValueError(
@@ -260,8 +283,50 @@ class ScoreTable:
         if index.is_cpu and not self.scores.is_cpu:
             check_range("index", index, len(self))
         if correct is not None:
-            self._check_correct(correct, losses)
+            self._check_correct(correct, losses, "losses")
+        self._record(self._here(index), losses, None, correct, rule, alpha, c)
+
+    def update_many(
+        self,
+        many: ManyLosses,
+        index: Tensor | Sequence[int],
+        losses: Tensor,
+        *,
+        correct: Tensor | None = None,
+        rule: int | None = None,
+        alpha: float | None = None,
+        c: float | None = None,
+    ) -> ops.Reduced:
+        """Record a batch as :meth:`update` with ``reduce`` does; return the reduced losses."""
+        losses, index = many.check_losses(losses), as_index(index)
+        given = index
+        many, losses, index = many.flat(losses, index)
+        if index.is_cpu:
+            check_range("index", index, len(self))
+        if correct is not None:
+            self._check_correct(correct, given, "index")
+            correct = correct.reshape(-1)
+            if many.mask is not None and many.mask.ndim == 1:  # a mask of entries
+                correct = correct | ~many.mask.to(correct.device)
         index = self._here(index)
+        if not (rule is alpha is c is None):
+            # Raises for a wrong option before the losses clamped are counted.
+            self._record(index[:0], losses.reshape(-1)[:0], None, None, rule, alpha, c)
+        reduced = many.reduced(losses.detach(), index, self._num_clamped, self._offset_faults)
+        self._has_reduced = True
+        self._record(index, reduced.losses, reduced.counts, correct, rule, alpha, c)
+        return reduced
+
+    def _record(
+        self,
+        index: Tensor,
+        losses: Tensor,
+        counts: Tensor | None,
+        correct: Tensor | None,
+        rule: int | None,
+        alpha: float | None,
+        c: float | None,
+    ) -> None:
         scoring = self.scoring
         ops.update(
             self.scores,
@@ -273,25 +338,28 @@ class ScoreTable:
             alpha=scoring.alpha if alpha is None else alpha,
             c=scoring.c if c is None else c,
             num_updates=self._counted,
+            counts=counts,
         )
         self.num_in_update = index.shape[0]
         if self.num_in_update:
             self.num_updates_known += 1
         if self._history is not None:
-            self._remember(self._history, index)
+            self._remember(self._history, index, counts)
         if correct is not None:
             if self.forgetting is None:
                 with torch.inference_mode(False):
                     self.forgetting = torch.zeros_like(self.selections)
-            ops.update_forgetting(self.forgetting, index, self._here(correct), self._faults)
+            ops.update_forgetting(
+                self.forgetting, index, self._here(correct), self._faults, counts=counts
+            )
 
-    def _check_correct(self, correct: Any, losses: Tensor) -> None:
+    def _check_correct(self, correct: Any, like: Tensor, name: str) -> None:
         if not isinstance(correct, Tensor) or correct.dtype != torch.bool:
             found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
             raise TypeError(f"correct must be a tensor of torch.bool, got {found}")
-        if correct.shape != losses.shape:
+        if correct.shape != like.shape:
             raise ValueError(
-                f"correct must have the shape of losses, {list(losses.shape)}, "
+                f"correct must have the shape of {name}, {list(like.shape)}, "
                 f"got {list(correct.shape)}"
             )
         if self.forgetting is None and is_captured(self.device):
@@ -300,12 +368,15 @@ class ScoreTable:
                 "would clear table.forgetting on every replay"
             )
 
-    def _remember(self, history: Tensor, index: Tensor) -> None:
+    def _remember(self, history: Tensor, index: Tensor, counts: Tensor | None) -> None:
         # Use the recorded loss: it makes the rows of a duplicate index equal, so that it does not
         # matter which one is written last.
         n = len(self)
         newest = self.last_loss[index.clamp(0, n - 1)].unsqueeze(1)
-        row = torch.where((index >= 0) & (index < n), index, n)
+        is_recorded = (index >= 0) & (index < n)
+        if counts is not None:
+            is_recorded &= counts > 0
+        row = torch.where(is_recorded, index, n)
         history[row] = torch.cat([history[row, 1:], newest], dim=1)
 
     def _here(self, tensor: Tensor) -> Tensor:
@@ -328,9 +399,13 @@ class ScoreTable:
         self.num_selections += 1
 
     def check(self) -> None:
-        """Raise IndexError if an index on the GPU was out of range since the last check.
+        """Raise if an argument of an update on the GPU was wrong since the last check.
 
         The host waits for the GPU.
+
+        Raises:
+            IndexError: an index was out of range.
+            ValueError: ``cu_seqlens`` did not ascend from 0 to the number of losses.
         """
         self._faults_on_host = None
         self.start_check()
@@ -339,7 +414,7 @@ class ScoreTable:
     def start_check(self) -> None:
         """Start a check of all updates so far without waiting, unless a check is in progress."""
         if self.device.type == "cuda" and self._faults_on_host is None:
-            self._faults_on_host = OnHost(self._faults)
+            self._faults_on_host = OnHost(torch.cat([self._faults, self._offset_faults]))
 
     def finish_check(self, *, wait: bool = True) -> None:
         """Finish the check in progress, if any, and raise as :meth:`check` does.
@@ -351,12 +426,19 @@ class ScoreTable:
         if found is None or not (wait or found.is_there()):
             return
         self._faults_on_host = None
-        count, highest = found.get().tolist()
+        count, highest, num_offsets, highest_offset = found.get().tolist()
         if count:
             self._faults.zero_()
             raise IndexError(
                 f"index must be in [0, {len(self)}), got {count} out of range (skipped), "
                 f"such as {highest}"
+            )
+        if num_offsets:
+            self._offset_faults.zero_()
+            raise ValueError(
+                "cu_seqlens must ascend from 0 to the number of losses, got "
+                f"{num_offsets} offsets that do not (their batches were skipped), "
+                f"such as {highest_offset}"
             )
 
     @torch.inference_mode(False)
@@ -412,6 +494,9 @@ class ScoreTable:
           +-2**30.
         - ``num_unseen``: number of samples never seen.
         - ``num_selections``: number of selections made.
+        - ``num_clamped``: number of losses beyond +-2**30 that ``update`` with ``reduce="mean"`` or
+          ``"sum"`` clamped to +-2**30 since the table was created. Only present after an update
+          with ``reduce``.
         """
         self.check()
         mean, _, num_nonfinite, num_saturated = ops.score_mean(self.scores)
@@ -420,7 +505,10 @@ class ScoreTable:
         figures = torch.stack([mean, num_diverged, num_saturated, num_unseen]).tolist()
         names = ("mean_score", "num_nonfinite", "num_saturated", "num_unseen")
         stats = {f"dynloader/{name}": value for name, value in zip(names, figures, strict=True)}
-        return stats | {"dynloader/num_selections": float(self.num_selections)}
+        stats["dynloader/num_selections"] = float(self.num_selections)
+        if self._has_reduced:
+            stats["dynloader/num_clamped"] = float(self._num_clamped)
+        return stats
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything the table holds. The host waits for the GPU."""
@@ -461,6 +549,7 @@ class ScoreTable:
         self.num_selections = int(state["num_selections"])
         self.num_updates = int(state["num_updates"])
         self._faults.zero_()
+        self._offset_faults.zero_()
         self._faults_on_host = None
         self._shared, self._num_loaded = None, self.num_updates  # all processes load one state
 
