@@ -52,12 +52,10 @@ struct Reducing {
   int64_t* wrong_offsets;     // [1]
 };
 
-struct ClearReducing {
+struct ClearTable {
   Reducing work;
-  int64_t num_rows;
   DYNLOADER_FN void operator()(int64_t i) const {
     work.table.places[i] = 0;
-    if (i < num_rows) work.sums[i] = {};
     if (i == 0) *work.wrong_offsets = 0;
   }
 };
@@ -111,6 +109,7 @@ struct FindRepresentatives {
     for (int64_t row = begin; row < end; ++row) {
       if (row == begin || index[row] != index[row - 1]) {
         found = work.table.find<Access>(index, row);
+        if (static_cast<int64_t>(found) == row) work.sums[row] = {};
       }
       work.representatives[row] = found;
     }
@@ -133,24 +132,27 @@ struct AddLosses {
     int64_t end_of_this = end_of_row(call.rows, row);
     uint32_t sample = work.representatives[row];
     LossSum sum = {};
-    for (int64_t j = begin; j < end; ++j) {
-      if (j >= end_of_this) {
-        while (j >= end_of_this) end_of_this = end_of_row(call.rows, ++row);
-        const uint32_t next = work.representatives[row];
-        if (next != sample) {
-          flush<Access>(sum, sample);
-          sum = {};
-          sample = next;
-        }
+    for (int64_t j = begin; j < end;) {
+      while (j >= end_of_this) end_of_this = end_of_row(call.rows, ++row);
+      const uint32_t next = work.representatives[row];
+      if (next != sample) {
+        flush<Access>(sum, sample);
+        sum = {};
+        sample = next;
       }
-      if (call.mask != nullptr && !call.mask[j]) continue;
-      if (call.reduction == Reduction::kMax) {
-        sum.add_to_highest(load(call.losses, j));
-      } else {
-        sum.add(load(call.losses, j));
-      }
+      const int64_t stop = end_of_this < end ? end_of_this : end;
+      for (; j < stop; ++j) add(sum, j);
     }
     flush<Access>(sum, sample);
+  }
+
+  DYNLOADER_FN void add(LossSum& sum, int64_t j) const {
+    if (call.mask != nullptr && !call.mask[j]) return;
+    if (call.reduction == Reduction::kMax) {
+      sum.add_to_highest(load(call.losses, j));
+    } else {
+      sum.add(load(call.losses, j));
+    }
   }
 
   template <class Access>
@@ -165,18 +167,29 @@ struct AddLosses {
   }
 };
 
-// Writes the results of each entry, and adds up what is counted once for each sample.
+// Writes the results of the entries that represent a sample, and adds up what is counted.
 struct WriteReduced {
   ReduceByIndex call;
   Reducing work;
   DYNLOADER_FN void operator()(int64_t row, int64_t* totals) const {
-    const uint32_t sample = work.representatives[row];
-    const LossSum sum = work.sums[sample];
+    if (static_cast<int64_t>(work.representatives[row]) != row) return;
+    const LossSum& sum = work.sums[row];
     call.reduced[row] = sum.reduced(call.reduction);
     call.counts[row] = sum.count;
-    if (static_cast<int64_t>(sample) != row) return;
     totals[0] += static_cast<int64_t>(sum.count > 0);
     totals[1] += sum.num_clamped();
+  }
+};
+
+// Copies the results to the other entries.
+struct CopyReduced {
+  ReduceByIndex call;
+  Reducing work;
+  DYNLOADER_FN void operator()(int64_t row) const {
+    const uint32_t sample = work.representatives[row];
+    if (static_cast<int64_t>(sample) == row) return;
+    call.reduced[row] = call.reduced[sample];
+    call.counts[row] = call.counts[sample];
   }
 };
 
@@ -199,7 +212,7 @@ void run(Backend& backend, const ReduceByIndex& call) {
   work.sums = backend.template allocate<LossSum>(num_rows);
   work.totals = backend.template allocate<int64_t>(2);
   work.wrong_offsets = backend.template allocate<int64_t>(1);
-  backend.for_each(work.table.size(), ClearReducing{work, num_rows});
+  backend.for_each(work.table.size(), ClearTable{work});
   if (call.rows.offsets != nullptr) {
     backend.for_each(num_rows + 1, CheckOffset{call, work.wrong_offsets});
   }
@@ -208,6 +221,7 @@ void run(Backend& backend, const ReduceByIndex& call) {
     backend.in_stretches(call.num_losses, AddLosses<decltype(load)>{call, work, load});
   });
   backend.template accumulate<2>(num_rows, WriteReduced{call, work}, work.totals);
+  backend.for_each(num_rows, CopyReduced{call, work});
   backend.once(FinishReducing{call, work.totals});
 }
 

@@ -74,7 +74,7 @@ class Cpu {
   template <class F>
   void in_stretches(int64_t n, const F& f) {
     if (n == 0) return;
-    if (slots_of(n) == 1) return fetched(f).template stretch<Alone>(0, n);
+    if (n <= kOneStretch || slots_of(n) == 1) return fetched(f).template stretch<Alone>(0, n);
     in_ranges(n, SharedStretch<F>{f});
   }
 
@@ -188,6 +188,9 @@ class Cpu {
   static constexpr int64_t kTile = Marks::kTile;
   // The most elements that one thread processes without checking whether other threads would help.
   static constexpr int64_t kOneRange = 2 * kTile;
+
+  // The same for stretches: their atomics on shared sums cost more than a second thread saves.
+  static constexpr int64_t kOneStretch = int64_t{1} << 17;
 
   template <class Body>
   struct Tiles {

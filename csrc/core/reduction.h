@@ -31,14 +31,17 @@ struct LossSum {
 
   DYNLOADER_FN void add(float loss) {
     add_to_highest(loss);
-    const bool finite = is_finite(loss);
-    const int64_t value = to_fixed_point(finite ? loss : 0.0f);
-    high += value >> 32;
-    low += value & 0xffffffff;
-    const double magnitude = static_cast<double>(loss < 0.0f ? -loss : loss);
-    const bool clamped = finite && magnitude > kFixedPointLimit;
-    const bool lowest = bit_cast<uint32_t>(loss) == (kInfinityBits | 0x80000000u);
-    unusual += (int64_t{clamped} << 32) + int64_t{lowest};
+    const uint32_t magnitude = bit_cast<uint32_t>(loss) & kCanonicalNanBits;
+    if (magnitude <= kFixedPointLimitBits) {
+      const int64_t value = static_cast<int64_t>(static_cast<double>(loss) * kFixedPointOne);
+      high += value >> 32;
+      low += value & 0xffffffff;
+    } else if (magnitude < kInfinityBits) {
+      high += to_fixed_point(loss) >> 32;
+      unusual += int64_t{1} << 32;
+    } else if (loss < 0.0f) {
+      ++unusual;
+    }
   }
 
   // A single loss is not rounded to fixed point, so nothing was clamped.

@@ -108,6 +108,7 @@ DYNLOADER_FN uint32_t forgetting_after(uint32_t state, bool correct) {
 // unsigned low halves each fit in 64 bits.
 constexpr double kFixedPointLimit = 1073741824.0;
 constexpr double kFixedPointOne = 4294967296.0;
+constexpr uint32_t kFixedPointLimitBits = 0x4e800000u;  // the limit as a float
 
 DYNLOADER_FN int64_t to_fixed_point(float score) {
   const double value = static_cast<double>(score);

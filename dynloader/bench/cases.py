@@ -92,6 +92,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("subset", [order_cases.subset]),
     Operation("update", [_update(1024), _update(128)]),
+    Operation("update-reduced", [order_cases.update_reduced], only=usual),
     Operation("reselect", [_reselect(0), _reselect(1)], most=100_000_000),
     Operation("epoch", [_walk("tensors"), _walk("lists")], most=10_000_000, is_of_host=True),
     Operation("replay", [epoch_cases.replay], most=10_000_000),

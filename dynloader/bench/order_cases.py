@@ -144,3 +144,60 @@ def update(n: int, device: str, batch: int) -> list[Case]:
         Case(group=group, what="three fields by index", role="peer", build=peer, memory=20 * n),
         copy(group),
     ]
+
+
+def update_reduced(n: int, device: str) -> list[Case]:
+    """Make cases that record the mean loss of up to 512 samples, each of up to 128 tokens.
+
+    The peers know the number of each token's sample within the batch, which ours finds out, and
+    write a score only. Their sums of floats depend on the order on a GPU.
+    """
+    k = min(512, n)
+    length = max(1, min(n, 65_536) // k)
+    # Per token: read index and loss. Per sample: read and write the record, write the score.
+    num_bytes = (8 + 4) * k * length + (2 * 16 + 4) * k
+    group = Group(
+        operation="update of 65536 tokens", n=n, k=k * length, device=device, num_bytes=num_bytes
+    )
+
+    def inputs() -> tuple[Tensor, Tensor, Tensor]:
+        samples = ops.subset(n, 0, k, seed=3, device=device)
+        number = torch.arange(k, device=device).repeat_interleave(length)
+        return samples, number, losses(k * length, device)
+
+    def ours() -> Call:
+        samples, number, new = inputs()
+        table, index = ScoreTable(n, device), samples[number]
+
+        def call() -> Tensor:
+            table.update(index, new, reduce="mean")
+            return table.scores[samples]
+
+        return call
+
+    def peer(mean: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Call]:
+        def build() -> Call:
+            samples, number, new = inputs()
+            scores = torch.full((n,), torch.inf, device=device)
+
+            def call() -> Tensor:
+                scores[samples] = mean(number, new)
+                return scores[samples]
+
+            return call
+
+        return build
+
+    def scatter(number: Tensor, new: Tensor) -> Tensor:
+        return new.new_zeros(k).scatter_reduce_(0, number, new, "mean", include_self=False)
+
+    def add(number: Tensor, new: Tensor) -> Tensor:
+        return new.new_zeros(k).index_add_(0, number, new) / length
+
+    memory = 32 * n + 64 * k * length
+    return [
+        Case(group=group, what=OURS, role="ours", build=ours, memory=memory),
+        Case(group=group, what="scatter_reduce", role="peer", build=peer(scatter), memory=memory),
+        Case(group=group, what="index_add", role="peer", build=peer(add), memory=memory),
+        copy(group),
+    ]

@@ -110,6 +110,11 @@ def finite(group: Group, found: dict[str, Any]) -> None:
         assert not isinstance(values, Tensor) or bool(values.isfinite().all())
 
 
+def same_means(group: Group, found: dict[str, Any]) -> None:
+    for values in found.values():
+        torch.testing.assert_close(values, found["dynloader"], rtol=1e-5, atol=1e-6)
+
+
 CHECKS: dict[str, Callable[[Group, dict[str, Any]], None]] = {
     "top_k": all_alike,
     "top_k by input": by_input,
@@ -123,6 +128,7 @@ CHECKS: dict[str, Callable[[Group, dict[str, Any]], None]] = {
     "subset": distinct,
     "update of 1024": finite,
     "update of 128": finite,
+    "update of 65536 tokens": same_means,
     "re-selection, UCB": first_batch,
     "re-selection, InfoBatch": first_batch,
     "epoch as tensors": as_many_batches,

@@ -23,6 +23,7 @@ from emulator.gpu import (
     DeviceArray,
     Gpu,
     ImageRule,
+    LossRows,
     PixelStrides,
     Scoring,
     filled,
@@ -404,6 +405,65 @@ def check_table(gpu: Gpu) -> None:
         gpu.free_all()
 
 
+def check_reduce(gpu: Gpu) -> None:
+    """Check all forms: a loss for each entry, rows with a mask, and sequences."""
+    rng = np.random.default_rng(4)
+    reductions = ("max", "mean", "sum")
+    for i, b in enumerate([*SIZES, 20_000]):
+        for form in range(3):
+            family, number = SCORES[(i + form) % len(SCORES)], (i + form) % 3
+            reduce, index = reductions[number], rng.integers(-9, (1, 40, 10**9)[i % 3], b)
+            rows, given, there = LossRows(None, False, 1, b), {}, {}
+            num_losses = b
+            if form == 1:
+                rows.width = num_losses = 0 if b > 4097 else 5
+                num_losses *= b
+                given["mask"] = rng.random((b, rows.width)) < 0.3
+                there["mask"] = gpu.put(given["mask"])
+            if form == 2:
+                ends = np.append(0, np.cumsum(rng.integers(0, 4, b)))
+                rows.offsets_are_int32 = i % 2 == 0
+                given["cu_seqlens"] = ends.astype(np.int32 if i % 2 == 0 else np.int64)
+                num_losses = int(ends[-1])
+                offsets = gpu.put(given["cu_seqlens"])
+                rows.offsets = offsets.address
+            losses = values(family, num_losses)
+            if form == 1:
+                losses = losses.reshape(b, rows.width)
+            loss_type = i % 3
+            with np.errstate(all="ignore"):
+                losses = losses.astype((np.float32, np.float64, np.float16)[loss_type])
+            reduced, counts = gpu.empty(b, dtype=np.float32), gpu.empty(b, dtype=np.int64)
+            num_samples = gpu.empty(1, dtype=np.int64)
+            num_clamped, faults = gpu.put([7], np.int64), gpu.put([0, 0], np.int64)
+            fields = {
+                "losses": gpu.put(losses),
+                "loss_type": loss_type,
+                "num_losses": num_losses,
+                "index": gpu.put(index),
+                "reduction": number,
+                "reduced": reduced,
+                "counts": counts,
+                "num_samples": num_samples,
+                "num_clamped": num_clamped,
+                "faults": faults,
+            }
+            gpu.run("ReduceByIndex", rows=rows, **fields, **there)
+            with np.errstate(all="ignore"):
+                wanted = reference_table.reduce_by_index(losses, index, reduce, **given)
+            same(reduced.read(), wanted[0], family, b, form)
+            same(counts.read(), wanted[1], family, b, form)
+            same(num_samples.read(), np.array([wanted[2]]), family, b, form)
+            same(num_clamped.read(), np.array([7 + wanted[3]]), family, b, form)
+            same(faults.read(), np.array([0, 0]), family, b, form)
+            if form == 2 and num_losses > 0:
+                fields["num_losses"] = num_losses - 1
+                gpu.run("ReduceByIndex", rows=rows, **fields)
+                same(counts.read(), np.zeros(b, np.int64), family, b)
+                same(faults.read(), np.array([1, num_losses]), family, b)
+        gpu.free_all()
+
+
 def check_visit_bonus(gpu: Gpu, there: DeviceArray, records: Array) -> None:
     n, c, t = len(records), 0.7, 50.0
     scores = gpu.empty(n, dtype=np.float32)
@@ -464,6 +524,7 @@ SUITES: dict[str, Callable[[Gpu], None]] = {
     "rescored": check_rescored,
     "table": check_table,
     "spread": check_spread,
+    "reduce": check_reduce,
 }
 
 

@@ -178,4 +178,20 @@ FAULTS = {
         "top_k",
         r"runtime error: shift exponent",
     ),
+    "a place taken without an atomic": Fault(
+        Change(
+            "algorithms/reduce.h",
+            "if (Access::compare_exchange(places + place, 0u, own)) return own - 1;",
+            "if (Alone::compare_exchange(places + place, 0u, own)) return own - 1;",
+        ),
+        "traced",
+        "reduce",
+        r"emulator: a race",
+    ),
+    "sums that are not cleared": Fault(
+        Change("algorithms/reduce.h", "if (i < num_rows) work.sums[i] = {};", ""),
+        "traced",
+        "reduce",
+        r"emulator: .*uninitialized|AssertionError",
+    ),
 }

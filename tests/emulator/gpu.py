@@ -45,6 +45,15 @@ class PixelStrides(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("channel", "row", "column")]
 
 
+class LossRows(ctypes.Structure):
+    _fields_ = [
+        ("offsets", c_void_p),
+        ("offsets_are_int32", c_bool),
+        ("width", c_int64),
+        ("count", c_int64),
+    ]
+
+
 def call(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
 
@@ -147,6 +156,16 @@ CALLS = {
             *pointers("scores"),
         ),
         call(
+            "ReduceByIndex",
+            *pointers("losses"),
+            ("loss_type", c_int32),
+            *integers("num_losses"),
+            *pointers("mask", "index"),
+            ("rows", LossRows),
+            ("reduction", c_int32),
+            *pointers("reduced", "counts", "num_samples", "num_clamped", "faults"),
+        ),
+        call(
             "Update",
             *pointers("scores", "records"),
             *integers("n"),
@@ -154,7 +173,7 @@ CALLS = {
             ("loss_type", c_int32),
             *integers("batch_size"),
             ("scoring", Scoring),
-            *pointers("faults", "num_updates"),
+            *pointers("faults", "num_updates", "counts"),
         ),
         call(
             "UpdateForgetting",
@@ -162,7 +181,7 @@ CALLS = {
             *integers("n"),
             *pointers("index", "correct"),
             *integers("batch_size"),
-            *pointers("faults"),
+            *pointers("faults", "counts"),
         ),
         call(
             "CountSelected",

@@ -32,6 +32,7 @@ SUITES = (
     "rescored",
     "table",
     "spread",
+    "reduce",
 )
 SMALL_SIZES = (
     Change("backends/cuda.h", "kAllKeysUpTo = 16384", "kAllKeysUpTo = 100"),

@@ -41,6 +41,8 @@ def digest(device: torch.device | str = "cpu") -> str:
             for k in counts_of(n):
                 add(ops.top_k(scores, k, **at), ops.epsilon_greedy(scores, k, k // 3, **at))
             add(*ops.info_batch(scores, 0.5, **at)[:2], *ops.score_mean(scores))
+            for reduce in ("max", "mean", "sum"):
+                add(*ops.reduce_by_index(scores, torch.arange(n, device=device) % 97, reduce))
             add(ops.power_weights(scores, 0.3, 0.05), ops.power_weights(scores, 7.0, 0.0))
         for family in WEIGHTS:
             weights = tensor(values(family, n), device)
@@ -177,8 +179,9 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "score_mean": (scores,),
         "power_weights": (scores, 0.5, 0.1),
         "ucb_visits": (records, 1.0, 10.0),
-        "update": (scores, records, index, losses, faults, 2, 0.8, 1.0, faults[:1] + 7),
-        "update_forgetting": (counts, index, losses > 0, faults),
+        "reduce_by_index": (losses, index, 1, losses > 0, None, faults[:1] + 3, faults.clone()),
+        "update": (scores, records, index, losses, faults, 2, 0.8, 1.0, faults[:1] + 7, index),
+        "update_forgetting": (counts, index, losses > 0, faults, index),
         "info_batch_uncut": (
             scores,
             0.0,

@@ -56,6 +56,8 @@ def results(n: int) -> list[Tensor]:
         ops.sample(scores, k, **at),
         *ops.priority_sample(scores, k, **at),
         *ops.score_mean(scores),
+        *ops.reduce_by_index(scores, index, "mean"),
+        *ops.reduce_by_index(scores, index // 100, "sum", mask=scores > 0.1),
         ops.order(selected, 0, k, **at),
         ops.subset(n, 0, n, **at),
         ops.gather(torch.stack([index, index], 1), None, 0, n, **at),
