@@ -41,10 +41,14 @@ from dynloader.ops._calls import (
 from dynloader.ops._calls import (
     zeros as zeros,
 )
-from dynloader.ops._reduce import Reduced, reduce_by_index
+from dynloader.ops._reduce import (
+    Reduced as Reduced,
+)
+from dynloader.ops._reduce import (
+    reduce_by_index as reduce_by_index,
+)
 
 __all__ = [
-    "Reduced",
     "ScoreMean",
     "ScoreRule",
     "Selection",
@@ -55,7 +59,6 @@ __all__ = [
     "order",
     "power_weights",
     "priority_sample",
-    "reduce_by_index",
     "sample",
     "score_mean",
     "subset",

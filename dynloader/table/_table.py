@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,21 +10,18 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._checks import (
-    as_index,
     check_integer,
-    check_losses,
-    check_range,
     check_state,
     check_state_tensor,
     refusing_states,
 )
-from dynloader.table._device import is_captured, resolve_device
+from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
-from dynloader.table._many_losses import ManyLosses
 from dynloader.table._on_host import OnHost
+from dynloader.table._recording import Recording
 from dynloader.table._scoring import Scoring
 
-_MEAN, _VARIANCE, _LAST_LOSS, _VISITS = range(4)
+_MEAN, _VARIANCE, _VISITS = 0, 1, 3
 _STATE_VERSION = 1
 _STATE_KEYS = {
     "scores",
@@ -45,7 +42,7 @@ class Retention(NamedTuple):
     never: int
 
 
-class ScoreTable:
+class ScoreTable(Recording):
     """The scores of ``n`` samples, on the GPU or the CPU.
 
     A sample that was never seen has the score +inf, which is above all recorded losses.
@@ -191,11 +188,6 @@ class ScoreTable:
         return self.records[:, _VARIANCE].view(torch.float32)
 
     @property
-    def last_loss(self) -> Tensor:
-        """Last loss of each sample, a float32 view [n]; 0 for samples never seen."""
-        return self.records[:, _LAST_LOSS].view(torch.float32)
-
-    @property
     def visits(self) -> Tensor:
         """Number of updates of each sample, an int32 view [n]."""
         return self.records[:, _VISITS]
@@ -220,171 +212,6 @@ class ScoreTable:
         self._history = ops.zeros(shape, torch.float32, self.device).fill_(float("nan"))
         if known is not None:
             self._history[:, length - known.shape[1] :] = known
-
-    def update(
-        self,
-        index: Tensor | Sequence[int],
-        losses: Tensor,
-        *,
-        reduce: str | None = None,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        correct: Tensor | None = None,
-        rule: int | None = None,
-        alpha: float | None = None,
-        c: float | None = None,
-    ) -> None:
-        """Record the losses of one batch. The host does not wait for the GPU.
-
-        A CUDA graph can capture this call if all tensors are on the GPU.
-
-        If an index appears twice in a batch, it counts as one visit with its highest loss (NaN is
-        highest). With ``reduce``, all losses of a sample in the batch are reduced to one, as
-        :func:`dynloader.ops.reduce_by_index` defines, which counts as one visit. A sample without
-        losses that count is not recorded. Updates must not overlap: do not call this from two
-        threads or on two streams.
-
-        Args:
-            index: sample indices, integers [b] in [0, n), on any device. With ``reduce``, also in
-                the shape of ``losses``.
-            losses: floating point [b], on any device. With ``reduce``, [b, ...]: one row for each
-                entry of ``index``; or [total] with ``cu_seqlens``.
-            reduce: "max", "mean" or "sum". None means one loss for each entry of ``index``.
-            mask: bool, in the shape of ``losses``, True for the losses that count. Needs
-                ``reduce``.
-            cu_seqlens: int32 or int64 [b + 1], ascending from 0 to total: the losses of entry j of
-                ``index`` are ``losses[cu_seqlens[j]:cu_seqlens[j + 1]]``. Needs ``reduce``.
-            correct: bool, in the shape of ``index``, whether each sample was predicted correctly.
-                If given, forgetting events are counted.
-            rule: a :class:`dynloader.ops.ScoreRule`. None means ``scoring.rule``.
-            alpha: weight of the new loss in the moving mean and variance. None means
-                ``scoring.alpha``.
-            c: weight of the variance in the score. None means ``scoring.c``.
-
-        Raises:
-            TypeError, ValueError: the dtype or shape is wrong; nothing was recorded.
-            IndexError: ``index`` is on the CPU and out of range; nothing was recorded. On the GPU,
-                indices out of range are skipped, and :meth:`check` raises. If ``cu_seqlens`` is on
-                the GPU and wrong, the batch is skipped, and :meth:`check` raises.
-            RuntimeError: a CUDA graph is capturing the first update with ``correct``.
-        """
-        many = ManyLosses.of(reduce, mask, cu_seqlens)
-        if many is not None:
-            self.update_many(many, index, losses, correct=correct, rule=rule, alpha=alpha, c=c)
-            return
-        losses, index = check_losses(losses), as_index(index)
-        if index.shape != losses.shape:
-            raise ValueError(
-                f"index must have the shape of losses, {list(losses.shape)}, "
-                f"got {list(index.shape)}"
-            )
-        # The native operation checks the range: on the CPU it raises, on the GPU it only counts
-        # faults, so that the host need not wait. Check a CPU index before copying it to the GPU.
-        if index.is_cpu and not self.scores.is_cpu:
-            check_range("index", index, len(self))
-        if correct is not None:
-            self._check_correct(correct, losses, "losses")
-        self._record(self._here(index), losses, None, correct, rule, alpha, c)
-
-    def update_many(
-        self,
-        many: ManyLosses,
-        index: Tensor | Sequence[int],
-        losses: Tensor,
-        *,
-        correct: Tensor | None = None,
-        rule: int | None = None,
-        alpha: float | None = None,
-        c: float | None = None,
-    ) -> ops.Reduced:
-        """Record a batch as :meth:`update` with ``reduce`` does; return the reduced losses."""
-        losses, index = many.check_losses(losses), as_index(index)
-        given = index
-        many, losses, index = many.flat(losses, index)
-        if index.is_cpu:
-            check_range("index", index, len(self))
-        if correct is not None:
-            self._check_correct(correct, given, "index")
-            correct = correct.reshape(-1)
-            if many.mask is not None and many.mask.ndim == 1:  # a mask of entries
-                correct = correct | ~many.mask.to(correct.device)
-        index = self._here(index)
-        if not (rule is alpha is c is None):
-            # Raises for a wrong option before the losses clamped are counted.
-            self._record(index[:0], losses.reshape(-1)[:0], None, None, rule, alpha, c)
-        reduced = many.reduced(losses.detach(), index, self._num_clamped, self._offset_faults)
-        self._has_reduced = True
-        self._record(index, reduced.losses, reduced.counts, correct, rule, alpha, c)
-        return reduced
-
-    def _record(
-        self,
-        index: Tensor,
-        losses: Tensor,
-        counts: Tensor | None,
-        correct: Tensor | None,
-        rule: int | None,
-        alpha: float | None,
-        c: float | None,
-    ) -> None:
-        scoring = self.scoring
-        ops.update(
-            self.scores,
-            self.records,
-            index,
-            self._here(losses),
-            self._faults,
-            rule=int(scoring.rule) if rule is None else rule,
-            alpha=scoring.alpha if alpha is None else alpha,
-            c=scoring.c if c is None else c,
-            num_updates=self._counted,
-            counts=counts,
-        )
-        self.num_in_update = index.shape[0]
-        if self.num_in_update:
-            self.num_updates_known += 1
-        if self._history is not None:
-            self._remember(self._history, index, counts)
-        if correct is not None:
-            if self.forgetting is None:
-                with torch.inference_mode(False):
-                    self.forgetting = torch.zeros_like(self.selections)
-            ops.update_forgetting(
-                self.forgetting, index, self._here(correct), self._faults, counts=counts
-            )
-
-    def _check_correct(self, correct: Any, like: Tensor, name: str) -> None:
-        if not isinstance(correct, Tensor) or correct.dtype != torch.bool:
-            found = correct.dtype if isinstance(correct, Tensor) else type(correct).__name__
-            raise TypeError(f"correct must be a tensor of torch.bool, got {found}")
-        if correct.shape != like.shape:
-            raise ValueError(
-                f"correct must have the shape of {name}, {list(like.shape)}, "
-                f"got {list(correct.shape)}"
-            )
-        if self.forgetting is None and is_captured(self.device):
-            raise RuntimeError(
-                "correct must be passed to an update before a CUDA graph captures one: the graph "
-                "would clear table.forgetting on every replay"
-            )
-
-    def _remember(self, history: Tensor, index: Tensor, counts: Tensor | None) -> None:
-        # Use the recorded loss: it makes the rows of a duplicate index equal, so that it does not
-        # matter which one is written last.
-        n = len(self)
-        newest = self.last_loss[index.clamp(0, n - 1)].unsqueeze(1)
-        is_recorded = (index >= 0) & (index < n)
-        if counts is not None:
-            is_recorded &= counts > 0
-        row = torch.where(is_recorded, index, n)
-        history[row] = torch.cat([history[row, 1:], newest], dim=1)
-
-    def _here(self, tensor: Tensor) -> Tensor:
-        device = self.scores.device
-        if tensor.device == device:
-            return tensor
-        # Only copies to the GPU are asynchronous: the host could read a copy to the CPU too early.
-        return tensor.to(device, non_blocking=device.type == "cuda")
 
     def count_selection(self, indices: Tensor, num_used: Tensor | None = None) -> None:
         """Count one selection, which kept the samples ``indices``.
