@@ -110,8 +110,8 @@ def test_late_processes_print_their_stacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -> None:
     name = (
-        "collectives,interpreter,shares,last_steps,steps,samplers,one_asks,differences,scoring,"
-        "rescored,logged,save,resume"
+        "collectives,reduced,interpreter,shares,last_steps,steps,samplers,one_asks,differences,"
+        "scoring,rescored,logged,save,resume"
     )
     for text in together(name, tmp_path, world):
         assert text.endswith(f"done {name}\n"), text

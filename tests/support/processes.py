@@ -410,6 +410,23 @@ def collectives(folder: Path) -> None:
         all_reduce(mine, "min")
 
 
+def reduced(folder: Path) -> None:
+    """Reduced losses are exchanged as one visit; a sample without losses keeps what others have."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    table = ScoreTable(2 * world, device="cpu")
+    losses = torch.tensor([[1.0, 3.0], [5.0, 7.0], [float("nan"), 9.0]]) + rank
+    # Both rows of the first sample count, and nothing of the next process's.
+    mask = torch.tensor([[True, True], [True, True], [False, False]])
+    index = [2 * rank, 2 * rank, 2 * ((rank + 1) % world)]
+    table.update(index, losses, reduce="mean", mask=mask)
+    table.synchronize()
+    assert table.scores[::2].tolist() == [4.0 + number for number in range(world)]
+    assert table.scores[1::2].isinf().all()
+    assert table.visits.tolist() == [1, 0] * world
+    assert table.num_updates == world
+    assert len(set(map(str, gathered(table.records.tolist())))) == 1
+
+
 _LOOKS = itertools.count()
 
 
