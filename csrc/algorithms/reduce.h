@@ -71,7 +71,10 @@ DYNLOADER_FN int64_t end_of_row(const LossRows& rows, int64_t row) {
 
 // Returns the row that holds a loss; the offsets must be right.
 DYNLOADER_FN int64_t row_of_loss(const LossRows& rows, int64_t loss) {
-  if (rows.offsets == nullptr) return rows.width == 1 ? loss : loss / rows.width;
+  if (rows.offsets == nullptr) {
+    // In 32 bits, which kMaxLosses allows: a GPU divides 64 bits by a call.
+    return static_cast<uint32_t>(loss) / static_cast<uint32_t>(rows.width);
+  }
   int64_t first = 0;
   int64_t last = rows.count - 1;
   while (first < last) {
