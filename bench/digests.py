@@ -78,6 +78,11 @@ def results_of(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
         ops.update(table, records, selected[:size], weights[:size], faults, rule=2)
     yield "update", digest(table, records, faults)
     yield "ucb_visits", digest(ops.ucb_visits(records, 1.0, 10.0))
+    records[:, 2], records[:, 3] = 20, selected[: len(records)].new_tensor(3).int()
+    records[:, :2] = weights[:, None].mul(9).view(torch.int32)
+    for rule in ops.PassRule:
+        scored = ops.pass_scores(records, rule=rule, retry_easy=0.7, retire_above=0.9, **address)
+        yield f"pass_scores, {rule.name.lower()}", digest(scored)
     yield "spread", digest(ops.spread(weights[:k], selected, n, rest=1.0))
     counts = torch.zeros(n, dtype=torch.int32, device=device)
     ops.count_selected(counts, selected, faults)

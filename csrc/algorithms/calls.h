@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../core/image.h"
+#include "../core/pass_rate.h"
 #include "../core/random.h"
 #include "../core/reduction.h"
 #include "../core/score.h"
@@ -135,6 +136,14 @@ struct VisitBonus {
   float* scores;
 };
 
+struct PassScores {
+  const Passes* passes;
+  int64_t n;
+  PassRate rate;
+  Address address;
+  float* scores;
+};
+
 enum class LossType { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 // Which losses belong to which entry of an index: `width` adjacent losses each, or those that the
@@ -222,6 +231,7 @@ struct Spread {
   X(PowerWeights)                  \
   X(VisitBonus)                    \
   X(ReduceByIndex)                 \
+  X(PassScores)                    \
   X(Update)                        \
   X(UpdateForgetting)              \
   X(CountSelected)                 \

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../core/pass_rate.h"
 #include "../core/score.h"
 #include "calls.h"
 
@@ -31,6 +32,18 @@ struct WriteVisitBonus {
 template <class Backend>
 void run(Backend& backend, const VisitBonus& call) {
   backend.for_each(call.n, WriteVisitBonus{call});
+}
+
+struct WritePassScore {
+  PassScores call;
+  DYNLOADER_FN void operator()(int64_t i) const {
+    call.scores[i] = pass_score(call.passes[i], call.rate, call.address, static_cast<uint64_t>(i));
+  }
+};
+
+template <class Backend>
+void run(Backend& backend, const PassScores& call) {
+  backend.for_each(call.n, WritePassScore{call});
 }
 
 }  // namespace dynloader

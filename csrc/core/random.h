@@ -11,15 +11,17 @@ namespace dynloader {
 
 // No two purposes share a stream. The values determine the output: never renumber them.
 enum class Purpose : uint32_t {
-  kShuffle = 1,   // the order of an epoch
-  kTie = 2,       // which of equal keys comes first
-  kRace = 3,      // weighted sampling, one sample after another
-  kPriority = 4,  // priority sampling
-  kExplore = 5,   // epsilon-greedy's random part
-  kDrop = 6,      // which samples InfoBatch drops
-  kSubset = 7,    // uniform random subsets
-  kView = 8,      // where an image is cropped, and whether it is flipped
-  kCutout = 9,    // where a square is cut out of an image
+  kShuffle = 1,     // the order of an epoch
+  kTie = 2,         // which of equal keys comes first
+  kRace = 3,        // weighted sampling, one sample after another
+  kPriority = 4,    // priority sampling
+  kExplore = 5,     // epsilon-greedy's random part
+  kDrop = 6,        // which samples InfoBatch drops
+  kSubset = 7,      // uniform random subsets
+  kView = 8,        // where an image is cropped, and whether it is flipped
+  kCutout = 9,      // where a square is cut out of an image
+  kPosterior = 10,  // pass rates of prompts
+  kRetry = 11,      // which prompts that were all right or all wrong are skipped
 };
 
 struct Address {

@@ -48,6 +48,10 @@ Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device);
 std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
 Tensor power_weights(const Tensor& scores, double exponent, double offset);
 Tensor ucb_visits(const Tensor& records, double c, double t);
+Tensor pass_scores(const Tensor& passes, int64_t rule, double target, double width, double low,
+                   double high, double prior_right, double prior_wrong, double retry_easy,
+                   double retry_hard, double retire_below, double retire_above, int64_t evidence,
+                   int64_t seed, int64_t epoch);
 
 std::tuple<Tensor, Tensor, Tensor> reduce_by_index(const Tensor& losses, const Tensor& index,
                                                    int64_t reduction,

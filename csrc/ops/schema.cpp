@@ -56,6 +56,10 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
       "cu_seqlens=None, Tensor(a!)? num_clamped=None, Tensor(b!)? faults=None) -> (Tensor losses, "
       "Tensor counts, Tensor num_samples)");
   m.def(
+      "pass_scores(Tensor passes, int rule, float target, float width, float low, float high, "
+      "float prior_right, float prior_wrong, float retry_easy, float retry_hard, float "
+      "retire_below, float retire_above, int evidence, SymInt seed, SymInt epoch) -> Tensor");
+  m.def(
       "update(Tensor(a!) scores, Tensor(b!) records, Tensor index, Tensor losses, "
       "Tensor(c!) faults, int rule, float alpha, float c, Tensor(d!)? "
       "num_updates=None, Tensor? counts=None) -> ()");
@@ -100,6 +104,7 @@ void implement(Library& m) {
   m.impl("power_weights", Boxed<power_weights>::call);
   m.impl("ucb_visits", Boxed<ucb_visits>::call);
   m.impl("reduce_by_index", Boxed<reduce_by_index>::call);
+  m.impl("pass_scores", Boxed<pass_scores>::call);
   m.impl("update", Boxed<update>::call);
   m.impl("update_forgetting", Boxed<update_forgetting>::call);
   m.impl("count_selected", Boxed<count_selected>::call);

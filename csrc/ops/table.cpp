@@ -15,16 +15,21 @@
 namespace dynloader {
 namespace {
 
+template <class Row>
+const Row* rows_of(const char* op, const char* name, const Tensor& rows) {
+  check_device(op, rows.device());
+  check_dtype(op, name, rows, codes.int32);
+  CHECK_VALUE(rows.dim() == 2 && rows.size(1) == 4, op, ": ", name, " must have shape [n, 4], got ",
+              rows.sizes());
+  check_contiguous(op, name, rows);
+  const auto address = reinterpret_cast<uintptr_t>(rows.data());
+  CHECK_VALUE(address % alignof(Row) == 0, op, ": ", name, " must begin at a multiple of ",
+              alignof(Row), " bytes, got an address with remainder ", address % alignof(Row));
+  return reinterpret_cast<const Row*>(rows.data<int32_t>());
+}
+
 const Record* records_of(const char* op, const Tensor& records) {
-  check_device(op, records.device());
-  check_dtype(op, "records", records, codes.int32);
-  CHECK_VALUE(records.dim() == 2 && records.size(1) == 4, op,
-              ": records must have shape [n, 4], got ", records.sizes());
-  check_contiguous(op, "records", records);
-  const auto address = reinterpret_cast<uintptr_t>(records.data());
-  CHECK_VALUE(address % alignof(Record) == 0, op, ": records must begin at a multiple of ",
-              alignof(Record), " bytes, got an address with remainder ", address % alignof(Record));
-  return reinterpret_cast<const Record*>(records.data<int32_t>());
+  return rows_of<Record>(op, "records", records);
 }
 
 // The samples passed to an operator, contiguous: all of them, or the first *num_used.
@@ -136,6 +141,50 @@ Tensor ucb_visits(const Tensor& records, double c, double t) {
   Tensor scores = empty_vector(records.size(0), codes.float32, records.device());
   run_on(records.device(),
          VisitBonus{data, records.size(0), c, natural_log(t), scores.mutable_data<float>()});
+  return scores;
+}
+
+Tensor pass_scores(const Tensor& passes, int64_t rule, double target, double width, double low,
+                   double high, double prior_right, double prior_wrong, double retry_easy,
+                   double retry_hard, double retire_below, double retire_above, int64_t evidence,
+                   int64_t seed, int64_t epoch) {
+  constexpr auto* op = "pass_scores";
+  const auto* data = rows_of<Passes>(op, "passes", passes);
+  const int64_t n = passes.size(0);
+  CHECK_VALUE(n <= kMaxSamples, op, ": passes must have fewer than 2**32 rows, got ", n);
+  CHECK_VALUE(0 <= rule && rule <= 2, op, ": rule must be 0, 1 or 2, got ", rule);
+  CHECK_VALUE(std::isfinite(target), op, ": target must be finite, got ", target);
+  CHECK_VALUE(width > 0 && std::isnormal(width), op, ": width must be a normal number > 0, got ",
+              width);
+  CHECK_VALUE(std::isfinite(low), op, ": low must be finite, got ", low);
+  CHECK_VALUE(low <= high && std::isfinite(high), op,
+              ": high must be finite and at least low = ", low, ", got ", high);
+  CHECK_VALUE(prior_right >= 1 && prior_right <= kFloatMax, op,
+              ": prior_right must be finite and >= 1, got ", prior_right);
+  CHECK_VALUE(prior_wrong >= 1 && prior_wrong <= kFloatMax, op,
+              ": prior_wrong must be finite and >= 1, got ", prior_wrong);
+  CHECK_VALUE(0 <= retry_easy && retry_easy <= 1, op, ": retry_easy must be in [0, 1], got ",
+              retry_easy);
+  CHECK_VALUE(0 <= retry_hard && retry_hard <= 1, op, ": retry_hard must be in [0, 1], got ",
+              retry_hard);
+  CHECK_VALUE(!std::isnan(retire_below), op, ": retire_below must be a number, got ", retire_below);
+  CHECK_VALUE(!std::isnan(retire_above), op, ": retire_above must be a number, got ", retire_above);
+  check_between(op, "evidence", evidence, 1, int64_t{kMaxVisits});
+  const Address address = check_address(op, seed, epoch, std::nullopt, passes.device());
+  const PassRate rate = {static_cast<PassRule>(rule),
+                         target,
+                         width,
+                         low,
+                         high,
+                         prior_right,
+                         prior_wrong,
+                         retry_easy,
+                         retry_hard,
+                         retire_below,
+                         retire_above,
+                         static_cast<uint32_t>(evidence)};
+  Tensor scores = empty_vector(n, codes.float32, passes.device());
+  run_on(passes.device(), PassScores{data, n, rate, address, scores.mutable_data<float>()});
   return scores;
 }
 

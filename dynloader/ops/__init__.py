@@ -47,6 +47,8 @@ from dynloader.ops._reduce import (
 from dynloader.ops._reduce import (
     reduce_by_index as reduce_by_index,
 )
+from dynloader.ops._prompts import PassRule as PassRule
+from dynloader.ops._prompts import pass_scores as pass_scores
 
 __all__ = [
     "ScoreMean",

@@ -195,6 +195,27 @@ def _(
     )
 
 
+@_fake("pass_scores")
+def _(
+    passes: Tensor,
+    rule: int,
+    target: float,
+    width: float,
+    low: float,
+    high: float,
+    prior_right: float,
+    prior_wrong: float,
+    retry_easy: float,
+    retry_hard: float,
+    retire_below: float,
+    retire_above: float,
+    evidence: int,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    return passes.new_empty((passes.shape[0],), dtype=torch.float32)
+
+
 @_fake("update")
 def _(
     scores: Tensor,

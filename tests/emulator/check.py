@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import reference
 import reference_images
+import reference_prompts
 import reference_table
 from inputs import SCORES, WEIGHTS, address, counts_of, values
 
@@ -24,6 +25,7 @@ from emulator.gpu import (
     Gpu,
     ImageRule,
     LossRows,
+    PassRate,
     PixelStrides,
     Scoring,
     filled,
@@ -476,6 +478,51 @@ def check_visit_bonus(gpu: Gpu, there: DeviceArray, records: Array) -> None:
     assert gpu.last_error() == 0, "the error of a refused launch is still set"
 
 
+def check_pass_scores(gpu: Gpu) -> None:
+    rng = np.random.default_rng(5)
+    for i, n in enumerate([1, 2, 31, 3000, MANY[0]]):
+        passes = rng.integers(-3, 4, (n, 4), np.int32)
+        passes.view(np.float32)[:, :2] = rng.integers(0, 20, (n, 2)) / 2
+        scores = gpu.empty(n, dtype=np.float32)
+        for rule in range(3):
+            rate = PassRate(
+                rule=rule,
+                target=0.4,
+                width=0.2,
+                low=0.3,
+                high=0.6,
+                prior_right=1.0,
+                prior_wrong=1.0 + i % 2,
+                retry_easy=0.5,
+                retry_hard=0.75,
+                retire_below=0.1,
+                retire_above=0.9,
+                evidence=2,
+            )
+            address = Address(seed=2**63 + i, epoch=rule, epoch_at=None)
+            gpu.run(
+                "PassScores", passes=gpu.put(passes), n=n, rate=rate, address=address, scores=scores
+            )
+            wanted = reference_prompts.pass_scores(
+                passes,
+                rule=rule,
+                target=0.4,
+                width=0.2,
+                low=0.3,
+                high=0.6,
+                prior=(1.0, 1.0 + i % 2),
+                retry_easy=0.5,
+                retry_hard=0.75,
+                retire_below=0.1,
+                retire_above=0.9,
+                evidence=2,
+                seed=2**63 + i,
+                epoch=rule,
+            )
+            same(scores.read(), wanted, n, rule)
+        gpu.free_all()
+
+
 def check_spread(gpu: Gpu) -> None:
     rng = np.random.default_rng(2)
     for n in SIZES[1:]:
@@ -523,6 +570,7 @@ SUITES: dict[str, Callable[[Gpu], None]] = {
     "batch": check_batch,
     "rescored": check_rescored,
     "table": check_table,
+    "pass_scores": check_pass_scores,
     "spread": check_spread,
     "reduce": check_reduce,
 }

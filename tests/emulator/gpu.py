@@ -31,6 +31,16 @@ class Scoring(ctypes.Structure):
     _fields_ = [("rule", c_int32), ("alpha", c_float), ("c", c_float)]
 
 
+class PassRate(ctypes.Structure):
+    _fields_ = [
+        ("rule", c_int32),
+        *((name, c_double) for name in ("target", "width", "low", "high")),
+        *((name, c_double) for name in ("prior_right", "prior_wrong", "retry_easy", "retry_hard")),
+        *((name, c_double) for name in ("retire_below", "retire_above")),
+        ("evidence", c_uint32),
+    ]
+
+
 class ImageRule(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("channels", "height", "width")),
@@ -164,6 +174,14 @@ CALLS = {
             ("rows", LossRows),
             ("reduction", c_int32),
             *pointers("reduced", "counts", "num_samples", "num_clamped", "faults"),
+        ),
+        call(
+            "PassScores",
+            *pointers("passes"),
+            *integers("n"),
+            ("rate", PassRate),
+            AT,
+            *pointers("scores"),
         ),
         call(
             "Update",

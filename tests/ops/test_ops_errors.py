@@ -39,6 +39,11 @@ def arguments_of(op: str, device: torch.device | str) -> dict[str, Any]:
         "score_mean": {"scores": scores},
         "power_weights": {"scores": scores, "exponent": 0.5, "offset": 0.1},
         "ucb_visits": {"records": records, "c": 1.0, "t": 10.0},
+        "pass_scores": {
+            "passes": torch.zeros(N, 4, dtype=torch.int32, device=device),
+            "retry_easy": 0.5,
+            **address,
+        },
         "update": {
             "scores": scores,
             "records": records,
@@ -70,6 +75,7 @@ OPS = (
     "score_mean",
     "power_weights",
     "ucb_visits",
+    "pass_scores",
     "update",
     "update_forgetting",
     "count_selected",
@@ -134,7 +140,7 @@ def test_wrong_dtype(op: str, device: torch.device) -> None:
 def test_wrong_shape(op: str, device: torch.device) -> None:
     for name in tensor_arguments(op):
         right = arguments_of(op, device)[name]
-        if name == "records":
+        if name in ("records", "passes"):
             for wrong in (right[:, :3].contiguous(), right.flatten(), right[None]):
                 shown = str(list(wrong.shape))
                 refuse(device, op, ValueError, shown, **{name: wrong})

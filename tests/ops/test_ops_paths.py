@@ -182,6 +182,7 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "reduce_by_index": (losses, index, 1, losses > 0, None, faults[:1] + 3, faults.clone()),
         "update": (scores, records, index, losses, faults, 2, 0.8, 1.0, faults[:1] + 7, index),
         "update_forgetting": (counts, index, losses > 0, faults, index),
+        "pass_scores": (records, 0, 0.5, 0.1, 0.2, 0.8, 1.0, 1.0, 0.5, 1.0, -1.0, 2.0, 16, 1, 2),
         "info_batch_uncut": (
             scores,
             0.0,
