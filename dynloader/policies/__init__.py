@@ -7,6 +7,7 @@ from dynloader.policies.ies import IES
 from dynloader.policies.infobatch import InfoBatch
 from dynloader.policies.kakurenbo import Kakurenbo
 from dynloader.policies.order_dp import OrderDP
+from dynloader.policies.pass_rate import PassRate
 from dynloader.policies.prioritized import Prioritized
 from dynloader.policies.random_dynamic import RandomDynamic
 from dynloader.policies.replay import Replay
@@ -23,6 +24,7 @@ __all__ = [
     "InfoBatch",
     "Kakurenbo",
     "OrderDP",
+    "PassRate",
     "Policy",
     "Prioritized",
     "RandomDynamic",

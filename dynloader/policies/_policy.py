@@ -21,6 +21,7 @@ from dynloader._checks import (
     plain_number,
 )
 from dynloader.ops import Selection
+from dynloader.table._passes import PassCounting
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
@@ -159,6 +160,11 @@ class Policy(abc.ABC):
     def history(self) -> int:
         """Number of past losses of each sample that :meth:`select` reads."""
         return 0
+
+    @property
+    def passes(self) -> PassCounting | None:
+        """How rewards are counted in ``table.passes``, if :meth:`select` reads it."""
+        return None
 
     @property
     def first_checkpoint(self) -> int:

@@ -116,6 +116,8 @@ class PruningSampler(DistributedSampler[int]):
             if policy.needs_scores or policy.scoring != Scoring():
                 table.agree_on(policy.scoring, of=type(policy).__name__)
             table.keep_history(policy.history)
+            if policy.passes is not None:
+                table.record_passes(policy.passes)
             self.epochs = Epochs(
                 policy, table, world, seed=self.seed or 0, shuffle=shuffle, blocks=stored
             )

@@ -1,9 +1,10 @@
 """The score table: one score per sample, and the loss records the scores come from."""
 
+from dynloader.table._passes import PassCounting, PassRecord
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
-__all__ = ["ScoreTable", "Scoring"]
+__all__ = ["PassCounting", "PassRecord", "ScoreTable", "Scoring"]
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dynloader.table._collectives import all_gather
 
-# Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history.
+# Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history, and 16
+# for a record of passes.
 _ROWS = 2**20
 _VISITS = 3  # the column of the records that counts visits
 
@@ -36,12 +37,14 @@ class Rows(NamedTuple):
         scores: float32 [n].
         forgetting: int32 [n], or None if the table counts no forgetting events.
         history: float32 [n, losses], or None if the table keeps no past losses.
+        passes: int32 [n, 4], or None if the table counts no passes.
     """
 
     records: Tensor
     scores: Tensor
     forgetting: Tensor | None
     history: Tensor | None
+    passes: Tensor | None = None
 
     def parts(self) -> list[Tensor]:
         """Return views of all columns as int32 [n, columns], the records first."""
@@ -50,6 +53,8 @@ class Rows(NamedTuple):
             parts.append(self.forgetting.unsqueeze(1))
         if self.history is not None:
             parts.append(self.history.view(torch.int32))
+        if self.passes is not None:
+            parts.append(self.passes)
         return parts
 
 
@@ -78,8 +83,8 @@ def exchange(
         The rows, with forgetting counts if any process has them, and the new shared state.
 
     Raises:
-        RuntimeError: ``of``, the number of samples or the length of the history differs between
-            processes.
+        RuntimeError: ``of``, the number of samples, the length of the history or whether passes are
+            counted differs between processes.
     """
     num_samples = len(rows.scores)
     home = rows.records.device
@@ -95,15 +100,18 @@ def exchange(
                 zlib.crc32(of.encode()),
                 num_samples,
                 0 if rows.history is None else rows.history.shape[1],
+                rows.passes is not None,
             ],
             device=device,
         ),
         group,
     )
-    counts, updates, forgetting, digests, lengths, histories = heads.cpu().T.tolist()
-    if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
-        losses = f", {histories[dist.get_rank(group)]} losses of each" if any(histories) else ""
-        _raise_difference(f"{of} ({num_samples} samples{losses})", group, device)
+    counts, updates, forgetting, digests, lengths, histories, passes = heads.cpu().T.tolist()
+    if any(len(set(found)) > 1 for found in (digests, lengths, histories, passes)):
+        rank = dist.get_rank(group)
+        kept = f", {histories[rank]} losses of each" if any(histories) else ""
+        kept += f", {'a' if passes[rank] else 'no'} record of passes" if any(passes) else ""
+        _raise_difference(f"{of} ({num_samples} samples{kept})", group, device)
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
     parts = rows.parts()

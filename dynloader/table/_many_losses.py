@@ -90,6 +90,14 @@ class ManyLosses(NamedTuple):
             raise ValueError(f"index must have shape [{b}]{also}, got {list(index.shape)}")
         return self, losses, index
 
+    def each(self, losses: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sample of each loss that counts, int64 [m], and these losses [m]."""
+        samples = self._of_losses(_to(index, losses.device), losses).expand(losses.shape)
+        if self.mask is None:
+            return samples.reshape(-1), losses.reshape(-1)
+        counted = _to(self.mask, losses.device)
+        return samples[counted], losses[counted]
+
     def reduced(
         self,
         losses: Tensor,

@@ -12,6 +12,7 @@ from dynloader import ops
 from dynloader._checks import as_index, check_losses, check_range
 from dynloader.table._device import is_captured
 from dynloader.table._many_losses import ManyLosses
+from dynloader.table._passes import PassRecord
 from dynloader.table._scoring import Scoring
 
 _LAST_LOSS = 2  # a column of the records
@@ -24,6 +25,7 @@ class Recording:
     records: Tensor
     selections: Tensor
     forgetting: Tensor | None
+    passes: PassRecord | None
     num_in_update: int
     num_updates_known: int
     _counted: Tensor | None
@@ -102,7 +104,12 @@ class Recording:
             check_range("index", index, len(self.scores))
         if correct is not None:
             self._check_correct(correct, losses, "losses")
-        self._record(self._here(index), losses, None, correct, rule, alpha, c)
+        if self.passes is not None:
+            self.passes.check(losses)
+        index = self._here(index)
+        self._record(index, losses, None, correct, rule, alpha, c)
+        if self.passes is not None:
+            self.passes.update(index, self._here(losses))
 
     def update_many(
         self,
@@ -126,6 +133,9 @@ class Recording:
             correct = correct.reshape(-1)
             if many.mask is not None and many.mask.ndim == 1:  # a mask of entries
                 correct = correct | ~many.mask.to(correct.device)
+        if self.passes is not None:
+            prompts, rewards = many.each(losses.detach(), index)
+            self.passes.check(rewards)
         index = self._here(index)
         if not (rule is alpha is c is None):
             # Raises for a wrong option before the losses clamped are counted.
@@ -133,6 +143,8 @@ class Recording:
         reduced = many.reduced(losses.detach(), index, self._num_clamped, self._offset_faults)
         self._has_reduced = True
         self._record(index, reduced.losses, reduced.counts, correct, rule, alpha, c)
+        if self.passes is not None:
+            self.passes.update(self._here(prompts), self._here(rewards))
         return reduced
 
     def _record(

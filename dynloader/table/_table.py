@@ -18,6 +18,7 @@ from dynloader._checks import (
 from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
+from dynloader.table._passes import PassCounting, PassRecord, check_pass_state
 from dynloader.table._recording import Recording
 from dynloader.table._scoring import Scoring
 
@@ -64,6 +65,8 @@ class ScoreTable(Recording):
         forgetting: int32 [n], or None until :meth:`update` first receives ``correct``. Bit 0 says
             whether the sample was predicted correctly at its last visit; the bits above count how
             often it was forgotten (predicted correctly, then incorrectly).
+        passes: what the rollouts of each prompt earned, or None until :meth:`record_passes` is
+            called.
         num_selections: number of selections made.
         num_in_update: number of entries of the index in the last update.
         num_updates_known: :attr:`num_updates` as the host knows it, without waiting for the GPU.
@@ -83,6 +86,7 @@ class ScoreTable(Recording):
         self.records = ops.zeros((n, 4), torch.int32, device)
         self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
         self.forgetting: Tensor | None = None
+        self.passes: PassRecord | None = None
         self.num_selections = 0
         self.num_in_update = 0
         self.num_updates_known = 0
@@ -150,13 +154,13 @@ class ScoreTable(Recording):
         self.scoring = scoring
 
     @property
-    def claims(self) -> tuple[Scoring, bool, Tensor | None]:
-        """The scoring and history that policies requested; restored if creating a loader fails."""
-        return self._scoring, self._is_scoring_set, self._history
+    def claims(self) -> tuple[Scoring, bool, Tensor | None, PassRecord | None]:
+        """What policies requested of the table; restored if creating a loader fails."""
+        return self._scoring, self._is_scoring_set, self._history, self.passes
 
     @claims.setter
-    def claims(self, claims: tuple[Scoring, bool, Tensor | None]) -> None:
-        self._scoring, self._is_scoring_set, self._history = claims
+    def claims(self, claims: tuple[Scoring, bool, Tensor | None, PassRecord | None]) -> None:
+        self._scoring, self._is_scoring_set, self._history, self.passes = claims
 
     def _depends_on_scoring(self) -> bool:
         # After one visit, the last loss, the mean, and the mean plus a variance of zero are equal.
@@ -212,6 +216,24 @@ class ScoreTable(Recording):
         self._history = ops.zeros(shape, torch.float32, self.device).fill_(float("nan"))
         if known is not None:
             self._history[:, length - known.shape[1] :] = known
+
+    @torch.inference_mode(False)
+    def record_passes(self, counting: PassCounting) -> None:
+        """Count the rollouts of each prompt that pass and fail from now on, in :attr:`passes`.
+
+        Losses passed to :meth:`update` must then be rewards in [0, 1], and the host waits for the
+        GPU in each update.
+
+        Raises:
+            ValueError: the table already counts otherwise.
+        """
+        if self.passes is None:
+            self.passes = PassRecord(len(self), self.device, counting)
+        elif self.passes.counting != counting:
+            raise ValueError(
+                f"table.passes must count by {counting}, got {self.passes.counting}: give this "
+                "policy its own table"
+            )
 
     def count_selection(self, indices: Tensor, num_used: Tensor | None = None) -> None:
         """Count one selection, which kept the samples ``indices``.
@@ -291,7 +313,8 @@ class ScoreTable(Recording):
             return
         if self._shared is None:
             self._shared = Shared(torch.zeros_like(self.visits), self._num_loaded)
-        rows = Rows(self.records, self.scores, self.forgetting, self.history)
+        passes = None if self.passes is None else self.passes.records
+        rows = Rows(self.records, self.scores, self.forgetting, self.history, passes)
         rows, self._shared = exchange(rows, self.num_updates, self._shared, group, of)
         self.forgetting, self.num_updates = rows.forgetting, self._shared.num_updates
 
@@ -324,6 +347,8 @@ class ScoreTable(Recording):
         - ``num_clamped``: number of losses beyond +-2**30 that ``update`` with ``reduce="mean"`` or
           ``"sum"`` clamped to +-2**30 since the table was created. Only present after an update
           with ``reduce``.
+
+        With :attr:`passes`, also those of :meth:`PassRecord.stats`.
         """
         self.check()
         mean, _, num_nonfinite, num_saturated = ops.score_mean(self.scores)
@@ -335,7 +360,7 @@ class ScoreTable(Recording):
         stats["dynloader/num_selections"] = float(self.num_selections)
         if self._has_reduced:
             stats["dynloader/num_clamped"] = float(self._num_clamped)
-        return stats
+        return stats if self.passes is None else stats | self.passes.stats()
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything the table holds. The host waits for the GPU."""
@@ -348,6 +373,7 @@ class ScoreTable(Recording):
             "history": None if self.history is None else self.history.clone(),
             "num_selections": self.num_selections,
             "num_updates": self.num_updates,
+            **({} if self.passes is None else {"passes": self.passes.state_dict()}),
         }
 
     @torch.inference_mode(False)
@@ -362,6 +388,13 @@ class ScoreTable(Recording):
         forgetting, history = state["forgetting"], state["history"]
         if history is not None:
             self.keep_history(history.shape[1])
+        if (passes := state.get("passes")) is not None:
+            if self.passes is None:
+                counting = PassCounting(float(passes["decay"]), int(passes["rollouts"]))
+                self.passes = PassRecord(len(self), self.device, counting)
+            self.passes.load_state_dict(passes)
+        elif self.passes is not None:
+            self.passes.records.zero_()
         if forgetting is not None:
             forgetting = forgetting.to(self.device, copy=True)
         self.scores.copy_(state["scores"].detach())
@@ -395,6 +428,8 @@ class ScoreTable(Recording):
             has_shape = isinstance(history, Tensor) and not history.is_nested and history.ndim
             length = history.shape[-1] if has_shape else 1
             check_state_tensor("history", history, torch.float32, [n, max(1, length)])
+        if state.get("passes") is not None:
+            check_pass_state(state["passes"], n)
         for name, values in counts.items():
             if (lowest := int(values.min())) < 0:
                 raise ValueError(f"{name} of the state must be at least 0, got {lowest}")

@@ -111,7 +111,7 @@ def test_late_processes_print_their_stacks(tmp_path: Path) -> None:
 def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -> None:
     name = (
         "collectives,reduced,interpreter,shares,last_steps,steps,samplers,one_asks,differences,"
-        "scoring,rescored,logged,save,resume"
+        "scoring,prompts,rescored,logged,save,resume"
     )
     for text in together(name, tmp_path, world):
         assert text.endswith(f"done {name}\n"), text

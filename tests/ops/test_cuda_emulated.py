@@ -31,6 +31,7 @@ SUITES = (
     "batch",
     "rescored",
     "table",
+    "pass_scores",
     "spread",
     "reduce",
 )

@@ -19,6 +19,7 @@ from dynloader import (
     InfoBatch,
     Kakurenbo,
     OrderDP,
+    PassRate,
     Policy,
     Prioritized,
     RandomDynamic,
@@ -76,6 +77,7 @@ RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
     IES: (True, False, True, 1, {}),
     SeTa: (True, False, False, 1, {}),
     OrderDP: (True, False, False, 1, {}),
+    PassRate: (False, False, False, 1, {"keep": 0.5}),
     Replay: (False, False, False, 1, {"scores": SCORES[None]}),
 }
 

@@ -33,12 +33,14 @@ from dynloader import (
     EpsilonGreedy,
     Full,
     InfoBatch,
+    PassRate,
     RandomDynamic,
     ScoreTable,
     Static,
 )
 from dynloader.table._collectives import _FORK_MAY_HANG, all_gather, all_reduce
 from dynloader.table._exchange import all_texts
+from dynloader.table._passes import PassCounting
 
 
 def gathered(mine: Any) -> list[Any]:
@@ -621,6 +623,33 @@ def scoring(folder: Path) -> None:
     assert torch.allclose(found.scores, wanted)
     assert found.num_forward == -(-37 // dist.get_world_size()) * dist.get_world_size()
     assert all(torch.equal(each, found.scores) for each in gathered(found.scores))
+
+
+def prompts(folder: Path) -> None:
+    """All processes draw the same prompts, and know what the rollouts of the others earned."""
+    loader = DataLoader(Numbers(400), 8, policy=PassRate(prompts=64, retry_hard=0.5), seed=4)
+    alone = ScoreTable(400, "cpu")
+    alone.record_passes(loader.policy.passes)
+    for _ in range(4):
+        fed = []
+        for index in loader:
+            repeated = index.repeat_interleave(3)
+            rewards = ((repeated * 7 + torch.arange(len(repeated)) % 3) % 5 > 2).float()
+            loader.update(rewards, repeated)
+            fed.append((repeated.tolist(), rewards.tolist()))
+        everyone = gathered(fed)
+        samples = [sample for theirs in everyone for index, _ in theirs for sample in index]
+        assert len(samples) == 3 * 64
+        assert len(set(samples)) == 64
+        for theirs in everyone:
+            for index, rewards in theirs:
+                alone.update(index, torch.tensor(rewards))
+        assert torch.equal(loader.table.passes.records, alone.passes.records)
+    only_here = ScoreTable(20, "cpu")
+    if dist.get_rank() == 0:
+        only_here.record_passes(PassCounting())
+    with pytest.raises(RuntimeError, match=r"process 0 has .* a record of passes.* no record"):
+        only_here.synchronize()
 
 
 def logged(folder: Path) -> None:
