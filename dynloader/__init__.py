@@ -25,7 +25,7 @@ from dynloader.policies import (
     StaticRandom,
     Weighted,
 )
-from dynloader.sampling import PruningBatchSampler, PruningSampler
+from dynloader.sampling import PromptRounds, PruningBatchSampler, PruningSampler
 from dynloader.schedules import ProgressLR
 from dynloader.table import ScoreTable
 from dynloader.within_batch import (
@@ -51,6 +51,7 @@ __all__ = [
     "Policy",
     "Prioritized",
     "ProgressLR",
+    "PromptRounds",
     "PruningBatchSampler",
     "PruningSampler",
     "RandomDynamic",

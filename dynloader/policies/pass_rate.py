@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -195,12 +194,6 @@ class PassRate(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        if epoch > self.first_checkpoint and table.num_updates_known == 0:
-            warnings.warn(
-                "PassRate selects prompts by rewards, but none were recorded before round "
-                f"{epoch}: call loader.update(rewards, index) or table.update(index, rewards)",
-                stacklevel=2,
-            )
         scores = self.scores(table, seed=seed, epoch=epoch)
         if self.retire_above is not None or self.retire_below is not None:
             num_left = len(table) - int(torch.isneginf(scores).sum())

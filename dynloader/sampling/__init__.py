@@ -1,9 +1,10 @@
 """The samples of an epoch: which ones it feeds, in which order, and to which process."""
 
 from dynloader.sampling._batch_sampler import PruningBatchSampler
+from dynloader.sampling._rounds import PromptRounds
 from dynloader.sampling._sampler import PruningSampler
 
-__all__ = ["PruningBatchSampler", "PruningSampler"]
+__all__ = ["PromptRounds", "PruningBatchSampler", "PruningSampler"]
 
 
 def __dir__() -> list[str]:

@@ -261,9 +261,11 @@ class Epochs:
         return EpochProgress(plan, start=start, is_exhausted=is_exhausted)
 
     def _select(self, checkpoint: int) -> Kept:
-        if self.policy.needs_scores and self.table.num_updates_known == 0:
+        policy = self.policy
+        reads_rewards = policy.passes is not None and checkpoint > policy.first_checkpoint
+        if (policy.needs_scores or reads_rewards) and self.table.num_updates_known == 0:
             warnings.warn(
-                f"{type(self.policy).__name__} selects by scores, but none were recorded before "
+                f"{type(policy).__name__} selects by scores, but none were recorded before "
                 f"epoch {checkpoint}: call loader.update(losses) or table.update(index, losses)",
                 stacklevel=2,
             )
