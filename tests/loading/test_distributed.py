@@ -129,9 +129,9 @@ def test_a_state_is_loaded_by_another_number_of_processes(tmp_path: Path) -> Non
     assert {sample for batch in loader for sample in batch.tolist()} == wanted
 
 
-@pytest.mark.parametrize("name", ["accelerated", "metrics", "in_lightning"])
+@pytest.mark.parametrize("name", ["accelerated", "metrics", "in_lightning", "in_trl"])
 def test_frameworks_with_two_processes(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("lightning" if name == "in_lightning" else "accelerate")
+    pytest.importorskip({"in_lightning": "lightning", "in_trl": "trl"}.get(name, "accelerate"))
     for text in together(name, tmp_path, 2):
         assert text.endswith(f"done {name}\n"), text
 

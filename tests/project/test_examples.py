@@ -92,6 +92,14 @@ def test_examples_of_frameworks_with_epochs_of_one_length(tmp_path: Path) -> Non
     assert "144 steps, 36 in each epoch" in run("with_transformers.py", str(tmp_path))
 
 
+def test_the_example_of_reinforcement_learning(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    printed = run("with_trl.py", str(tmp_path)).splitlines()
+    assert printed[-2] == "24 rounds, 768 rollouts"
+    never, middle = map(int, re.findall(r"\d+", printed[-1]))
+    assert never < middle
+
+
 def test_several_processes_and_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     path = tmp_path / "checkpoint.pt"

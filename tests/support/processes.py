@@ -383,6 +383,26 @@ def in_lightning(folder: Path) -> None:
         assert torch.equal(module.loader.table.records, whole.table.records)
 
 
+def in_trl(folder: Path) -> None:
+    """TRL's processes generate for shares of one draw, and know the rewards of all."""
+    from rollouts import Rewards, example, trainer_of
+
+    from dynloader import PromptRounds
+
+    policy, rewards = PassRate(prompts=8, decay=0.9), Rewards(example().passes)
+    trainer = trainer_of(folder / str(dist.get_rank()), policy, rewards)
+    assert trainer.args.world_size == 2
+    trainer.train()
+    everyone = gathered(rewards.rounds)
+    rounds = PromptRounds(policy, 17, seed=3)
+    for halves in zip(*everyone, strict=True):
+        prompts = [prompt for numbers, _ in halves for prompt in numbers]
+        assert prompts == [prompt for prompt in rounds.draw() for _ in range(3)]
+        rounds.update(prompts, torch.tensor([reward for _, earned in halves for reward in earned]))
+    assert rounds.number == trainer.rounds.number == 4
+    assert torch.equal(rounds.table.passes.records, trainer.rounds.table.passes.records)
+
+
 def collectives(folder: Path) -> None:
     """Collectives equal torch's for all dtypes and views, and every process raises their errors."""
     world, rank = dist.get_world_size(), dist.get_rank()
