@@ -41,14 +41,14 @@ from dynloader.ops._calls import (
 from dynloader.ops._calls import (
     zeros as zeros,
 )
+from dynloader.ops._prompts import PassRule as PassRule
+from dynloader.ops._prompts import pass_scores as pass_scores
 from dynloader.ops._reduce import (
     Reduced as Reduced,
 )
 from dynloader.ops._reduce import (
     reduce_by_index as reduce_by_index,
 )
-from dynloader.ops._prompts import PassRule as PassRule
-from dynloader.ops._prompts import pass_scores as pass_scores
 
 __all__ = [
     "ScoreMean",

@@ -11,28 +11,16 @@ from torch import Tensor
 from dynloader import ops
 from dynloader._checks import (
     check_integer,
-    check_state,
-    check_state_tensor,
-    refusing_states,
 )
 from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
-from dynloader.table._passes import PassCounting, PassRecord, check_pass_state
+from dynloader.table._passes import PassCounting, PassRecord
 from dynloader.table._recording import Recording
 from dynloader.table._scoring import Scoring
+from dynloader.table._states import VERSION, check_table_state
 
 _MEAN, _VARIANCE, _VISITS = 0, 1, 3
-_STATE_VERSION = 1
-_STATE_KEYS = {
-    "scores",
-    "records",
-    "selections",
-    "forgetting",
-    "history",
-    "num_selections",
-    "num_updates",
-}
 
 
 class Retention(NamedTuple):
@@ -365,7 +353,7 @@ class ScoreTable(Recording):
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything the table holds. The host waits for the GPU."""
         return {
-            "version": _STATE_VERSION,
+            "version": VERSION,
             "scores": self.scores.clone(),
             "records": self.records.clone(),
             "selections": self.selections.clone(),
@@ -415,24 +403,4 @@ class ScoreTable(Recording):
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if :meth:`load_state_dict` would; change nothing."""
-        check_state(state, {"version": _STATE_VERSION}, _STATE_KEYS)
-        n, history = len(self), state["history"]
-        check_state_tensor("scores", state["scores"], torch.float32, [n])
-        check_state_tensor("records", state["records"], torch.int32, [n, 4])
-        check_state_tensor("selections", state["selections"], torch.int32, [n])
-        counts = {"visits": state["records"][:, _VISITS], "selections": state["selections"]}
-        if state["forgetting"] is not None:
-            check_state_tensor("forgetting", state["forgetting"], torch.int32, [n])
-            counts["forgetting"] = state["forgetting"]
-        if history is not None:
-            has_shape = isinstance(history, Tensor) and not history.is_nested and history.ndim
-            length = history.shape[-1] if has_shape else 1
-            check_state_tensor("history", history, torch.float32, [n, max(1, length)])
-        if state.get("passes") is not None:
-            check_pass_state(state["passes"], n)
-        for name, values in counts.items():
-            if (lowest := int(values.min())) < 0:
-                raise ValueError(f"{name} of the state must be at least 0, got {lowest}")
-        with refusing_states():
-            for name in ("num_selections", "num_updates"):
-                check_integer(f"{name} of the state", state[name], 0, 2**63)
+        check_table_state(state, len(self))

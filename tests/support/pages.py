@@ -97,6 +97,16 @@ def frameworks() -> dict[str, Any]:
     return names() | {"accelerator": accelerate.Accelerator(cpu=True), "lightning": lightning}
 
 
+def prompts() -> dict[str, Any]:
+    """Return names for code that learns from the rewards of prompts."""
+    return names() | {
+        "prompts": [{"prompt": f"{i} + 1 ="} for i in range(300)],
+        "generate": lambda asked, num_generations: [[text] * num_generations for text in asked],
+        "grade": lambda completions: torch.randint(2, (len(completions), 8)).float(),
+        "train": lambda completions, rewards: None,
+    }
+
+
 def run(page: Path) -> dict[str, Any]:
     """Run the blocks of a page in order, and return the names that are defined then."""
     for package in REQUIRED.get(page.name, ()):
@@ -110,9 +120,11 @@ def run(page: Path) -> dict[str, Any]:
 REQUIRED = {
     "frameworks.md": ("accelerate", "lightning", "transformers"),
     "in-memory.md": ("torchvision",),
+    "reinforcement-learning.md": ("trl",),
     "report.md": ("PIL",),
 }
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "frameworks.md": frameworks,
     "in-memory.md": images,
+    "reinforcement-learning.md": prompts,
 }
