@@ -23,7 +23,7 @@ class Gamma:
 
     def __init__(self, a: Array) -> None:
         self.d = a - 1.0 / 3.0
-        self.c = 1.0 / np.sqrt(9.0 * self.d)
+        self.c = (1.0 / 3.0) / np.sqrt(self.d)
         self.value, self.is_done = np.ones_like(a), np.zeros(a.shape, bool)
 
     def propose(self, x: Array, word: Array, is_open: Array) -> None:

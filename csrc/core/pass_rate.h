@@ -46,7 +46,7 @@ struct Gamma {
 
   static DYNLOADER_FN Gamma of(double a) {
     const double d = a - 1.0 / 3.0;
-    return {d, 1.0 / sqrt(9.0 * d)};
+    return {d, (1.0 / 3.0) / sqrt(d)};
   }
 
   // Accepts or rejects the proposal that a standard normal x makes, with a uniform random word.
