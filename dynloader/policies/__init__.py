@@ -12,6 +12,7 @@ from dynloader.policies.prioritized import Prioritized
 from dynloader.policies.random_dynamic import RandomDynamic
 from dynloader.policies.replay import Replay
 from dynloader.policies.seta import SeTa
+from dynloader.policies.sources import LossMixer, Sources
 from dynloader.policies.static import Static, StaticRandom
 from dynloader.policies.ucb import UCB
 from dynloader.policies.weighted import Weighted
@@ -23,6 +24,7 @@ __all__ = [
     "Full",
     "InfoBatch",
     "Kakurenbo",
+    "LossMixer",
     "OrderDP",
     "PassRate",
     "Policy",
@@ -30,6 +32,7 @@ __all__ = [
     "RandomDynamic",
     "Replay",
     "SeTa",
+    "Sources",
     "Static",
     "StaticRandom",
     "Weighted",

@@ -166,6 +166,13 @@ class Policy(abc.ABC):
         """How rewards are counted in ``table.passes``, if :meth:`select` reads it."""
         return None
 
+    def kept_stats(self, kept: Tensor | None) -> dict[str, float]:
+        """Return metrics of the samples kept, int64 [k] on the host or None for all, for a logger.
+
+        By default there are none.
+        """
+        return {}
+
     @property
     def first_checkpoint(self) -> int:
         """The first epoch that may be pruned."""
@@ -255,6 +262,8 @@ def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         return f"<{value.numel()} values, checksum {zlib.crc32(data):08x}>"
+    if isinstance(value, Policy):
+        return value.describe()
     if callable(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return repr(value)

@@ -1,0 +1,265 @@
+"""Sources share a selection by weights, and a policy selects inside each."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledger import Numbers, loss_of, train
+
+from dynloader import (
+    IES,
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    InfoBatch,
+    LossMixer,
+    PassRate,
+    Policy,
+    RandomDynamic,
+    Sources,
+    Static,
+    Weighted,
+)
+from dynloader._address import Address
+from dynloader.policies.sources import shares
+
+# 30 samples of source 0, 20 of source 1 and 10 of source 2, interleaved.
+GROUPS = [0, 1, 0, 2, 1, 0] * 10
+MEMBERS = [[i for i, g in enumerate(GROUPS) if g == source] for source in range(3)]
+
+
+def make(policy: Policy, **options: Any) -> DataLoader[int]:
+    return DataLoader(Numbers(60), policy=policy, **{"batch_size": 5, "seed": 6} | options)
+
+
+def counts_of(samples: list[int]) -> list[int]:
+    assert len(set(samples)) == len(samples)
+    return np.bincount([GROUPS[i] for i in samples], minlength=3).tolist()
+
+
+def test_shares_by_hand() -> None:
+    assert shares([30, 20, 10], [1, 1, 1], 30) == [10, 10, 10]
+    assert shares([30, 20, 10], [30, 20, 10], 30) == [15, 10, 5]
+    # Source 2 has only 10 of its 16; the others share what is left, 2 to 1.
+    assert shares([30, 20, 10], [2, 1, 3], 31) == [14, 7, 10]
+    assert shares([30, 20, 10], [0, 1, 0], 20) == [0, 20, 0]
+    assert shares([5, 5, 5], [1, 1, 1], 4) == [2, 1, 1]  # the first of equal remainders
+    assert shares([5, 5], [0.1, 0.9], 5) == [1, 4]  # remainders of equal 0.5
+    assert shares([3, 3], [1e-300, 1e300], 6) == [3, 3]
+    with pytest.raises(ValueError, match="weights must leave 21 samples to select from, got 20"):
+        shares([30, 20, 10], [0, 1, 0], 21)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_shares_fit(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+    weights = data.draw(st.lists(st.floats(1e-3, 1e3), min_size=len(sizes), max_size=len(sizes)))
+    k = data.draw(st.integers(0, sum(sizes)))
+    found = shares(sizes, weights, k)
+    assert sum(found) == k
+    assert all(0 <= count <= size for count, size in zip(found, sizes, strict=True))
+    # Sources that are not full differ from a common multiple of their weights by less than 1.
+    open_ones = [g for g, count in enumerate(found) if count < sizes[g]]
+    low = max((found[g] - 1) / weights[g] for g in range(len(sizes)) if found[g]) if k else 0
+    high = min(((found[g] + 1) / weights[g] for g in open_ones), default=math.inf)
+    assert low <= high * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [(None, [15, 10, 5]), ([1, 1, 1], [10, 10, 10]), ((0, 1, 1), [0, 20, 10])],
+    ids=str,
+)
+def test_each_source_gets_its_share(weights: Any, wanted: list[int]) -> None:
+    loader = make(Sources(policy=RandomDynamic(keep=0.5), groups=GROUPS, weights=weights))
+    for _ in range(4):
+        assert counts_of(train(loader)) == wanted
+    fractions = [loader.stats()[f"dynloader/kept_fraction/{g}"] for g in range(3)]
+    assert fractions == [count / len(m) for count, m in zip(wanted, MEMBERS, strict=True)]
+
+
+def test_the_policy_selects_inside_each_source() -> None:
+    policy = Sources(policy=UCB(keep=0.5, alpha=1.0), groups=GROUPS, weights=[1, 2, 3])
+    loader = make(policy)
+    assert sorted(train(loader)) == list(range(60))
+    assert loader.stats()["dynloader/kept_fraction/2"] == 1.0
+    kept = train(loader)
+    losses = loss_of(torch.arange(60))
+    # 5, 10 and 15 of 30, but source 2 has 10; 5 * 5 / 3 = 6.67 and 13.33 of the other two.
+    for members, count in zip(MEMBERS, (7, 13, 10), strict=True):
+        highest = sorted(members, key=lambda i: float(losses[i]))[-count:]
+        assert set(highest) == set(kept) & set(members)
+
+
+def test_weights_by_the_step_and_by_loss() -> None:
+    loader = make(
+        Sources(
+            policy=RandomDynamic(keep=0.25, every=2),
+            groups=GROUPS,
+            weights=lambda epoch: [1, epoch, 0],
+        )
+    )
+    assert [counts_of(train(loader)) for _ in range(5)] == [
+        *[[15, 0, 0]] * 2,
+        *[[5, 10, 0]] * 2,
+        [3, 12, 0],
+    ]
+    mixer = LossMixer(rate=2.0, floor=0.3)
+    policy = Sources(policy=RandomDynamic(keep=0.25), groups=GROUPS, weights=mixer)
+    assert policy.needs_scores
+    loader = make(policy)
+    for index in loader:
+        loader.update(torch.tensor([float(GROUPS[i]) for i in index]))
+    powers = np.exp(2.0 * np.arange(3))
+    weights = 0.7 * powers / powers.sum() + 0.1
+    assert loader.table is not None
+    assert policy.weights_at(loader.table, 1) == pytest.approx(weights, abs=1e-5)
+    assert counts_of(train(loader)) == shares([30, 20, 10], weights.tolist(), 15)
+    assert mixer.weights([math.nan, 1.0]) == mixer.weights([1.0, 1.0]) == [0.5, 0.5]
+    assert mixer.weights([1e300, -1e300]) == pytest.approx([0.85, 0.15], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        UCB(keep=0.4, every=2),
+        EpsilonGreedy(keep=0.5),
+        InfoBatch(anneal=None),
+        Weighted(keep=0.5),
+        IES(keep=0.2, threshold=20.0, window=1),
+    ],
+    ids=Policy.describe,
+)
+def test_a_selection_equals_that_of_the_policy_for_the_source_alone(inner: Policy) -> None:
+    policy = Sources(policy=inner, groups=GROUPS)
+    loader = make(policy)
+    alone = [DataLoader(Numbers(len(members)), 5, policy=inner, table=None) for members in MEMBERS]
+    for epoch in range(4):
+        kept = set(train(loader))
+        table, at = loader.table, Address(6, epoch + 1)
+        assert table is not None
+        for number, (members, other) in enumerate(zip(MEMBERS, alone, strict=True)):
+            assert other.table is not None
+            # Records the losses that this epoch recorded of the source, in the source's numbers.
+            fed = [members.index(i) for i in sorted(kept & set(members))]
+            other.table.update(fed, loss_of(torch.tensor(members)[fed]))
+            if epoch % inner.every or policy.checkpoint(epoch + 1) != epoch + 1:
+                continue
+            quota = shares(
+                [30, 20, 10], policy.weights_at(table, epoch + 1), policy.num_kept(60, epoch + 1)
+            )
+            chosen = inner.select(other.table, quota[number], **at.derived(number)._asdict())
+            wanted = chosen.cut().indices if isinstance(chosen, tuple) else chosen
+            current = loader.pruning_sampler.epochs.current.plan.kept  # type: ignore[union-attr]
+            found = set(current.indices.tolist()) & set(members)  # type: ignore[union-attr]
+            assert found == {members[i] for i in wanted.tolist()}, (epoch, number)
+
+
+def test_the_log_has_the_kept_fraction_of_each_source(tmp_path: Path) -> None:
+    loader = make(Sources(policy=RandomDynamic(keep=0.5), groups=GROUPS, weights=[1, 1, 1]))
+    loader.log_to(tmp_path / "run")
+    train(loader)
+    line = json.loads((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()[0])
+    assert line["kept_of_class"] == pytest.approx([1 / 3, 1 / 2, 1])
+
+
+def test_resume() -> None:
+    policy = Sources(policy=UCB(keep=0.5), groups=GROUPS, weights=LossMixer())
+    loader = make(policy)
+    train(loader)
+    iterator = iter(loader)
+    loader.update(loss_of(next(iterator)))
+    file = io.BytesIO()
+    torch.save(loader.state_dict(), file)
+    rest = []
+    for index in iterator:
+        loader.update(loss_of(index))
+        rest += index.tolist()
+    expected = [rest, train(loader), train(loader)]
+    file.seek(0)
+    resumed = make(policy)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert [train(resumed) for _ in range(3)] == expected
+    other = make(Sources(policy=UCB(keep=0.5), groups=GROUPS[::-1], weights=LossMixer()))
+    with pytest.raises(ValueError, match="policy of the state must be"):
+        other.load_state_dict(loader.state_dict())
+
+
+def test_prompts_of_several_sources() -> None:
+    policy = Sources(policy=PassRate(prompts=12), groups=GROUPS, weights=[1, 1, 1])
+    loader = make(policy, batch_size=4)
+    for _ in range(3):
+        fed = []
+        for index in loader:
+            loader.update((index % 2).float())
+            fed += index.tolist()
+        assert counts_of(fed) == [4, 4, 4]
+    assert loader.table is not None
+    assert loader.table.passes is not None
+    assert int(loader.table.passes.rollouts.sum()) == 36
+
+
+def test_the_description_holds_the_inner_policy() -> None:
+    one = Sources(policy=UCB(keep=max), groups=GROUPS).describe()
+    assert "policy=UCB(keep=max, " in one
+    assert "0x" not in one
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": 5}, "policy must be a dynloader.Policy, got 5"),
+        ({"keep": 0.5}, "keep must be set in the inner policy"),
+        ({"every": 3}, "every must be set in the inner policy"),
+        ({"policy": UCB(explore=0.1)}, "explore must be 0 inside sources"),
+        ({"explore": 0.1}, "explore must be 0 inside sources"),
+        (
+            {"policy": Static(scores=[1.0] * 60)},
+            "policy must select from the table alone, got Static",
+        ),
+        ({"groups": [0, 1, -1]}, "groups must hold a source of at least 0"),
+        ({"groups": [0, 2]}, "groups must have samples of each source up to 2, got none of 1"),
+        ({"weights": [1, 2]}, "weights must hold one weight for each of 3 sources, got 2"),
+        ({"weights": [1, 2, -1]}, "weights must be in [0, 1e300], got -1"),
+        ({"weights": [0, 0, 0]}, "weights must have one above 0, got [0, 0, 0]"),
+        (
+            {"policy": InfoBatch(anneal=None), "weights": [1, 1, 1]},
+            "weights need a policy with keep, got keep=None",
+        ),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    given_options = {"policy": UCB(keep=0.5), "groups": GROUPS} | options
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
+        Sources(**given_options)
+
+
+def test_options_that_do_not_fit_the_data() -> None:
+    with pytest.raises(
+        ValueError, match="groups must hold one source for each of 60 samples, got 3"
+    ):
+        make(Sources(policy=UCB(), groups=[0, 1, 2]))
+    with pytest.raises(ValueError, match="weights must leave 30 samples to select from, got 20"):
+        make(Sources(policy=UCB(keep=0.5), groups=GROUPS, weights=[0, 1, 0]))
+    loader = make(
+        Sources(policy=RandomDynamic(keep=0.1), groups=GROUPS, weights=lambda e: [1] * (3 + e))
+    )
+    train(loader)
+    with pytest.raises(
+        ValueError, match=r"weights\(1\) must hold one weight for each of 3 sources"
+    ):
+        train(loader)
+    for wrong in ({"rate": -1.0}, {"floor": 1.5}):
+        with pytest.raises(ValueError, match="must be in"):
+            LossMixer(**wrong)
