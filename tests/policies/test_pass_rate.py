@@ -266,6 +266,18 @@ def test_a_table_without_a_record_is_refused() -> None:
         PassRate(prompts=2).select(ScoreTable(4, "cpu"), 2, seed=0, epoch=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    policy = PassRate(prompts=12, rule="gaussian", target=0.3, decay=0.3, retire_below=0.0)
+    wanted = train(make(policy), 5)
+    torch.set_default_dtype(dtype)
+    try:
+        assert train(make(policy), 5) == wanted
+        assert make(policy).stats().keys() == make(policy).stats().keys()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_lengths() -> None:
     loader = make(PassRate(prompts=20, warmup=1), batch_size=8)
     assert (len(loader), loader.total_steps(3)) == (8, 8 + 3 + 3)
