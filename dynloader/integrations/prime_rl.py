@@ -9,7 +9,7 @@ import torch
 
 from dynloader._checks import check_integer, refusing_states
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._rounds import PromptRounds
+from dynloader.sampling._prompt_rounds import PromptRounds
 from dynloader.table._table import ScoreTable
 
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOTrainer
 
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._rounds import PromptRounds
+from dynloader.sampling._prompt_rounds import PromptRounds
 from dynloader.table._table import ScoreTable
 
 _STATE_NAME = "dynloader.pt"
