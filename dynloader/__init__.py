@@ -25,6 +25,7 @@ from dynloader.policies import (
     Sources,
     Static,
     StaticRandom,
+    Steps,
     Weighted,
 )
 from dynloader.sampling import PromptRounds, PruningBatchSampler, PruningSampler
@@ -67,6 +68,7 @@ __all__ = [
     "Sources",
     "Static",
     "StaticRandom",
+    "Steps",
     "Weighted",
     "__version__",
     "build_info",

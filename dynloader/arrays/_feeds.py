@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from dynloader import ops
 from dynloader._address import Address
 from dynloader.arrays._columns import Columns, as_integers, whole_columns
 from dynloader.arrays._feeder import Feeder
-from dynloader.sampling._plan import Plan
+from dynloader.sampling._plan import EpochPlan
 from dynloader.sampling._share import Share
 
 # Samples whose order one launch computes on the GPU.
@@ -88,6 +87,8 @@ class HostFeed:
         batches: the indices of each batch, int64 [b] on the host.
         address: seed and epoch of the transforms' random choices.
         threads: number of threads that gather ahead.
+        most_ahead: the most batches to draw before they are requested. None means as many as keep
+            the threads busy.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class HostFeed:
         *,
         address: Address,
         threads: int,
+        most_ahead: int | None = None,
     ) -> None:
         self._columns, self._feeders = columns, feeders
         self._batches = batches
@@ -105,7 +107,8 @@ class HostFeed:
         self._taken = feeders.take(threads, address)
         self._feeder: Any = self._taken[1]
         # One batch for the consumer, one for each thread, and two that are ready.
-        for _ in range(threads + 2):
+        num_ahead = threads + 2
+        for _ in range(num_ahead if most_ahead is None else min(num_ahead, most_ahead)):
             self._submit()
 
     def _submit(self) -> None:
@@ -119,12 +122,13 @@ class HostFeed:
         return self
 
     def __next__(self) -> tuple[Tensor, Any]:
+        if self._feeder is not None:
+            self._submit()
         if not self._ahead:
             if self._feeder is not None:
                 self._feeders.give_back(self._taken)
                 self._feeder = None
             raise StopIteration
-        self._submit()
         index = self._ahead.popleft()
         parts = self._feeder.take()
         for j, pipeline in self._columns.pipelines.items():
@@ -145,11 +149,13 @@ class DeviceFeed:
         share: this process's part of each step.
     """
 
-    def __init__(self, columns: Columns, plan: Plan, start: int, stop: int, share: Share) -> None:
+    def __init__(
+        self, columns: Columns, plan: EpochPlan, start: int, stop: int, share: Share
+    ) -> None:
         self._columns, self._plan = columns, plan
         # Never read: the order yields only valid rows, and a policy's indices are already checked.
         self._faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
-        self._samples = plan.samples_on(columns.device)
+        self._order, self._filler = plan.on(columns.device)
         self._position, self._stop, self._share = start, stop, share
         self._chunk: deque[Tensor] = deque()
 
@@ -175,22 +181,14 @@ class DeviceFeed:
         if self._position >= self._stop:
             raise StopIteration
         step = self._share.step
-        stop = min(self._stop, self._position + max(1, _CHUNK // step) * step)
+        most = max(1, min(_CHUNK, self._plan.known - self._position) // step)
+        stop = min(self._stop, self._position + most * step)
         whole = self._position + (stop - self._position) // step * step
         for begin, end in ((self._position, whole), (whole, stop)):
             if begin < end:
-                block = self._samples_at(begin, end).view(-1, min(step, end - begin))
-                self._chunk.extend(self._share.of(block, self._samples_at).unbind())
+                block = self._order(begin, end).view(-1, min(step, end - begin))
+                self._chunk.extend(self._share.of(block, self._filler).unbind())
         self._position = stop
-
-    def _samples_at(self, start: int, stop: int) -> Tensor:
-        plan, samples = self._plan, self._samples
-        address = plan.address._asdict()
-        laps = [
-            ops.order(samples, begin, end, **address) if plan.shuffle else samples[begin:end]
-            for begin, end in plan.laps(start, stop)
-        ]
-        return torch.cat(laps)
 
 
 class ArrayFetcher:

@@ -60,13 +60,14 @@ class ArrayIterator:
         epoch = self._epoch
         with self._lock:
             try:
+                self._epochs.select_rounds(epoch, self._position)
                 index, batch = next(self._feed)
             except StopIteration:
                 end_epoch(self._epochs, epoch, self._pairing)
                 raise
             # Advance even if the transform fails below.
             self._position = min(self._position + self._step, self._stop)
-            epoch.advance(self._position)
+            epoch.advance(self._position, index)
         if self._add_index:
             # A copy: writes by the caller must not reach the pairing or the plan.
             batch = with_index(batch, index.clone())

@@ -128,7 +128,13 @@ class EpochMethods:
     def stats(self) -> dict[str, float]:
         """Return statistics of the current epoch and of the table, for a logger.
 
-        See :meth:`ScoreTable.stats` for those of the table. The host waits for the GPU.
+        See :meth:`ScoreTable.stats` for those of the table. The host waits for the GPU. With
+        ``every=Steps(...)`` there are also, once the epoch has an iterator:
+
+        - ``dynloader/selection_delay``: number of batches between a selection and the first batch
+          that it fills.
+        - ``dynloader/round``: number of the selection that the next batch belongs to, from 0.
+        - ``dynloader/num_rounds``: number of selections made in this epoch.
         """
         stats = {"dynloader/epoch": float(self.epoch)}
         if isinstance(self.dataset, Sized):
@@ -142,4 +148,6 @@ class EpochMethods:
         stats["dynloader/select_seconds"] = self._epochs.select_seconds
         stats["dynloader/update_seconds"] = self._update_seconds
         stats["dynloader/native_gather"] = float(self._gathering.columns is not None)
+        if self._epochs.rounds is not None:
+            stats |= self._epochs.rounds.stats()
         return stats if self.table is None else stats | self.table.stats()

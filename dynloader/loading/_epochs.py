@@ -10,7 +10,9 @@ import torch.utils.data
 
 from dynloader._checks import check_integer, refusing_states
 from dynloader.loading._arguments import sized
+from dynloader.loading._rounds import LoaderRounds
 from dynloader.policies._policy import Policy
+from dynloader.policies._steps import Steps
 from dynloader.sampling._batch_sampler import PruningBatchSampler
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._sampler import PruningSampler
@@ -33,10 +35,12 @@ class LoaderEpochs(abc.ABC):
 
     Attributes:
         sampler: selects the samples; None without a policy.
+        rounds: the selections within epochs; None if all are made before an epoch begins.
         state_keys: keys that a state must have in addition to the loader's own.
     """
 
     sampler: PruningSampler | None
+    rounds: LoaderRounds | None = None
     state_keys: frozenset[str]
 
     @property
@@ -211,6 +215,10 @@ class PrunedEpochs(LoaderEpochs):
         self.sampler = sampler
         self.batches = batches
         self._epochs = sampler.epochs
+        if isinstance(every := self.policy.every, Steps):
+            if batches is None:
+                raise ValueError(f"batch_size must be a number with every={every}, got None")
+            self.rounds = LoaderRounds(every, self._epochs, batches)
 
     @property
     def policy(self) -> Policy:
@@ -317,6 +325,8 @@ class PrunedEpochs(LoaderEpochs):
                 drop_last=loader.drop_last,
                 steps_per_epoch=loader.steps_per_epoch,
             )
+        if self.rounds is not None:
+            self.rounds.check_state(state, loader)
 
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
         self._epochs.restore(state)

@@ -11,9 +11,11 @@ from dynloader.arrays._columns import Columns, columns_of, why_not_native, why_n
 from dynloader.arrays._feeds import ArrayFetcher, DeviceFeed, Feeders, HostFeed, num_threads
 from dynloader.loading._array_iterator import ArrayIterator
 from dynloader.loading._epochs import PrunedEpochs
+from dynloader.loading._look_ahead import Ahead, ahead_of
 from dynloader.loading._pairing import Pairing
 from dynloader.loading._prefetch import ToDevice
 from dynloader.sampling._plan import SMALL_CHUNK
+from dynloader.sampling._rounds import RoundPlan
 
 
 class Gathering:
@@ -70,6 +72,10 @@ class Gathering:
         self._found = found if isinstance(found, Columns) else None
         self.columns, self._feeders = columns, None
 
+    def ahead(self, loader: Any) -> Ahead:
+        """Return how many batches the iterators of ``loader`` draw ahead."""
+        return ahead_of(loader, self.columns)
+
     def gather_in(self, loader: Any, iterator: Any) -> Any:
         """Return torch's ``iterator``, changed to gather batches natively if there are arrays."""
         if self.columns is not None:
@@ -87,6 +93,7 @@ class Gathering:
         current, share = epochs.current, batches.share
         plan = current.plan
         stop = batches.stop_of(plan, share, current.start)
+        delay = plan.delay if isinstance(plan, RoundPlan) else None
         feed: Iterator[Any]
         if columns.device.type == "cpu":
             feed = HostFeed(
@@ -95,6 +102,7 @@ class Gathering:
                 batches.replay(SMALL_CHUNK),
                 address=plan.address,
                 threads=num_threads(loader.num_workers),
+                most_ahead=None if delay is None else delay - self.ahead(loader).least,
             )
         else:
             feed = DeviceFeed(columns, plan, current.start, stop, share)

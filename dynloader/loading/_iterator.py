@@ -151,6 +151,8 @@ class EpochIterator:
         # The batches in progress. torch numbers batches in the order in which it draws their
         # indices, as Record does.
         tasks = set(self.inner._task_info) if self._has_workers else None
+        if self._epochs is not None and self._epoch is not None:
+            self._epochs.select_rounds(self._epoch, self._epoch.position)
         try:
             batch = next(self.inner)
         except StopIteration:
@@ -196,7 +198,8 @@ class EpochIterator:
             num_done = record.first_outstanding
         if self._epoch is not None:
             # The last batch may be smaller.
-            self._epoch.advance(min(self._start + num_done * self._step, self._stop))
+            position = min(self._start + num_done * self._step, self._stop)
+            self._epoch.advance(position, indices)
         return indices
 
     def _with_index(self, batch: Any, indices: Any) -> Any:

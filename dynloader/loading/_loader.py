@@ -248,6 +248,8 @@ class DataLoader(
         )
         self._gathering = Gathering()
         self._gathering.refresh(self)
+        if self._epochs.rounds is not None:
+            self._epochs.rounds.check(self)
         self._pairing, self._logs = Pairing(), LoaderLogs()
         self._update_seconds = 0.0
         self._iterating: weakref.ref[EpochIterator] | None = None
@@ -281,6 +283,8 @@ class DataLoader(
         if isinstance(self._epochs, PrunedEpochs):
             epochs = self._epochs.sampler.epochs
             epochs.begin()
+            if self._epochs.rounds is not None:
+                self._epochs.rounds.open(self)
             self._logs.begin(epochs)
             if not self._has_warned and warn_of_fixed_length(len(self)):
                 self._has_warned = True

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dynloader._checks import as_index
-from dynloader.sampling._plan import Plan
+from dynloader.sampling._plan import EpochPlan
 from dynloader.sampling._progress import EpochProgress
 
 _REMEDY = "use DataLoader(..., return_index=True) and update(losses, index)"
@@ -116,7 +116,7 @@ class Pairing:
         self.used_at = time.perf_counter()
 
 
-def bar_of(plan: Plan, num_batches: int, num_left: int) -> Any:
+def bar_of(plan: EpochPlan, num_batches: int, num_left: int) -> Any:
     """Return a tqdm bar for an epoch of ``num_batches`` batches, ``num_left`` of which remain."""
     from tqdm.auto import tqdm
 

@@ -155,15 +155,12 @@ class EpochLog:
         epochs, table, plan = self._epochs, self._epochs.table, epoch.plan
         churn, was_kept, returns = 0.0, self._was_kept, self._returns
         checkpoint = self._checkpoint
-        is_kept = torch.ones(epochs.num_samples, dtype=torch.bool)
-        if plan.kept is not None:
-            is_kept.zero_()
-            is_kept[plan.kept.indices] = True
-            if plan.kept.checkpoint != checkpoint:
-                checkpoint = plan.kept.checkpoint
-                returned = is_kept & ~was_kept
-                churn = float(returned.sum()) / len(plan)
-                returns, was_kept = returns + returned, is_kept
+        is_kept = plan.is_fed()
+        if plan.checkpoint not in (None, checkpoint):
+            checkpoint = plan.checkpoint
+            returned = is_kept & ~was_kept
+            churn = float(returned.sum()) / len(plan)
+            returns, was_kept = returns + returned, is_kept
         retention = table.retention()
         totals = (epochs.select_seconds, self._update_seconds())
         figures: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Policies choose the samples to keep. Each module holds one method or family."""
 
 from dynloader.policies._policy import Policy
+from dynloader.policies._steps import Steps
 from dynloader.policies.epsilon_greedy import EpsilonGreedy
 from dynloader.policies.full import Full
 from dynloader.policies.ies import IES
@@ -35,6 +36,7 @@ __all__ = [
     "Sources",
     "Static",
     "StaticRandom",
+    "Steps",
     "Weighted",
 ]
 

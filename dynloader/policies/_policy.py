@@ -21,6 +21,8 @@ from dynloader._checks import (
     plain_number,
 )
 from dynloader.ops import Selection
+from dynloader.policies._steps import Steps
+from dynloader.table._candidates import Candidates
 from dynloader.table._passes import PassCounting
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
@@ -41,7 +43,8 @@ class Policy(abc.ABC):
     Args:
         keep: fraction of the samples to keep, in (0, 1], or a function from the epoch of a
             checkpoint to that fraction.
-        every: number of epochs between selections; arXiv 2111.12621 uses 10.
+        every: number of epochs between selections; arXiv 2111.12621 uses 10. :class:`Steps` selects
+            several times within each epoch; then no first epoch is needed to record scores.
         warmup: number of epochs at the beginning that use all samples.
         anneal: fraction of training, in (0, 1], after which all samples are used again: from epoch
             ``ceil(anneal * epochs)`` on. None means never.
@@ -59,7 +62,7 @@ class Policy(abc.ABC):
     """
 
     keep: Keep | None = 0.5
-    every: int = 1
+    every: int | Steps = 1
     warmup: int = 0
     anneal: float | None = None
     epochs: int | None = None
@@ -78,7 +81,10 @@ class Policy(abc.ABC):
     def __post_init__(self) -> None:
         self._take_plain_numbers()
         self._check_keep()
-        check_integer("every", self.every, 1)
+        if isinstance(self.every, Steps):
+            self._check_steps(self.every)
+        else:
+            check_integer("every", self.every, 1)
         check_integer("warmup", self.warmup, 0)
         check_flag("rescale", self.rescale)
         if self.epochs is not None:
@@ -91,6 +97,25 @@ class Policy(abc.ABC):
                     "of training epochs, or anneal=None to prune until the end"
                 )
         self._check_floors()
+
+    def _check_steps(self, steps: Steps) -> None:
+        name = type(self).__name__
+        if self.selects_once:
+            raise ValueError(
+                f"every must be a number of epochs for {name}, which selects once, got {steps}"
+            )
+        if self.keep is None or self.keeps_more:
+            remedy = "" if self.keeps_more else ": pass keep="
+            raise ValueError(
+                f"every must be a number of epochs for {name} if the losses decide how many "
+                f"samples are kept, got {steps}{remedy}"
+            )
+        for option in ("explore", "min_per_class"):
+            if steps.window is not None and (value := getattr(self, option)):
+                raise ValueError(
+                    f"{option} must be 0 with every={steps}, which keeps a part of each window, "
+                    f"got {value}"
+                )
 
     def _check_floors(self) -> None:
         check_number("explore", self.explore, "[0, 1]")
@@ -131,7 +156,9 @@ class Policy(abc.ABC):
         the same selection.
 
         Args:
-            table: the scores and the records they come from.
+            table: the scores and the records they come from. With ``every=Steps(window=...)``, its
+                rows are the samples of the window; its method ``restrict`` picks those rows of
+                your own values of all samples.
             k: number of samples to keep, :meth:`num_kept` of this epoch.
             seed: seed of random choices, in [0, 2**64).
             epoch: epoch of the checkpoint.
@@ -176,7 +203,8 @@ class Policy(abc.ABC):
     @property
     def first_checkpoint(self) -> int:
         """The first epoch that may be pruned."""
-        return max(self.warmup, int(self.needs_scores))
+        needs_epoch = self.needs_scores and not isinstance(self.every, Steps)
+        return max(self.warmup, int(needs_epoch))
 
     def checkpoint(self, epoch: int) -> int | None:
         """Return the epoch whose selection ``epoch`` uses, or None if it uses all samples."""
@@ -184,7 +212,21 @@ class Policy(abc.ABC):
             return None
         if self.selects_once:
             return self.first_checkpoint
+        if isinstance(self.every, Steps):
+            return epoch
         return epoch - (epoch - self.first_checkpoint) % self.every
+
+    def num_selections_before(self, table: ScoreTable, epoch: int) -> int:
+        """Return the number of selections before the one that :meth:`select` is called for.
+
+        Args:
+            table: the table that :meth:`select` received.
+            epoch: epoch of the checkpoint.
+        """
+        if isinstance(table, Candidates):
+            return table.num_before
+        every = 1 if isinstance(self.every, Steps) else self.every
+        return (epoch - self.first_checkpoint) // every
 
     def _is_annealed(self, epoch: int) -> bool:
         if self.anneal is None or self.epochs is None:
@@ -205,9 +247,7 @@ class Policy(abc.ABC):
         keep = None if checkpoint is None else self.keep_at(checkpoint)
         if keep is None:
             return n
-        # Use the larger result of the decimal as written and of its double: 0.29 of 100 is 29, and
-        # one third of 3 is 1.
-        num_kept = max(math.floor(exact(keep) * n), math.floor(keep * n))
+        num_kept = floor_of(keep, n)
         if num_kept == 0:
             raise ValueError(f"keep must leave at least one of {n} samples, got {keep!r}")
         return num_kept
@@ -223,7 +263,7 @@ class Policy(abc.ABC):
         The loader calls this when it is created, so that a ``keep`` too small for the dataset fails
         at once and not an epoch later.
         """
-        self.num_kept(num_samples, self.first_checkpoint)
+        self.num_in_selection(num_samples)
         if self.labels is not None and len(self.labels) != num_samples:
             raise ValueError(
                 f"labels must hold one class for each of {num_samples} samples, "
@@ -233,6 +273,24 @@ class Policy(abc.ABC):
             last = self.epochs if self.epochs is not None and callable(self.keep) else 0
             for epoch in range(self.first_checkpoint, max(last, self.first_checkpoint + 1)):
                 check_room_for_classes(self, self.num_kept(num_samples, epoch))
+
+    def num_in_selection(self, num_samples: int) -> int:
+        """Return the number of samples that the first selection keeps, or its smallest window.
+
+        Raises:
+            ValueError: no sample would be left.
+        """
+        num_kept = self.num_kept(num_samples, first := self.first_checkpoint)
+        steps, keep = self.every, self.keep_at(first)
+        if not isinstance(steps, Steps) or steps.num_windows is None or keep is None:
+            return num_kept
+        smallest = num_samples // steps.num_windows
+        if (least := floor_of(keep, smallest)) == 0:
+            raise ValueError(
+                f"keep must leave at least one of the {smallest} samples in each of "
+                f"{steps.num_windows} windows, got {keep!r}: use a larger window"
+            )
+        return least
 
     def keep_at(self, checkpoint: int) -> float | None:
         """Return the fraction kept at ``checkpoint``, or None if the policy sets no fraction."""
@@ -256,6 +314,13 @@ class Policy(abc.ABC):
             text = f"{type(self).__qualname__}({options})"
             object.__setattr__(self, "_description", text)
         return text
+
+
+def floor_of(keep: float, n: int) -> int:
+    """Return ``floor(keep * n)`` in decimal arithmetic."""
+    # Use the larger result of the decimal as written and of its double: 0.29 of 100 is 29, and
+    # one third of 3 is 1.
+    return max(math.floor(exact(keep) * n), math.floor(keep * n))
 
 
 def _describe(value: Any) -> str:

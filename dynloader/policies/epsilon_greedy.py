@@ -43,7 +43,7 @@ class EpsilonGreedy(Policy):
     @override
     def check(self, num_samples: int) -> None:
         super().check(num_samples)
-        self._num_random(self.num_kept(num_samples, self.first_checkpoint))
+        self._num_random(self.num_in_selection(num_samples))
 
     def _num_random(self, k: int) -> int:
         num_random = math.floor(exact(self.epsilon) * k)

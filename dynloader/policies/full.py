@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynloader.policies._policy import Keep, Policy
+from dynloader.policies._steps import Steps
 from dynloader.table._table import ScoreTable
 
 
@@ -24,6 +25,10 @@ class Full(Policy):
         super().__post_init__()
         if self.keep != 1:
             raise ValueError(f"keep must be 1 for Full, got {self.keep!r}")
+        if isinstance(self.every, Steps):
+            raise ValueError(
+                f"every must be a number of epochs for Full, which keeps all, got {self.every}"
+            )
 
     @override
     def checkpoint(self, epoch: int) -> int | None:

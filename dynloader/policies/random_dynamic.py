@@ -11,6 +11,7 @@ from typing_extensions import override
 from dynloader import ops
 from dynloader._checks import check_flag
 from dynloader.policies._policy import Policy
+from dynloader.policies._steps import Steps
 from dynloader.table._table import ScoreTable
 
 
@@ -33,6 +34,11 @@ class RandomDynamic(Policy):
         check_flag("chunks", self.chunks)
         if self.chunks and callable(self.keep):
             raise ValueError(f"keep must be a number with chunks=True, got {self.keep!r}")
+        if self.chunks and isinstance(self.every, Steps):
+            raise ValueError(
+                f"every must be a number of epochs with chunks=True, got {self.every}: without "
+                "chunks, Steps(window=...) goes through one permutation too"
+            )
         if self.chunks and self.explore:
             raise ValueError(
                 f"explore must be 0 with chunks=True, which already keeps all samples in turn, "
@@ -43,6 +49,6 @@ class RandomDynamic(Policy):
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         if not self.chunks:
             return ops.subset(len(table), 0, k, seed=seed, epoch=epoch)
-        turn = (epoch - self.first_checkpoint) // self.every
+        turn = self.num_selections_before(table, epoch)
         permutation, chunk = divmod(turn, len(table) // k)
         return ops.subset(len(table), chunk * k, (chunk + 1) * k, seed=seed, epoch=permutation)

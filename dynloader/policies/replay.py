@@ -66,8 +66,7 @@ class Replay(Policy):
 
     @override
     def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
-        scores: Tensor = self.scores[self.row_of(epoch)]
-        return scores
+        return table.restrict(self.scores[self.row_of(epoch)])
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:

@@ -53,7 +53,7 @@ class SeTa(Policy):
         num_drawn = min(n, max(k, math.floor(k / exact(self.window))))
         drawn = ops.subset(n, 0, num_drawn, seed=seed, epoch=epoch)
         drawn = drawn.sort().values.to(table.device)
-        step = (epoch - self.first_checkpoint) // self.every % self.cycle
+        step = self.num_selections_before(table, epoch) % self.cycle
         num_below = step * (num_drawn - k) // (self.cycle - 1)
         scores = table.scores[drawn]
         # Mark the samples in and above the window, then unmark those above it. Both calls break

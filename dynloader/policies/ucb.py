@@ -12,6 +12,7 @@ from dynloader import ops
 from dynloader._checks import check_number
 from dynloader.ops import ScoreRule
 from dynloader.policies._policy import Policy, refuse_rescale
+from dynloader.policies._steps import Steps
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
@@ -25,7 +26,8 @@ class UCB(Policy):
         c: weight of the bonus, at least 0.
         bonus: "variance" ranks by ``mean + c * variance``; the score of a pruned sample does not
             change. "visits" ranks by ``mean + c * sqrt(ln(epoch) / visits)``, so that a pruned
-            sample may return.
+            sample may return. With ``every=Steps(n)``, it takes the number of earlier selections
+            in place of ``epoch``.
     """
 
     alpha: float = 0.8
@@ -50,7 +52,10 @@ class UCB(Policy):
     @override
     def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
         if self.bonus == "visits":
-            return ops.ucb_visits(table.records, self.c, max(1, epoch))
+            # The number of selections that could have kept a sample: all, or one of each epoch.
+            is_counted = isinstance(self.every, Steps) and self.every.window is None
+            count = self.num_selections_before(table, epoch) if is_counted else epoch
+            return ops.ucb_visits(table.records, self.c, max(1, count))
         return table.scores
 
     @override

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from dynloader._checks import check_integer
-from dynloader.sampling._plan import CHUNK, Plan
+from dynloader.sampling._plan import CHUNK, EpochPlan
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._sampler import PruningSampler
 from dynloader.sampling._share import LastBatch, Share, share_of
@@ -75,7 +75,7 @@ class PruningBatchSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         if not self.is_pruning:
             return super().__iter__()
-        current = self.sampler.epochs.begin()
+        current = self.sampler.begin_for_stock_loader()
         share = self._share(self.sampler.epochs.world.for_stock_loader())
         num_batches = self.num_left(current, share)
         blocks = self._blocks(current.plan, current.start, share)
@@ -143,7 +143,7 @@ class PruningBatchSampler(BatchSampler):
         pairs = (zip(block.unbind(), block.tolist(), strict=True) for block in blocks)
         return chain.from_iterable(pairs)
 
-    def stop_of(self, plan: Plan, share: Share | None = None, start: int = 0) -> int:
+    def stop_of(self, plan: EpochPlan, share: Share | None = None, start: int = 0) -> int:
         """Return the position after the last batch of an epoch that begins at ``start``.
 
         Positions count the samples of all processes.
@@ -165,6 +165,8 @@ class PruningBatchSampler(BatchSampler):
             )
         return stop
 
-    def _blocks(self, plan: Plan, start: int, share: Share, chunk: int = CHUNK) -> Iterator[Tensor]:
+    def _blocks(
+        self, plan: EpochPlan, start: int, share: Share, chunk: int = CHUNK
+    ) -> Iterator[Tensor]:
         for block in plan.blocks(start, self.stop_of(plan, share, start), share.step, chunk):
-            yield share.of(block, plan.batch)
+            yield share.of(block, plan.filler)

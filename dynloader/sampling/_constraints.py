@@ -11,14 +11,32 @@ from dynloader import ops
 from dynloader._checks import exact
 from dynloader.ops import Selection
 from dynloader.policies._policy import Policy, as_selection, check_room_for_classes
+from dynloader.policies._steps import Steps
 from dynloader.table._table import ScoreTable
 
 # The epoch that keys the permutation in which samples take turns; no training reaches it.
 _TURNS = 2**32 - 1
 
 
-def choose(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
+def choose(
+    policy: Policy,
+    table: ScoreTable,
+    k: int,
+    *,
+    seed: int,
+    epoch: int,
+    turn: Tensor | None = None,
+) -> Selection:
     """Return the selection of ``policy``, including its ``explore`` and ``min_per_class``.
+
+    Args:
+        policy: the policy.
+        table: the scores of the samples to select from.
+        k: number of samples to keep.
+        seed: seed of random choices.
+        epoch: epoch of the checkpoint.
+        turn: the samples whose turn it is under ``explore``, int64 [m] on the host. None: those of
+            the checkpoint ``epoch``.
 
     Raises:
         TypeError, ValueError: ``policy.select`` violates its contract, or it returns weights,
@@ -26,9 +44,9 @@ def choose(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) 
     """
     if not policy.explore and not policy.min_per_class:
         return _select(policy, table, k, seed=seed, epoch=epoch)
-    turn = None
     if policy.explore:
-        turn = turn_of(policy, len(table), k, seed=seed, epoch=epoch)
+        if turn is None:
+            turn = turn_of(policy, len(table), k, seed=seed, epoch=epoch)
         chosen = with_turns(policy, table, k, turn, seed=seed, epoch=epoch)
     else:
         chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
@@ -64,13 +82,19 @@ def num_explored(explore: float, k: int) -> int:
 
 def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
     """Return the samples whose turn it is at the checkpoint ``epoch``, int64 [m] on the host."""
-    num_turns, first = num_explored(policy.explore, k), policy.first_checkpoint
+    every, first = policy.every, policy.first_checkpoint
+    assert not isinstance(every, Steps)
     if callable(policy.keep):
-        earlier = range(first, epoch, policy.every)
+        earlier = range(first, epoch, every)
         num_before = sum(num_explored(policy.explore, policy.num_kept(n, e)) for e in earlier)
     else:
-        num_before = (epoch - first) // policy.every * num_turns
-    begin = num_before % n
+        num_before = (epoch - first) // every * num_explored(policy.explore, k)
+    return turn_after(num_before, policy, n, k, seed=seed)
+
+
+def turn_after(num_before: int, policy: Policy, n: int, k: int, *, seed: int) -> Tensor:
+    """Return the samples whose turn it is after ``num_before`` turns, int64 [m] on the host."""
+    num_turns, begin = num_explored(policy.explore, k), num_before % n
     parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
     return torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
 

@@ -22,10 +22,13 @@ from dynloader._checks import (
 )
 from dynloader.ops import Selection
 from dynloader.policies._policy import Policy, is_built_in
+from dynloader.policies._steps import Steps
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._constraints import choose
-from dynloader.sampling._plan import Kept, Plan
+from dynloader.sampling._plan import EpochPlan, Kept, Plan
 from dynloader.sampling._progress import EpochProgress
+from dynloader.sampling._rounds import RoundPlan
+from dynloader.sampling._rounds_state import saved_in
 from dynloader.sampling._share import World
 from dynloader.table._table import ScoreTable
 
@@ -55,6 +58,8 @@ class Epochs:
         current: the epoch settled last, and its progress.
         select_seconds: host time spent on selections so far, in seconds.
         is_resident: whether the samples are on a GPU, so that the indices are needed there.
+        delay: number of batches between a selection within an epoch and the first batch that it
+            fills, once that is known.
         when_over: functions to call with an epoch that is over, before the next is settled.
     """
 
@@ -77,6 +82,7 @@ class Epochs:
         self._blocks = blocks
         self.select_seconds = 0.0
         self.is_resident = False
+        self.delay: int | None = None
         self.when_over: list[Callable[[EpochProgress], None]] = []
         self._num_updates_outside = 0
         self._followed: Any = None
@@ -117,7 +123,7 @@ class Epochs:
         return len(self.current.plan)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> EpochPlan:
         """The plan of the next iterator.
 
         With one process, the next epoch is settled first if due.
@@ -153,8 +159,7 @@ class Epochs:
         if self.is_over():
             self.finish(self.current)
         self._follow()
-        if self.current.plan.kept is not None:
-            self.current.plan.kept.wait()
+        self.current.plan.wait()
         self.table.finish_check(wait=False)
         self.current.begin(self.num_updates)
         return self.current
@@ -200,6 +205,31 @@ class Epochs:
         with contextlib.suppress(Exception):
             self.current = self._settle(number)
 
+    def select_rounds(self, epoch: EpochProgress, position: int | None) -> None:
+        """Make the selections that are due before the batch at ``position`` of ``epoch``.
+
+        All processes must call this for the same batches, because it exchanges their scores. It
+        does nothing in an epoch whose samples are all selected before it begins.
+
+        Args:
+            epoch: the epoch of an iterator.
+            position: first position of the next batch; None when the iterator is created.
+        """
+        plan = epoch.plan
+        if not isinstance(plan, RoundPlan) or not plan.is_due(position):
+            return
+        if self.world.size > 1:
+            number = plan.num_rounds
+            self.table.synchronize(
+                of=f"{self.identity()}, selecting in round {number} of epoch {plan.epoch}"
+            )
+        if position is not None and (plan.epoch or epoch.is_begun):
+            self._warn_if_no_scores(f"the selection at position {position} of epoch {plan.epoch}")
+        begin = time.perf_counter()
+        while plan.is_due(position):
+            plan.select()
+        self.select_seconds += time.perf_counter() - begin
+
     def notify_if_over(self) -> None:
         """Call :attr:`when_over` if the current epoch is over, without settling the next.
 
@@ -226,12 +256,7 @@ class Epochs:
         if self._is_next_due:
             self.finish(self.current)
         self._follow()
-        kept = self.current.plan.kept
-        if kept is None:
-            return torch.empty(0, dtype=torch.int64)
-        is_left_out = torch.ones(self.num_samples, dtype=torch.bool)
-        is_left_out[kept.indices] = False
-        return is_left_out.nonzero().view(-1)
+        return self.current.plan.left_out()
 
     def _move_to(self, epoch: int) -> None:
         self._synchronize(epoch)
@@ -253,6 +278,8 @@ class Epochs:
     def _settle(self, epoch: int, *, start: int = 0, is_exhausted: bool = False) -> EpochProgress:
         checkpoint = self.policy.checkpoint(epoch)
         kept = None
+        if checkpoint is not None and isinstance(self.policy.every, Steps):
+            return EpochProgress(self._rounds_of(epoch), start=start, is_exhausted=is_exhausted)
         if checkpoint is not None:
             if self._kept is None or self._kept.checkpoint != checkpoint:
                 self._kept = self._select(checkpoint)
@@ -260,15 +287,27 @@ class Epochs:
         plan = Plan(Address(self.seed, epoch), self.num_samples, self.shuffle, kept, self._blocks)
         return EpochProgress(plan, start=start, is_exhausted=is_exhausted)
 
-    def _select(self, checkpoint: int) -> Kept:
-        policy = self.policy
-        reads_rewards = policy.passes is not None and checkpoint > policy.first_checkpoint
-        if (policy.needs_scores or reads_rewards) and self.table.num_updates_known == 0:
+    def _rounds_of(self, epoch: int) -> RoundPlan:
+        return RoundPlan(
+            Address(self.seed, epoch),
+            self.policy,
+            self.table,
+            shuffle=self.shuffle,
+            is_resident=self.is_resident,
+        )
+
+    def _warn_if_no_scores(self, moment: str) -> None:
+        reads = self.policy.needs_scores or self.policy.passes is not None
+        if reads and self.table.num_updates_known == 0:
             warnings.warn(
-                f"{type(policy).__name__} selects by scores, but none were recorded before "
-                f"epoch {checkpoint}: call loader.update(losses) or table.update(index, losses)",
-                stacklevel=2,
+                f"{type(self.policy).__name__} selects by scores, but none were recorded before "
+                f"{moment}: call loader.update(losses) or table.update(index, losses)",
+                stacklevel=3,
             )
+
+    def _select(self, checkpoint: int) -> Kept:
+        if self.policy.needs_scores or checkpoint > self.policy.first_checkpoint:
+            self._warn_if_no_scores(f"epoch {checkpoint}")
         begin = time.perf_counter()
         num_kept = self.policy.num_kept(self.num_samples, checkpoint)
         selection = choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
@@ -301,6 +340,12 @@ class Epochs:
             self.finish(self.current)
         current, kept = self.current, self._kept
         selection = None if kept is None else kept.selection()
+        in_rounds: dict[str, Any] = {}
+        if isinstance(self.policy.every, Steps):
+            in_rounds["delay"] = self.delay
+            if isinstance(current.plan, RoundPlan):
+                in_rounds |= {"checkpoint": current.plan.epoch}
+                in_rounds |= current.plan.saved(self.position).as_state()
         return {
             "epoch": current.plan.epoch,
             # If batches were skipped while an iterator was in use, that iterator is behind start.
@@ -311,6 +356,7 @@ class Epochs:
             "indices": None if selection is None else selection.indices.clone(),
             "weights": None if selection is None else selection.weights,
             "select_seconds": self.select_seconds,
+            **in_rounds,
         }
 
     def check_state(self, state: Mapping[str, Any]) -> int:
@@ -337,6 +383,8 @@ class Epochs:
                         f"{name} of the state must be None without checkpoint, got {kind}"
                     )
             return self.num_samples
+        if isinstance(self.policy.every, Steps):
+            return self.policy.num_kept(self.num_samples, epoch)
         self._check_kept(state["indices"], state["weights"])
         return self.num_samples if needed is None else len(state["indices"])
 
@@ -366,7 +414,9 @@ class Epochs:
         The state of the table is loaded separately.
         """
         kept = None
-        if state["checkpoint"] is not None:
+        if isinstance(self.policy.every, Steps):
+            self.delay = state["delay"]
+        elif state["checkpoint"] is not None:
             # A copy, because the state belongs to the caller.
             indices, weights = state["indices"].to("cpu", copy=True), state["weights"]
             if weights is not None:
@@ -376,6 +426,8 @@ class Epochs:
         self.current = self._settle(
             int(state["epoch"]), start=int(state["position"]), is_exhausted=state["is_exhausted"]
         )
+        if isinstance(self.current.plan, RoundPlan):
+            self.current.plan.restore(saved_in(state))
         self.select_seconds = float(state["select_seconds"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import abc
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +27,9 @@ CHUNK = 32_768
 # One thread computes this many. Larger calls use several threads, which stay awake for a while and
 # slow down the threads that gather batches.
 SMALL_CHUNK = 8_192
+
+
+Order = Callable[[int, int], Tensor]
 
 
 class Kept:
@@ -75,6 +81,16 @@ class Kept:
         return len(self._on_device) if self._num_used is None else int(self._num_used.get())
 
     @property
+    def device(self) -> torch.device:
+        """The device of the selection."""
+        return self._on_device.device
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the indices are on the host too, or on their way there."""
+        return self._copy is not None or self._indices is not None
+
+    @property
     def indices(self) -> Tensor:
         """The kept samples in the policy's order, int64 [k] on the host.
 
@@ -118,9 +134,98 @@ class Kept:
         return Selection(indices, None if self.weights is None else self.weights.cpu()[indices])
 
 
+class EpochPlan(abc.ABC):
+    """Interface to the samples that one epoch feeds, and their order.
+
+    Positions count the samples of all processes.
+    """
+
+    address: Address
+    num_samples: int
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples that the epoch feeds, unless its steps are fixed."""
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch."""
+        return self.address.epoch
+
+    @property
+    @abc.abstractmethod
+    def checkpoint(self) -> int | None:
+        """The epoch of the selection; None if the epoch feeds all samples."""
+
+    @property
+    @abc.abstractmethod
+    def known(self) -> int:
+        """The position up to which samples are selected."""
+
+    @abc.abstractmethod
+    def wait(self) -> None:
+        """Wait until the first batch can be made."""
+
+    @abc.abstractmethod
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Return the samples at positions [start, stop), a new int64 tensor on the host."""
+
+    @abc.abstractmethod
+    def filler(self, start: int, stop: int) -> Tensor:
+        """Return samples [start, stop) of those that fill up the last step, int64 on the host."""
+
+    @abc.abstractmethod
+    def on(self, device: torch.device) -> tuple[Order, Order]:
+        """Return functions like :meth:`batch` and :meth:`filler`, with results on ``device``."""
+
+    @abc.abstractmethod
+    def weights_of(self, index: Tensor) -> Tensor | None:
+        """Return the loss weights of samples, on the device of the table, or None if all are 1.
+
+        Samples that this epoch does not feed have weight 1. An index out of range gets the weight
+        of another sample; the table reports it.
+        """
+
+    @abc.abstractmethod
+    def is_fed(self) -> Tensor:
+        """Return whether the epoch feeds each sample, bool [n] on the host."""
+
+    @abc.abstractmethod
+    def left_out(self) -> Tensor:
+        """Return the samples that were not selected, int64 [m] on the host, ascending."""
+
+    @abc.abstractmethod
+    def deliver(self, index: Any, position: int) -> None:
+        """Note that the batch ``index``, which ends at ``position``, goes to the training."""
+
+    @abc.abstractmethod
+    def restart(self) -> None:
+        """Begin the epoch again."""
+
+    def blocks(
+        self, start: int, stop: int, batch_size: int, chunk: int = CHUNK
+    ) -> Iterator[Tensor]:
+        """Yield the samples at positions [start, stop) as int64 [batches, batch_size] tensors.
+
+        The first block is one batch, so that the first batch is ready early. Each further block is
+        twice as long as the one before, up to ``chunk`` indices and as far as samples are selected.
+        A smaller last batch is a separate block.
+        """
+        most = max(1, chunk // batch_size) * batch_size
+        size = batch_size
+        while stop - start >= batch_size:
+            size = min(size, (min(stop, self.known) - start) // batch_size * batch_size)
+            size = max(size, batch_size)
+            yield self.batch(start, start + size).view(-1, batch_size)
+            start += size
+            size = min(2 * size, most)
+        if start < stop:
+            yield self.batch(start, stop).view(1, -1)
+
+
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """The samples that one epoch feeds, and their order. Immutable.
+class Plan(EpochPlan):
+    """The samples of an epoch that are selected before it begins. Immutable.
 
     Attributes:
         address: the seed of the order and the epoch.
@@ -141,9 +246,49 @@ class Plan:
         return self.num_samples if self.kept is None else len(self.kept)
 
     @property
-    def epoch(self) -> int:
-        """The number of the epoch."""
-        return self.address.epoch
+    def checkpoint(self) -> int | None:
+        return None if self.kept is None else self.kept.checkpoint
+
+    @property
+    def known(self) -> int:
+        return sys.maxsize
+
+    def wait(self) -> None:
+        if self.kept is not None:
+            self.kept.wait()
+
+    def filler(self, start: int, stop: int) -> Tensor:
+        return self.batch(start, stop)
+
+    def on(self, device: torch.device) -> tuple[Order, Order]:
+        samples, address = self.samples_on(device), self.address._asdict()
+
+        def order(start: int, stop: int) -> Tensor:
+            laps = [
+                ops.order(samples, begin, end, **address) if self.shuffle else samples[begin:end]
+                for begin, end in self.laps(start, stop)
+            ]
+            return torch.cat(laps)
+
+        return order, order
+
+    def is_fed(self) -> Tensor:
+        is_fed = torch.ones(self.num_samples, dtype=torch.bool)
+        if self.kept is not None:
+            is_fed.zero_()
+            is_fed[self.kept.indices] = True
+        return is_fed
+
+    def left_out(self) -> Tensor:
+        if self.kept is None:
+            return torch.empty(0, dtype=torch.int64)
+        return (~self.is_fed()).nonzero().view(-1)
+
+    def deliver(self, index: Any, position: int) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
 
     def samples_on(self, device: torch.device) -> Tensor:
         """Return the samples fed, int64 [k] on ``device``; in ascending order if not shuffled."""
@@ -184,31 +329,7 @@ class Plan:
         ascending = None if self.kept is None else self.kept.ascending
         return BlockOrder(self.stored, ascending, self.address)
 
-    def blocks(
-        self, start: int, stop: int, batch_size: int, chunk: int = CHUNK
-    ) -> Iterator[Tensor]:
-        """Yield the samples at positions [start, stop) as int64 [batches, batch_size] tensors.
-
-        The first block is one batch, so that the first batch is ready early. Each further block is
-        twice as long as the one before, up to ``chunk`` indices. A smaller last batch is a separate
-        block.
-        """
-        most = max(1, chunk // batch_size) * batch_size
-        size = batch_size
-        while stop - start >= batch_size:
-            size = min(size, (stop - start) // batch_size * batch_size)
-            yield self.batch(start, start + size).view(-1, batch_size)
-            start += size
-            size = min(2 * size, most)
-        if start < stop:
-            yield self.batch(start, stop).view(1, -1)
-
     def weights_of(self, index: Tensor) -> Tensor | None:
-        """Return the loss weights of samples, on the device of the table, or None if all are 1.
-
-        Samples that this epoch does not feed have weight 1. An index out of range gets the weight
-        of another sample; the table reports it.
-        """
         if self.kept is None or self.kept.weights is None:
             return None
         weights = self.kept.weights

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from dynloader.sampling._plan import Plan
+from dynloader.sampling._plan import EpochPlan
 
 _T = TypeVar("_T")
 
@@ -31,7 +31,7 @@ class EpochProgress:
         is_exhausted: whether the last batch was delivered.
     """
 
-    def __init__(self, plan: Plan, *, start: int = 0, is_exhausted: bool = False) -> None:
+    def __init__(self, plan: EpochPlan, *, start: int = 0, is_exhausted: bool = False) -> None:
         self.plan = plan
         self.start = start
         self.position = start
@@ -72,6 +72,11 @@ class EpochProgress:
         return self.is_exhausted or (self.stop is not None and self.position >= self.stop)
 
     @property
+    def is_begun(self) -> bool:
+        """Whether the last iterator delivered more than one batch."""
+        return self._num_delivered > 1
+
+    @property
     def is_in_use(self) -> bool:
         """Whether the last iterator is still alive."""
         return self._iterator is not None and self._iterator() is not None
@@ -87,9 +92,10 @@ class EpochProgress:
         if stop is not None:
             self.stop = stop
 
-    def advance(self, position: int) -> None:
-        """Move to ``position``, the end of a batch, even if that batch failed."""
+    def advance(self, position: int, index: Any) -> None:
+        """Move to ``position``, the end of the batch ``index``, even if that batch failed."""
         self.position = position
+        self.plan.deliver(index, position)
 
     def deliver(self, num_samples: int, num_updates: int) -> None:
         """Count a batch of ``num_samples``, delivered after ``num_updates`` table updates."""
@@ -115,6 +121,7 @@ class EpochProgress:
         """Let the next iterator begin the epoch again."""
         self.start = 0
         self.is_exhausted = False
+        self.plan.restart()
         self._reset(self._num_updates_before)
 
     def hand_out(self, items: Iterator[_T], num_items: int) -> Iterator[_T]:

@@ -11,9 +11,11 @@ from torch.utils.data import DistributedSampler
 
 from dynloader._checks import check_flag, check_integer
 from dynloader.policies._policy import Policy
+from dynloader.policies._steps import Steps
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._epochs import Epochs
-from dynloader.sampling._plan import Plan
+from dynloader.sampling._plan import EpochPlan
+from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._share import Share, World, share_of
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
@@ -99,6 +101,14 @@ class PruningSampler(DistributedSampler[int]):
             raise ValueError("blocks must be None with shuffle=False, which has its own order")
         if blocks is None and window is not None:
             raise ValueError(f"window must be None without blocks, got {window!r}")
+        if isinstance(policy.every, Steps):
+            if blocks is not None:
+                raise ValueError(f"blocks must be None with every={policy.every}, got {blocks!r}")
+            if not shuffle and policy.every.n is not None:
+                raise ValueError(
+                    f"shuffle must be True with every={policy.every}, which would feed only the "
+                    "first samples of each selection, got False"
+                )
         stored = None if blocks is None else Blocks(blocks, window, num_samples)
         policy.check(num_samples)
         if table is None:
@@ -158,10 +168,23 @@ class PruningSampler(DistributedSampler[int]):
         self.epochs.set(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        current = self.epochs.begin()
+        current = self.begin_for_stock_loader()
         share = share_of(1, self.epochs.world.for_stock_loader(), None, "pad")
         num_indices = -(-(len(current.plan) - current.start) // share.step)
         return current.hand_out(self._indices(current.plan, current.start, share), num_indices)
+
+    def begin_for_stock_loader(self) -> EpochProgress:
+        """Return the epoch of a new iterator of a stock loader.
+
+        Raises:
+            ValueError: the policy selects within an epoch.
+        """
+        if isinstance(every := self.policy.every, Steps):
+            raise ValueError(
+                f"every={every} needs a dynloader.DataLoader, which knows how many batches are "
+                "drawn ahead of the training, got a loader or a loop that draws from the sampler"
+            )
+        return self.epochs.begin()
 
     def __len__(self) -> int:
         return -(-self.num_selected // self.epochs.world.for_stock_loader()[0])
@@ -191,10 +214,10 @@ class PruningSampler(DistributedSampler[int]):
         """
         self.epochs.record_outside_training(index, losses)
 
-    def _indices(self, plan: Plan, start: int, share: Share) -> Iterator[int]:
+    def _indices(self, plan: EpochPlan, start: int, share: Share) -> Iterator[int]:
         blocks = plan.blocks(start, len(plan), share.step)
         return chain.from_iterable(
-            share.of(block, plan.batch).flatten().tolist() for block in blocks
+            share.of(block, plan.filler).flatten().tolist() for block in blocks
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from dynloader.loading._loader import DataLoader
-from dynloader.policies import Full
+from dynloader.policies import Full, Steps
 from dynloader.scores._evaluating import evaluating
 from dynloader.scores._of_batch import Score
 from dynloader.scores._scoring_pass import device_of, parts_of, scorer_of
@@ -81,12 +81,18 @@ def rescore(
 
     Raises:
         TypeError: ``loader`` is not a dynloader.DataLoader, or has no policy.
+        ValueError: the policy has ``every=Steps(...)``.
     """
     loader = getattr(loader, "base_dataloader", loader)  # unwrap a loader that accelerate prepared
     sampler = getattr(loader, "pruning_sampler", None)
     if not isinstance(loader, DataLoader) or sampler is None:
         kind = "without one" if isinstance(loader, DataLoader) else type(loader).__name__
         raise TypeError(f"loader must be a dynloader.DataLoader with a policy, got {kind}")
+    if isinstance(every := sampler.policy.every, Steps):
+        raise ValueError(
+            f"policy must select before an epoch, since rescoring takes the samples that it drops, "
+            f"got every={every}"
+        )
     function, device = scorer_of(score, model), device_of(model, device)
     begin = time.perf_counter()
     left_out = sampler.left_out()

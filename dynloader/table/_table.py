@@ -223,17 +223,28 @@ class ScoreTable(Recording):
                 "policy its own table"
             )
 
-    def count_selection(self, indices: Tensor, num_used: Tensor | None = None) -> None:
+    def restrict(self, values: Tensor) -> Tensor:
+        """Return the rows of ``values`` [n, ...] that belong to the rows of this table.
+
+        These are all rows, except in the table that ``Policy.select`` receives with
+        ``every=Steps(window=...)``.
+        """
+        return values
+
+    def count_selection(
+        self, indices: Tensor, num_used: Tensor | None = None, *, is_new: bool = True
+    ) -> None:
         """Count one selection, which kept the samples ``indices``.
 
         Args:
             indices: int64 [k], on any device.
             num_used: int64 [1] on any device, the number of leading ``indices`` that were kept.
                 None means all.
+            is_new: whether this is a new selection, and not a further part of the last one.
         """
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)
-        self.num_selections += 1
+        self.num_selections += is_new
 
     def check(self) -> None:
         """Raise if an argument of an update on the GPU was wrong since the last check.

@@ -1,0 +1,114 @@
+"""The selections within the epochs of a loader: when they are made, and their state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dynloader._checks import check_integer, check_state, refusing_states
+from dynloader.loading._look_ahead import Ahead
+from dynloader.policies._steps import Steps
+from dynloader.sampling._batch_sampler import PruningBatchSampler
+from dynloader.sampling._epochs import Epochs
+from dynloader.sampling._layout import Layout, before
+from dynloader.sampling._rounds import Pace, RoundPlan
+from dynloader.sampling._rounds_state import check_saved
+
+
+class LoaderRounds:
+    """The selections within the epochs of a loader.
+
+    Args:
+        steps: how often the policy selects.
+        epochs: the epochs of the loader.
+        batches: groups the samples into batches.
+    """
+
+    def __init__(self, steps: Steps, epochs: Epochs, batches: PruningBatchSampler) -> None:
+        self._steps, self._epochs, self._batches = steps, epochs, batches
+
+    def check(self, loader: Any) -> None:
+        """Raise ValueError if ``loader`` cannot select within an epoch."""
+        if not loader.in_order:
+            raise ValueError(f"in_order must be True with every={self._steps}, got False")
+        self._delay(loader)
+
+    def open(self, loader: Any) -> None:
+        """Prepare the current epoch for an iterator, and make the selections that are due then.
+
+        Raises:
+            ValueError: the loader draws more batches ahead than the delay of the policy allows.
+        """
+        current, batches = self._epochs.current, self._batches
+        plan = current.plan
+        if not isinstance(plan, RoundPlan):
+            return
+        delay = self._epochs.delay = self._delay(loader)
+        share, start = batches.share, current.start
+        options = (self._epochs.policy, plan.num_samples, plan.epoch, share.step)
+        plan.open(
+            Pace(share, start, batches.stop_of(plan, share, start), delay),
+            Layout(*options),
+            before(*options, batches.drop_last, batches.steps_per_epoch),
+        )
+        self._epochs.select_rounds(current, None)
+
+    def _delay(self, loader: Any) -> int:
+        """Return the number of batches between a selection and the first batch that it fills.
+
+        Raises:
+            ValueError: it is less than the loader draws ahead.
+        """
+        ahead: Ahead = loader._gathering.ahead(loader)
+        if (given := self._steps.delay) is None:
+            known = self._epochs.delay
+            return ahead.usual if known is None or known < ahead.least else known
+        if given < ahead.least:
+            raise ValueError(
+                f"delay must be at least {ahead.least}, the number of batches that this loader "
+                f"draws ahead ({ahead.reason}), got {given}"
+            )
+        return given
+
+    def stats(self) -> dict[str, float]:
+        """Return statistics of the selections within the current epoch, once it has begun."""
+        plan, delay = self._epochs.current.plan, self._epochs.delay
+        if not isinstance(plan, RoundPlan) or delay is None:
+            return {}
+        return {
+            "dynloader/selection_delay": float(delay),
+            "dynloader/round": float(plan.round_at(self._epochs.position)),
+            "dynloader/num_rounds": float(plan.num_rounds),
+        }
+
+    def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
+        """Raise ValueError unless the selections within the epoch of ``state`` can go on."""
+        keys = {"delay"} if state["checkpoint"] is None else {"delay", "rounds", "is_fed"}
+        check_state(state, {}, keys)
+        self._check_delay(state["delay"], loader._gathering.ahead(loader))
+        if state["checkpoint"] is None:
+            return
+        steps, step, share = self._steps, state["step"], self._batches.share
+        is_within = state["position"] > 0 and not state["is_exhausted"]
+        if steps.n is not None and is_within and step != share.step:
+            raise ValueError(
+                f"step of the state must be {share.step} within an epoch with every={steps}, "
+                f"got {step}: resume with as many processes as before, or from the end of an epoch"
+            )
+        num_samples = self._epochs.num_samples
+        layout = Layout(self._epochs.policy, num_samples, state["epoch"], step)
+        check_saved(state, layout, num_samples)
+
+    def _check_delay(self, delay: Any, ahead: Ahead) -> None:
+        if delay is None:
+            return
+        with refusing_states():
+            check_integer("delay of the state", delay, 0)
+        if delay < ahead.least:
+            raise ValueError(
+                f"delay of the state must be at least {ahead.least}, the number of batches that "
+                f"this loader draws ahead ({ahead.reason}), got {delay}: resume with as few "
+                "workers as before; to resume with more, train with a larger delay from the start"
+            )
+        if self._steps.delay not in (None, delay):
+            raise ValueError(f"delay of the state must be {self._steps.delay}, got {delay}")

@@ -1,0 +1,87 @@
+"""What the rounds of an epoch have fed, and the loss weights of those samples."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+# Batches whose losses may still arrive, apart from the one delivered last.
+_NUM_BATCHES = 8
+
+
+class Fed:
+    """The samples that rounds fed, and the weights of their losses.
+
+    Args:
+        num_samples: number of samples in the dataset.
+        device: device of the weights.
+        mask: whether each sample was fed before, bool [n] on the host; None means none was.
+    """
+
+    def __init__(self, num_samples: int, device: torch.device, mask: Tensor | None = None) -> None:
+        self._num_samples, self._device = num_samples, device
+        self._masks: dict[torch.device, Tensor] = {}
+        if mask is not None:
+            self._masks[torch.device("cpu")] = mask.clone()
+        self._weights: Tensor | None = None
+        self._last_round = -1
+        self._recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=_NUM_BATCHES)
+
+    def add(self, samples: Tensor) -> None:
+        """Count ``samples`` as fed. The host does not wait for the GPU."""
+        mask = self._masks.get(samples.device)
+        if mask is None:
+            mask = torch.zeros(self._num_samples, dtype=torch.bool, device=samples.device)
+            self._masks[samples.device] = mask
+        mask[samples] = True
+
+    def mask(self) -> Tensor:
+        """Return whether each sample was fed, a new bool tensor [n] on the host."""
+        mask = torch.zeros(self._num_samples, dtype=torch.bool)
+        for found in self._masks.values():
+            mask |= found.cpu()
+        return mask
+
+    def weigh(self, number: int, samples: Tensor, weights: Tensor | None) -> None:
+        """Set the weights of the samples of round ``number``, unless they are set already.
+
+        Args:
+            number: number of the round.
+            samples: its samples, int64 [k] on the device of the weights.
+            weights: float32 [k] on that device; None if all are 1.
+        """
+        if number <= self._last_round:
+            return
+        self._last_round = number
+        if self._weights is None:
+            self._weights = torch.ones(self._num_samples, device=self._device, dtype=torch.float32)
+        self._weights[samples] = 1.0 if weights is None else weights
+
+    def remember(self, index: Tensor, weights: Tensor) -> None:
+        """Note the weights of one batch, whose samples other rounds may feed with other weights."""
+        self._recent.append((index, weights))
+
+    def weights_of(self, index: Tensor) -> Tensor | None:
+        """Return the loss weights of samples, or None if all are 1. The host does not wait.
+
+        If ``index`` is one of the last batches delivered, the weights are those of the round that
+        fed each sample of it. Otherwise, they are those of the last round that fed the sample.
+
+        Args:
+            index: int64 [b], on any device.
+        """
+        if self._weights is None:
+            return None
+        same_size = [pair for pair in self._recent if pair[0].shape == index.shape]
+        for known, weights in reversed(same_size):
+            if known is index or (known.is_cpu and index.is_cpu and torch.equal(known, index)):
+                return weights
+        here = index.to(self._device, non_blocking=self._device.type == "cuda")
+        found = self._weights[here.clamp(0, self._num_samples - 1)]
+        if not index.is_cpu:
+            for known, weights in same_size:
+                is_same = (known.to(index.device, non_blocking=True) == index).all()
+                found = torch.where(is_same.to(self._device), weights, found)
+        return found

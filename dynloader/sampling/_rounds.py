@@ -1,0 +1,404 @@
+"""The plan of an epoch within which samples are selected several times."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynloader import ops
+from dynloader._address import Address
+from dynloader._checks import as_index, check_range
+from dynloader.ops import Selection
+from dynloader.policies._policy import Policy, is_built_in
+from dynloader.policies._steps import Steps
+from dynloader.sampling._constraints import choose, num_explored, turn_after
+from dynloader.sampling._fed import Fed
+from dynloader.sampling._layout import Before, Layout, Window
+from dynloader.sampling._plan import EpochPlan, Kept, Order
+from dynloader.sampling._rounds_state import Saved
+from dynloader.sampling._share import Share
+from dynloader.table._candidates import Candidates
+from dynloader.table._table import ScoreTable
+
+# Numbers of derived addresses. Those below are taken by the order of storage blocks.
+_ROUNDS, _LAPS = 2**40, 2**41
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How an iterator takes the steps of an epoch.
+
+    Attributes:
+        share: this process's part of each step.
+        start: position of its first batch.
+        stop: position after its last batch.
+        delay: number of batches between a selection and the first batch that it fills.
+    """
+
+    share: Share
+    start: int
+    stop: int
+    delay: int
+
+    def batch_at(self, position: int) -> int:
+        """Return the number of the batch that holds ``position``; that at ``start`` is 0."""
+        return (position - self.start) // self.share.step
+
+
+class Round:
+    """A selection within an epoch, and the positions that it fills.
+
+    Args:
+        number: number of the round in its epoch.
+        start: its first position.
+        stop: the position after its last.
+        kept: the samples that it selected.
+        weights: their loss weights, float32 [k] on the device of the table, or None.
+        address: the seed and epoch of its order; None feeds the samples in their order in ``kept``.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        start: int,
+        stop: int,
+        kept: Kept,
+        weights: Tensor | None,
+        address: Address | None,
+    ) -> None:
+        self.number = number
+        self.start, self.stop = start, stop
+        self.kept, self.weights = kept, weights
+        self._address = address
+
+    def _laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Split positions into ranges within the order, which starts over at its end."""
+        start, stop, n = start - self.start, stop - self.start, len(self.kept)
+        while start < stop:
+            begin = start % n
+            end = min(n, begin + stop - start)
+            yield begin, end
+            start += end - begin
+
+    def _ordered(self, samples: Tensor | int, start: int, stop: int) -> Tensor:
+        """Return ``samples``, or the numbers below it, at positions [start, stop) of the round."""
+        parts = []
+        for begin, end in self._laps(start, stop):
+            if self._address is not None:
+                parts.append(ops.order(samples, begin, end, **self._address._asdict()))
+            elif isinstance(samples, int):
+                parts.append(torch.arange(begin, end))
+            else:
+                parts.append(samples[begin:end])
+        return torch.cat(parts)
+
+    def samples(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
+        """Return the samples at positions [start, stop), int64, by default on the host."""
+        kept = self.kept.indices if device is None else self.kept.on(device)
+        return self._ordered(kept, start, stop)
+
+    def weights_at(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """Return the loss weights of the samples at positions [start, stop), on ``device``."""
+        if self.weights is None:
+            return torch.ones(stop - start, device=device)
+        places = self._ordered(len(self.kept), start, stop)
+        return self.weights[places.to(device, non_blocking=device.type == "cuda")]
+
+    def fed(self) -> Tensor:
+        """Return the samples that the round feeds, without repetitions, int64."""
+        num_fed = min(len(self.kept), self.stop - self.start)
+        device = None if self.kept.is_on_host else self.kept.device
+        return self.samples(self.start, self.start + num_fed, device)
+
+
+class RoundPlan(EpochPlan):
+    """The samples of an epoch in rounds: each has a selection of its own, made just before.
+
+    Call :meth:`open` before each iteration, then :meth:`select` for each of the rounds :meth:`due`.
+    Rounds that no batch needs any more are dropped.
+
+    Args:
+        address: seed and number of the epoch.
+        policy: the policy, with ``every=Steps(...)``.
+        table: the scores of the samples.
+        shuffle: feed the samples of a round in random order; if False, windows are ranges of the
+            dataset, and their samples are fed in ascending order.
+        is_resident: whether the samples are on a GPU, so that the indices are needed there.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        policy: Policy,
+        table: ScoreTable,
+        *,
+        shuffle: bool,
+        is_resident: bool,
+    ) -> None:
+        assert isinstance(policy.every, Steps)
+        self.address = address
+        self.num_samples = len(table)
+        self._policy, self._table = policy, table
+        self._shuffle, self._is_resident = shuffle, is_resident
+        self._num_kept = policy.num_kept(self.num_samples, address.epoch)
+        self._pace: Pace | None = None
+        self._layout: Layout | None = None
+        self._before = Before(0, 0)
+        self.restart()
+
+    def restart(self) -> None:
+        self._rounds: deque[Round] = deque()
+        self._saved: list[tuple[int, Selection]] = []
+        self._next, self._next_batch = 0, 0
+        self._fed = Fed(self.num_samples, self._table.device)
+
+    def __len__(self) -> int:
+        return self._num_kept
+
+    @property
+    def checkpoint(self) -> int:
+        return self.address.epoch
+
+    @property
+    def known(self) -> int:
+        return self._rounds[-1].stop if self._rounds else 0
+
+    @property
+    def delay(self) -> int | None:
+        """The delay of the selections; None before the first iteration."""
+        return None if self._pace is None else self._pace.delay
+
+    @property
+    def num_rounds(self) -> int:
+        """The number of rounds selected so far."""
+        return self._next
+
+    def round_at(self, position: int) -> int:
+        """Return the number of the round that holds ``position``; 0 before the first iteration."""
+        return 0 if self._layout is None else self._layout.round_at(position)
+
+    def wait(self) -> None:
+        pass  # each batch waits for its round
+
+    # Selecting
+
+    def open(self, pace: Pace, layout: Layout, before: Before) -> None:
+        """Prepare for an iteration; it selects nothing."""
+        self._pace, self._layout, self._before = pace, layout, before
+        for number, selection in self._saved:
+            self._add(number, selection)
+        self._saved = []
+        for found in self._rounds:
+            found.stop = min(pace.stop, layout.start_of(found.number + 1))
+        while self._rounds and self._rounds[0].stop <= pace.start:
+            self._rounds.popleft()
+        first = layout.round_at(pace.start)
+        if not self._rounds:
+            self._next = first
+        self._find_next()
+
+    def _find_next(self) -> None:
+        """Find the batch whose request is the time of the next selection; -1 before the first."""
+        pace, layout = self._opened()
+        start = layout.start_of(self._next)
+        if start >= pace.stop:
+            self._next_batch = 2**63
+        else:
+            batch = pace.batch_at(max(start, pace.start)) - pace.delay
+            self._next_batch = max(batch, -1)
+
+    def is_due(self, position: int | None) -> bool:
+        """Return whether a round must be selected before the batch at ``position`` is returned.
+
+        None stands for the time before the first batch is requested, when the iterator is created.
+        """
+        if self._pace is None:
+            return False
+        batch = -1 if position is None else self._pace.batch_at(position)
+        return self._next_batch <= batch
+
+    def select(self) -> None:
+        """Select the samples of the next round."""
+        _, layout = self._opened()
+        number, policy, epoch = self._next, self._policy, self.address.epoch
+        k, num_before = layout.num_kept_by(number), self._before.num_rounds + number
+        window = layout.window_of(number)
+        rows = None if window is None else self._rows_of(window)
+        candidates = Candidates(self._table, rows, num_before)
+        seed, turn = self._address_of(number).seed, None
+        if policy.explore:
+            num_turns = self._before.num_turns + number * num_explored(policy.explore, k)
+            turn = turn_after(num_turns, policy, self.num_samples, k, seed=self.address.seed)
+        selection = choose(policy, candidates, k, seed=seed, epoch=epoch, turn=turn).cut()
+        if rows is not None:
+            if len(selection.indices) != k:
+                raise ValueError(
+                    f"{type(policy).__name__}.select: must return k={k} indices with "
+                    f"every={policy.every}, got {len(selection.indices)}"
+                )
+            if not is_built_in(policy):
+                check_range("indices selected", selection.indices, len(rows))
+            chosen = selection.indices
+            selection = selection._replace(indices=rows.to(chosen.device)[chosen])
+        self._add(number, selection)
+        is_new = window is None or window.start == 0
+        self._table.count_selection(selection.indices, is_new=is_new)
+        self._find_next()
+
+    def _opened(self) -> tuple[Pace, Layout]:
+        if self._pace is None or self._layout is None:
+            raise RuntimeError(
+                f"every={self._policy.every} needs iteration over a dynloader.DataLoader, which "
+                "selects while batches are in use, got a sampler used by itself"
+            )
+        return self._pace, self._layout
+
+    def _rows_of(self, window: Window) -> Tensor:
+        """Return the samples of a window, int64 [m] on the device of the table."""
+        device = self._table.device
+        if not self._shuffle:
+            return torch.arange(window.start, window.stop, device=device)
+        address = self.address.derived(_LAPS + window.lap)._asdict()
+        return ops.subset(self.num_samples, window.start, window.stop, **address, device=device)
+
+    def _address_of(self, number: int) -> Address:
+        return self.address.derived(_ROUNDS + number)
+
+    def _add(self, number: int, selection: Selection) -> None:
+        pace, layout = self._opened()
+        indices, weights, _ = selection
+        if weights is not None:
+            weights = weights.to(self._table.device)
+        if not self._shuffle:
+            indices, places = indices.sort()
+            weights = None if weights is None else weights[places.to(weights.device)]
+        kept = Kept(
+            Selection(indices),
+            self.address.epoch,
+            self.num_samples,
+            is_trusted=is_built_in(self._policy),
+            is_resident=self._is_resident,
+        )
+        self._rounds.append(
+            Round(
+                number,
+                layout.start_of(number),
+                min(pace.stop, layout.start_of(number + 1)),
+                kept,
+                weights,
+                self._address_of(number) if self._shuffle else None,
+            )
+        )
+        self._next = number + 1
+
+    # Feeding
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[Round, tuple[int, int]]]:
+        """Split positions into ranges within rounds; those past the end are of the last round."""
+        pace, _ = self._opened()
+        while start < stop:
+            for found in self._rounds:
+                is_last = found.stop == pace.stop
+                if found.start <= start and (start < found.stop or is_last):
+                    break
+            else:
+                raise RuntimeError(
+                    f"delay of {self._policy.every} must be at least the number of batches drawn "
+                    f"ahead, got {pace.delay}: the sample at position {start} of epoch "
+                    f"{self.epoch} was requested before it was selected"
+                )
+            end = stop if is_last else min(stop, found.stop)
+            yield found, (start, end)
+            start = end
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        return torch.cat([found.samples(*part) for found, part in self._parts(start, stop)])
+
+    def _end(self) -> int:
+        return self._opened()[0].stop
+
+    def filler(self, start: int, stop: int) -> Tensor:
+        # What follows in the last round, since the first one may be gone.
+        return self.batch(self._end() + start, self._end() + stop)
+
+    def on(self, device: torch.device) -> tuple[Order, Order]:
+        def order(start: int, stop: int) -> Tensor:
+            parts = self._parts(start, stop)
+            return torch.cat([found.samples(*part, device) for found, part in parts])
+
+        def filler(start: int, stop: int) -> Tensor:
+            return order(self._end() + start, self._end() + stop)
+
+        return order, filler
+
+    def deliver(self, index: Any, position: int) -> None:
+        pace, layout = self._opened()
+        if index is None or position <= pace.start:
+            return
+        begin = pace.start + pace.batch_at(position - 1) * pace.share.step
+        while self._rounds[0].stop <= begin:
+            self._fed.add(self._rounds.popleft().fed())
+        if any(found.weights is not None for found in self._rounds):
+            may_repeat = layout.window_of(0) is None or position > len(self)
+            self._weigh(as_index(index), begin, position, may_repeat)
+
+    def _weigh(self, index: Tensor, begin: int, end: int, may_repeat: bool) -> None:
+        """Note the weights of the batch ``index``, this process's part of [begin, end)."""
+        pace, _ = self._opened()
+        for found in self._rounds:
+            if found.start < end:
+                self._fed.weigh(found.number, found.kept.on(self._table.device), found.weights)
+        if may_repeat:  # the weight of a sample depends on the batch
+            places = torch.arange(begin, end).view(1, -1)
+            mine = pace.share.of(
+                places, lambda a, b: torch.arange(self._end() + a, self._end() + b)
+            )
+            first = int(mine[0, 0])
+            parts = self._parts(first, first + len(index))
+            device = self._table.device
+            weights = [found.weights_at(*part, device) for found, part in parts]
+            self._fed.remember(index, torch.cat(weights))
+
+    def weights_of(self, index: Tensor) -> Tensor | None:
+        return self._fed.weights_of(index)
+
+    # What was fed
+
+    def saved(self, position: int) -> Saved:
+        """Return what a run that resumes at ``position`` needs. The host waits for the GPU."""
+        selections, is_fed = list(self._saved), self._fed.mask()
+        for found in self._rounds:
+            if found.stop <= position:
+                is_fed[found.fed().cpu()] = True
+            else:
+                weights = None if found.weights is None else found.weights.cpu()
+                selections.append((found.number, Selection(found.kept.indices.clone(), weights)))
+        return Saved(selections, is_fed)
+
+    def restore(self, saved: Saved) -> None:
+        """Continue an epoch from what :meth:`saved` returned."""
+        self.restart()
+        self._saved = saved.selections
+        self._fed = Fed(self.num_samples, self._table.device, saved.is_fed)
+
+    def is_fed(self) -> Tensor:
+        is_fed = self._fed.mask()
+        for found in self._rounds:
+            is_fed[found.fed().cpu()] = True
+        return is_fed
+
+    def left_out(self) -> Tensor:
+        if self._next == 0 or self._layout is None:
+            return torch.empty(0, dtype=torch.int64)
+        is_left_out = ~self.is_fed()
+        window = self._layout.window_of(self._next - 1)
+        if window is not None and window.lap == 0:
+            is_seen = torch.zeros(self.num_samples, dtype=torch.bool)
+            is_seen[self._rows_of(window._replace(start=0)).cpu()] = True
+            is_left_out &= is_seen
+        return is_left_out.nonzero().view(-1)
