@@ -97,7 +97,12 @@ class LoaderRounds:
             )
         num_samples = self._epochs.num_samples
         layout = Layout(self._epochs.policy, num_samples, state["epoch"], step)
-        check_saved(state, layout, num_samples)
+        stop = layout.num_kept
+        if self._batches.steps_per_epoch is not None:
+            stop = self._batches.steps_per_epoch * step
+        elif self._batches.drop_last:
+            stop -= (stop - state["start"]) % step
+        check_saved(state, layout, num_samples, stop)
 
     def _check_delay(self, delay: Any, ahead: Ahead) -> None:
         if delay is None:

@@ -60,8 +60,15 @@ def saved_in(state: Mapping[str, Any]) -> Saved:
     return Saved(selections, state["is_fed"].to("cpu", copy=True))
 
 
-def check_saved(state: Mapping[str, Any], layout: Layout, num_samples: int) -> None:
-    """Raise ValueError unless ``state`` has valid selections of the rounds of ``layout``."""
+def check_saved(state: Mapping[str, Any], layout: Layout, num_samples: int, stop: int) -> None:
+    """Raise ValueError unless ``state`` has valid selections of the rounds of ``layout``.
+
+    Args:
+        state: the state to check; its other entries are valid.
+        layout: the rounds of its epoch.
+        num_samples: number of samples in the dataset.
+        stop: position after the last batch of its epoch.
+    """
     rounds, indices, weights = state["rounds"], state["indices"], state["weights"]
     check_state_tensor("rounds", rounds, torch.int64, [None, 2])
     check_state_tensor("indices", indices, torch.int64, [None])
@@ -87,10 +94,11 @@ def check_saved(state: Mapping[str, Any], layout: Layout, num_samples: int) -> N
         check_state_tensor("weights", weights, torch.float32, [len(indices)])
         if num_other := int((~weights.isfinite()).sum()):
             raise ValueError(f"weights of the state must be finite, got {num_other} that are not")
-    _check_numbers(rounds, int(state["position"]), bool(state["is_exhausted"]), layout)
+    is_open = int(state["position"]) < stop and not state["is_exhausted"]
+    _check_numbers(rounds, int(state["position"]), is_open, layout)
 
 
-def _check_numbers(rounds: Tensor, position: int, is_exhausted: bool, layout: Layout) -> None:
+def _check_numbers(rounds: Tensor, position: int, is_open: bool, layout: Layout) -> None:
     """Raise ValueError unless the rounds are those that an epoch feeds from ``position`` on."""
     first = layout.round_at(position)
     numbers = rounds[:, 0].tolist()
@@ -103,7 +111,7 @@ def _check_numbers(rounds: Tensor, position: int, is_exhausted: bool, layout: La
         most = layout.num_kept_by(number)
         if size > most or (size < most and layout.window_of(number) is not None):
             raise ValueError(f"round {number} of the state must have {most} samples, got {size}")
-    if not numbers and not is_exhausted and layout.start_of(first) != position:
+    if not numbers and is_open and layout.start_of(first) != position:
         raise ValueError(
             f"rounds of the state must hold the round at position {position}, got none"
         )

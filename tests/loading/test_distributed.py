@@ -117,6 +117,12 @@ def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -
         assert text.endswith(f"done {name}\n"), text
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_select_alike_within_an_epoch(world: int, tmp_path: Path) -> None:
+    for text in together("within_epoch", tmp_path, world):
+        assert text.endswith("done within_epoch\n"), text
+
+
 def test_a_state_is_loaded_by_another_number_of_processes(tmp_path: Path) -> None:
     for name, world in (("save", 2), ("resume", 4), ("resume", 2)):
         texts = together(name, tmp_path, world)

@@ -37,6 +37,8 @@ from dynloader import (
     RandomDynamic,
     ScoreTable,
     Static,
+    Steps,
+    Weighted,
 )
 from dynloader.table._collectives import _FORK_MAY_HANG, all_gather, all_reduce
 from dynloader.table._exchange import all_texts
@@ -108,6 +110,58 @@ def shares(folder: Path) -> None:
                 same_table(ours.table, alone.table)
                 assert ours.epoch == alone.epoch == number_of_epoch + 1
     assert rank == dist.get_rank()
+
+
+def within_epoch(folder: Path) -> None:
+    """Selections within an epoch are those of a single process that takes the same steps."""
+    world = dist.get_world_size()
+    everies = (Steps(1, delay=4), Steps(3, delay=4), Steps(window=0.15, delay=4))
+    kinds = itertools.product(everies, (UCB, Weighted), enumerate(DATASETS.values()))
+    for every, rule, (number, make) in kinds:
+        policy = rule(keep=0.5, every=every)
+        options = {"policy": policy, "seed": 3, "num_workers": number}
+        ours = DataLoader(make(203), 7, **options)
+        alone = DataLoader(make(203), 7 * world, num_replicas=1, **options)
+        for epoch_number in range(2):
+            whole = iter(alone)
+            for step, batch in enumerate(ours):
+                samples = batch[0] if isinstance(batch, list) else batch
+                mean = float(ours.update(loss_of(samples)))
+                everyone = gathered((samples.tolist(), mean * len(samples)))
+                single = next(whole)
+                single = single[0] if isinstance(single, list) else single
+                wanted = float(alone.update(loss_of(single)))
+                together = [sample for theirs, _ in everyone for sample in theirs]
+                if len(single) >= world:
+                    assert together == single.tolist(), (every, policy, epoch_number, step)
+                    found = sum(total for _, total in everyone) / len(single)
+                    assert found == pytest.approx(wanted, rel=1e-5)
+                else:
+                    assert set(single.tolist()) <= set(together)
+            assert next(whole, None) is None
+            assert len({len(theirs) for theirs in gathered(list(ours.state_dict()))}) == 1
+        for table in (ours.table, alone.table):
+            table.synchronize()
+        if every.window is not None:
+            same_table(ours.table, alone.table)
+        # Two processes may feed a sample between two exchanges; one of these visits is lost.
+        assert torch.equal(ours.table.visits > 0, alone.table.visits > 0)
+        tables = gathered(ours.table.records.tolist())
+        assert all(theirs == tables[0] for theirs in tables)
+        # Resume all processes from the state of one of them, within an epoch.
+        batches = iter(ours)
+        for _ in range(3):
+            batch = next(batches)
+            ours.update(loss_of(batch[0] if isinstance(batch, list) else batch))
+        ours.table.synchronize()
+        text = pickle.dumps(ours.state_dict()) if dist.get_rank() == 1 else b""
+        state = pickle.loads(gathered(text)[1])
+        resumed = DataLoader(make(203), 7, **options)
+        resumed.load_state_dict(state)
+        for one, other in zip(batches, resumed, strict=True):
+            one, other = (b[0] if isinstance(b, list) else b for b in (one, other))
+            assert one.tolist() == other.tolist()
+            assert torch.equal(ours.update(loss_of(one)), resumed.update(loss_of(other)))
 
 
 def last_steps(folder: Path) -> None:
