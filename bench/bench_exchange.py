@@ -1,10 +1,12 @@
 """Measures how many bytes and how much time processes need to exchange their scores.
 
     python bench/bench_exchange.py --out bench/results/exchange [--sizes 1280000,100000000]
+    python bench/bench_exchange.py --within-epoch --out bench/results/exchange-within-epoch
 
 Two processes on one machine, with gloo. Half of the samples were recorded in the epoch, each by one
 process. The exchange is compared with a bare all-gather and a copy. The calls alternate, and the
-table shows ratios of medians.
+table shows ratios of medians. With ``--within-epoch``, only the samples of 100 batches were recorded
+since the last exchange, and the exchange is compared with the selection that follows it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ import outputs
 import torch
 import torch.distributed as dist
 
-from dynloader import ScoreTable
+from dynloader import ScoreTable, ops
 from dynloader.bench import machine
 
 WORLD = 2
+BATCH, NUM_BATCHES = 128, 100
 ROW_BYTES = 8 + 4 * 4 + 4  # index, record, score
 
 
@@ -85,14 +88,41 @@ def measure(n: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def process(rank: int, store: str, sizes: list[int], rounds: int, out: str) -> None:
+def measure_within_epoch(n: int, rounds: int) -> dict[str, Any]:
+    """Measure an exchange among ``n`` samples after a few batches, and the selection after it."""
+    rank = dist.get_rank()
+    table = ScoreTable(n, device="cpu")
+    index = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+    table.update(index, torch.rand(n))
+    table.synchronize()
+    times: dict[str, list[float]] = {"exchange": [], "selection": []}
+    size = BATCH * NUM_BATCHES
+    for turn in range(rounds):
+        begin = (turn * WORLD + rank) * size % (n - size)
+        for part in index[begin : begin + size].split(BATCH):
+            table.update(part, torch.rand(len(part)))
+        times["exchange"].append(seconds_of(table.synchronize))
+        times["selection"].append(seconds_of(lambda: ops.top_k(table.scores, n // 2)))
+    return {
+        "n": n,
+        "changed_in_each": size,
+        "bytes_from_each": size * ROW_BYTES,
+        "seconds": {name: statistics.median(found) for name, found in times.items()},
+    }
+
+
+def process(
+    rank: int, store: str, sizes: list[int], rounds: int, out: str, is_within_epoch: bool
+) -> None:
     """Run one process. Rank 0 writes results.json and table.md."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", world_size=WORLD, rank=rank)
-    found = [measure(n, rounds if n < 10**7 else 3) for n in sizes]
+    measure_one = measure_within_epoch if is_within_epoch else measure
+    found = [measure_one(n, rounds if n < 10**7 else 3) for n in sizes]
     if rank == 0:
         result = {"about": machine.describe(), "processes": WORLD, "measured": found}
-        outputs.write(Path(out), result, table_of(result))
+        text = table_within_epoch(result) if is_within_epoch else table_of(result)
+        outputs.write(Path(out), result, text)
     dist.destroy_process_group()
 
 
@@ -124,16 +154,43 @@ def table_of(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_within_epoch(result: dict[str, Any]) -> str:
+    """Format the times and the ratios as Markdown."""
+    about = result["about"]
+    lines = [
+        f"Exchange between {result['processes']} processes with gloo on one machine, after "
+        f"{NUM_BATCHES} batches of {BATCH} in each, as before a selection within an epoch",
+        "",
+        "| samples | bytes per process | exchange, ms | × a selection |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    for found in result["measured"]:
+        seconds = found["seconds"]
+        cells = (
+            f"{1e3 * seconds['exchange']:.2g} | {seconds['exchange'] / seconds['selection']:.2g}"
+        )
+        lines.append(f"| {found['n']:,} | {found['bytes_from_each']:,} | {cells} |")
+    lines += [
+        "",
+        "*× a selection*: / time to select the higher half of the scores. "
+        f"{about['machine']['cpu']}, torch {about['versions']['torch']}, "
+        f"commit {about['commit']['hash'][:10]}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Start the processes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", default="bench/results/exchange")
     parser.add_argument("--sizes", default="1280000,100000000")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--within-epoch", action="store_true")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         arguments = (str(Path(folder) / "store"), sizes, options.rounds, options.out)
+        arguments += (options.within_epoch,)
         torch.multiprocessing.spawn(process, arguments, nprocs=WORLD)
 
 

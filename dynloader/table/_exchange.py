@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from dynloader.table._collectives import all_gather
 # Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history, and 16
 # for a record of passes.
 _ROWS = 2**20
+# The changed rows of all processes are few if they are at most one in this many.
+_FEW = 16
 _VISITS = 3  # the column of the records that counts visits
 
 
@@ -114,28 +117,63 @@ def exchange(
         _raise_difference(f"{of} ({num_samples} samples{kept})", group, device)
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
-    parts = rows.parts()
-    # Write into copies, so that a process that dies midway leaves ``rows`` unchanged.
+    parts, num_updates = rows.parts(), shared.num_updates + sum(updates)
+    chunks = _chunks(parts, changed, counts, device, group)
+    # A process that dies midway must leave ``rows`` unchanged: if few rows changed, receive them
+    # all before writing; otherwise, write into copies.
+    if _FEW * sum(counts) <= num_samples:
+        for received in list(chunks):
+            _write(parts, received)
+            for index, _ in received:
+                shared.visits[index] = visits[index]
+        return rows, Shared(shared.visits, num_updates)
     copies = [part.clone() for part in parts]
-    widths = [part.shape[1] for part in parts]
+    for received in chunks:
+        _write(copies, received)
+    for part, copy in zip(parts, copies, strict=True):
+        part.copy_(copy)
+    return rows, Shared(visits.clone(), num_updates)
+
+
+def _chunks(
+    parts: list[Tensor], changed: Tensor, counts: list[int], device: torch.device, group: Any
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Yield the changed rows of all processes, a part at a time: pairs of indices and values.
+
+    Each list has one pair for each process, in descending order of rank.
+
+    Args:
+        parts: the columns of this process, int32 [n, columns].
+        changed: the rows that this process changed, int64 [c].
+        counts: the number of rows that each process changed.
+        device: the device that tensors must be on for the group to send them.
+        group: a process group; None means all processes.
+    """
+    home = parts[0].device
     for begin in range(0, max(counts), _ROWS):
         end = min(max(counts), begin + _ROWS)
         mine = changed[begin:end]
         sent = torch.cat([part[mine] for part in parts], dim=1)
         values = all_gather(_padded(sent, end - begin).to(device), group)
         indices = all_gather(_padded(mine, end - begin).to(device), group)
-        # The most visited row is kept. The lowest rank wins a tie: it is written last.
-        for rank in reversed(range(len(counts))):
-            count = max(0, min(end, counts[rank]) - begin)
-            index = indices[rank, :count].to(home)
-            value = values[rank, :count].to(home)
-            newer = value[:, _VISITS] >= copies[0][index, _VISITS]
-            index, value = index[newer], value[newer]
-            for copy, columns in zip(copies, torch.split(value, widths, 1), strict=True):
-                copy.index_copy_(0, index, columns)
-    for part, copy in zip(parts, copies, strict=True):
-        part.copy_(copy)
-    return rows, Shared(visits.clone(), shared.num_updates + sum(updates))
+        ends = [max(0, min(end, count) - begin) for count in counts]
+        yield [
+            (indices[rank, : ends[rank]].to(home), values[rank, : ends[rank]].to(home))
+            for rank in reversed(range(len(counts)))
+        ]
+
+
+def _write(parts: list[Tensor], received: list[tuple[Tensor, Tensor]]) -> None:
+    """Write received rows into ``parts``, unless those have more visits.
+
+    The lowest rank is written last, so it wins a tie.
+    """
+    widths = [part.shape[1] for part in parts]
+    for index, value in received:
+        newer = value[:, _VISITS] >= parts[0][index, _VISITS]
+        index, value = index[newer], value[newer]
+        for part, columns in zip(parts, torch.split(value, widths, 1), strict=True):
+            part.index_copy_(0, index, columns)
 
 
 def _device(home: torch.device, group: Any) -> torch.device:
