@@ -5,8 +5,8 @@
 
 Two processes on one machine, with gloo. Half of the samples were recorded in the epoch, each by one
 process. The exchange is compared with a bare all-gather and a copy. The calls alternate, and the
-table shows ratios of medians. With ``--within-epoch``, only the samples of 100 batches were recorded
-since the last exchange, and the exchange is compared with the selection that follows it.
+table shows ratios of medians. With ``--within-epoch``, only the samples of 100 batches were
+recorded since the last exchange, which is compared with the selection that follows it.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Fed:
         if mask is None:
             mask = torch.zeros(self._num_samples, dtype=torch.bool, device=samples.device)
             self._masks[samples.device] = mask
-        mask[samples] = True
+        mask.index_fill_(0, samples, True)
 
     def mask(self) -> Tensor:
         """Return whether each sample was fed, a new bool tensor [n] on the host."""
@@ -57,7 +57,10 @@ class Fed:
         self._last_round = number
         if self._weights is None:
             self._weights = torch.ones(self._num_samples, device=self._device, dtype=torch.float32)
-        self._weights[samples] = 1.0 if weights is None else weights
+        if weights is None:
+            self._weights.index_fill_(0, samples, 1.0)
+        else:
+            self._weights.index_copy_(0, samples, weights)
 
     def remember(self, index: Tensor, weights: Tensor) -> None:
         """Note the weights of one batch, whose samples other rounds may feed with other weights."""

@@ -107,7 +107,7 @@ class Kept:
     def on(self, device: torch.device) -> Tensor:
         """Return the kept samples in the policy's order, int64 [k] on ``device``."""
         if self._on_device.device != device:
-            self._on_device = self.indices.to(device)
+            self._on_device = self.indices.to(device, non_blocking=device.type == "cuda")
         return self._on_device[: len(self)]
 
     def _read(self) -> Tensor:

@@ -243,8 +243,8 @@ class RoundPlan(EpochPlan):
                 )
             if not is_built_in(policy):
                 check_range("indices selected", selection.indices, len(rows))
-            chosen = selection.indices
-            selection = selection._replace(indices=rows.to(chosen.device)[chosen])
+            chosen = selection.indices.to(rows.device, non_blocking=rows.is_cuda)
+            selection = selection._replace(indices=rows[chosen])
         self._add(number, selection)
         is_new = window is None or window.start == 0
         self._table.count_selection(selection.indices, is_new=is_new)

@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 from dynloader import (
     IES,
     UCB,
+    ArrayDataset,
     DataLoader,
     EpsilonGreedy,
     Full,
@@ -875,3 +876,63 @@ def test_a_missing_update_is_noticed() -> None:
     loader = make(Steps(2))
     with pytest.warns(UserWarning, match="UCB selects by scores, but none were recorded"):
         list(loader)
+
+
+# Arrays and tables on a GPU
+
+
+@pytest.mark.parametrize("every", [Steps(2, delay=1), Steps(window=0.15, delay=0)], ids=str)
+@pytest.mark.parametrize("policy", [UCB, Weighted, RandomDynamic, EpsilonGreedy])
+def test_arrays_and_tables_on_any_device(
+    every: Steps, policy: type[Policy], device: torch.device
+) -> None:
+    def made(place: torch.device, dataset: torch.device) -> DataLoader[Any]:
+        return DataLoader(
+            ArrayDataset(torch.arange(N), device=dataset),
+            4,
+            policy=policy(keep=0.5, every=every),
+            table=ScoreTable(N, place),
+            seed=3,
+            return_index=True,
+        )
+
+    host = torch.device("cpu")
+    wanted, others = made(host, host), [made(device, device), made(device, host)]
+    states: list[Any] = []
+    for _ in range(2):
+        for (batch, index), *found in zip(wanted, *others, strict=True):
+            loss = float(wanted.update(loss_of(batch), index))
+            for loader, (there, place) in zip(others, found, strict=True):
+                assert there.tolist() == place.tolist() == batch.tolist()
+                assert float(loader.update(loss_of(there), place)) == pytest.approx(loss)
+            states.append(others[0].state_dict())
+    assert torch.equal(wanted.table.scores, others[0].table.scores.cpu())
+    resumed, alone = made(device, device), made(host, host)
+    resumed.load_state_dict(states[2])
+    alone.load_state_dict(states[2])
+    for (batch, index), (there, place) in zip(alone, resumed, strict=True):
+        assert there.tolist() == batch.tolist()
+        loss = float(alone.update(loss_of(batch), index))
+        assert float(resumed.update(loss_of(there), place)) == pytest.approx(loss)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("every", [Steps(2, delay=1), Steps(window=0.15, delay=0)], ids=str)
+def test_the_host_does_not_wait_for_selections_on_the_gpu(every: Steps, cuda: torch.device) -> None:
+    """Neither for the selection nor for the batches, if all arrays are on the GPU."""
+    for policy in (UCB, Weighted, RandomDynamic, EpsilonGreedy):
+        loader = DataLoader(
+            ArrayDataset(torch.arange(1000), device=cuda),
+            50,
+            policy=policy(keep=0.5, every=every),
+            table=ScoreTable(1000, cuda),
+            return_index=True,
+        )
+        for _ in range(2):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for batch, index in loader:
+                    loader.update(loss_of(batch), index)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        loader.table.check()
