@@ -11,7 +11,8 @@ from dynloader.policies._steps import Steps
 from dynloader.sampling._batch_sampler import PruningBatchSampler
 from dynloader.sampling._epochs import Epochs
 from dynloader.sampling._layout import Layout, before
-from dynloader.sampling._rounds import Pace, RoundPlan
+from dynloader.sampling._round import Pace
+from dynloader.sampling._rounds import RoundPlan
 from dynloader.sampling._rounds_state import check_saved
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Never
 
 from dynloader import ops
 from dynloader._address import Address
@@ -20,8 +20,8 @@ from dynloader.sampling._constraints import choose, num_explored, turn_after
 from dynloader.sampling._fed import Fed
 from dynloader.sampling._layout import Before, Layout, Window
 from dynloader.sampling._plan import EpochPlan, Kept, Order
+from dynloader.sampling._round import Pace, Round
 from dynloader.sampling._rounds_state import Saved
-from dynloader.sampling._share import Share
 from dynloader.table._candidates import Candidates
 from dynloader.table._table import ScoreTable
 
@@ -29,97 +29,10 @@ from dynloader.table._table import ScoreTable
 _ROUNDS, _LAPS = 2**40, 2**41
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How an iterator takes the steps of an epoch.
-
-    Attributes:
-        share: this process's part of each step.
-        start: position of its first batch.
-        stop: position after its last batch.
-        delay: number of batches between a selection and the first batch that it fills.
-    """
-
-    share: Share
-    start: int
-    stop: int
-    delay: int
-
-    def batch_at(self, position: int) -> int:
-        """Return the number of the batch that holds ``position``; that at ``start`` is 0."""
-        return (position - self.start) // self.share.step
-
-
-class Round:
-    """A selection within an epoch, and the positions that it fills.
-
-    Args:
-        number: number of the round in its epoch.
-        start: its first position.
-        stop: the position after its last.
-        kept: the samples that it selected.
-        weights: their loss weights, float32 [k] on the device of the table, or None.
-        address: the seed and epoch of its order; None feeds the samples in their order in ``kept``.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        start: int,
-        stop: int,
-        kept: Kept,
-        weights: Tensor | None,
-        address: Address | None,
-    ) -> None:
-        self.number = number
-        self.start, self.stop = start, stop
-        self.kept, self.weights = kept, weights
-        self._address = address
-
-    def _laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Split positions into ranges within the order, which starts over at its end."""
-        start, stop, n = start - self.start, stop - self.start, len(self.kept)
-        while start < stop:
-            begin = start % n
-            end = min(n, begin + stop - start)
-            yield begin, end
-            start += end - begin
-
-    def _ordered(self, samples: Tensor | int, start: int, stop: int) -> Tensor:
-        """Return ``samples``, or the numbers below it, at positions [start, stop) of the round."""
-        parts = []
-        for begin, end in self._laps(start, stop):
-            if self._address is not None:
-                parts.append(ops.order(samples, begin, end, **self._address._asdict()))
-            elif isinstance(samples, int):
-                parts.append(torch.arange(begin, end))
-            else:
-                parts.append(samples[begin:end])
-        return torch.cat(parts)
-
-    def samples(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
-        """Return the samples at positions [start, stop), int64, by default on the host."""
-        kept = self.kept.indices if device is None else self.kept.on(device)
-        return self._ordered(kept, start, stop)
-
-    def weights_at(self, start: int, stop: int, device: torch.device) -> Tensor:
-        """Return the loss weights of the samples at positions [start, stop), on ``device``."""
-        if self.weights is None:
-            return torch.ones(stop - start, device=device)
-        places = self._ordered(len(self.kept), start, stop)
-        return self.weights[places.to(device, non_blocking=device.type == "cuda")]
-
-    def fed(self) -> Tensor:
-        """Return the samples that the round feeds, without repetitions, int64."""
-        num_fed = min(len(self.kept), self.stop - self.start)
-        device = None if self.kept.is_on_host else self.kept.device
-        return self.samples(self.start, self.start + num_fed, device)
-
-
 class RoundPlan(EpochPlan):
     """The samples of an epoch in rounds: each has a selection of its own, made just before.
 
-    Call :meth:`open` before each iteration, then :meth:`select` for each of the rounds :meth:`due`.
+    Call :meth:`open` before each iteration, then :meth:`select` while one :meth:`is_due`.
     Rounds that no batch needs any more are dropped.
 
     Args:
@@ -307,14 +220,22 @@ class RoundPlan(EpochPlan):
                 if found.start <= start and (start < found.stop or is_last):
                     break
             else:
-                raise RuntimeError(
-                    f"delay of {self._policy.every} must be at least the number of batches drawn "
-                    f"ahead, got {pace.delay}: the sample at position {start} of epoch "
-                    f"{self.epoch} was requested before it was selected"
-                )
+                self._raise_unknown(start, pace.delay)
             end = stop if is_last else min(stop, found.stop)
             yield found, (start, end)
             start = end
+
+    def _raise_unknown(self, position: int, delay: int) -> Never:
+        sample = f"the sample at position {position} of epoch {self.epoch}"
+        if position < self.known:
+            raise RuntimeError(
+                f"every={self._policy.every} needs one iterator at a time, got a request for "
+                f"{sample} after another iterator went past it"
+            )
+        raise RuntimeError(
+            f"delay of {self._policy.every} must be at least the number of batches drawn ahead, "
+            f"got {delay}: {sample} was requested before it was selected"
+        )
 
     def batch(self, start: int, stop: int) -> Tensor:
         return torch.cat([found.samples(*part) for found, part in self._parts(start, stop)])

@@ -100,18 +100,19 @@ def check_saved(state: Mapping[str, Any], layout: Layout, num_samples: int, stop
 
 def _check_numbers(rounds: Tensor, position: int, is_open: bool, layout: Layout) -> None:
     """Raise ValueError unless the rounds are those that an epoch feeds from ``position`` on."""
-    first = layout.round_at(position)
-    numbers = rounds[:, 0].tolist()
-    if numbers != list(range(first, first + len(numbers))):
+    numbers, current = rounds[:, 0].tolist(), layout.round_at(position)
+    # Rounds that were skipped may come before.
+    first = min([current, *numbers[:1]])
+    if first < 0 or numbers != list(range(first, first + len(numbers))):
         raise ValueError(
-            f"rounds of the state must be numbered from {first} on at position {position}, "
-            f"got {numbers}"
+            f"rounds of the state must be consecutive, from {current} at position {position} or "
+            f"before it, got {numbers}"
         )
     for number, size in rounds.tolist():
         most = layout.num_kept_by(number)
         if size > most or (size < most and layout.window_of(number) is not None):
             raise ValueError(f"round {number} of the state must have {most} samples, got {size}")
-    if not numbers and is_open and layout.start_of(first) != position:
+    if current not in numbers and is_open and layout.start_of(current) != position:
         raise ValueError(
-            f"rounds of the state must hold the round at position {position}, got none"
+            f"rounds of the state must hold the round at position {position}, got {numbers}"
         )

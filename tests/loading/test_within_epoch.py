@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections import Counter
@@ -606,6 +607,47 @@ def test_a_state_keeps_its_delay() -> None:
     assert more.state_dict()["position"] == 0
 
 
+def test_skipping_after_loading() -> None:
+    loader = make(Steps(2, delay=2), Weighted)
+    iterator = trace(loader, loader)
+    for _ in range(3):
+        next(iterator)
+    state = loader.state_dict()
+    assert state["rounds"][:, 0].tolist() == [1, 2]
+    found = []
+    for num_skipped in (1, 2):
+        resumed = make(Steps(2, delay=2), Weighted)
+        resumed.load_state_dict(state)
+        resumed.skip(num_skipped)
+        again = make(Steps(2, delay=2), Weighted)
+        again.load_state_dict(resumed.state_dict())
+        found.append(list(trace(resumed, resumed)))
+        assert list(trace(again, again)) == found[-1]
+    assert [len(batches) for batches in found] == [4, 3]
+    assert found[0][0] == list(iterator)[1]
+
+
+def test_a_copy_goes_on_alike() -> None:
+    loader = make(Steps(window=0.1), Weighted)
+    iterator = trace(loader, loader)
+    next(iterator)
+    other = copy.deepcopy(loader)
+    other.set_epoch(1)
+    loader.set_epoch(1)
+    assert list(trace(other, other)) == list(trace(loader, loader))
+
+
+def test_iterators_at_the_same_time_are_refused() -> None:
+    loader = make(Steps(1, delay=3), RandomDynamic, dataset=arrays)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    for _ in range(5):
+        next(first)
+    with pytest.raises(RuntimeError, match="needs one iterator at a time, got a request for"):
+        list(second)
+
+
 def test_resuming_with_another_batch_size_of_all_processes() -> None:
     """Windows do not depend on the step; rounds of n steps do."""
     one = make(Steps(window=0.2), batch_size=4, num_replicas=1)
@@ -637,7 +679,9 @@ def broken(state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     yield {"rounds": rounds[:0]}, "indices of the state must be empty without rounds"
     none = {"rounds": rounds[:0], "indices": indices[:0], "weights": None}
     yield none, "must hold the round at position"
-    yield {"rounds": rounds + torch.tensor([1, 0])}, "must be numbered from 1 on"
+    yield {"rounds": rounds + torch.tensor([1, 0])}, "rounds of the state must be consecutive"
+    yield {"rounds": rounds - torch.tensor([2, 0])}, "rounds of the state must be consecutive"
+    yield {"rounds": rounds - torch.tensor([1, 0])}, "must hold the round at position"
     yield {"indices": indices[:-1]}, "rounds of the state must hold the sizes"
     yield {"indices": indices.float()}, "indices of the state must be torch.int64"
     yield {"indices": indices + N}, "indices of the state must be in"
