@@ -264,12 +264,14 @@ def test_loaded_updates_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tables[0].scores.tolist() == [1, 2, math.inf, 4]
 
 
-def test_many_rows_are_exchanged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 16, 10**9])
+def test_many_rows_are_exchanged_in_parts(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some processes have forgetting counts and a history, and others do not.
 
     No process has updated sample 0, whose index pads the rows of processes with fewer rows.
     """
     monkeypatch.setattr(exchange, "_ROWS", 3)
+    monkeypatch.setattr(exchange, "_FEW", few)  # 0: all rows count as few; 10**9: none do
     tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
     alone = ScoreTable(20, "cpu", history=2)
     for rank, samples in enumerate((range(1, 11), range(9, 14), range(0))):

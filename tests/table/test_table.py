@@ -15,6 +15,7 @@ import dynloader
 from dynloader import IES, DataLoader, ScoreTable
 from dynloader.ops import ScoreRule
 from dynloader.table import _exchange as exchange
+from dynloader.table._candidates import Candidates
 from dynloader.table._scoring import Scoring
 
 INF, NAN = float("inf"), float("nan")
@@ -528,3 +529,25 @@ def test_a_loader_of_inference_mode_trains_outside() -> None:
     for _ in range(7):
         train(loader)
     assert loader.epoch == 7
+
+
+def test_rows_of_a_window() -> None:
+    table = ScoreTable(6, "cpu", history=2)
+    correct = torch.arange(6) % 2 == 0
+    table.update(torch.arange(6), torch.arange(6.0), correct=correct)
+    rows = torch.tensor([4, 0, 5])
+    window = Candidates(table, rows, 7)
+    assert len(window) == 3
+    assert window.num_before == 7
+    for name in ("scores", "mean", "variance", "last_loss", "visits", "selections", "forgetting"):
+        assert torch.equal(getattr(window, name), getattr(table, name)[rows]), name
+    assert window.history[:, 1].tolist() == [4, 0, 5]
+    assert window.restrict(torch.arange(12).view(6, 2)).tolist() == [[8, 9], [0, 1], [10, 11]]
+    assert table.restrict(rows) is rows
+    whole = Candidates(table, None, 0)
+    assert whole.scores is table.scores
+    assert whole.restrict(rows) is rows
+    for candidates in (window, whole):
+        with pytest.raises(RuntimeError, match="update needs the table itself"):
+            candidates.update(rows, torch.ones(3))
+    assert table.num_updates == 1
