@@ -57,7 +57,8 @@ class DataLoader(
     An epoch is over once it is exhausted, or once it was interrupted after more than one batch or
     after any :meth:`update`. The next ``iter()`` then starts the next epoch. The samples of the
     next epoch are selected when an epoch is exhausted or by :meth:`set_epoch`. Calling ``iter()``
-    repeatedly does not change the selection.
+    repeatedly does not change the selection. A policy with ``every=Steps(...)`` selects when
+    batches are requested, which all processes must do alike.
 
     Args:
         dataset: the dataset; it must be map-style if there is a policy.

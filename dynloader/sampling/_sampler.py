@@ -198,7 +198,8 @@ class PruningSampler(DistributedSampler[int]):
     def left_out(self) -> Tensor:
         """Return the samples that the current epoch does not feed.
 
-        This settles the epoch, so all processes must call it.
+        This settles the epoch, so all processes must call it. With ``every=Steps(...)``, these are
+        the candidates of the selections made so far in the epoch that it does not feed.
 
         Returns:
             int64 [m] on the host, in ascending order.

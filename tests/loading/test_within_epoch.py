@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -607,6 +608,46 @@ def test_a_state_keeps_its_delay() -> None:
     assert more.state_dict()["position"] == 0
 
 
+@pytest.mark.parametrize("number", range(60))
+def test_any_options(number: int) -> None:
+    """Any combination of options resumes anywhere, and windows feed no sample twice."""
+    draw = random.Random(number)
+    delay, size, keep = draw.choice([0, 0, 1, 2, 6, 20]), draw.choice([1, 3, 4, 7, 30, 64]), 0.77
+    every = Steps(draw.choice([1, 2, 3, 50]), delay=delay)
+    if draw.random() < 0.5:
+        every = Steps(window=draw.choice([1, 0.9, 0.5, 1 / 3, 0.1, 0.034]), delay=delay)
+        keep = draw.choice([0.5, 0.77, 1.0])
+    options: dict[str, Any] = {
+        "batch_size": size,
+        "keep": keep,
+        "steps_per_epoch": draw.choice([None, None, 1, 20]),
+        "dataset": draw.choice([Numbers, arrays]),
+        "seed": draw.randrange(2**64),
+        "drop_last": size < 30 and draw.random() < 0.3,
+        "shuffle": every.n is not None or draw.random() < 0.7,
+    }
+    policy = draw.choice([Noted, Weighted, UCB, RandomDynamic])
+    loader, whole, states = make(every, policy, **options), [], []
+    for _ in range(2):
+        if draw.random() < 0.3:
+            next(iter(loader))
+        begin, length, num_selected = len(whole), len(loader), loader.num_selected
+        for step in trace(loader, loader):
+            whole.append(step)
+            states.append(loader.state_dict())
+        fed = list(itertools.chain(*(batch for batch, _ in whole[begin:])))
+        assert len(whole) - begin == length
+        if every.window is not None and len(fed) <= num_selected:
+            assert len(fed) == len(set(fed))
+    for place in draw.sample(range(len(states)), min(4, len(states))):
+        resumed = make(every, policy, **options)
+        resumed.load_state_dict(states[place])
+        rest: list[Any] = []
+        while len(rest) < len(whole) - place - 1:
+            rest += trace(resumed, resumed)
+        assert rest == whole[place + 1 :], place
+
+
 def test_skipping_after_loading() -> None:
     loader = make(Steps(2, delay=2), Weighted)
     iterator = trace(loader, loader)
@@ -845,6 +886,7 @@ def test_policies_that_cannot_select_within_an_epoch(make_policy: Any, message: 
         make_policy()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(
     ("every", "options", "message"),
     [

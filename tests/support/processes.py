@@ -148,6 +148,13 @@ def within_epoch(folder: Path) -> None:
         assert torch.equal(ours.table.visits > 0, alone.table.visits > 0)
         tables = gathered(ours.table.records.tolist())
         assert all(theirs == tables[0] for theirs in tables)
+        # A smaller last step is padded from its own selection.
+        padded = DataLoader(make(203), 7, policy=policy, seed=3, last_batch="pad")
+        mine = epoch(padded)
+        assert {len(batch) for batch in mine} == {7}
+        fed = [sample for theirs in gathered(mine) for batch in theirs for sample in batch]
+        if every.window is not None:
+            assert len(set(fed)) == 101
         # Resume all processes from the state of one of them, within an epoch.
         batches = iter(ours)
         for _ in range(3):
