@@ -10,6 +10,8 @@ from typing_extensions import Never, override
 
 from dynloader.table._table import ScoreTable
 
+_COLUMNS = ("scores", "records", "selections", "forgetting", "_history")
+
 
 class Candidates(ScoreTable):
     """A copy of some rows of a table, or a view of all of them, to select from.
@@ -29,16 +31,19 @@ class Candidates(ScoreTable):
         self.__dict__.update(table.__dict__)
         self.num_before = num_before
         self._rows = rows
-        self._all = table
-        if rows is None:
-            return
-        self.scores = table.scores[rows]
-        self.records = table.records[rows]
-        self.selections = table.selections[rows]
-        if table.forgetting is not None:
-            self.forgetting = table.forgetting[rows]
-        if table.history is not None:
-            self._history = table.history[rows]
+        if rows is not None:
+            self._whole = {name: self.__dict__.pop(name) for name in _COLUMNS}
+
+    def __getattr__(self, name: str) -> Any:
+        # Most rules read only the scores; copying the records takes several times as long.
+        if name not in _COLUMNS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        column = self._whole[name]
+        if column is not None:
+            with torch.inference_mode(False):
+                column = column.index_select(0, self._rows)
+        self.__dict__[name] = column
+        return column
 
     @override
     def restrict(self, values: Tensor) -> Tensor:
