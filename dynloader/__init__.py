@@ -36,6 +36,7 @@ from dynloader.within_batch import (
     ImportanceGate,
     SelectiveBackprop,
     select_batch,
+    select_tokens,
 )
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "schedules",
     "scores",
     "select_batch",
+    "select_tokens",
     "transforms",
 ]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynloader import ops
 from dynloader._checks import (
@@ -20,6 +20,7 @@ from dynloader._checks import (
     check_number,
     check_state,
     check_state_tensor,
+    exact,
     refusing_states,
 )
 
@@ -28,9 +29,12 @@ __all__ = [
     "ImportanceGate",
     "SelectiveBackprop",
     "select_batch",
+    "select_tokens",
 ]
 
 _SEEDS = 2**64
+_SHARES = 10**9  # times 2**31 tokens, it fits in an int64
+_IGNORED = -100  # the label of a token without a loss
 
 
 class BatchSelection(NamedTuple):
@@ -104,6 +108,185 @@ def select_batch(
     draws = uniform(k, seed, step).to(scores.device) * bounds[-1]
     positions = torch.searchsorted(bounds, draws, right=True).clamp(max=b - 1)
     return BatchSelection(positions, (total / (b * shares[positions])).float())
+
+
+def select_tokens(
+    losses: Tensor,
+    keep: float,
+    *,
+    mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    reference: Tensor | None = None,
+    per: Literal["batch", "sequence"] = "batch",
+    cu_seqlens: Tensor | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> Tensor:
+    """Select the tokens of a batch of sequences with the highest losses.
+
+    If ``reference`` holds the losses of a model trained on data of high quality, this is Selective
+    Language Modeling (Rho-1, Lin et al. 2024, arXiv 2404.07965), which selects the tokens of the
+    highest excess loss. Minimize the mean over the selected tokens::
+
+        selected = select_tokens(losses, 0.6, labels=labels)
+        loss = (losses * selected).sum() / selected.sum().clamp(min=1)
+
+    A token is valid if ``mask`` is True or its label is not -100; without both, all tokens are. Of
+    v valid tokens, floor(keep * v) are selected, but at least one unless v is 0. NaN counts as
+    highest. Equal losses are chosen among at random.
+
+    The forward pass over all tokens is needed for the losses, and the backward pass reaches all
+    tokens through attention. A step therefore costs as much as without selection.
+
+    The host does not wait for the GPU, which also does not check the values of ``cu_seqlens``.
+
+    Args:
+        losses: floating point [b, t], or [total] for packed sequences; at most 2**31 tokens.
+        keep: fraction of the valid tokens to select, in (0, 1]. Nine decimal places are used.
+        mask: bool, of the shape of ``losses``.
+        labels: integers of the shape of ``losses``, shifted as the losses are.
+        reference: floating point, of the shape of ``losses``; subtracted from them. None subtracts
+            nothing.
+        per: "batch" selects from all tokens together, "sequence" from each sequence separately.
+        cu_seqlens: int32 or int64 [number of sequences + 1], for ``per="sequence"`` and packed
+            sequences: the offsets at which they start, and the total.
+        seed: seed of the choice among equal losses, in [0, 2**64).
+        step: number of the batch, in [0, 2**32). Use a different one for every batch.
+
+    Returns:
+        bool, of the shape and on the device of ``losses``; True for selected tokens.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape or value; both ``mask`` and ``labels`` are
+            given; or ``cu_seqlens`` is missing, or given but not used.
+    """
+    losses = _check_tokens("losses", losses, None).detach().float()
+    check_number("keep", keep, "(0, 1]")
+    check_integer("seed", seed, 0, _SEEDS)
+    check_integer("step", step, 0, 2**32)
+    if per not in ("batch", "sequence"):
+        raise ValueError(f"per must be 'batch' or 'sequence', got {per!r}")
+    is_packed = losses.ndim == 1 and per == "sequence"
+    if (cu_seqlens is not None) != is_packed:
+        raise ValueError(
+            "cu_seqlens must be given if, and only if, losses are [total] and per is 'sequence', "
+            f"got {'none' if cu_seqlens is None else 'one'} for losses {list(losses.shape)} and "
+            f"per={per!r}"
+        )
+    is_valid = _valid_tokens(losses, mask, labels)
+    if reference is not None:
+        reference = _check_tokens("reference", reference, losses)
+        losses = losses - reference.detach().to(losses.device, torch.float32)
+    keys = _token_keys(losses, is_valid, seed, step)
+    if cu_seqlens is not None:
+        return _select_packed(keys, is_valid, keep, _check_offsets(cu_seqlens, losses))
+    rows = keys if losses.ndim == 2 and per == "sequence" else keys.reshape(1, -1)
+    if rows.numel() == 0:
+        return is_valid
+    count = _num_kept(is_valid.view(rows.shape).sum(1, keepdim=True), keep)
+    best_first = rows.sort(dim=1, descending=True).values
+    threshold = best_first.gather(1, (count - 1).clamp(min=0))
+    return (rows >= threshold).view(losses.shape) & is_valid
+
+
+def _select_packed(keys: Tensor, is_valid: Tensor, keep: float, offsets: Tensor) -> Tensor:
+    """Return which tokens are selected from each sequence of a packed batch, bool [total]."""
+    if len(keys) == 0:
+        return is_valid
+    starts, ends = offsets[:-1], offsets[1:]
+    every = torch.arange(len(keys), device=keys.device)
+    sequence = torch.searchsorted(ends.contiguous(), every, right=True)
+    sequence = sequence.clamp(max=len(starts) - 1)  # offsets on a GPU may be wrong
+    valid_before = nn.functional.pad(is_valid.cumsum(0), (1, 0))
+    count = _num_kept(valid_before[ends] - valid_before[starts], keep)
+    best_first = keys.argsort(descending=True)
+    best_first = best_first[sequence[best_first].argsort(stable=True)]
+    last = (starts + count - 1).clamp(0, len(keys) - 1)
+    return (keys >= keys[best_first[last]][sequence]) & is_valid
+
+
+def _token_keys(losses: Tensor, is_valid: Tensor, seed: int, step: int) -> Tensor:
+    """Return distinct int64 keys in the order of the losses; those of invalid tokens are lowest."""
+    losses = torch.where(losses == 0, 0.0, losses)  # -0 counts as +0
+    bits = torch.where(losses.isnan(), math.nan, losses).view(torch.int32)
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    ties = ops.subset(
+        losses.numel(), 0, losses.numel(), seed=seed, epoch=step, device=losses.device
+    )
+    keys = (bits << 32) | ties.view(losses.shape)
+    return torch.where(is_valid, keys, torch.iinfo(torch.int64).min)
+
+
+def _num_kept(num_valid: Tensor, keep: float) -> Tensor:
+    """Return floor(keep * num_valid), but at least 1 if any are valid; in integers."""
+    share = int(exact(keep) * _SHARES)
+    return torch.maximum(num_valid * share // _SHARES, num_valid.clamp(max=1))
+
+
+def _valid_tokens(losses: Tensor, mask: Tensor | None, labels: Tensor | None) -> Tensor:
+    """Return which tokens are valid, bool, of the shape and on the device of ``losses``."""
+    if mask is not None and labels is not None:
+        raise ValueError("mask and labels must not both be given, got both")
+    if mask is not None:
+        _check_shape("mask", mask, losses)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, got {mask.dtype}")
+        return mask.to(losses.device)
+    if labels is None:
+        return torch.ones_like(losses, dtype=torch.bool)
+    _check_shape("labels", labels, losses)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    return (labels != _IGNORED).to(losses.device)
+
+
+def _check_tokens(name: str, values: Any, like: Tensor | None) -> Tensor:
+    """Return ``values``. Raise unless they are floating point [b, t] or [total], or as ``like``."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    if not values.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {values.dtype}")
+    if like is not None:
+        _check_shape(name, values, like)
+    elif values.ndim not in (1, 2):
+        raise ValueError(
+            f"{name} must have shape [b, t] or [total], one loss per token, "
+            f"got {list(values.shape)}"
+        )
+    elif values.numel() > 2**31:
+        raise ValueError(f"{name} must hold at most 2**31 tokens, got {values.numel()}")
+    return values
+
+
+def _check_shape(name: str, values: Any, losses: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    if values.shape != losses.shape:
+        raise ValueError(
+            f"{name} must have the shape of losses, {list(losses.shape)}, got {list(values.shape)}"
+        )
+
+
+def _check_offsets(cu_seqlens: Any, losses: Tensor) -> Tensor:
+    """Return the offsets as int64 on the device of ``losses``. Check the values on the CPU."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
+        raise ValueError(
+            "cu_seqlens must have shape [number of sequences + 1], for at least one sequence, "
+            f"got {list(cu_seqlens.shape)}"
+        )
+    if cu_seqlens.device.type == "cpu":
+        is_rising = bool((cu_seqlens.diff() >= 0).all())
+        if not is_rising or int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != len(losses):
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to the number of tokens, {len(losses)}, "
+                f"got {cu_seqlens.tolist()}"
+            )
+    return cu_seqlens.to(losses.device, torch.int64).clamp(0, len(losses))
 
 
 class ImportanceGate:
