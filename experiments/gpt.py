@@ -96,13 +96,29 @@ def sequences(recipe: Recipe, root: Path | None = None) -> tuple[Tensor, Tensor]
     return made[0], made[1]
 
 
-def losses_of(model: ByteGPT, tokens: Tensor) -> Tensor:
-    """Return the mean loss of each sequence in nats per byte, float32 [b]."""
+def token_losses(model: ByteGPT, tokens: Tensor) -> Tensor:
+    """Return the loss of each byte but the first in nats, float32 [b, length]."""
     tokens = tokens.long()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(tokens[:, :-1])
-    losses = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
-    return losses.mean(1)
+    return F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+def losses_of(model: ByteGPT, tokens: Tensor) -> Tensor:
+    """Return the mean loss of each sequence in nats per byte, float32 [b]."""
+    return token_losses(model, tokens).mean(1)
+
+
+def optimizer_of(model: ByteGPT, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW, which decays the weights of matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}],
+        lr=recipe.lr,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
 
 
 def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[str, Any]:
@@ -119,14 +135,7 @@ def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[
         seed=cell.seed,
     )
     model = ByteGPT(recipe.width, recipe.depth, recipe.num_heads, recipe.length)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others}],
-        lr=recipe.lr,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-    )
+    optimizer = optimizer_of(model, recipe)
     num_steps, steps, samples, seconds, history = loader.total_steps(cell.epochs), 0, 0, 0.0, []
     for _ in range(cell.epochs):
         begin, seen = time.process_time(), []
@@ -144,16 +153,21 @@ def train(cell: grid.Cell, data: tuple[Tensor, Tensor], recipe: Recipe) -> dict[
             seen.append(losses.detach())
         seconds += time.process_time() - begin
         history.append({"samples": samples, "cpu_seconds": seconds} | distribution(torch.cat(seen)))
-    with torch.inference_mode():
-        found = torch.cat([losses_of(model, part) for part in data[1].split(64)])
     return {
         "samples": samples,
         "steps": steps,
         "cpu_seconds": seconds,
-        "bits_per_byte": float(found.mean()) / math.log(2),
+        "bits_per_byte": bits_per_byte(model, data[1]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": history,
     }
+
+
+def bits_per_byte(model: ByteGPT, validation: Tensor) -> float:
+    """Return the mean loss of the validation sequences in bits per byte."""
+    with torch.inference_mode():
+        found = torch.cat([losses_of(model, part) for part in validation.split(64)])
+    return float(found.mean()) / math.log(2)
 
 
 def rate(done: float) -> float:
