@@ -10,6 +10,7 @@ reference_table.py specifies the score table.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -322,3 +323,25 @@ def info_batch(
     m = int(candidate.sum())
     stands_for = np.float32(m / (m - num_dropped)) if m else np.float32(1)
     return kept, np.where(candidate[kept], stands_for, np.float32(1))
+
+
+def select_tokens(
+    scores: Array,
+    is_valid: Array,
+    keep: Fraction,
+    sizes: list[int],
+    *,
+    seed: int = 0,
+    step: int = 0,
+) -> Array:
+    """Return which of the valid tokens are the highest of their group; groups follow each other."""
+    n = len(scores)
+    keys = joined(ordered_bits(scores), subset(n, 0, n, seed=seed, epoch=step))
+    kept = np.zeros(n, bool)
+    start = 0
+    for size in sizes:
+        valid = start + np.flatnonzero(is_valid[start : start + size])
+        count = max(int(keep * len(valid)), min(1, len(valid)))
+        kept[valid[select_top(keys[valid], count)]] = True
+        start += size
+    return kept
