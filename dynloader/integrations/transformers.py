@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
+from dynloader._checks import check_number
 from dynloader.integrations._sample_losses import (
     REMEDY,
     LabelLosses,
@@ -20,11 +19,29 @@ from dynloader.integrations._sample_losses import (
     kind_of,
     label_losses,
 )
+from dynloader.integrations._tokens import (
+    SAMPLE_LENGTHS,
+    KeepLengths,
+    Recorder,
+    check_same,
+    check_sft,
+    fused_losses,
+    is_sft,
+    joined_losses,
+    mean_over_tokens,
+    of_samples,
+    sft_scale,
+)
+from dynloader.integrations._trainer_loader import (
+    STATE_NAME,
+    LoaderCallback,
+    is_shuffled,
+    mean_steps_per_epoch,
+)
 from dynloader.integrations.accelerate import PreparedLoader, prepare
 from dynloader.loading._loader import DataLoader
 from dynloader.policies._policy import Policy
-
-_STATE_NAME = "dynloader.pt"
+from dynloader.within_batch import select_tokens
 
 
 class PruningTrainer(Trainer):  # type: ignore[misc]
@@ -50,11 +67,30 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     mean over the tokens of a step (``num_items_in_batch``). Here every sequence has the same
     weight, regardless of its length. ``average_tokens_across_devices`` has no effect in training.
 
+    A sample is a row of the dataset. If rows are packed beforehand, it is a packed sequence. The
+    ``data_collator`` may join the samples of a batch into one row, as DataCollatorWithFlattening
+    does.
+
+    For supervised fine-tuning with TRL, combine this class with its trainer::
+
+        class PruningSFTTrainer(PruningTrainer, SFTTrainer):
+            pass
+
+    It minimizes what SFTTrainer minimizes, the mean over the tokens of a step, each multiplied by
+    the weight of its sample if the policy assigns weights. All else, such as packing, masks of
+    prompts and metrics, is done by SFTTrainer.
+
+    With ``keep_tokens``, the loss of a language model is the mean over the tokens of a batch that
+    :func:`dynloader.select_tokens` selects. The recorded losses include all tokens.
+
     ``train_sampling_strategy`` must be "random" or "sequential".
 
     Args:
-        policy: chooses the samples to keep.
+        policy: chooses the samples to keep. ``Full()`` keeps all.
         loader_options: additional keyword arguments for :class:`dynloader.DataLoader`.
+        keep_tokens: fraction of the tokens to train on, in (0, 1]. None trains on all.
+        reference_model: model of the same kind, whose losses are subtracted to select tokens. None
+            selects the highest losses.
         *args: arguments of the Trainer.
         **kwargs: arguments of the Trainer.
 
@@ -64,8 +100,9 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     Raises:
         TypeError: ``compute_loss`` is overridden, but :meth:`losses` is not.
         ValueError: ``compute_loss_func`` is given, or per-sample losses of the model are not known,
-            and :meth:`losses` is not overridden; or a policy does not support
-            ``train_sampling_strategy``.
+            and :meth:`losses` is not overridden; a policy does not support
+            ``train_sampling_strategy``; ``keep_tokens`` is out of range, or given for a model that
+            has no losses of tokens; or ``reference_model`` is given without it.
     """
 
     def __init__(
@@ -73,20 +110,28 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         *args: Any,
         policy: Policy,
         loader_options: dict[str, Any] | None = None,
+        keep_tokens: float | None = None,
+        reference_model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._check_order()
         self._overrides_losses = type(self).losses is not PruningTrainer.losses
         self._is_confirmed = self._overrides_losses
+        self._is_sft = not self._overrides_losses and any(map(is_sft, type(self).__mro__))
         if not self._overrides_losses:
             self._check_loss()
+        self.keep_tokens = keep_tokens
+        self.reference_model = reference_model
+        self._check_tokens()
+        if reference_model is not None:
+            reference_model.to(self.args.device).eval()
         self.policy = policy
         self.loader_options = loader_options or {}
         self.loader: DataLoader[Any] | None = None
         self._checkpoint: Path | None = None
         # Goes first, because the user's callbacks may add metrics to the log of an epoch.
-        self.callback_handler.callbacks.insert(0, _LoaderCallback(self))
+        self.callback_handler.callbacks.insert(0, LoaderCallback(self))
 
     def _check_order(self) -> None:
         """Raise ValueError if a policy does not support the order of the samples."""
@@ -100,7 +145,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
     def _check_loss(self) -> None:
         """Raise if the per-sample losses of the configured loss are not known."""
         for owner in type(self).__mro__:
-            if "compute_loss" in vars(owner) and owner not in (PruningTrainer, Trainer):
+            is_known = owner in (PruningTrainer, Trainer) or is_sft(owner)
+            if "compute_loss" in vars(owner) and not is_known:
                 raise TypeError(
                     f"compute_loss must not be overridden alone, got that of {owner.__name__}, "
                     f"which returns one loss for a batch: {REMEDY}"
@@ -115,6 +161,22 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             raise ValueError(
                 "model must be one whose per-sample losses are known, "
                 f"got {type(model).__name__}: {REMEDY}"
+            )
+        if self._is_sft:
+            check_sft(self)
+
+    def _check_tokens(self) -> None:
+        """Raise if tokens cannot be selected as configured."""
+        if self.keep_tokens is None:
+            if self.reference_model is not None:
+                raise ValueError("keep_tokens must be given with a reference_model, got None")
+            return
+        check_number("keep_tokens", self.keep_tokens, "(0, 1]")
+        model = self._bare_model()
+        if self._overrides_losses or kind_of(model) not in ("token", "next token"):
+            raise ValueError(
+                "keep_tokens needs a model that predicts tokens, and losses() not overridden, "
+                f"got {type(model).__name__}"
             )
 
     def _bare_model(self) -> Any:
@@ -134,11 +196,11 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         folder = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(self.args.output_dir)
-        self._checkpoint = Path(folder) / _STATE_NAME if folder else None
+        self._checkpoint = Path(folder) / STATE_NAME if folder else None
         if self._checkpoint is not None and not self._checkpoint.exists():
             raise FileNotFoundError(
                 f"resume_from_checkpoint must be a checkpoint of a PruningTrainer, got {folder}: "
-                f"it has no {_STATE_NAME}"
+                f"it has no {STATE_NAME}"
             )
         is_skipping = self.args.ignore_data_skip
         self._is_confirmed = self._overrides_losses
@@ -157,10 +219,10 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         """
         stock = super().get_train_dataloader()
         self.accelerator._dataloaders.remove(stock)
-        shuffle = _is_shuffled(stock)
+        shuffle = is_shuffled(stock)
         stock = stock.base_dataloader
         options: dict[str, Any] = {
-            "collate_fn": stock.collate_fn,
+            "collate_fn": KeepLengths(stock.collate_fn),
             "num_workers": stock.num_workers,
             "pin_memory": stock.pin_memory,
             "shuffle": shuffle,
@@ -178,7 +240,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         if "steps_per_epoch" not in options and self.args.max_steps <= 0:
             epochs = math.ceil(self.args.num_train_epochs)
             world = (self.args.world_size, self.args.process_index)
-            options["steps_per_epoch"] = _mean_steps_per_epoch(
+            options["steps_per_epoch"] = mean_steps_per_epoch(
                 stock.dataset, size, epochs, world, options
             )
         self.loader = DataLoader(stock.dataset, size, **options)
@@ -239,14 +301,18 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         found = self._label_losses(outputs, inputs)
         return found.sample_means(found.smoothed)
 
-    def _label_losses(self, outputs: Any, inputs: dict[str, Any]) -> LabelLosses:
-        smoothing = 0.0 if self.label_smoother is None else self.label_smoother.epsilon
-        model = self._bare_model()
+    def _label_losses(
+        self, outputs: Any, inputs: dict[str, Any], model: nn.Module | None = None
+    ) -> LabelLosses:
+        smoothing = 0.0
+        if self.label_smoother is not None and model is None:
+            smoothing = self.label_smoother.epsilon
+        model = model or self._bare_model()
         kind = kind_of(model) or "class"
         return label_losses(kind, getattr(model, "config", None), outputs, inputs, smoothing)
 
     def _losses_and_scores(
-        self, outputs: Any, inputs: dict[str, Any]
+        self, outputs: Any, inputs: dict[str, Any], lengths: list[int] | None
     ) -> tuple[Tensor, Tensor | None]:
         if self._overrides_losses:
             return self.losses(outputs, inputs), None
@@ -256,8 +322,56 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         found = self._label_losses(outputs, inputs)
         if not self._is_confirmed:
             self._is_confirmed = self._confirm(outputs, found)
-        scores = None if self.label_smoother is None else found.sample_means(found.plain.detach())
-        return found.sample_means(found.smoothed), scores
+        found = joined_losses(found, lengths, inputs)
+        scores = found.sample_means(found.plain.detach())
+        if self.keep_tokens is not None:
+            selected = self._selected_tokens(found, lengths, inputs)
+            return mean_over_tokens(found.smoothed, selected), scores
+        return found.sample_means(found.smoothed), None if self.label_smoother is None else scores
+
+    def _selected_tokens(
+        self, found: LabelLosses, lengths: list[int] | None, inputs: dict[str, Any]
+    ) -> Tensor:
+        """Return which labels to train on, bool, of the shape of the losses."""
+        if self.keep_tokens is None:
+            return found.is_counted
+        reference = None
+        if self.reference_model is not None:
+            with torch.no_grad():
+                outputs = self.reference_model(**inputs)
+                plain = self._label_losses(outputs, inputs, self.reference_model).plain
+            reference = of_samples(plain, lengths, inputs)
+        assert self.loader is not None
+        table = self.loader.table
+        return select_tokens(
+            found.plain,
+            self.keep_tokens,
+            mask=found.is_counted,
+            reference=reference,
+            seed=self.args.seed,
+            step=0 if table is None else table.num_updates_known % 2**32,
+        )
+
+    def _sft_losses_and_scores(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        lengths: list[int] | None,
+        num_items_in_batch: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Let SFTTrainer compute its loss, and return what each sample adds to it."""
+        recorder, given = Recorder(model), dict(inputs)
+        own = super().compute_loss(recorder, given, num_items_in_batch=num_items_in_batch)
+        found = fused_losses(recorder.outputs, self.args.loss_type)
+        scale = sft_scale(self, found, num_items_in_batch)
+        if not self._is_confirmed:
+            mean = mean_over_tokens(found.smoothed, found.is_counted).mean() * scale
+            check_same(own.detach(), mean.detach())
+            self._is_confirmed = True
+        found = joined_losses(found, lengths, inputs)
+        selected = self._selected_tokens(found, lengths, inputs)
+        scores = found.sample_means(found.plain.detach())
+        return mean_over_tokens(found.smoothed, selected) * scale, scores
 
     def _confirm(self, outputs: Any, found: LabelLosses) -> bool:
         """Return whether this batch could be checked. Raise if its losses are not the model's."""
@@ -284,16 +398,23 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             return super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
             )
-        index = inputs.pop("index")
-        outputs = model(**inputs)
-        losses, scores = self._losses_and_scores(outputs, inputs)
+        index, lengths = inputs.pop("index"), inputs.pop(SAMPLE_LENGTHS, None)
+        outputs: Any = None
+        found: tuple[Tensor, Tensor | None]
+        if self._is_sft:
+            found = self._sft_losses_and_scores(model, inputs, lengths, num_items_in_batch)
+        else:
+            outputs = model(**inputs)
+            found = self._losses_and_scores(outputs, inputs, lengths)
+        losses, scores = found
         if losses.shape != index.shape:
             raise ValueError(
                 f"losses must be one for each of {len(index)} samples, got {list(losses.shape)}; "
-                "a data_collator must not pack several samples into one"
+                "a data_collator must not pack several samples into one, unless it joins their "
+                "input_ids into one row"
             )
         loss = self.loader.update(losses, index, scores=scores)
-        if not self._is_divided(num_items_in_batch):
+        if not self._is_sft and not self._is_divided(num_items_in_batch):
             loss = loss / self.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
@@ -304,75 +425,3 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             is_counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             is_scaled = is_counted or self.compute_loss_func is not None
         return not is_scaled
-
-
-class _LoaderCallback(TrainerCallback):  # type: ignore[misc]
-    """Adds the loader's state to every checkpoint, and writes its logs when an epoch ends."""
-
-    def __init__(self, trainer: PruningTrainer) -> None:
-        self.trainer = trainer
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Save the state of the loader in the checkpoint, in the main process."""
-        loader = self.trainer.loader
-        if loader is None or loader.table is None:
-            return
-        loader.table.synchronize()
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            torch.save(loader.state_dict(), folder / _STATE_NAME)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Start the next epoch if the checkpoint's has no batches left."""
-        loader = self.trainer.loader
-        if loader is not None and loader.num_left == 0 and state.global_step < state.max_steps:
-            loader.set_epoch(loader.epoch + 1)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Write the logs of this epoch; see :meth:`dynloader.DataLoader.log_to`."""
-        if self.trainer.loader is not None:
-            self.trainer.loader.settle_logs()
-
-
-def _is_shuffled(stock: Any) -> bool:
-    """Return whether the Trainer's own loader shuffles the samples.
-
-    Raises:
-        TypeError: it neither shuffles all samples nor iterates over them in order.
-    """
-    batches = stock.batch_sampler
-    while hasattr(batches, "batch_sampler"):  # accelerate wraps it for several processes
-        batches = batches.batch_sampler
-    sampler = getattr(batches, "sampler", batches)
-    if type(sampler) is SequentialSampler:
-        return False
-    is_random = type(sampler) in (RandomSampler, SeedableRandomSampler)
-    if not is_random or sampler.replacement or len(sampler) != len(stock.dataset):
-        raise TypeError(
-            "the sampler of the Trainer must be torch's RandomSampler or SequentialSampler of all "
-            f"samples, because the policy chooses from all of them, got {sampler!r}"
-        )
-    return True
-
-
-def _mean_steps_per_epoch(
-    dataset: Any, size: int, epochs: int, world: tuple[int, int], options: dict[str, Any]
-) -> int:
-    """Return the mean number of steps per epoch, rounded up."""
-    num_replicas, rank = world
-    probe: DataLoader[Any] = DataLoader(
-        dataset,
-        size,
-        policy=options["policy"],
-        drop_last=options["drop_last"],
-        num_replicas=num_replicas,
-        rank=rank,
-        table=options.get("table"),
-    )
-    return math.ceil(probe.total_steps(epochs) / max(1, epochs))
