@@ -127,7 +127,7 @@ def test_all_samples_train_as_without_pruning(kind: str, accumulated: int, tmp_p
     ours = trainer_of(tmp_path / "b", kind, policy=Full(), options=options)
     ours.train()
     wanted = lost(stock)
-    assert len(wanted) == len(lost(ours)) > 4
+    assert len(wanted) == len(lost(ours)) >= 4
     for line, other in zip(wanted, lost(ours), strict=True):
         assert other == pytest.approx(line, rel=2e-3, abs=2e-4)  # the log is rounded
     for one, two in zip(stock.model.parameters(), ours.model.parameters(), strict=True):

@@ -100,6 +100,18 @@ def test_the_example_of_reinforcement_learning(tmp_path: Path) -> None:
     assert never < middle
 
 
+@pytest.mark.parametrize("way", ["sft", "trainer", "loop"])
+def test_fine_tuning(way: str) -> None:
+    for package in ("datasets", "transformers", "trl"):
+        pytest.importorskip(package)
+    lines = run("sft.py", way, "--steps", "3", "--files", "9").splitlines()
+    # three steps of two batches of 16; the loop scores twice as many
+    recorded = 192 if way == "loop" else 96
+    assert re.match(rf"{recorded} of \d+ sequences recorded, mean loss 5\.", lines[-1])
+    if way == "loop":
+        assert f"{recorded * 127} of " in lines[-2]
+
+
 def test_several_processes_and_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     path = tmp_path / "checkpoint.pt"
