@@ -37,6 +37,7 @@ from dynloader.integrations.transformers import PruningTrainer
 LENGTH = 128  # tokens of a packed sequence
 BATCH = 16  # sequences of a backward pass
 ACCUMULATE = 2  # backward passes of a step
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class PruningSFTTrainer(PruningTrainer, SFTTrainer):  # type: ignore[misc]
@@ -74,7 +75,7 @@ def pack(files: Dataset, tokenizer: PreTrainedTokenizerFast) -> Dataset:
 def new_model(tokenizer: PreTrainedTokenizerFast, width: int, depth: int) -> LlamaForCausalLM:
     """Return a model with random weights."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
@@ -88,10 +89,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast, width: int, depth: int) -> Lla
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    return model.to(DEVICE)
 
 
 def token_losses(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
     """Return the loss of each token but the first, float32 [b, LENGTH - 1]."""
+    tokens = tokens.to(model.device)
     with torch.autocast(tokens.device.type, torch.bfloat16):
         logits = model(input_ids=tokens).logits[:, :-1]
     return F.cross_entropy(logits.float().mT, tokens[:, 1:], reduction="none")
@@ -117,7 +120,7 @@ def arguments(folder: str, steps: int) -> dict[str, Any]:
         "per_device_train_batch_size": BATCH,
         "gradient_accumulation_steps": ACCUMULATE,
         "bf16": True,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": DEVICE == "cpu",
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -182,11 +185,11 @@ def with_loop(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     each_token = dynloader.ScoreTable(len(rows) * (LENGTH - 1))
     for number, batch in enumerate(first(loader, steps * ACCUMULATE), start=1):
-        tokens, index = batch["input_ids"], batch["index"]
+        tokens, index = batch["input_ids"].to(DEVICE), batch["index"].to(DEVICE)
         with torch.no_grad():
             losses = token_losses(model, tokens)
         loader.update(losses.mean(1), index)
-        place = index[:, None] * (LENGTH - 1) + torch.arange(LENGTH - 1)
+        place = index[:, None] * (LENGTH - 1) + torch.arange(LENGTH - 1, device=DEVICE)
         each_token.update(place.view(-1), losses.view(-1))
         chosen = dynloader.select_batch(losses.mean(1), BATCH, step=number).positions
         (token_losses(model, tokens[chosen]).mean() / ACCUMULATE).backward()

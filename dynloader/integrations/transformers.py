@@ -89,8 +89,8 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         policy: chooses the samples to keep. ``Full()`` keeps all.
         loader_options: additional keyword arguments for :class:`dynloader.DataLoader`.
         keep_tokens: fraction of the tokens to train on, in (0, 1]. None trains on all.
-        reference_model: model of the same kind, whose losses are subtracted to select tokens. None
-            selects the highest losses.
+        reference_model: model of the same kind, whose losses are subtracted to select tokens. It is
+            put in ``eval()`` mode, on the device of the training. None selects the highest losses.
         *args: arguments of the Trainer.
         **kwargs: arguments of the Trainer.
 

@@ -247,6 +247,16 @@ def test_the_loss_of_selected_tokens(is_sft: bool, has_reference: bool, tmp_path
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_evaluation_is_that_of_sft_trainer(tmp_path: Path) -> None:
+    options = {"num_train_epochs": 1, "learning_rate": 0.0, "per_device_eval_batch_size": 4}
+    trainer = trainer_of(tmp_path / "a", "prompts", policy=Full(), keep_tokens=0.5, options=options)
+    trainer.train()
+    stock = trainer_of(tmp_path / "b", "prompts", trl.SFTTrainer, options=options)
+    wanted, found = (each.evaluate(rows(prompts=True)) for each in (stock, trainer))
+    for name in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy"):
+        assert found[name] == pytest.approx(wanted[name])
+
+
 def test_resumed_within_an_epoch(tmp_path: Path) -> None:
     given: dict[str, Any] = {"policy": RandomDynamic(keep=0.5, every=1), "keep_tokens": 0.5}
     options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3}
