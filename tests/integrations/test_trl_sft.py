@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dynloader
 from dynloader import Full, InfoBatch, Policy, RandomDynamic, select_tokens
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -132,6 +136,45 @@ def test_all_samples_train_as_without_pruning(kind: str, accumulated: int, tmp_p
         assert other == pytest.approx(line, rel=2e-3, abs=2e-4)  # the log is rounded
     for one, two in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_train_as_without_pruning(tmp_path: Path) -> None:
+    here = os.environ | {
+        "PYTHONPATH": str(Path(dynloader.__file__).parent.parent),
+        "HF_HUB_OFFLINE": "1",
+    }
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [sys.executable, *launcher, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=here,
+        check=False,
+    )
+    written = tmp_path / "compared.json"
+    assert written.exists(), result.stderr
+    stock, ours = json.loads(written.read_text())
+    assert len(stock) == len(ours) == 2
+    for line, other in zip(stock, ours, strict=True):
+        assert other == pytest.approx(line, rel=1e-4)
+
+
+def compare(folder: Path) -> None:
+    """Train with and without pruning, in each process, and write the logs of both."""
+    rank = os.environ["RANK"]
+    options = {
+        "train_sampling_strategy": "sequential",
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 1,
+        "ddp_backend": "gloo",
+    }
+    stock = trainer_of(folder / f"a{rank}", "prompts", trl.SFTTrainer, options=dict(options))
+    ours = trainer_of(folder / f"b{rank}", "prompts", policy=Full(), options=dict(options))
+    for trainer in (stock, ours):
+        trainer.train()
+    if rank == "0":
+        (folder / "compared.json").write_text(json.dumps([lost(stock), lost(ours)]))
 
 
 def mean_alone(model: Any, row: dict[str, Any]) -> float:
@@ -305,3 +348,7 @@ def test_a_loss_that_is_not_the_mean_over_tokens_is_refused(
     trainer = trainer_of(tmp_path, "padded", policy=Full())
     with pytest.raises(RuntimeError, match="SFTTrainer must minimize the mean over tokens"):
         trainer.train()
+
+
+if __name__ == "__main__":
+    compare(Path(sys.argv[1]))
