@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -50,9 +51,9 @@ def of_samples(values: Tensor, lengths: Sequence[int] | None, inputs: Mapping[st
         return values
     # A causal model has no prediction for the first token, so its first loss is of the second.
     num_missing = inputs["input_ids"].shape[1] - values.shape[1]
-    sizes = [lengths[0] - num_missing, *lengths[1:]]
-    rows = torch.split(values[0, : sum(sizes)], sizes)
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    stops = [max(0, stop - num_missing) for stop in itertools.accumulate(lengths)]
+    rows = [values[0, start:stop] for start, stop in itertools.pairwise([0, *stops])]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def joined_losses(

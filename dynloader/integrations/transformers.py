@@ -301,13 +301,11 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
         found = self._label_losses(outputs, inputs)
         return found.sample_means(found.smoothed)
 
-    def _label_losses(
-        self, outputs: Any, inputs: dict[str, Any], model: nn.Module | None = None
-    ) -> LabelLosses:
+    def _label_losses(self, outputs: Any, inputs: dict[str, Any], model: Any = None) -> LabelLosses:
         smoothing = 0.0
-        if self.label_smoother is not None and model is None:
-            smoothing = self.label_smoother.epsilon
-        model = model or self._bare_model()
+        if model is None:
+            model = self._bare_model()
+            smoothing = 0.0 if self.label_smoother is None else self.label_smoother.epsilon
         kind = kind_of(model) or "class"
         return label_losses(kind, getattr(model, "config", None), outputs, inputs, smoothing)
 

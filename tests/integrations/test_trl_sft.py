@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 tokenizers = pytest.importorskip("tokenizers")
+from dynloader.integrations._tokens import of_samples  # noqa: E402
 from dynloader.integrations.transformers import PruningTrainer  # noqa: E402
 
 WORDS, N = 20, 24
@@ -233,6 +234,21 @@ def test_samples_joined_by_transformers(tmp_path: Path) -> None:
         wanted = torch.tensor([mean_alone(trainer.model, row) for row in data])
     found = trainer.loader.table.last_loss.cpu()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "wanted"),
+    [
+        ([3, 2], [[1, 2], [3, 4]]),
+        ([1, 4], [[0, 0, 0, 0], [1, 2, 3, 4]]),
+        ([0, 2, 2], [[0, 0], [1, 0], [2, 3]]),
+        (None, [[1, 2, 3, 4, 5]]),
+    ],
+)
+def test_joined_samples_by_hand(lengths: list[int] | None, wanted: list[list[int]]) -> None:
+    # Six tokens, the last of which is padding; the first has no loss.
+    inputs = {"input_ids": torch.zeros(1, 6)}
+    assert of_samples(torch.tensor([[1, 2, 3, 4, 5]]), lengths, inputs).tolist() == wanted
 
 
 def losses_of(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
