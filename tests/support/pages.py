@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from paths import ROOT, is_built_site
 from torch.utils.data import TensorDataset
 
 import dynloader
+
+sys.path.append(str(ROOT / "examples"))
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if not is_built_site(page))
@@ -107,6 +111,29 @@ def prompts() -> dict[str, Any]:
     }
 
 
+def fine_tuning() -> dict[str, Any]:
+    """Return names for code that fine-tunes a language model, from the example."""
+    from trl import SFTConfig
+
+    sft: Any = importlib.import_module("sft")
+    tokenizer, texts = sft.byte_tokenizer(), sft.texts(3)
+    model = sft.new_model(tokenizer, 8, 1)
+    rows = sft.pack(texts, tokenizer).with_format("torch").select(range(32))
+    tokens = rows[:4]["input_ids"]
+    return names() | {
+        "config": SFTConfig(".", bf16=False, use_cpu=True, packing=True, max_length=128),
+        "labels": tokens.masked_fill(tokens < 40, -100),
+        "loader": dynloader.DataLoader(rows, batch_size=16, policy=dynloader.Full()),
+        "model": model,
+        "reference_losses": torch.zeros(4, sft.LENGTH - 1),
+        "scores": torch.arange(len(rows)),
+        "texts": texts,
+        "token_losses": sft.token_losses,
+        "tokenizer": tokenizer,
+        "tokens": tokens,
+    }
+
+
 def run(page: Path) -> dict[str, Any]:
     """Run the blocks of a page in order, and return the names that are defined then."""
     for package in REQUIRED.get(page.name, ()):
@@ -118,12 +145,14 @@ def run(page: Path) -> dict[str, Any]:
 
 
 REQUIRED = {
-    "frameworks.md": ("accelerate", "lightning", "transformers"),
+    "fine-tuning.md": ("datasets", "transformers", "trl"),
+    "frameworks.md": ("accelerate", "lightning", "transformers", "trl"),
     "in-memory.md": ("torchvision",),
     "reinforcement-learning.md": ("trl",),
     "report.md": ("PIL",),
 }
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
+    "fine-tuning.md": fine_tuning,
     "frameworks.md": frameworks,
     "in-memory.md": images,
     "reinforcement-learning.md": prompts,
