@@ -143,8 +143,7 @@ class EpochMethods:
             stats["dynloader/num_selected"] = float(self.num_selected)
             stats["dynloader/kept_fraction"] = self.num_selected / max(1, num_samples)
         if (sampler := self._epochs.sampler) is not None:
-            kept = sampler.epochs.current.plan.kept
-            stats |= sampler.policy.kept_stats(None if kept is None else kept.indices)
+            stats |= sampler.policy.kept_stats(sampler.epochs.current.plan.is_fed)
         stats["dynloader/select_seconds"] = self._epochs.select_seconds
         stats["dynloader/update_seconds"] = self._update_seconds
         stats["dynloader/native_gather"] = float(self._gathering.columns is not None)

@@ -193,10 +193,11 @@ class Policy(abc.ABC):
         """How rewards are counted in ``table.passes``, if :meth:`select` reads it."""
         return None
 
-    def kept_stats(self, kept: Tensor | None) -> dict[str, float]:
-        """Return metrics of the samples kept, int64 [k] on the host or None for all, for a logger.
+    def kept_stats(self, is_fed: Callable[[], Tensor]) -> dict[str, float]:
+        """Return metrics of the samples kept, for a logger. By default there are none.
 
-        By default there are none.
+        Args:
+            is_fed: returns whether the epoch feeds each sample, bool [n] on the host.
         """
         return {}
 

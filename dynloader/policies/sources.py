@@ -17,7 +17,8 @@ from dynloader._address import Address
 from dynloader._checks import as_labels, check_number, check_range, exact, plain_number
 from dynloader.ops import Selection
 from dynloader.policies._policy import Keep, Policy, as_selection, is_built_in
-from dynloader.table._parts import part_of
+from dynloader.policies._steps import Steps
+from dynloader.table._candidates import Candidates
 from dynloader.table._passes import PassCounting
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
@@ -108,6 +109,8 @@ class Sources(Policy):
                 raise ValueError(f"{name} must be 0 inside sources")
         if inner.selects_once or (hasattr(inner, "scores") and not callable(inner.scores)):
             raise ValueError(f"policy must select from the table alone, got {type(inner).__name__}")
+        if isinstance(self.every, Steps) and self.every.window is not None:
+            raise ValueError(f"every must not have a window for Sources, got {self.every}")
         # Instances shadow the class variables by those of the inner policy.
         object.__setattr__(self, "needs_scores", inner.needs_scores or self._reads_losses)
         object.__setattr__(self, "keeps_more", inner.keeps_more)
@@ -222,13 +225,15 @@ class Sources(Policy):
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         weights = self.weights_at(table, epoch)
         quotas = shares([len(members) for members in self._members], weights, k)
+        num_before = self.num_selections_before(table, epoch)
         parts = []
         for number, (members, quota) in enumerate(zip(self._members, quotas, strict=True)):
             if quota == 0:
                 continue
             where = members.to(table.device)
             at = Address(seed, epoch).derived(number)
-            chosen = self.policy.select(part_of(table, where), quota, **at._asdict())
+            source = Candidates(table, where, num_before)
+            chosen = self.policy.select(source, quota, **at._asdict())
             found = as_selection(chosen, self.policy, len(where), quota).cut()
             if not is_built_in(self.policy):
                 check_range("indices selected", found.indices, len(where))
@@ -245,11 +250,9 @@ class Sources(Policy):
         return Selection(indices, torch.cat(factors))
 
     @override
-    def kept_stats(self, kept: Tensor | None) -> dict[str, float]:
+    def kept_stats(self, is_fed: Callable[[], Tensor]) -> dict[str, float]:
         sizes = [len(members) for members in self._members]
-        counts = sizes
-        if kept is not None:
-            counts = torch.bincount(self.groups[kept], minlength=self.num_sources).tolist()
+        counts = torch.bincount(self.groups[is_fed()], minlength=self.num_sources).tolist()
         return {
             f"dynloader/kept_fraction/{number}": count / size
             for number, (count, size) in enumerate(zip(counts, sizes, strict=True))

@@ -70,14 +70,14 @@ class PromptRounds:
         Raises:
             RuntimeError: all prompts have retired.
         """
-        address = {"seed": self.seed, "epoch": self.number}
+        seed, epoch = self.seed, self.number
         if self.policy.checkpoint(self.number) is None:  # warmup, or after anneal
-            order = ops.order(len(self), 0, len(self), **address)
+            order = ops.order(len(self), 0, len(self), seed=seed, epoch=epoch)
         else:
             k = self.policy.num_kept(len(self), self.number)
-            kept = choose(self.policy, self.table, k, **address).indices
+            kept = choose(self.policy, self.table, k, seed=seed, epoch=epoch).indices
             self.table.count_selection(kept)
-            order = ops.order(kept, 0, len(kept), **address)
+            order = ops.order(kept, 0, len(kept), seed=seed, epoch=epoch)
         self.number += 1
         prompts: list[int] = order.tolist()
         return prompts

@@ -10,7 +10,7 @@ from typing_extensions import Never, override
 
 from dynloader.table._table import ScoreTable
 
-_COLUMNS = ("scores", "records", "selections", "forgetting", "_history")
+_COLUMNS = ("scores", "records", "selections", "forgetting", "_history", "passes")
 
 
 class Candidates(ScoreTable):

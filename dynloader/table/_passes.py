@@ -70,6 +70,12 @@ class PassRecord:
     def __len__(self) -> int:
         return len(self.records)
 
+    def index_select(self, dim: int, index: Tensor) -> PassRecord:
+        """Return a copy of some rows, as ``torch.Tensor.index_select`` does; ``dim`` must be 0."""
+        part = PassRecord(0, self.records.device, self.counting)
+        part.records = self.records.index_select(dim, index)
+        return part
+
     @property
     def right(self) -> Tensor:
         """Decayed number of rollouts of each prompt that passed, a float32 view [n]."""

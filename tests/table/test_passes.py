@@ -207,3 +207,33 @@ def test_on_cuda_the_record_is_the_same(cuda: torch.device) -> None:
     tables[1].update(torch.tensor([1, 50], device=cuda), torch.tensor([1.0, 1.0], device=cuda))
     with pytest.raises(IndexError, match="got 1 out of range"):
         tables[1].check()
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("layout", ["each", "rows", "packed", "masked"])
+def test_each_reward_counts_as_a_rollout_with_reduce(reduce: str, layout: str) -> None:
+    index, rewards = [3, 3, 1, 1], [1.0, 0.0, 1.0, 1.0]
+    expected, table = ScoreTable(5, "cpu"), ScoreTable(5, "cpu")
+    for each in (expected, table):
+        each.record_passes(PassCounting(0.5))
+    assert expected.passes is not None
+    assert table.passes is not None
+    expected.update(torch.tensor(index), torch.tensor(rewards))
+    if layout == "each":
+        table.update(torch.tensor(index), torch.tensor(rewards), reduce=reduce)
+    elif layout == "rows":
+        rows = torch.tensor(rewards).view(2, 2)
+        table.update(torch.tensor([3, 1]), rows, reduce=reduce)
+    elif layout == "packed":
+        offsets = torch.tensor([0, 2, 4])
+        losses = torch.tensor(rewards)
+        table.update(torch.tensor([3, 1]), losses, reduce=reduce, cu_seqlens=offsets)
+    else:
+        rows = torch.tensor([[1.0, 7.0, 0.0], [1.0, 1.0, -7.0]])
+        mask = (rows >= 0) & (rows <= 1)
+        table.update(torch.tensor([3, 1]), rows, reduce=reduce, mask=mask)
+    assert torch.equal(table.passes.records, expected.passes.records)
+    with pytest.raises(ValueError, match=r"rewards must be in \[0, 1\]"):
+        table.update(torch.tensor([3, 1]), torch.tensor([1.0, 2.0]), reduce=reduce)
+    assert torch.equal(table.passes.records, expected.passes.records)
+    assert table.scores[3] == (0.5 if reduce == "mean" else 1.0)
