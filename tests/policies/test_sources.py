@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger import Numbers, loss_of, train
+from torch.utils.data import TensorDataset
 
 from dynloader import (
     IES,
@@ -26,8 +27,11 @@ from dynloader import (
     PassRate,
     Policy,
     RandomDynamic,
+    ScoreTable,
+    SeTa,
     Sources,
     Static,
+    Steps,
     Weighted,
 )
 from dynloader._address import Address
@@ -263,3 +267,30 @@ def test_options_that_do_not_fit_the_data() -> None:
     for wrong in ({"rate": -1.0}, {"floor": 1.5}):
         with pytest.raises(ValueError, match="must be in"):
             LossMixer(**wrong)
+
+
+def test_sources_within_an_epoch() -> None:
+    """Rules that count selections count those within epochs, and the stats those of the steps."""
+    groups = torch.arange(120) % 3
+    every = Steps(2, delay=0)
+    policy = Sources(policy=SeTa(keep=0.5, every=every), groups=groups, weights=[2.0, 1.0, 1.0])
+    loader: DataLoader[Any] = DataLoader(
+        TensorDataset(torch.arange(120)), batch_size=10, policy=policy, table=ScoreTable(120, "cpu")
+    )
+    seen = []
+    for (batch,) in loader:
+        seen.append(batch)
+        loader.update(batch.float())
+    assert len(torch.cat(seen)) == 60
+    iterator = iter(loader)
+    next(iterator)
+    stats = loader.stats()
+    assert stats["dynloader/num_rounds"] == 1
+    counted = sum(stats[f"dynloader/kept_fraction/{g}"] * 40 for g in range(3))
+    assert counted == pytest.approx(20)  # the two batches of the first selection
+
+
+def test_windows_of_sources_are_refused() -> None:
+    inner = UCB(keep=0.5, every=Steps(window=0.5))
+    with pytest.raises(ValueError, match=r"every must not have a window for Sources, got Steps"):
+        Sources(policy=inner, groups=[0, 1])
