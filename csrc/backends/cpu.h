@@ -9,8 +9,8 @@
 #include "../algorithms/marks.h"
 #include "../core/atomics.h"
 #include "../core/bits.h"
-#include "../core/compiler.h"
 #include "../core/fetch.h"
+#include "cpu_loops.h"
 #include "cpu_marks.h"
 #include "cpu_search.h"
 #include "cpu_walk.h"
@@ -50,7 +50,7 @@ class Cpu {
   // Calls f(i) for each i in [0, n), in any order.
   template <class F>
   void for_each(int64_t n, const F& f) {
-    in_ranges(n, ForEach<F>{f});
+    in_ranges(n, ForEach<Isa, F>{f});
   }
 
   // Calls first.element<Access>(i) for each i in [0, n), in any order, then
@@ -61,11 +61,11 @@ class Cpu {
   void in_two_steps(int64_t n, const First& first, const Second& second) {
     if (n <= kOneRange) {
       for (int64_t i = 0; i < n; ++i) first.ask_for(i);
-      step<Alone>(0, n, first);
-      step<Alone>(0, n, second);
+      Step<Isa, First>::template all<Alone>(0, n, first);
+      Step<Isa, Second>::template all<Alone>(0, n, second);
     } else {
-      in_ranges(n, SharedStep<First>{first});
-      in_ranges(n, SharedStep<Second>{second});
+      in_ranges(n, SharedStep<Isa, First>{first});
+      in_ranges(n, SharedStep<Isa, Second>{second});
     }
   }
 
@@ -75,7 +75,7 @@ class Cpu {
   void in_stretches(int64_t n, const F& f) {
     if (n == 0) return;
     if (n <= kOneStretch || slots_of(n) == 1) return fetched(f).template stretch<Alone>(0, n);
-    in_ranges(n, SharedStretch<F>{f});
+    in_ranges(n, SharedStretch<Isa, F>{f});
   }
 
   // Calls emit(i, x) for each i in [0, n), in any order, where x is the first of step(start(i)),
@@ -89,7 +89,7 @@ class Cpu {
   // split; x is the same as in walk.
   template <class Walk, class Emit>
   void walk_shared(int64_t n, const Walk& walk, const Emit& emit) {
-    this->walk(n, walk, InOnePart<Emit>{emit});
+    this->walk(n, walk, InOnePart<Isa, Emit>{emit});
   }
 
   // Sets sums[j] to the sum over all i of what f(i, sums) adds to sums[j].
@@ -98,7 +98,7 @@ class Cpu {
     const int64_t slots = slots_of(n);
     auto* partial = allocate<int64_t>(slots * kSums);
     for (int64_t j = 0; j < slots * kSums; ++j) partial[j] = 0;
-    in_ranges(n, Accumulate<kSums, F>{f, partial});
+    in_ranges(n, Accumulate<Isa, kSums, F>{f, partial});
     for (int j = 0; j < kSums; ++j) {
       sums[j] = 0;
       for (int64_t slot = 0; slot < slots; ++slot) {
@@ -223,76 +223,6 @@ class Cpu {
     Tiles<Body> context = {&body, n};
     threads_.run(slots, Marks::tiles_of(n), Tiles<Body>::run, &context);
   }
-
-  template <class Access, class Step>
-  static void step(int64_t begin, int64_t end, const Step& step) {
-    const Step local = fetched(step);
-    for (int64_t i = begin; i < end; ++i) local.template element<Access>(i);
-  }
-
-  template <class Step>
-  struct SharedStep {
-    Step step_of;
-    void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
-      step<Shared>(begin, end, step_of);
-    }
-  };
-
-  template <class F>
-  struct SharedStretch {
-    F f;
-    void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
-      fetched(f).template stretch<Shared>(begin, end);
-    }
-  };
-
-  template <class F>
-  struct ForEach {
-    F f;
-    void operator()(int64_t /*slot*/, int64_t begin, int64_t end) const {
-      const F local = fetched(f);
-      for (int64_t first = begin; first < end; first += kTile) {
-        const int64_t last = first + kTile < end ? first + kTile : end;
-        for (int64_t i = first; i < last; ++i) dynloader::ask_for(local, i, 0);
-        DYNLOADER_IN_ANY_ORDER
-        for (int64_t i = first; i < last; ++i) local(i);
-      }
-    }
-  };
-
-  template <class Emit>
-  struct InOnePart {
-    Emit emit;
-    void fetch() { dynloader::fetch(emit, 0); }
-    void operator()(int64_t i, uint64_t x) const { emit(i, x, 0, 1); }
-  };
-
-  template <int kSums, class F>
-  struct Accumulate {
-    F f;
-    int64_t* partial;  // kSums for each slot
-    void operator()(int64_t slot, int64_t begin, int64_t end) const {
-      const F local = fetched(f);
-      int64_t sums[kSums] = {};
-      for (int64_t first = begin; first < end; first += kTile) {
-        add(local, first, end - first < kTile ? end : first + kTile, sums, 0);
-      }
-      int64_t* own = partial + slot * kSums;
-      for (int j = 0; j < kSums; ++j) own[j] = add_wrapping(own[j], sums[j]);
-    }
-    // Used if the functor has a faster way to add a stretch of elements.
-    template <class G>
-    static auto add(const G& g, int64_t begin, int64_t end, int64_t* sums, int)
-        -> decltype(g.add_stretch(begin, end, sums)) {
-      g.add_stretch(begin, end, sums);
-    }
-    template <class G>
-    static void add(const G& g, int64_t begin, int64_t end, int64_t* sums, long) {
-      int64_t here[kSums] = {};
-      for (int64_t i = begin; i < end; ++i) g(i, here);
-      for (int j = 0; j < kSums; ++j) sums[j] = add_wrapping(sums[j], here[j]);
-    }
-  };
 
   HostThreads threads_;
   Scratch scratch_;

@@ -480,7 +480,7 @@ def check_visit_bonus(gpu: Gpu, there: DeviceArray, records: Array) -> None:
 
 def check_pass_scores(gpu: Gpu) -> None:
     rng = np.random.default_rng(5)
-    for i, n in enumerate([1, 2, 31, 3000, MANY[0]]):
+    for i, n in enumerate([1, 2, 31, 32, 257, 3000, MANY[0]]):
         passes = rng.integers(-3, 4, (n, 4), np.int32)
         passes.view(np.float32)[:, :2] = rng.integers(0, 20, (n, 2)) / 2
         scores = gpu.empty(n, dtype=np.float32)

@@ -24,7 +24,9 @@ from dynloader import (
     ImportanceGate,
     InfoBatch,
     Kakurenbo,
+    LossMixer,
     OrderDP,
+    PassRate,
     Policy,
     Prioritized,
     RandomDynamic,
@@ -32,6 +34,7 @@ from dynloader import (
     ScoreTable,
     SelectiveBackprop,
     SeTa,
+    Sources,
     Static,
     StaticRandom,
     Weighted,
@@ -76,6 +79,14 @@ RULES: dict[str, Callable[..., Policy]] = {
     "ies": lambda **constraints: IES(keep=0.3, threshold=0.5, window=1, **constraints),
     "seta": lambda **constraints: SeTa(**constraints),
     "order": lambda **constraints: OrderDP(**constraints),
+    "prompts": lambda **constraints: PassRate(keep=0.5, retry_easy=0.3, **constraints),
+    "prompts in a band": lambda **constraints: PassRate(keep=0.5, rule="band", **constraints),
+    "prompts, gaussian": lambda **constraints: PassRate(
+        keep=0.5, rule="gaussian", target=0.1, retire_above=0.9, evidence=2, **constraints
+    ),
+    "sources": lambda **constraints: Sources(
+        policy=UCB(every=1), groups=[i % 2 for i in range(N)], weights=LossMixer(), **constraints
+    ),
 }
 
 
@@ -123,7 +134,9 @@ def trace(policy: Policy) -> list[Any]:
     found: list[Any] = []
     for epoch in range(5):
         for index in loader:
-            found += [index, loader.update(losses_of(index, epoch))]
+            losses = losses_of(index, epoch)
+            losses = losses if policy.passes is None else losses % 1  # rewards
+            found += [index, loader.update(losses)]
         kept = loader.pruning_sampler.epochs.plan.kept
         found.append(None if kept is None else kept.weights)
     state = loader.state_dict()

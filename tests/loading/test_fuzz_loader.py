@@ -494,7 +494,7 @@ def test_a_record_that_ends_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_history_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ScoreTable, "_remember", lambda self, history, index: None)
+    monkeypatch.setattr(ScoreTable, "_remember", lambda self, history, index, counts: None)
     with pytest.raises(FOUND):
         run(once)
 
