@@ -72,4 +72,6 @@ class Steps:
     def num_windows(self) -> int | None:
         """The number of windows of an epoch; None without ``window``."""
         # 1 / 49 is rounded, so its inverse may be slightly above 49.
-        return None if self.window is None else max(1, math.ceil(1 / self.window - 1e-9))
+        return (
+            None if self.window is None else max(1, math.ceil(min(1 / self.window, 2.0**62) - 1e-9))
+        )

@@ -85,6 +85,7 @@ class Epochs:
         self.delay: int | None = None
         self.when_over: list[Callable[[EpochProgress], None]] = []
         self._num_updates_outside = 0
+        self._checked_epoch = -1
         self._followed: Any = None
         self._followed_epoch = 0
         self._kept: Kept | None = None
@@ -223,7 +224,9 @@ class Epochs:
             self.table.synchronize(
                 of=f"{self.identity()}, selecting in round {number} of epoch {plan.epoch}"
             )
-        if position is not None and (plan.epoch or epoch.is_begun):
+        is_begun = position is not None and (plan.epoch > 0 or epoch.is_begun)
+        if is_begun and self._checked_epoch != plan.epoch:  # warn once an epoch
+            self._checked_epoch = plan.epoch
             self._warn_if_no_scores(f"the selection at position {position} of epoch {plan.epoch}")
         begin = time.perf_counter()
         while plan.is_due(position):

@@ -7,7 +7,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-# Batches whose losses may still arrive, apart from the one delivered last.
+# Batches delivered last, whose losses may still arrive.
 _NUM_BATCHES = 8
 
 
@@ -70,7 +70,8 @@ class Fed:
         """Return the loss weights of samples, or None if all are 1. The host does not wait.
 
         If ``index`` is one of the last batches delivered, the weights are those of the round that
-        fed each sample of it. Otherwise, they are those of the last round that fed the sample.
+        fed each sample of it; of equal batches, the last one counts. Otherwise, they are those of
+        the last round that fed the sample.
 
         Args:
             index: int64 [b], on any device.

@@ -265,7 +265,7 @@ class RoundPlan(EpochPlan):
         while self._rounds[0].stop <= begin:
             self._fed.add(self._rounds.popleft().fed())
         if any(found.weights is not None for found in self._rounds):
-            may_repeat = layout.window_of(0) is None or position > len(self)
+            may_repeat = layout.window_of(0) is None or pace.stop > len(self)
             self._weigh(as_index(index), begin, position, may_repeat)
 
     def _weigh(self, index: Tensor, begin: int, end: int, may_repeat: bool) -> None:

@@ -506,6 +506,22 @@ def test_weights_of_a_batch_of_two_windows() -> None:
             position += size
 
 
+def test_weights_of_late_losses_if_the_windows_start_over() -> None:
+    """An epoch of 4 batches has 2 permutations, both with the same samples."""
+    Numbered.count.clear()
+    loader = make(
+        Steps(window=1.0, delay=0),
+        Numbered,
+        keep=1.0,
+        batch_size=N // 2,
+        return_index=True,
+        steps_per_epoch=4,
+    )
+    batches = [index for _, index in zip(range(4), (index for _, index in loader), strict=False)]
+    found = [float(loader.update(torch.ones(N // 2), index)) for index in batches]
+    assert found == [1, 1, 2, 2]
+
+
 def test_weights_of_part_of_a_batch_and_of_other_samples() -> None:
     Numbered.count.clear()
     loader = make(Steps(1, delay=0), Numbered, return_index=True, batch_size=30)
@@ -849,6 +865,12 @@ def test_wrong_steps(arguments: Any, error: type[Exception], message: str) -> No
         Steps(**arguments)
 
 
+def test_a_window_without_samples_is_refused() -> None:
+    for window in (0.001, 5e-324):
+        with pytest.raises(ValueError, match="keep must leave at least one of the 0 samples"):
+            make(Steps(window=window))
+
+
 def test_steps_are_values() -> None:
     assert Steps(np.int64(3), delay=np.int32(1)) == Steps(3, delay=1)
     assert type(Steps(np.int64(3)).n) is int
@@ -962,6 +984,14 @@ def test_a_missing_update_is_noticed() -> None:
     loader = make(Steps(2))
     with pytest.warns(UserWarning, match="UCB selects by scores, but none were recorded"):
         list(loader)
+
+
+def test_a_missing_update_is_noticed_once_an_epoch() -> None:
+    loader = make(Steps(1))
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="UCB selects by scores") as caught:
+            list(loader)
+        assert len(caught) == 1
 
 
 # Arrays and tables on a GPU
