@@ -90,6 +90,14 @@ class ManyLosses(NamedTuple):
             raise ValueError(f"index must have shape [{b}]{also}, got {list(index.shape)}")
         return self, losses, index
 
+    def empty_entries(self) -> Tensor | None:
+        """Return whether each entry of the index has no loss that counts; None if all have some."""
+        if self.cu_seqlens is not None:
+            return self.cu_seqlens.diff() == 0
+        if self.mask is None:
+            return None
+        return ~(self.mask if self.mask.ndim == 1 else self.mask.flatten(1).any(1))
+
     def each(self, losses: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sample of each loss that counts, int64 [m], and these losses [m]."""
         samples = self._of_losses(_to(index, losses.device), losses).expand(losses.shape)

@@ -131,8 +131,8 @@ class Recording:
         if correct is not None:
             self._check_correct(correct, given, "index")
             correct = correct.reshape(-1)
-            if many.mask is not None and many.mask.ndim == 1:  # a mask of entries
-                correct = correct | ~many.mask.to(correct.device)
+            if (is_empty := many.empty_entries()) is not None:
+                correct = correct | is_empty.to(correct.device)
         if self.passes is not None:
             prompts, rewards = many.each(losses.detach(), index)
             self.passes.check(rewards)

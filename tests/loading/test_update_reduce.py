@@ -93,6 +93,19 @@ def test_a_sample_without_losses_is_not_recorded(device: torch.device) -> None:
     assert table.scores[7].isnan()
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_an_entry_without_losses_is_not_a_mistake(is_packed: bool, device: torch.device) -> None:
+    """A sample is correct if all of its entries are that have losses."""
+    table = table_on(device)
+    correct = torch.tensor([True, False], device=device)
+    losses = torch.ones(2 if is_packed else (2, 2), device=device)
+    options = {"mask": torch.tensor([[True, True], [False, False]], device=device)}
+    if is_packed:
+        options = {"cu_seqlens": torch.tensor([0, 2, 2], device=device)}
+    table.update([5, 5], losses, reduce="mean", correct=correct, **options)
+    assert table.forgetting[5] == 1
+
+
 def test_losses_clamped_are_counted(device: torch.device) -> None:
     table = table_on(device)
     table.update([0, 1], torch.ones(2))
