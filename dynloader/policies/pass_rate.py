@@ -14,6 +14,7 @@ from dynloader import ops
 from dynloader._checks import check_integer, check_number, plain_number
 from dynloader.ops import PassRule
 from dynloader.policies._policy import Keep, Policy, refuse_rescale
+from dynloader.policies._steps import Steps
 from dynloader.table._passes import PassCounting
 from dynloader.table._table import ScoreTable
 
@@ -114,6 +115,22 @@ class PassRate(Policy):
         below, above = self.retire_below, self.retire_above
         if below is not None and above is not None and below >= above:
             raise ValueError(f"retire_below must be below retire_above={above}, got {below}")
+
+    @override
+    def _check_steps(self, steps: Steps) -> None:
+        if self.prompts is not None:
+            raise ValueError(
+                "every must be a number of epochs with prompts, because each epoch is a round, "
+                f"got {steps}: pass keep instead of prompts"
+            )
+        if steps.window is not None:
+            for name in ("retire_above", "retire_below"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"{name} must be None with every={steps}, because a window may not have "
+                        f"enough prompts left, got {value}"
+                    )
+        super()._check_steps(steps)
 
     def _check_keep(self) -> None:
         if (self.keep is None) == (self.prompts is None):

@@ -16,7 +16,7 @@ from ledger import Numbers
 from reference import top_k
 from torch import Tensor
 
-from dynloader import DataLoader, PassRate, PruningSampler, ScoreTable
+from dynloader import DataLoader, PassRate, PruningSampler, ScoreTable, Steps
 from dynloader.sampling._constraints import choose
 
 N = 60
@@ -320,6 +320,10 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
 def test_options_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="prompts must be at most the 60 samples, got 61"):
         make(PassRate(prompts=61))
+    with pytest.raises(ValueError, match="every must be a number of epochs with prompts"):
+        PassRate(prompts=3, every=Steps(2))
+    with pytest.raises(ValueError, match=r"retire_above must be None with every=Steps\(window=0"):
+        PassRate(keep=0.5, every=Steps(window=0.5), retire_above=0.9)
     with pytest.raises(TypeError, match="prior must be two numbers, got 3"):
         PassRate(prompts=3, prior=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="min_per_class must be 0 for PassRate, got 1"):
