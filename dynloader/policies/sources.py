@@ -251,8 +251,11 @@ class Sources(Policy):
 
     @override
     def kept_stats(self, is_fed: Callable[[], Tensor]) -> dict[str, float]:
+        mask = is_fed()
+        if not mask.any():  # nothing is selected yet
+            return {}
         sizes = [len(members) for members in self._members]
-        counts = torch.bincount(self.groups[is_fed()], minlength=self.num_sources).tolist()
+        counts = torch.bincount(self.groups[mask], minlength=self.num_sources).tolist()
         return {
             f"dynloader/kept_fraction/{number}": count / size
             for number, (count, size) in enumerate(zip(counts, sizes, strict=True))

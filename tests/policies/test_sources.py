@@ -282,6 +282,7 @@ def test_sources_within_an_epoch() -> None:
         seen.append(batch)
         loader.update(batch.float())
     assert len(torch.cat(seen)) == 60
+    assert not any("kept_fraction/" in name for name in loader.stats())  # of the next epoch
     iterator = iter(loader)
     next(iterator)
     stats = loader.stats()
