@@ -129,7 +129,7 @@ class EpochMethods:
         """Return statistics of the current epoch and of the table, for a logger.
 
         See :meth:`ScoreTable.stats` for those of the table. The host waits for the GPU. With
-        ``every=Steps(...)`` there are also, once the epoch has an iterator:
+        ``every=Steps(...)`` there are also, once the loader has had an iterator:
 
         - ``dynloader/selection_delay``: number of batches between a selection and the first batch
           that it fills.
