@@ -53,6 +53,7 @@ REGIMES = [
     Regime("without label smoothing", "speedrun-ablation/no-label-smoothing"),
     Regime("constant learning rate", "speedrun-ablation/constant-rate"),
     Regime("a third of the learning rate", "speedrun-ablation/rate-4"),
+    Regime("batches of 128", "speedrun-ablation/batch-128"),
     Regime("half of the training set", "speedrun-half-set"),
     Regime("10 % wrong labels", "speedrun-wrong-labels"),
     Regime("smaller network", "speedrun-ablation/proxy-width"),

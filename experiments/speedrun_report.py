@@ -266,12 +266,12 @@ def draw(path: Path, cells: Sequence[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    page, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    page, axes = pyplot.subplots(1, 2, figsize=(11, 5.4), sharey=True, layout="constrained")
     for axis, cost, label in (
         (axes[0], "samples", "training samples"),
         (axes[1], "cpu_seconds", "processor seconds, one thread"),
     ):
-        for (method, keep), curve in curves(cells, cost).items():
+        for number, ((method, keep), curve) in enumerate(curves(cells, cost).items()):
             name = METHODS[method].name + ("" if method == "full" else f", keep {keep:g}")
             costs = [point[0] for point in curve]
             means = [float(np.mean(point[1])) for point in curve]
@@ -279,12 +279,16 @@ def draw(path: Path, cells: Sequence[dict[str, Any]]) -> None:
                 float(np.std(p[1], ddof=1) / math.sqrt(len(p[1]))) if len(p[1]) > 1 else 0.0
                 for p in curve
             ]
-            style = {"color": "black", "linewidth": 2} if method == "full" else {"linewidth": 1.3}
-            axis.errorbar(costs, means, errors, marker="o", markersize=4, label=name, **style)
+            style: dict[str, Any] = {"linewidth": 1.3}
+            if method == "full":
+                style = {"color": "black", "linewidth": 2}
+            style["marker"] = "os"[number // 11]  # the colors repeat
+            axis.errorbar(costs, means, errors, markersize=4, label=name, **style)
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
-    axes[1].legend(fontsize=8)
+    handles, names = axes[0].get_legend_handles_labels()
+    page.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
     page.savefig(path, dpi=130)
     pyplot.close(page)
