@@ -193,6 +193,10 @@ class Policy(abc.ABC):
         """How rewards are counted in ``table.passes``, if :meth:`select` reads it."""
         return None
 
+    def num_selectable(self, table: ScoreTable) -> int:
+        """Return how many samples of the table :meth:`select` can choose from; by default all."""
+        return len(table)
+
     def kept_stats(self, is_fed: Callable[[], Tensor]) -> dict[str, float]:
         """Return metrics of the samples kept, for a logger. By default there are none.
 

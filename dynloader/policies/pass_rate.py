@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -207,7 +208,15 @@ class PassRate(Policy):
 
     def num_retired(self, table: ScoreTable) -> int:
         """Return the number of retired prompts. The host waits for the GPU."""
-        return int(torch.isneginf(self.scores(table, seed=0, epoch=0)).sum())
+        if self.retire_above is None and self.retire_below is None:
+            return 0
+        # Retirement depends neither on the rule nor on the round, and a band is the fastest rule.
+        rule = dataclasses.replace(self, rule="band", target=0.5, retry_easy=1.0, retry_hard=1.0)
+        return int(torch.isneginf(rule.scores(table, seed=0, epoch=0)).sum())
+
+    @override
+    def num_selectable(self, table: ScoreTable) -> int:
+        return len(table) - self.num_retired(table)
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:

@@ -59,9 +59,9 @@ class LossMixer:
             1.0 if math.isnan(mean) else math.exp(self.rate * (mean - highest)) for mean in means
         ]
         floor, total = self.floor / len(means), sum(powers)
-        return [
-            round(((1 - self.floor) * power / total + floor) * _STEPS) / _STEPS for power in powers
-        ]
+        exact_weights = [(1 - self.floor) * power / total + floor for power in powers]
+        # At least one step: a source of weight 0 would take no samples even if all others are full.
+        return [max(round(weight * _STEPS), 1) / _STEPS for weight in exact_weights]
 
 
 Weights = Sequence[float] | Callable[[int], Sequence[float]] | LossMixer
@@ -72,7 +72,8 @@ class Sources(Policy):
     """Another policy inside each source of data, with a share of the selection for each source.
 
     Of the k samples that ``policy`` keeps, source g gets ``k * weights[g] / sum(weights)``, rounded
-    to a whole number, but at most all of its samples; what it cannot take goes to the others.
+    to a whole number, but at most all of its samples (of its prompts that have not retired, with
+    :class:`PassRate`); what it cannot take goes to the others.
     Inside each source, ``policy`` selects as if the source were the dataset. All other options are
     set in ``policy``. ``loader.stats()`` has the kept fraction of each source, and the report shows
     it.
@@ -224,15 +225,21 @@ class Sources(Policy):
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         weights = self.weights_at(table, epoch)
-        quotas = shares([len(members) for members in self._members], weights, k)
         num_before = self.num_selections_before(table, epoch)
+        places = [members.to(table.device) for members in self._members]
+        sources = [Candidates(table, where, num_before) for where in places]
+        sizes = [self.policy.num_selectable(source) for source in sources]
+        if sum(sizes) < len(table):
+            num_left = sum(size for size, weight in zip(sizes, weights, strict=True) if weight > 0)
+            if num_left == 0:
+                raise RuntimeError("all prompts of the sources with a weight above 0 have retired")
+            k = min(k, num_left)
+        quotas = shares(sizes, weights, k)
         parts = []
-        for number, (members, quota) in enumerate(zip(self._members, quotas, strict=True)):
+        for number, (source, where, quota) in enumerate(zip(sources, places, quotas, strict=True)):
             if quota == 0:
                 continue
-            where = members.to(table.device)
             at = Address(seed, epoch).derived(number)
-            source = Candidates(table, where, num_before)
             chosen = self.policy.select(source, quota, **at._asdict())
             found = as_selection(chosen, self.policy, len(where), quota).cut()
             if not is_built_in(self.policy):
@@ -242,10 +249,10 @@ class Sources(Policy):
         if all(part.weights is None for part in parts):
             return Selection(indices)
         ones = indices.new_ones(len(indices), dtype=torch.float32)
-        sizes = [len(part.indices) for part in parts]
+        lengths = [len(part.indices) for part in parts]
         factors = [
             one if part.weights is None else part.weights.to(indices.device)
-            for part, one in zip(parts, torch.split(ones, sizes), strict=True)
+            for part, one in zip(parts, torch.split(ones, lengths), strict=True)
         ]
         return Selection(indices, torch.cat(factors))
 

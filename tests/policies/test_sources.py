@@ -214,6 +214,44 @@ def test_prompts_of_several_sources() -> None:
     assert int(loader.table.passes.rollouts.sum()) == 36
 
 
+def test_what_a_source_without_prompts_leaves_goes_to_the_others() -> None:
+    """All prompts of source 0 retire one after another; the rounds stay full."""
+    policy = Sources(policy=PassRate(prompts=12, retire_above=0.9, evidence=1), groups=GROUPS)
+    loader = make(policy, batch_size=4)
+    rounds = []
+    for _ in range(12):
+        fed = []
+        for index in loader:
+            loader.update(torch.tensor([float(GROUPS[i] == 0) for i in index]))
+            fed += index.tolist()
+        rounds.append(counts_of(fed))
+    assert [sum(counts) for counts in rounds] == [12] * 12
+    assert sum(counts[0] for counts in rounds) == 30
+    assert rounds[-1] == [0, 8, 4]
+
+
+def test_prompts_of_all_sources_that_run_out() -> None:
+    inner = PassRate(prompts=12, retire_below=0.0, evidence=1)
+    loader = make(Sources(policy=inner, groups=GROUPS, weights=[0, 1, 1]), batch_size=4)
+    numbers = [0, 0, 0]
+    for number in range(3):
+        for index in loader:
+            loader.update(torch.zeros(len(index)))
+            numbers[number] += len(index)
+    assert numbers == [12, 12, 6]
+    with pytest.raises(RuntimeError, match="all prompts of the sources with a weight above 0"):
+        next(iter(loader))
+
+
+def test_a_source_of_low_loss_fills_up_the_selection() -> None:
+    mixer = LossMixer(rate=1.0, floor=0.0)
+    loader = make(Sources(policy=RandomDynamic(keep=0.8), groups=GROUPS, weights=mixer))
+    for index in loader:
+        loader.update(torch.tensor([[50.0, 25.0, 0.0][GROUPS[i]] for i in index]))
+    # Source 0 takes nearly all, but has only 30 of 48; the others share what it leaves.
+    assert counts_of(train(loader)) == [30, 9, 9]
+
+
 def test_the_description_holds_the_inner_policy() -> None:
     one = Sources(policy=UCB(keep=max), groups=GROUPS).describe()
     assert "policy=UCB(keep=max, " in one
