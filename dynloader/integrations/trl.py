@@ -144,8 +144,7 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _record(self, index: Tensor, rewards: Tensor) -> None:
         if self._passes is None:
-            weighted = rewards * self.reward_weights.cpu()
-            passes = weighted.nansum(1).where(~rewards.isnan().all(1), torch.nan)
+            passes = _weighted_sum(rewards, self.reward_weights.cpu())
         else:
             passes = self._passes(rewards)
         is_known = ~passes.isnan()
@@ -167,6 +166,18 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder = Path(self._get_output_dir(trial=trial)) / name
             torch.save(self.rounds.state_dict(), folder / _STATE_NAME)
+
+
+def _weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of the known rewards of each completion, NaN if all are NaN.
+
+    Sums that differ from 0 or 1 by rounding only are 0 or 1: ten weights of 0.1 add up to more than
+    1 in float32, which is no pass rate.
+    """
+    sums = (rewards * weights).double().nansum(1)
+    ends = sums.round()
+    sums = ends.where((sums - ends).abs() < 1e-6, sums)
+    return sums.where(~rewards.isnan().all(1), torch.nan)
 
 
 class _Clock(Sampler[int]):

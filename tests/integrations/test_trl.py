@@ -136,6 +136,22 @@ def test_rewards_outside_the_range_need_a_function(tmp_path: Path) -> None:
     assert torch.equal(record.records, wanted.table.passes.records), passed
 
 
+@pytest.mark.parametrize("weights", [[0.1] * 10, [0.3, 0.5, 0.1, 0.1], [1 / 3] * 3], ids=len)
+def test_weights_that_add_up_to_one(weights: list[float], tmp_path: Path) -> None:
+    """Ten times 0.1 is more than 1 in float32; a prompt that passed everything is all right."""
+
+    def is_three(prompts: list[str], **_: Any) -> list[float]:
+        return [float(prompt == "3") for prompt in prompts]
+
+    options = {"per_device_train_batch_size": 51, "reward_weights": weights, "max_steps": 1}
+    functions = [is_three] * len(weights)
+    trainer = trainer_of(tmp_path, PassRate(prompts=17), functions, **options)
+    trainer.train()
+    passes = trainer.rounds.table.passes
+    assert passes.streak.tolist() == [-1, -1, -1, 1, *[-1] * 13]
+    assert (float(passes.right[3]), float(passes.wrong[3])) == (3.0, 0.0)
+
+
 def test_completions_without_a_reward_are_left_out(tmp_path: Path) -> None:
     class Some(Rewards):
         def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Any:
