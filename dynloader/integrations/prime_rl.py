@@ -17,11 +17,19 @@ class PassRateSampler(Iterator[Any]):
     """Draws prime-rl's next tasks by the rewards of their rollouts so far.
 
     It has the methods of ``prime_rl.orchestrator.curriculum.TaskSampler``, without importing
-    prime-rl. prime-rl's configuration only names its own samplers, so replace the sampler of a
-    training source before the first step::
+    prime-rl. prime-rl's configuration only names its own samplers, and its orchestrator loads a
+    checkpoint right after it has created the training source. So replace the sampler as soon as
+    the training source exists, before the orchestrator starts::
 
-        curriculum = train_source.curricula["env"]
-        curriculum.sampler = PassRateSampler(curriculum.sampler.tasks, PassRate(prompts=64))
+        from prime_rl.orchestrator import orchestrator
+
+        class Source(orchestrator.TrainSource):
+            def __init__(self, train_envs):
+                super().__init__(train_envs)
+                curriculum = self.curricula["env"]
+                curriculum.sampler = PassRateSampler(curriculum.sampler.tasks, PassRate(prompts=64))
+
+        orchestrator.TrainSource = Source
 
     A round of ``policy.prompts`` tasks is drawn when the previous one has been handed out, by the
     rewards reported until then. Lower numbers react sooner; higher ones cost less per task.
