@@ -104,7 +104,7 @@ def with_turns(
 ) -> Tensor:
     """Return the samples of ``turn`` and the policy's best choices, int64 [k], in ascending order.
 
-    There are more than ``k`` if the policy keeps more.
+    There are more than ``k`` if the policy keeps more, and fewer if it finds fewer.
     """
     n, num_turns = len(table), len(turn)
     if policy.keeps_more:
@@ -116,11 +116,15 @@ def with_turns(
     # Prefer the samples whose turn it is, then the policy's choice of k - num_turns. If the two
     # overlap, fill up from its choice of k.
     importance = torch.zeros(n, dtype=torch.float32, device=table.device)
+    num_found = 0
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
         if size:
             chosen = _unweighted(policy, table, size, seed=seed, epoch=epoch)
+            num_found = max(num_found, len(chosen))
             importance[chosen.to(table.device)] = value
     importance[turn.to(table.device)] = 3.0
+    if num_found < k:
+        k = int((importance > 0).sum())
     return ops.top_k(importance, k, seed=seed, epoch=epoch)
 
 

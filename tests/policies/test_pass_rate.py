@@ -336,3 +336,15 @@ def test_explore_brings_retired_prompts_back() -> None:
     table = table_of(policy, [[1.0], [1.0], [0.5], [0.5], [0.5], [0.5], [0.5], [0.5]])
     fed = {prompt for e in range(8) for prompt in chosen(policy, table, epoch=e)}
     assert {0, 1} <= fed
+
+
+@pytest.mark.parametrize("num_retired", [5, 6, 7])
+def test_explore_brings_back_only_the_prompts_whose_turn_it_is(num_retired: int) -> None:
+    policy = PassRate(keep=0.75, retire_above=0.9, evidence=1, explore=0.2)
+    table = table_of(policy, [[1.0]] * num_retired + [[0.5]] * (8 - num_retired))
+    turns = []
+    for epoch in range(8):
+        prompts = set(chosen(policy, table, epoch=epoch))
+        assert prompts >= set(range(num_retired, 8))
+        turns += [prompt for prompt in prompts if prompt < num_retired]
+    assert sorted(turns) == list(range(num_retired))
