@@ -125,7 +125,8 @@ def table_of(result: dict[str, Any]) -> str:
     lines += [
         "",
         "*loop in Python*: all prompts are weighted again for each prompt drawn, as in prime-rl's "
-        "difficulty pools. *NumPy*: `Generator.beta` and `argpartition`. *a copy*: of the 16-byte "
+        "difficulty pools; timed for 3 to 16 prompts, and multiplied. *NumPy*: "
+        "`Generator.beta` and `argpartition`. *a copy*: of the 16-byte "
         f"records. {about['machine']['cpu']}, torch {about['versions']['torch']}, "
         f"commit {about['commit']['hash'][:10]}",
     ]
