@@ -80,7 +80,7 @@ class Sources(Policy):
 
     Args:
         policy: selects inside each source. It must not hold values for each sample (``Static``,
-            ``Replay``), select once, or have ``explore`` or ``min_per_class``.
+            ``Replay``, ``Sources``), select once, or have ``explore`` or ``min_per_class``.
         groups: the source of each sample, integers [n] from 0 on.
         weights: the weight of each source, at least 0; or a function from the epoch of a checkpoint
             to them; or a :class:`LossMixer`. None: the sizes of the sources, so that the same
@@ -108,7 +108,8 @@ class Sources(Policy):
         for name in ("explore", "min_per_class"):
             if getattr(inner, name) or getattr(self, name):
                 raise ValueError(f"{name} must be 0 inside sources")
-        if inner.selects_once or (hasattr(inner, "scores") and not callable(inner.scores)):
+        has_values = hasattr(inner, "scores") and not callable(inner.scores)
+        if inner.selects_once or has_values or isinstance(inner, Sources):
             raise ValueError(f"policy must select from the table alone, got {type(inner).__name__}")
         if isinstance(self.every, Steps) and self.every.window is not None:
             raise ValueError(f"every must not have a window for Sources, got {self.every}")

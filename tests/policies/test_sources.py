@@ -270,6 +270,10 @@ def test_the_description_holds_the_inner_policy() -> None:
             {"policy": Static(scores=[1.0] * 60)},
             "policy must select from the table alone, got Static",
         ),
+        (
+            {"policy": Sources(policy=UCB(keep=0.5), groups=GROUPS)},
+            "policy must select from the table alone, got Sources",
+        ),
         ({"groups": [0, 1, -1]}, "groups must hold a source of at least 0"),
         ({"groups": [0, 2]}, "groups must have samples of each source up to 2, got none of 1"),
         ({"weights": [1, 2]}, "weights must hold one weight for each of 3 sources, got 2"),
