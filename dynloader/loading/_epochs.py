@@ -330,6 +330,8 @@ class PrunedEpochs(LoaderEpochs):
 
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
         self._epochs.restore(state)
+        if self.rounds is not None and self._epochs.delay is not None:
+            self.rounds.prepare(loader)  # so that left_out() knows what the rounds feed
 
 
 def _check_position(

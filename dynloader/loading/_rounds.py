@@ -40,6 +40,15 @@ class LoaderRounds:
         Raises:
             ValueError: the loader draws more batches ahead than the delay of the policy allows.
         """
+        self.prepare(loader)
+        self._epochs.select_rounds(self._epochs.current, None)
+
+    def prepare(self, loader: Any) -> None:
+        """Prepare the current epoch for an iterator, but select nothing.
+
+        Raises:
+            ValueError: the loader draws more batches ahead than the delay of the policy allows.
+        """
         current, batches = self._epochs.current, self._batches
         plan = current.plan
         if not isinstance(plan, RoundPlan):
@@ -52,7 +61,6 @@ class LoaderRounds:
             Layout(*options),
             before(*options, batches.drop_last, batches.steps_per_epoch),
         )
-        self._epochs.select_rounds(current, None)
 
     def _delay(self, loader: Any) -> int:
         """Return the number of batches between a selection and the first batch that it fills.

@@ -797,6 +797,19 @@ def test_restarting_skipping_and_setting_epochs() -> None:
     assert epoch_of(loader) == whole
 
 
+@pytest.mark.parametrize("every", [Steps(3), Steps(window=0.2), Steps(2, delay=4)])
+def test_a_resumed_loader_knows_what_is_left_out_before_it_iterates(every: Steps) -> None:
+    loader, others = make(every), make(every)
+    iterator = iter(loader)
+    for _ in range(4):
+        loader.update(next(iterator).float())
+        others.load_state_dict(loader.state_dict())
+        sampler, restored = loader.pruning_sampler, others.pruning_sampler
+        plan = sampler.epochs.current.plan
+        assert restored.epochs.current.plan.left_out().tolist() == plan.left_out().tolist() != []
+        assert torch.equal(restored.epochs.current.plan.is_fed(), plan.is_fed())
+
+
 def test_left_out_are_the_candidates_that_are_not_kept() -> None:
     loader = make(Steps(window=0.5, delay=0))
     sampler = loader.pruning_sampler
