@@ -220,10 +220,8 @@ class Epochs:
         if not isinstance(plan, RoundPlan) or not plan.is_due(position):
             return
         if self.world.size > 1:
-            number = plan.num_rounds
-            self.table.synchronize(
-                of=f"{self.identity()}, selecting in round {number} of epoch {plan.epoch}"
-            )
+            moment = f"selecting in round {plan.num_rounds} of epoch {plan.epoch}"
+            self.table.synchronize(of=f"{self.identity()}, {moment}")
         is_begun = position is not None and (plan.epoch > 0 or epoch.is_begun)
         if is_begun and self._checked_epoch != plan.epoch:  # warn once an epoch
             self._checked_epoch = plan.epoch
