@@ -32,7 +32,7 @@ struct LossSum {
   DYNLOADER_FN void add(float loss) {
     add_to_highest(loss);
     const uint32_t magnitude = bit_cast<uint32_t>(loss) & kCanonicalNanBits;
-    if (magnitude <= kFixedPointLimitBits) {
+    if (magnitude <= kFixedPointLimitBits) {  // to_fixed_point() without the clamp, which is slow
       const int64_t value = static_cast<int64_t>(static_cast<double>(loss) * kFixedPointOne);
       high += value >> 32;
       low += value & 0xffffffff;

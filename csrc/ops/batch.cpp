@@ -24,7 +24,7 @@ uint64_t bits_of(double value, int32_t dtype) {
   // Zero is zeros in every dtype.
   if (std::memcmp(&value, &bits, sizeof(value)) == 0) return bits;
   const Tensor pixel = empty_scalar(dtype, {codes.cpu, -1});
-  check_torch(aoti_torch_aten_fill__Scalar(pixel.get(), value), "does not take fill for a pixel");
+  check_torch(aoti_torch_aten_fill__Scalar(pixel.get(), value), "did not accept fill as a pixel");
   std::memcpy(&bits, pixel.data(), static_cast<size_t>(pixel.element_size()));
   return bits;
 }

@@ -199,7 +199,7 @@ Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device
                       reinterpret_cast<void*>(block.bytes));
   if (status != 0) {
     LeftOver::instance().give(block);
-    raise_torchs_error("does not take memory for a tensor");
+    raise_torchs_error("did not allocate a tensor");
   }
   return Tensor(made);
 }
@@ -220,7 +220,7 @@ Tensor cut_short(const Tensor& vector, int64_t count) {
   check_torch(aoti_torch__reinterpret_tensor(vector.get(), 1, &count, &stride, 0, &view),
               "did not make a view of a tensor");
   const Tensor first(view);
-  check_torch(aoti_torch_copy_(result.get(), first.get(), 0), "does not copy a tensor");
+  check_torch(aoti_torch_copy_(result.get(), first.get(), 0), "did not copy a tensor");
   return result;
 }
 

@@ -20,7 +20,7 @@ void check_weights(const char* op, const Tensor& weights, int64_t k) {
   run_on(weights.device(),
          CheckWeights{weights.data<float>(), weights.numel(), counts.mutable_data<int64_t>()});
   const Tensor on_host = empty_vector(2, codes.int64, {codes.cpu, -1});
-  check_torch(aoti_torch_copy_(on_host.get(), counts.get(), 0), "does not copy a tensor");
+  check_torch(aoti_torch_copy_(on_host.get(), counts.get(), 0), "did not copy a tensor");
   const int64_t positive = on_host.data<int64_t>()[0];
   const int64_t invalid = on_host.data<int64_t>()[1];
   CHECK_VALUE(invalid == 0, op, ": weights must be finite and >= 0, got ", invalid,

@@ -104,7 +104,7 @@ Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device) {
                   std::memset(bytes + begin, 0, static_cast<size_t>(end - begin));
                 });
   } else {
-    check_torch(aoti_torch_zero_(result.get()), "does not write zeros");
+    check_torch(aoti_torch_zero_(result.get()), "did not write zeros");
   }
   return result;
 }

@@ -125,7 +125,7 @@ class Tensor {
   }
   Tensor clone() const {
     AtenTensorHandle copy = nullptr;
-    check_torch(aoti_torch_clone(handle_, &copy), "does not copy a tensor");
+    check_torch(aoti_torch_clone(handle_, &copy), "did not copy a tensor");
     return Tensor(copy);
   }
 
