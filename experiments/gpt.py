@@ -19,6 +19,7 @@ import math
 import platform
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,35 +178,21 @@ def rate(done: float) -> float:
 
 def report(out: Path) -> str:
     """Write results.json and table.md to ``out``, and return the table."""
-    from speedrun_report import finite, grouped, table
+    from speedrun_report import grouped, table
 
     cells = grid.read(out)
     if not cells:
         return f"{out}: no cells yet"
     rows = []
     for (method, keep, epochs), seeds in grouped(cells).items():
-        bits = torch.tensor([cell["bits_per_byte"] for cell in seeds], dtype=torch.float64)
-        rows.append(
-            {
-                "method": method,
-                "keep": keep,
-                "epochs": epochs,
-                "seeds": len(seeds),
-                "bits_per_byte": float(bits.mean()),
-                "deviation": float(bits.std()) if len(seeds) > 1 else math.nan,
-                "samples": float(sum(cell["samples"] for cell in seeds) / len(seeds)),
-                "cpu_seconds": sorted(cell["cpu_seconds"] for cell in seeds)[len(seeds) // 2],
-            }
-        )
-    about = cells[0]["about"]
-    grid.write(out / "results.json", finite({"about": about, "summary": rows}))
+        identity = {"method": method, "keep": keep, "epochs": epochs}
+        rows.append(identity | summary_of(seeds, ["samples"], ["cpu_seconds"]))
     lines = [
         [
             METHODS[row["method"]].name,
             "" if row["method"] == "full" else f"{row['keep']:g}",
             str(row["epochs"]),
-            f"{row['bits_per_byte']:.4f}"
-            + (f" ± {row['deviation']:.4f}" if row["seeds"] > 1 else ""),
+            bits_text(row),
             f"{row['samples'] / 1000:.1f} k",
             f"{row['cpu_seconds']:.0f}",
             str(row["seeds"]),
@@ -213,8 +200,39 @@ def report(out: Path) -> str:
         for row in rows
     ]
     head = ["method", "keep", "epochs", "bits per byte", "sequences", "processor s", "seeds"]
-    text = table(lines, head) + (
-        f"\n\n{cells[0]['parameters']:,} parameters; {about['machine']['cpu']}, one thread, torch "
+    return write_report(out, cells, rows, table(lines, head) + "\n\n")
+
+
+def summary_of(
+    seeds: list[dict[str, Any]], counts: Sequence[str], times: Sequence[str]
+) -> dict[str, Any]:
+    """Return the mean bits per byte and counts, and the median times, of cells of one method."""
+    bits = torch.tensor([cell["bits_per_byte"] for cell in seeds], dtype=torch.float64)
+    return (
+        {"seeds": len(seeds), "bits_per_byte": float(bits.mean())}
+        | {"deviation": float(bits.std()) if len(seeds) > 1 else math.nan}
+        | {name: sum(cell[name] for cell in seeds) / len(seeds) for name in counts}
+        | {name: sorted(cell[name] for cell in seeds)[len(seeds) // 2] for name in times}
+    )
+
+
+def bits_text(row: dict[str, Any]) -> str:
+    """Return the mean and, of several seeds, the deviation of a summary."""
+    return f"{row['bits_per_byte']:.4f}" + (
+        f" ± {row['deviation']:.4f}" if row["seeds"] > 1 else ""
+    )
+
+
+def write_report(
+    out: Path, cells: list[dict[str, Any]], rows: list[dict[str, Any]], text: str
+) -> str:
+    """Write results.json and table.md, which is ``text`` and the origin of the cells; return it."""
+    from speedrun_report import finite
+
+    about = cells[0]["about"]
+    grid.write(out / "results.json", finite({"about": about, "summary": rows}))
+    text += (
+        f"{cells[0]['parameters']:,} parameters; {about['machine']['cpu']}, one thread, torch "
         f"{about['versions']['torch']}, data: Python {about['versions']['python']}, "
         f"commit {(about['commit']['hash'] or 'unknown')[:10]}\n"
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -214,7 +213,7 @@ class Training:
 
 def report(out: Path) -> str:
     """Write results.json and table.md to ``out``, and return the table."""
-    from speedrun_report import finite, table
+    from speedrun_report import table
 
     cells = grid.read(out)
     if not cells:
@@ -224,22 +223,13 @@ def report(out: Path) -> str:
         seeds = [cell for cell in cells if cell["method"] == key]
         if not seeds:
             continue
-        bits = torch.tensor([cell["bits_per_byte"] for cell in seeds], dtype=torch.float64)
-        rows.append(
-            {"method": key, "keep": METHODS[key].keep, "seeds": len(seeds)}
-            | {"bits_per_byte": float(bits.mean())}
-            | {"deviation": float(bits.std()) if len(seeds) > 1 else math.nan}
-            | {name: sum(cell[name] for cell in seeds) / len(seeds) for name in COUNTS}
-            | {name: sorted(cell[name] for cell in seeds)[len(seeds) // 2] for name in TIMES}
-        )
-    about = cells[0]["about"]
-    grid.write(out / "results.json", finite({"about": about, "summary": rows}))
+        identity = {"method": key, "keep": METHODS[key].keep}
+        rows.append(identity | gpt.summary_of(seeds, COUNTS, TIMES))
     lines = [
         [
             METHODS[row["method"]].name,
             "" if row["keep"] == 1 else f"{row['keep']:g}",
-            f"{row['bits_per_byte']:.4f}"
-            + (f" ± {row['deviation']:.4f}" if row["seeds"] > 1 else ""),
+            gpt.bits_text(row),
             f"{row['scored']:,.0f}" if row["scored"] else "",
             f"{row['samples']:,.0f}",
             f"{row['tokens'] / 1e6:.2f} M",
@@ -249,13 +239,7 @@ def report(out: Path) -> str:
         ]
         for row in rows
     ]
-    text = table(lines, HEAD) + (
-        f"\n\nOne epoch; {cells[0]['parameters']:,} parameters; {about['machine']['cpu']}, one "
-        f"thread, torch {about['versions']['torch']}, data: Python {about['versions']['python']}, "
-        f"commit {(about['commit']['hash'] or 'unknown')[:10]}\n"
-    )
-    (out / "table.md").write_text(text)
-    return text
+    return gpt.write_report(out, cells, rows, table(lines, HEAD) + "\n\nOne epoch; ")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
