@@ -1,4 +1,4 @@
-"""The loader of a transformers Trainer: its order, its length, and its state in checkpoints."""
+"""The loader of a transformers Trainer: its order, its length, and our state in checkpoints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,36 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from dynloader.loading._loader import DataLoader
 
 STATE_NAME = "dynloader.pt"
+
+
+def state_path(trainer: Any, resume_from_checkpoint: str | bool | None, of: str) -> Path | None:
+    """Return the file of our state in a checkpoint; None to start from scratch.
+
+    Args:
+        trainer: a Trainer.
+        resume_from_checkpoint: the argument of ``Trainer.train``; True means the last checkpoint.
+        of: name of the class that saves the state.
+
+    Raises:
+        FileNotFoundError: the checkpoint does not have the file.
+    """
+    folder = resume_from_checkpoint
+    if folder is True:
+        folder = get_last_checkpoint(trainer.args.output_dir)
+    if not folder:
+        return None
+    path = Path(folder) / STATE_NAME
+    if not path.exists():
+        raise FileNotFoundError(
+            f"resume_from_checkpoint must be a checkpoint of a {of}, got {folder}: "
+            f"it has no {STATE_NAME}"
+        )
+    return path
 
 
 class LoaderCallback(TrainerCallback):  # type: ignore[misc]

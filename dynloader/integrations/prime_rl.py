@@ -9,7 +9,7 @@ import torch
 
 from dynloader._checks import check_integer, refusing_states
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._prompt_rounds import PromptRounds
+from dynloader.sampling._prompt_rounds import METRICS, PromptRounds
 from dynloader.table._table import ScoreTable
 
 
@@ -134,7 +134,6 @@ class PassRateSampler(Iterator[Any]):
     def metrics(self) -> dict[str, float]:
         """Return metrics relative to the sampler's namespace."""
         stats = self.rounds.table.stats()
-        names = ("pass_rate", "num_all_right", "num_all_wrong", "num_unseen")
-        return {name: stats[f"dynloader/{name}"] for name in names} | {
+        return {name: stats[f"dynloader/{name}"] for name in METRICS} | {
             "num_retired": float(self.rounds.policy.num_retired(self.rounds.table))
         }

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from dynloader._checks import check_number
 from dynloader.integrations._sample_losses import (
@@ -33,10 +32,10 @@ from dynloader.integrations._tokens import (
     sft_scale,
 )
 from dynloader.integrations._trainer_loader import (
-    STATE_NAME,
     LoaderCallback,
     is_shuffled,
     mean_steps_per_epoch,
+    state_path,
 )
 from dynloader.integrations.accelerate import PreparedLoader, prepare
 from dynloader.loading._loader import DataLoader
@@ -193,15 +192,7 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             FileNotFoundError: the checkpoint does not include the state of a loader.
             ValueError: the checkpoint is for other data or another policy.
         """
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        self._checkpoint = Path(folder) / STATE_NAME if folder else None
-        if self._checkpoint is not None and not self._checkpoint.exists():
-            raise FileNotFoundError(
-                f"resume_from_checkpoint must be a checkpoint of a PruningTrainer, got {folder}: "
-                f"it has no {STATE_NAME}"
-            )
+        self._checkpoint = state_path(self, resume_from_checkpoint, "PruningTrainer")
         is_skipping = self.args.ignore_data_skip
         self._is_confirmed = self._overrides_losses
         # The loader resumes where it stopped, so the Trainer must not skip batches.

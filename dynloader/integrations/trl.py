@@ -11,14 +11,13 @@ from accelerate.utils import gather
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
+from dynloader.integrations._trainer_loader import STATE_NAME, state_path
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._prompt_rounds import PromptRounds
+from dynloader.sampling._prompt_rounds import METRICS, PromptRounds
 from dynloader.table._table import ScoreTable
-
-_STATE_NAME = "dynloader.pt"
 
 
 class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -92,16 +91,8 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             FileNotFoundError: the checkpoint does not include the record of the rewards.
             ValueError: the checkpoint is for other prompts or another policy.
         """
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if folder:
-            path = Path(folder) / _STATE_NAME
-            if not path.exists():
-                raise FileNotFoundError(
-                    "resume_from_checkpoint must be a checkpoint of a PruningGRPOTrainer, got "
-                    f"{folder}: it has no {_STATE_NAME}"
-                )
+        path = state_path(self, resume_from_checkpoint, "PruningGRPOTrainer")
+        if path is not None:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.rounds.load_state_dict(state)
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -156,7 +147,7 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 "in [0, 1]"
             ) from None
         stats = self.rounds.table.stats()
-        for name in ("pass_rate", "num_all_right", "num_all_wrong", "num_unseen"):
+        for name in METRICS:
             key = f"dynloader/{name}"
             self._metrics["train"][key].append(stats[key])
 
@@ -165,7 +156,7 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder = Path(self._get_output_dir(trial=trial)) / name
-            torch.save(self.rounds.state_dict(), folder / _STATE_NAME)
+            torch.save(self.rounds.state_dict(), folder / STATE_NAME)
 
 
 def _weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:

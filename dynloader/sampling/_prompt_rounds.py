@@ -15,6 +15,8 @@ from dynloader.sampling._sampler import check_table
 from dynloader.table._table import ScoreTable
 
 _VERSION = 1
+# What a training logs of ``table.stats()``, without the prefix.
+METRICS = ("pass_rate", "num_all_right", "num_all_wrong", "num_unseen")
 
 
 class PromptRounds:
