@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dynloader._checks import check_device
+from dynloader.table._device import to_device
 
 _T = TypeVar("_T")
 
@@ -90,8 +91,7 @@ class ToDevice(Generic[_T]):
             return copy, self._stream.record_event()
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        # A non-blocking copy to the CPU could be read before it has finished.
-        return tensor.to(self._device, non_blocking=self._device.type == "cuda")
+        return to_device(tensor, self._device)
 
 
 def _recorded(tensor: Tensor, stream: Any) -> Tensor:

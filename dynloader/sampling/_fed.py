@@ -7,6 +7,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from dynloader.table._device import to_device
+
 # Batches delivered last, whose losses may still arrive.
 _NUM_BATCHES = 8
 
@@ -82,10 +84,10 @@ class Fed:
         for known, weights in reversed(same_size):
             if known is index or (known.is_cpu and index.is_cpu and torch.equal(known, index)):
                 return weights
-        here = index.to(self._device, non_blocking=self._device.type == "cuda")
+        here = to_device(index, self._device)
         found = self._weights[here.clamp(0, self._num_samples - 1)]
         if not index.is_cpu:
             for known, weights in same_size:
-                is_same = (known.to(index.device, non_blocking=True) == index).all()
+                is_same = (to_device(known, index.device) == index).all()
                 found = torch.where(is_same.to(self._device), weights, found)
         return found

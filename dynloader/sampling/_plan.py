@@ -18,6 +18,7 @@ from dynloader._address import Address
 from dynloader._checks import check_range
 from dynloader.ops import Selection
 from dynloader.sampling._blocks import BlockOrder, Blocks
+from dynloader.table._device import to_device
 from dynloader.table._on_host import OnHost
 
 # A native call takes 6 us for 256 indices (22 ns per index), but 110 us for this many (3.4 ns per
@@ -107,7 +108,7 @@ class Kept:
     def on(self, device: torch.device) -> Tensor:
         """Return the kept samples in the policy's order, int64 [k] on ``device``."""
         if self._on_device.device != device:
-            self._on_device = self.indices.to(device, non_blocking=device.type == "cuda")
+            self._on_device = to_device(self.indices, device)
         return self._on_device[: len(self)]
 
     def _read(self) -> Tensor:
@@ -335,6 +336,5 @@ class Plan(EpochPlan):
         weights = self.kept.weights
         if weights.is_cpu and index.is_cpu:  # the table has checked the range
             return weights.index_select(0, index)
-        # Asynchronous only to the GPU: the host could read a copy to the CPU too early.
-        index = index.to(weights.device, non_blocking=weights.is_cuda)
+        index = to_device(index, weights.device)
         return weights[index.clamp(0, self.num_samples - 1)]

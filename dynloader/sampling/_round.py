@@ -12,6 +12,7 @@ from dynloader import ops
 from dynloader._address import Address
 from dynloader.sampling._plan import Kept
 from dynloader.sampling._share import Share
+from dynloader.table._device import to_device
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Round:
         if self.weights is None:
             return torch.ones(stop - start, device=device)
         places = self._ordered(len(self.kept), start, stop)
-        return self.weights[places.to(device, non_blocking=device.type == "cuda")]
+        return self.weights[to_device(places, device)]
 
     def fed(self) -> Tensor:
         """Return the samples that the round feeds, without repetitions, int64."""

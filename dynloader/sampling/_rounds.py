@@ -23,6 +23,7 @@ from dynloader.sampling._plan import EpochPlan, Kept, Order
 from dynloader.sampling._round import Pace, Round
 from dynloader.sampling._rounds_state import Saved
 from dynloader.table._candidates import Candidates
+from dynloader.table._device import to_device
 from dynloader.table._table import ScoreTable
 
 # Numbers of derived addresses. Those below are taken by the order of storage blocks.
@@ -156,7 +157,7 @@ class RoundPlan(EpochPlan):
                 )
             if not is_built_in(policy):
                 check_range("indices selected", selection.indices, len(rows))
-            chosen = selection.indices.to(rows.device, non_blocking=rows.is_cuda)
+            chosen = to_device(selection.indices, rows.device)
             selection = selection._replace(indices=rows[chosen])
         self._add(number, selection)
         is_new = window is None or window.start == 0

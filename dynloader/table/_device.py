@@ -1,11 +1,20 @@
-"""The device of a table."""
+"""The device of a table, and copies to it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from dynloader._checks import as_device, check_device
 from dynloader._native import build_info
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return ``tensor`` on ``device``. The host does not wait for copies from pinned memory."""
+    if tensor.device == device:  # faster than Tensor.to
+        return tensor
+    # Asynchronous only to the GPU: the host could read a copy to the CPU too early.
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def is_captured(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader.ops._reduce import check_reduction
+from dynloader.table._device import to_device
 
 
 class ManyLosses(NamedTuple):
@@ -100,10 +101,10 @@ class ManyLosses(NamedTuple):
 
     def each(self, losses: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sample of each loss that counts, int64 [m], and these losses [m]."""
-        samples = self._of_losses(_to(index, losses.device), losses).expand(losses.shape)
+        samples = self._of_losses(to_device(index, losses.device), losses).expand(losses.shape)
         if self.mask is None:
             return samples.reshape(-1), losses.reshape(-1)
-        counted = _to(self.mask, losses.device)
+        counted = to_device(self.mask, losses.device)
         return samples[counted], losses[counted]
 
     def reduced(
@@ -115,11 +116,11 @@ class ManyLosses(NamedTuple):
     ) -> ops.Reduced:
         """Reduce losses to one for each sample, on the device of the index."""
         mask, cu_seqlens = (
-            None if value is None else _to(value, index.device)
+            None if value is None else to_device(value, index.device)
             for value in (self.mask, self.cu_seqlens)
         )
         return ops.reduce_by_index(
-            _to(losses, index.device),
+            to_device(losses, index.device),
             index,
             self.reduce,
             mask=mask,
@@ -144,25 +145,25 @@ class ManyLosses(NamedTuple):
             highest loss is divided equally among losses that are equally high.
         """
         device = losses.device
-        counts = _to(reduced.counts, device)
+        counts = to_device(reduced.counts, device)
         is_wide = losses.dtype == torch.float64
-        factor = 1 / _to(reduced.num_samples, device).clamp(min=1).to(
+        factor = 1 / to_device(reduced.num_samples, device).clamp(min=1).to(
             torch.float64 if is_wide else torch.float32
         )
         if weights is not None:
-            factor = factor * _to(weights, device)
+            factor = factor * to_device(weights, device)
         if self.reduce == "mean":
             factor = factor / counts.clamp(min=1)
         factor = factor.expand(counts.shape)
-        counted = None if self.mask is None else _to(self.mask, device)
+        counted = None if self.mask is None else to_device(self.mask, device)
         if self.reduce == "max":
-            highest = self._of_losses(_to(reduced.losses, device), losses)
+            highest = self._of_losses(to_device(reduced.losses, device), losses)
             found = losses.detach().float()
             is_highest = (found == highest) | (found.isnan() & highest.isnan())
             is_highest = is_highest if counted is None else is_highest & counted
             how = self._replace(reduce="sum")
-            ties = how.reduced(is_highest.float(), _to(index, reduced.counts.device))
-            factor = factor / _to(ties.losses, device).clamp(min=1)
+            ties = how.reduced(is_highest.float(), to_device(index, reduced.counts.device))
+            factor = factor / to_device(ties.losses, device).clamp(min=1)
             counted = is_highest
         elif self.cu_seqlens is not None:
             # False for all losses if the offsets are wrong, which the table reports.
@@ -174,14 +175,9 @@ class ManyLosses(NamedTuple):
         """Return the value of each loss's entry, in a shape that broadcasts to the losses."""
         if self.cu_seqlens is None:
             return values.reshape(-1, *[1] * (losses.ndim - 1))
-        ends = _to(self.cu_seqlens, losses.device)[1:].contiguous()
+        ends = to_device(self.cu_seqlens, losses.device)[1:].contiguous()
         place = torch.arange(len(losses), dtype=ends.dtype, device=losses.device)
         row = torch.searchsorted(ends, place, right=True)
         if len(ends) == 0:
             return values.new_zeros(losses.shape)
         return values[row.clamp(max=len(ends) - 1)]
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    # Only copies to the GPU are asynchronous: the host could read a copy to the CPU too early.
-    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._checks import as_index, check_losses, check_range
-from dynloader.table._device import is_captured
+from dynloader.table._device import is_captured, to_device
 from dynloader.table._many_losses import ManyLosses
 from dynloader.table._passes import PassRecord
 from dynloader.table._scoring import Scoring
@@ -210,8 +210,4 @@ class Recording:
         history[row] = torch.cat([history[row, 1:], newest], dim=1)
 
     def _here(self, tensor: Tensor) -> Tensor:
-        device = self.scores.device
-        if tensor.device == device:
-            return tensor
-        # Only copies to the GPU are asynchronous: the host could read a copy to the CPU too early.
-        return tensor.to(device, non_blocking=device.type == "cuda")
+        return to_device(tensor, self.scores.device)
