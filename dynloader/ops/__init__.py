@@ -11,6 +11,15 @@ All functions raise ``TypeError`` for a wrong type or dtype, ``ValueError`` for 
 device or value, and ``IndexError`` for an index out of range. The message names the function and
 the argument, the requirement, and the value found. Unless a docstring says otherwise, the host does
 not wait for the GPU.
+
+With ``group=``, a process group of ``torch.distributed`` (``torch.distributed.group.WORLD`` for all
+processes), an operation selects among the rows of all its processes. Each process passes the scores
+or weights of its own rows: consecutive ones, in order of rank, of any number, also none. All other
+arguments must be equal. Numbers such as ``k`` and the returned indices count the rows of all:
+together, in order of rank, the results are those of one process on all rows, to the bit. There may
+be 2**40 rows in all, of which a process sends none, but at most eight histograms of 512 KiB. If an
+argument is wrong in one process, all raise the same error. The host waits for the GPU. A graph of
+``torch.compile`` or CUDA cannot hold such a call.
 """
 
 from dynloader.ops._calls import (
@@ -22,6 +31,7 @@ from dynloader.ops._calls import (
     gather,
     info_batch,
     order,
+    positions,
     power_weights,
     priority_sample,
     sample,
@@ -59,6 +69,7 @@ __all__ = [
     "gather",
     "info_batch",
     "order",
+    "positions",
     "power_weights",
     "priority_sample",
     "sample",
