@@ -87,8 +87,9 @@ struct MarkTiles {
     return count;
   }
 
-  // Like decide(), but compares nearly_high() with the high halves of the bounds. Leaves samples
-  // that share a high half with a bound open, which is right as long as the list holds them.
+  // Like decide(), but compares nearly_high() with its bounds for the high halves of the bracket's
+  // ends. Leaves samples open that share a high half with an end, or nearly so, which is right as
+  // long as the list holds them.
   // Returns false if it might not.
   bool decide_nearly(int64_t begin, int64_t length, uint64_t* bits, uint64_t* open) const {
     if (bracket.lower == bracket.upper) return false;
@@ -98,7 +99,7 @@ struct MarkTiles {
     const uint32_t upper = Key::range_of_nearly_high(upper_high).most;
     const uint32_t lower = Key::range_of_nearly_high(lower_high).least;
     uint32_t nearly[kMarkBlock];
-    for (int64_t j = 0; j < length; ++j) nearly[j] = local.nearly_high(begin + j);
+    write_nearly_high(local, begin, length, nearly);
     const int64_t words = (length + 63) / 64;
     for (int64_t j = length; j < words * 64; ++j) nearly[j] = 0;
     for (int64_t w = 0; w < words; ++w) {
@@ -115,7 +116,7 @@ struct MarkTiles {
     const Key local = key;
     const uint32_t upper = static_cast<uint32_t>(bracket.upper >> 32);
     const uint32_t lower = static_cast<uint32_t>(bracket.lower >> 32);
-    write_high(local, begin, length, high, 0);
+    write_high(local, begin, length, high);
     uint32_t is_equal = 0;
     for (int64_t j = 0; j < length; ++j) {
       is_equal |= static_cast<uint32_t>(high[j] == upper) | static_cast<uint32_t>(high[j] == lower);
@@ -146,15 +147,47 @@ struct MarkTiles {
     return length % 64 == 0 ? ~uint64_t{0} : (uint64_t{1} << (length % 64)) - 1;
   }
 
-  template <class K>
-  static auto write_high(const K& key, int64_t begin, int64_t length, uint32_t* high, int)
-      -> decltype(key.high_of_pair(begin, high)) {
-    for (int64_t j = 0; j < length / 2; ++j) key.high_of_pair(begin / 2 + j, high + 2 * j);
-    if (length % 2 != 0) high[length - 1] = key.high(begin + length - 1);
+  static void write_high(const Key& key, int64_t begin, int64_t length, uint32_t* high) {
+    if constexpr (Key::kIsDrawn) {
+      uint32_t upper[kMarkBlock];
+      uint32_t lower[kMarkBlock];
+      draw(key, begin, length, upper, lower);
+      for (int64_t j = 0; j < length; ++j) {
+        high[j] = key.high_of(begin + j, (static_cast<uint64_t>(upper[j]) << 32) | lower[j]);
+      }
+    } else {
+      for (int64_t j = 0; j < length; ++j) high[j] = key.high(begin + j);
+    }
   }
-  template <class K>
-  static void write_high(const K& key, int64_t begin, int64_t length, uint32_t* high, long) {
-    for (int64_t j = 0; j < length; ++j) high[j] = key.high(begin + j);
+
+  static void write_nearly_high(const Key& key, int64_t begin, int64_t length, uint32_t* nearly) {
+    if constexpr (Key::kIsDrawn) {
+      uint32_t upper[kMarkBlock];
+      uint32_t lower[kMarkBlock];
+      draw(key, begin, length, upper, lower);
+      for (int64_t j = 0; j < length; ++j) {
+        nearly[j] = key.nearly_high_of(begin + j, upper[j], lower[j]);
+      }
+    } else {
+      for (int64_t j = 0; j < length; ++j) nearly[j] = key.nearly_high(begin + j);
+    }
+  }
+
+  // Draws the random bits of samples [begin, begin + length), an upper and a lower half for each.
+  // `begin` is even, and the halves have room for an even number.
+  static void draw(const Key& key, int64_t begin, int64_t length, uint32_t* upper,
+                   uint32_t* lower) {
+    const auto first = static_cast<uint64_t>(begin / 2);
+    const int64_t pairs = (length + 1) / 2;
+    int64_t j = Simd<Isa>::random_halves(key.address, Key::kPurpose, first, pairs, upper, lower);
+    for (; j < pairs; ++j) {
+      const Words words =
+          random_words(key.address, Key::kPurpose, first + static_cast<uint64_t>(j));
+      upper[2 * j] = words.word[0];
+      lower[2 * j] = words.word[1];
+      upper[2 * j + 1] = words.word[2];
+      lower[2 * j + 1] = words.word[3];
+    }
   }
 
   static uint64_t reaching(const uint32_t* high, const uint32_t* low, uint64_t bound) {
