@@ -45,9 +45,9 @@ void with_key(Backend& backend, const Rows& rows, const F& f) {
     case RowKey::kScore:
       return f(ExactScoreKey{{rows.values, rows.address, rows.first}});
     case RowKey::kRace:
-      return f(PriorityKey<RacePriority>{rows.values, rows.address, rows.first});
+      return f(ExactPriorityKey<RacePriority>{{rows.values, rows.address, rows.first}});
     case RowKey::kPriority:
-      return f(PriorityKey<UniformPriority>{rows.values, rows.address, rows.first});
+      return f(ExactPriorityKey<UniformPriority>{{rows.values, rows.address, rows.first}});
     case RowKey::kGreedyFirst:
     case RowKey::kGreedySafe: {
       const Purpose purpose = rows.key == RowKey::kGreedyFirst ? Purpose::kExplore : Purpose::kDrop;

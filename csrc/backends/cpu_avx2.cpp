@@ -2,6 +2,8 @@
 #if defined(__x86_64__)
 
 // Before the pragma, so that no function of the standard library is compiled for a newer processor.
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 
@@ -13,6 +15,7 @@
 
 #include "../algorithms/instantiate.h"
 #include "cpu.h"
+#include "cpu_simd_avx2.h"
 
 namespace dynloader {
 DYNLOADER_INSTANTIATE(Cpu<Avx2>);

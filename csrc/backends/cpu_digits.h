@@ -6,7 +6,7 @@
 #include "../algorithms/marks.h"
 #include "../core/fetch.h"
 #include "../core/selection_key.h"
-#include "cpu_marks.h"
+#include "cpu_high_halves.h"
 
 namespace dynloader {
 

@@ -9,37 +9,10 @@
 #include "../core/compiler.h"
 #include "../core/fetch.h"
 #include "../core/selection_key.h"
+#include "cpu_high_halves.h"
 #include "cpu_simd.h"
 
 namespace dynloader {
-
-// The number of samples marked at a time: the data of a block fits in the L1 cache.
-constexpr int64_t kMarkBlock = 1024;
-
-// Writes the high halves of the keys of consecutive rows, two for each draw if they share draws.
-template <class Isa, class Key>
-struct HighHalves {
-  static void write(const Key& key, int64_t begin, int64_t length, uint32_t* high) {
-    write(key, begin, length, high, 0);
-  }
-
- private:
-  template <class K>
-  static auto write(const K& key, int64_t begin, int64_t length, uint32_t* high, int)
-      -> decltype(key.high_of_pair(begin, high)) {
-    const int64_t before = key.is_second_of_pair(begin) ? 1 : 0;
-    if (before > 0) high[0] = key.high(begin);
-    const int64_t pairs = (length - before) / 2;
-    for (int64_t j = 0; j < pairs; ++j) {
-      key.high_of_pair(begin + before + 2 * j, high + before + 2 * j);
-    }
-    if (before + 2 * pairs < length) high[length - 1] = key.high(begin + length - 1);
-  }
-  template <class K>
-  static void write(const K& key, int64_t begin, int64_t length, uint32_t* high, long) {
-    for (int64_t j = 0; j < length; ++j) high[j] = key.high(begin + j);
-  }
-};
 
 template <class Isa, class Key>
 struct MarkTiles {
@@ -112,8 +85,9 @@ struct MarkTiles {
     return count;
   }
 
-  // Like decide(), but compares nearly_high() with the high halves of the bounds. Leaves samples
-  // that share a high half with a bound open, which is right as long as the list holds them.
+  // Like decide(), but compares nearly_high() with its bounds for the high halves of the bracket's
+  // ends. Leaves samples open that share a high half with an end, or nearly so, which is right as
+  // long as the list holds them.
   // Returns false if it might not.
   bool decide_nearly(int64_t begin, int64_t length, uint64_t* bits, uint64_t* open) const {
     if (bracket.lower == bracket.upper) return false;
@@ -123,7 +97,7 @@ struct MarkTiles {
     const uint32_t upper = Key::range_of_nearly_high(upper_high).most;
     const uint32_t lower = Key::range_of_nearly_high(lower_high).least;
     uint32_t nearly[kMarkBlock];
-    for (int64_t j = 0; j < length; ++j) nearly[j] = local.nearly_high(begin + j);
+    HighHalves<Isa, Key>::write_nearly(local, begin, length, nearly);
     const int64_t words = (length + 63) / 64;
     for (int64_t j = length; j < words * 64; ++j) nearly[j] = 0;
     for (int64_t w = 0; w < words; ++w) {

@@ -1,9 +1,11 @@
-// The steps that compilers do not vectorize: from comparisons to bits, from bits to positions, and
-// keeping the keys of a range. Each instruction set with instructions for them gets a
-// specialization.
+// The steps that compilers do not vectorize well: random bits, from comparisons to bits, from bits
+// to positions, and keeping the keys of a range. Each instruction set with instructions for them
+// gets a specialization.
 #pragma once
 
 #include <cstdint>
+
+#include "../core/random.h"
 
 namespace dynloader {
 
@@ -16,6 +18,13 @@ template <class Isa>
 struct Simd {
   // The number of elements that `places` and `keep` may write past the end of their results.
   static constexpr int64_t kSlack = 8;
+
+  // Draws the random bits of the samples of consecutive pairs, an upper and a lower half for each,
+  // and returns for how many pairs. The caller draws the rest.
+  static inline int64_t random_halves(Address /*address*/, Purpose /*purpose*/, uint64_t /*pair*/,
+                                      int64_t /*pairs*/, uint32_t* /*high*/, uint32_t* /*low*/) {
+    return 0;
+  }
 
   // Returns 64 bits; bit j: values[j] >= bound.
   static inline uint64_t at_least(const uint32_t* values, uint32_t bound) {

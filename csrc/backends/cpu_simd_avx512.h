@@ -6,12 +6,18 @@
 #include <cstdint>
 
 #include "cpu_simd.h"
+#include "cpu_simd_random.h"
 
 namespace dynloader {
 
 template <>
 struct Simd<Avx512> {
   static constexpr int64_t kSlack = 16;
+
+  static inline int64_t random_halves(Address address, Purpose purpose, uint64_t pair,
+                                      int64_t pairs, uint32_t* high, uint32_t* low) {
+    return WideRandom<Avx512>::halves(address, purpose, pair, pairs, high, low);
+  }
 
   static inline uint64_t at_least(const uint32_t* values, uint32_t bound) {
     const __m512i bounds = _mm512_set1_epi32(static_cast<int>(bound));

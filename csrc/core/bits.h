@@ -59,15 +59,17 @@ DYNLOADER_FN uint32_t nearly_ordered_bits(float score) {
   return (bits ^ flipped) - 0x007fffffu;
 }
 
-// The smallest and the largest nearly_ordered_bits of the scores with the given ordered_bits.
-struct NearlyOrdered {
+// Bounds of what stands for a key's high half where an approximation will do.
+struct NearlyRange {
   uint32_t least, most;
-  static DYNLOADER_FN NearlyOrdered of(uint32_t ordered) {
-    if (ordered > 0xff800000u) return {0xff800001u - 0x007fffffu, 0xffffffffu};
-    const uint32_t bits = ordered < 0x007fffffu ? 0 : ordered - 0x007fffffu;
-    return {ordered == 0x80000000u ? bits - 1 : bits, bits};
-  }
 };
+
+// Returns the smallest and the largest nearly_ordered_bits of the scores with these ordered_bits.
+DYNLOADER_FN NearlyRange range_of_nearly_ordered(uint32_t ordered) {
+  if (ordered > 0xff800000u) return {0xff800001u - 0x007fffffu, 0xffffffffu};
+  const uint32_t bits = ordered < 0x007fffffu ? 0 : ordered - 0x007fffffu;
+  return {ordered == 0x80000000u ? bits - 1 : bits, bits};
+}
 
 // Inverts ordered_bits: -0 comes back as +0, and every NaN as the canonical NaN.
 DYNLOADER_FN float from_ordered_bits(uint32_t ordered) {

@@ -6,9 +6,10 @@
 // backends may use:
 //
 // - kHighBits: the number of bits of high();
-// - kIsDrawn: high() draws a random number, so reading all keys again is slow;
-// - kHasNearlyHigh: nearly_high() costs less than high(), and orders samples the same way if their
-//   high() differ; range_of_nearly_high() returns its smallest and largest value for one high().
+// - kIsDrawn: high() draws random bits, for kPurpose at `address`, so reading all keys again is
+//   slow; high_of() and nearly_high_of() take the bits, for those who draw many at a time;
+// - kHasNearlyHigh: nearly_high() costs less than high(); range_of_nearly_high(high) returns bounds
+//   of it: below the least, a sample's high() is below `high`, and above the most, it is above.
 //
 // A key takes the number of a row, and is that of sample `first` + row. All rows of a key are in
 // one block of 2^32 samples. Samples of different blocks may have equal keys: then one is put
@@ -89,8 +90,8 @@ struct ScoreKey {
   DYNLOADER_FN void ask_for(int64_t i) const { prefetch_to_read(scores + i); }
   DYNLOADER_FN uint32_t high(int64_t i) const { return ordered_bits(scores[i]); }
   DYNLOADER_FN uint32_t nearly_high(int64_t i) const { return nearly_ordered_bits(scores[i]); }
-  static DYNLOADER_FN NearlyOrdered range_of_nearly_high(uint32_t high) {
-    return NearlyOrdered::of(high);
+  static DYNLOADER_FN NearlyRange range_of_nearly_high(uint32_t high) {
+    return range_of_nearly_ordered(high);
   }
   DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(first + i)); }
 };
@@ -160,6 +161,9 @@ struct RacePriority {
   static DYNLOADER_FN double of(double weight, uint64_t bits) {
     return weight / exponential_variate(bits);
   }
+  static DYNLOADER_FN float nearly_of(float weight, uint32_t high, uint32_t low) {
+    return weight / nearly_exponential_variate(high, low);
+  }
 };
 
 // Priority sampling (Duffield, Lund, Thorup 2007): keeps the k largest w / u. The (k + 1)-th gives
@@ -169,15 +173,34 @@ struct UniformPriority {
   static DYNLOADER_FN double of(double weight, uint64_t bits) {
     return weight / unit_interval(bits);
   }
+  static DYNLOADER_FN float nearly_of(float weight, uint32_t high, uint32_t low) {
+    return weight / nearly_unit_interval(high, low);
+  }
 };
+
+// Returns bounds of the bits of a nearly_of() whose priority has these priority_bits. Near the ends
+// of a float's range they leave everything open.
+DYNLOADER_FN NearlyRange range_of_nearly_priority(uint32_t high) {
+  constexpr double kRoom = 2.0 * kNearlyError;
+  constexpr double kSmall = 0x1p-100;
+  constexpr uint32_t kBitsOfInfinity = 0xffe00000u;
+  if (high >= kBitsOfInfinity) return {kInfinityBits - 1, 0xffffffffu};
+  const double least = from_priority_bits(high) * (1.0 - kRoom);
+  const double most = from_priority_bits(high + 1) * (1.0 + kRoom);
+  const double largest = static_cast<double>(kFloatMax);
+  const auto bits = [](double x) { return bit_cast<uint32_t>(static_cast<float>(x)); };
+  return {least < kSmall ? 0 : bits(least < largest ? least : largest),
+          most > largest ? 0xffffffffu : bits(most < 2.0 * kSmall ? 2.0 * kSmall : most)};
+}
 
 // Draws each priority when it is read, instead of storing it: a selection reads nearly all keys
 // once.
 template <class Priority>
 struct PriorityKey {
+  static constexpr Purpose kPurpose = Priority::kPurpose;
   static constexpr int kHighBits = 32;
   static constexpr bool kIsDrawn = true;
-  static constexpr bool kHasNearlyHigh = false;
+  static constexpr bool kHasNearlyHigh = true;
   const float* weights;
   Address address;
   int64_t first = 0;
@@ -187,24 +210,27 @@ struct PriorityKey {
     tie = Shuffle32::keyed(address, Purpose::kTie, block_of(first));
   }
   DYNLOADER_FN uint32_t high(int64_t i) const {
-    return of(i, random_bits64(address, Priority::kPurpose, static_cast<uint64_t>(first + i)));
+    return high_of(i, random_bits64(address, kPurpose, static_cast<uint64_t>(first + i)));
   }
-  // Returns whether row i shares its draw with the row before it, not with the one after it.
-  DYNLOADER_FN bool is_second_of_pair(int64_t i) const { return ((first + i) & 1) != 0; }
-  // Writes high() of rows i and i + 1, which share a draw, for the price of one.
-  DYNLOADER_FN void high_of_pair(int64_t i, uint32_t* high) const {
-    const BitsOfPair bits =
-        random_bits_of_pair(address, Priority::kPurpose, static_cast<uint64_t>(first + i) >> 1);
-    high[0] = of(i, bits.even);
-    high[1] = of(i + 1, bits.odd);
-  }
-  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(first + i)); }
-
- private:
-  DYNLOADER_FN uint32_t of(int64_t i, uint64_t bits) const {
+  DYNLOADER_FN uint32_t high_of(int64_t i, uint64_t bits) const {
     const double weight = static_cast<double>(weights[i]);
     return priority_bits(weight > 0.0 ? Priority::of(weight, bits) : 0.0);
   }
+  // The bits of an approximate priority, a float.
+  DYNLOADER_FN uint32_t nearly_high_of(int64_t i, uint32_t upper, uint32_t lower) const {
+    const float weight = weights[i];
+    return bit_cast<uint32_t>(weight > 0.0f ? Priority::nearly_of(weight, upper, lower) : 0.0f);
+  }
+  static DYNLOADER_FN NearlyRange range_of_nearly_high(uint32_t high) {
+    return range_of_nearly_priority(high);
+  }
+  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(first + i)); }
+};
+
+// The same without nearly_high().
+template <class Priority>
+struct ExactPriorityKey : PriorityKey<Priority> {
+  static constexpr bool kHasNearlyHigh = false;
 };
 
 }  // namespace dynloader

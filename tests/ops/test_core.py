@@ -26,6 +26,7 @@ PROGRAM = """
 #include "core/image.h"
 #include "core/random.h"
 #include "core/score.h"
+#include "core/selection_key.h"
 using namespace dynloader;
 #define LOOP(name, From, To, expression)                            \\
   extern "C" void name(const From* from, To* to, int64_t n) {       \\
@@ -38,11 +39,17 @@ LOOP(log_of, double, double, natural_log(x))
 LOOP(exponential_of, double, double, exponential(x))
 LOOP(unit_interval_of, uint64_t, double, unit_interval(x))
 LOOP(variate_of, uint64_t, double, exponential_variate(x))
+LOOP(nearly_unit_of, uint64_t, float,
+     nearly_unit_interval(static_cast<uint32_t>(x >> 32), static_cast<uint32_t>(x)))
+LOOP(nearly_variate_of, uint64_t, float,
+     nearly_exponential_variate(static_cast<uint32_t>(x >> 32), static_cast<uint32_t>(x)))
+LOOP(least_nearly_priority, uint32_t, uint32_t, range_of_nearly_priority(x).least)
+LOOP(most_nearly_priority, uint32_t, uint32_t, range_of_nearly_priority(x).most)
 LOOP(is_finite_of, float, uint8_t, is_finite(x))
 LOOP(ordered, float, uint32_t, ordered_bits(x))
 LOOP(nearly_ordered, float, uint32_t, nearly_ordered_bits(x))
-LOOP(least_of, uint32_t, uint32_t, NearlyOrdered::of(x).least)
-LOOP(most_of, uint32_t, uint32_t, NearlyOrdered::of(x).most)
+LOOP(least_of, uint32_t, uint32_t, range_of_nearly_ordered(x).least)
+LOOP(most_of, uint32_t, uint32_t, range_of_nearly_ordered(x).most)
 LOOP(from_ordered, uint32_t, float, from_ordered_bits(x))
 LOOP(canonical_of, float, float, canonical(x))
 LOOP(priority, double, uint32_t, priority_bits(x))
@@ -193,6 +200,46 @@ def test_priorities(core: Core) -> None:
     assert (back <= x).all()
     same_bits(core("priority", back, np.uint32), bits)
     assert (core("from_priority", bits + np.uint32(1), np.float64) > x).all()
+
+
+def test_approximate_variates(core: Core) -> None:
+    u = random64(1 << 16)
+    for name in ("unit", "variate"):
+        exact = core("unit_interval_of" if name == "unit" else "variate_of", u, np.float64)
+        nearly = core(f"nearly_{name}_of", u, np.float32).astype(np.float64)
+        assert (np.abs(nearly / exact - 1) < 2.0**-15).all()
+        assert (nearly > 0).all()
+
+
+def test_bounds_of_approximate_priorities(core: Core) -> None:
+    rng = np.random.default_rng(3)
+    u = random64(1 << 14)
+    weights = np.exp2(rng.uniform(-149, 128, len(u))).astype(np.float32)
+    weights[: len(u) // 2] = rng.uniform(0, 10, len(u) // 2)
+    weights[:4] = [0, 1e-45, np.finfo(np.float32).max, 1]
+    for name in ("unit_interval", "variate"):
+        exact = weights / core(f"{name}_of", u, np.float64)
+        near = core(f"nearly_{name.split('_')[0]}_of", u, np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            nearly = (weights / near).view(np.uint32)
+        high = core("priority", exact, np.uint32)
+        # Bounds below, at and above the sample's own priority, and those of any other.
+        for other in (high, high - (high > 0), high + 1, high + 30, high[::-1], rng.permuted(high)):
+            other = np.ascontiguousarray(other.astype(np.uint32))
+            least = core("least_nearly_priority", other, np.uint32)
+            most = core("most_nearly_priority", other, np.uint32)
+            assert (high[nearly < least] < other[nearly < least]).all()
+            assert (high[nearly > most] > other[nearly > most]).all()
+        # They decide nearly all: hardly any sample lies within the bounds of another.
+        ordinary = slice(8, len(u) // 2)
+        bound = np.full(len(u), np.median(high[ordinary]), np.uint32)
+        is_open = (nearly >= core("least_nearly_priority", bound, np.uint32)) & (
+            nearly <= core("most_nearly_priority", bound, np.uint32)
+        )
+        assert is_open[ordinary].mean() < 0.001
+    ends = np.array([0, 1, 0x7FE00000 * 2 - 1, 0xFFE00000, 0xFFFFFFFF], np.uint32)
+    assert core("least_nearly_priority", ends, np.uint32)[0] == 0
+    assert (core("most_nearly_priority", ends, np.uint32)[2:] == 0xFFFFFFFF).all()
 
 
 def test_scores_in_fixed_point(core: Core) -> None:
