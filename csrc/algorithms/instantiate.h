@@ -5,6 +5,7 @@
 #include "gather.h"
 #include "images.h"
 #include "mean.h"
+#include "mix.h"
 #include "order.h"
 #include "reduce.h"
 #include "rescore.h"

@@ -29,6 +29,7 @@ SUITES = (
     "info_batch",
     "order",
     "batch",
+    "mixtures",
     "rescored",
     "table",
     "pass_scores",
