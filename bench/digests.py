@@ -74,6 +74,19 @@ def results_of(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
         epoch_at=None,
     )  # fmt: skip
     yield "gather_images", digest(batch_of.contiguous())
+    resized = torch.ops.dynloader.gather_images(
+        images, selected[:batch] % 7, faults, crop=[9, 14], padding=0, is_reflected=False,
+        flip_probability=0.5, flip_alternates=False, cutout=3, fill=0.0, values=values,
+        from_channels_last=False, to_channels_last=False, seed=signed_seed, epoch=epoch,
+        epoch_at=None, resize=[0.1, 1.0, 0.5, 2.0, 1.0],
+        jitter=[0.5, 1.5, 0.5, 1.5, 0.5, 1.5, -0.5, 0.5],
+    )  # fmt: skip
+    yield "gather_images, resized", digest(resized)
+    for alpha in (0.2, 1.0, 1.5):
+        mixtures = torch.ops.dynloader.draw_mixtures(
+            selected[:batch], n, alpha, True, 224, 192, signed_seed, epoch
+        )
+        yield f"draw_mixtures, {alpha}", digest(*mixtures)
     records = torch.zeros(n, 4, dtype=torch.int32, device=device)
     faults = torch.zeros(2, dtype=torch.int64, device=device)
     table = torch.full((n,), torch.inf, device=device)

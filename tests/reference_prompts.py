@@ -6,6 +6,7 @@ import numpy as np
 from reference import (
     RACE,
     Array,
+    exponential,
     exponential_variate,
     natural_log,
     philox,
@@ -39,18 +40,15 @@ class Gamma:
         self.is_done = self.is_done | (where & is_taken)
 
 
-def beta_variates(a: Array, b: Array, seed: int, epoch: int) -> Array:
-    """Return one variate of Beta(a, b) for each row."""
-    rows = np.arange(len(a), dtype=np.uint64)
-    words = philox(seed, epoch, PURPOSE_POSTERIOR, rows)
-    bits = words[0].astype(np.uint64) << np.uint64(32) | words[1].astype(np.uint64)
-    uniform = unit_interval(bits)
+def gamma_variates(
+    a: Array, b: Array, purpose: int, seed: int, epoch: int, rows: Array
+) -> tuple[Array, Array]:
+    """Return one variate of Gamma(a) and one of Gamma(b), a and b >= 1, for each row."""
     x, y = Gamma(a), Gamma(b)
-    is_uniform = (a == 1) & (b == 1)
     for attempt in range(256):
-        if (is_uniform | (x.is_done & y.is_done)).all():
+        if (x.is_done & y.is_done).all():
             break
-        words = philox(seed, epoch, PURPOSE_POSTERIOR, np.uint64(attempt << 32) | rows)
+        words = philox(seed, epoch, purpose, np.uint64(attempt << 32) | rows)
         p, q = ((word.astype(np.float64) + 0.5) * 2.0**-31 - 1.0 for word in words[:2])
         s = p * p + q * q
         is_open = s < 1.0
@@ -58,7 +56,36 @@ def beta_variates(a: Array, b: Array, seed: int, epoch: int) -> Array:
         factor = np.sqrt(-2.0 * natural_log(s) / s)
         x.propose(p * factor, words[2], is_open)
         y.propose(q * factor, words[3], is_open)
-    return np.where(is_uniform, uniform, x.value / (x.value + y.value))
+    return x.value, y.value
+
+
+def bits64(high: Array, low: Array) -> Array:
+    """Return 64 bits from two words."""
+    return high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
+
+
+def beta_variates(
+    a: Array, b: Array, purpose: int, seed: int, epoch: int, rows: Array | None = None
+) -> Array:
+    """Return one variate of Beta(a, b), a and b >= 1, for each row."""
+    rows = np.arange(len(a), dtype=np.uint64) if rows is None else rows
+    words = philox(seed, epoch, purpose, rows)
+    uniform = unit_interval(bits64(words[0], words[1]))
+    x, y = gamma_variates(a, b, purpose, seed, epoch, rows)
+    return np.where((a == 1) & (b == 1), uniform, x / (x + y))
+
+
+def symmetric_beta_variates(
+    alpha: float, purpose: int, seed: int, epoch: int, rows: Array
+) -> Array:
+    """Return one variate of Beta(alpha, alpha) for each row."""
+    a = np.full(len(rows), alpha + (alpha < 1))
+    if alpha >= 1:
+        return beta_variates(a, a, purpose, seed, epoch, rows)
+    x, y = gamma_variates(a, a, purpose, seed, epoch, rows)
+    u0, u1, v0, v1 = philox(seed, epoch, purpose, np.uint64(256 << 32) | rows)
+    u, v = unit_interval(bits64(u0, u1)), unit_interval(bits64(v0, v1))
+    return 1.0 / (1.0 + y / x * exponential((natural_log(v) - natural_log(u)) / alpha))
 
 
 def power_of(p: float, count: Array) -> Array:
@@ -97,7 +124,7 @@ def pass_scores(
         a, b = prior[0] + right, prior[1] + wrong
         mean = a / (a + b)
         if rule == POSTERIOR:
-            scores = -np.abs(beta_variates(a, b, seed, epoch) - target)
+            scores = -np.abs(beta_variates(a, b, PURPOSE_POSTERIOR, seed, epoch) - target)
         elif rule == BAND:
             scores = np.minimum(np.where(mean < low, mean - low, high - mean), 0.0)
         else:

@@ -6,9 +6,12 @@
 #include <cstdint>
 
 #include "../core/image.h"
+#include "../core/jitter.h"
+#include "../core/mix.h"
 #include "../core/pass_rate.h"
 #include "../core/random.h"
 #include "../core/reduction.h"
+#include "../core/resize.h"
 #include "../core/score.h"
 #include "rows.h"
 
@@ -107,7 +110,8 @@ struct PixelStrides {
   int64_t channel, row, column;
 };
 
-// Gathers the images of a batch: crops, flips, cuts out and looks up values.
+// Gathers the images of a batch: crops or resizes, flips, changes colors, cuts out and looks up
+// values.
 struct GatherImages {
   const int64_t* index;
   int64_t batch_size;
@@ -122,6 +126,21 @@ struct GatherImages {
   int value_bytes;     // 2 or 4
   void* batch;         // filled for samples that do not exist
   int64_t* faults;     // [2], as for Gather
+  bool is_resized;     // a box of each image becomes all of the result; for pixels of 1 byte
+  BoxRule box;
+  bool is_jittered;  // colors change; for 3 channels of 1 byte
+  JitterRule jitter;
+};
+
+// Draws what each image of a batch is mixed with.
+struct DrawMixtures {
+  const int64_t* index;
+  int64_t batch_size;
+  MixRule rule;
+  Address address;
+  int64_t* partners;  // [batch_size], in [0, rule.num_samples)
+  float* shares;      // [batch_size], of the image itself
+  int64_t* squares;  // [batch_size, 4]: top, bottom, left, right of what the partner fills; or null
 };
 
 struct ScoreSums {
@@ -249,6 +268,7 @@ struct Spread {
   X(GatherRows)                    \
   X(GatherImages)                  \
   X(ScoreSums)                     \
+  X(DrawMixtures)                  \
   X(ScoreMean)                     \
   X(PowerWeights)                  \
   X(VisitBonus)                    \

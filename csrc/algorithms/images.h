@@ -8,6 +8,8 @@
 #include "calls.h"
 #include "faults.h"
 #include "gather.h"
+#include "jitter.h"
+#include "resize.h"
 
 namespace dynloader {
 
@@ -158,8 +160,30 @@ struct CopyImage {
   }
 };
 
+// Gathers images whose colors change: first the bytes, which are then changed and written.
 template <class Backend, class Convert>
-void copy_images(Backend& backend, const GatherImages& call, const Convert& convert) {
+void gather_jittered(Backend& backend, const GatherImages& call, const Convert& convert) {
+  const ImageRule& rule = call.rule;
+  const int64_t size = int64_t{rule.crop_height} * rule.crop_width;
+  auto* pixels = backend.template allocate<uint8_t>(call.batch_size * 3 * size);
+  GatherImages bytes = call;
+  bytes.rule.cutout = 0;
+  bytes.to = {size, rule.crop_width, 1};
+  bytes.batch = pixels;
+  if (call.is_resized) {
+    resize_images(backend, bytes, AsItIs<uint8_t>{});
+  } else {
+    backend.walk_shared(call.batch_size, InPlace{}, CopyImage<AsItIs<uint8_t>>{bytes, {}});
+  }
+  jitter_images(backend, call, pixels, convert);
+}
+
+template <class Backend, class Convert>
+void gather_images(Backend& backend, const GatherImages& call, const Convert& convert) {
+  if constexpr (sizeof(typename Convert::From) == 1) {
+    if (call.is_jittered) return gather_jittered(backend, call, convert);
+    if (call.is_resized) return resize_images(backend, call, convert);
+  }
   backend.walk_shared(call.batch_size, InPlace{}, CopyImage<Convert>{call, convert});
 }
 
@@ -167,20 +191,21 @@ template <class Backend>
 void run(Backend& backend, const GatherImages& call) {
   if (call.values != nullptr) {
     if (call.value_bytes == 2) {
-      return copy_images(backend, call,
-                         LookUp<uint16_t>{static_cast<const uint16_t*>(call.values)});
+      return gather_images(backend, call,
+                           LookUp<uint16_t>{static_cast<const uint16_t*>(call.values)});
     }
-    return copy_images(backend, call, LookUp<uint32_t>{static_cast<const uint32_t*>(call.values)});
+    return gather_images(backend, call,
+                         LookUp<uint32_t>{static_cast<const uint32_t*>(call.values)});
   }
   switch (call.pixel_bytes) {
     case 1:
-      return copy_images(backend, call, AsItIs<uint8_t>{});
+      return gather_images(backend, call, AsItIs<uint8_t>{});
     case 2:
-      return copy_images(backend, call, AsItIs<uint16_t>{});
+      return gather_images(backend, call, AsItIs<uint16_t>{});
     case 4:
-      return copy_images(backend, call, AsItIs<uint32_t>{});
+      return gather_images(backend, call, AsItIs<uint32_t>{});
     default:
-      return copy_images(backend, call, AsItIs<uint64_t>{});
+      return gather_images(backend, call, AsItIs<uint64_t>{});
   }
 }
 

@@ -6,6 +6,7 @@
 #include "group.h"
 #include "images.h"
 #include "mean.h"
+#include "mix.h"
 #include "order.h"
 #include "reduce.h"
 #include "rescore.h"

@@ -30,14 +30,14 @@ struct CountWideDigits {
       for (int64_t j = 0; j < lanes * kCounters; ++j) own[j] = 0;
       used[slot] = 1;
     }
-    for (int64_t first = begin; first < end; first += kMarkBlock) {
-      count_block(local, first, end - first < kMarkBlock ? end - first : kMarkBlock, own);
+    for (int64_t first = begin; first < end; first += kRowBlock) {
+      count_block(local, first, end - first < kRowBlock ? end - first : kRowBlock, own);
     }
   }
 
   void count_block(const Key& local, int64_t first, int64_t length, uint32_t* own) const {
-    uint32_t high[kMarkBlock];
-    uint32_t digits[kMarkBlock];
+    uint32_t high[kRowBlock];
+    uint32_t digits[kRowBlock];
     HighHalves<Isa, Key>::write(local, first, length, high);
     const WideDigit rule = digit;
     uint32_t least = kNoDigit;

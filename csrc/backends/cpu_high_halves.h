@@ -9,7 +9,7 @@
 namespace dynloader {
 
 // The number of rows at a time: the data of a block fits in the L1 cache.
-constexpr int64_t kMarkBlock = 1024;
+constexpr int64_t kRowBlock = 1024;
 
 template <class Isa, class Key>
 struct HighHalves {
@@ -39,8 +39,8 @@ struct HighHalves {
  private:
   // The random bits of rows, which share a draw if their samples are a pair.
   struct Drawn {
-    uint32_t upper_halves[kMarkBlock + 2];
-    uint32_t lower_halves[kMarkBlock + 2];
+    uint32_t upper_halves[kRowBlock + 2];
+    uint32_t lower_halves[kRowBlock + 2];
     const uint32_t* upper;  // of the first row
     const uint32_t* lower;
 

@@ -35,8 +35,8 @@ struct MarkTiles {
     uint32_t samples[Marks::kTile + Simd<Isa>::kSlack];
     int64_t count = 0;
     int64_t num_open = 0;
-    for (int64_t start = 0; start < size; start += kMarkBlock) {
-      const int64_t length = size - start < kMarkBlock ? size - start : kMarkBlock;
+    for (int64_t start = 0; start < size; start += kRowBlock) {
+      const int64_t length = size - start < kRowBlock ? size - start : kRowBlock;
       count += mark_block(first, start, length, keys, samples, &num_open);
     }
     const int64_t tile = first / Marks::kTile;
@@ -59,8 +59,8 @@ struct MarkTiles {
                      uint32_t* samples, int64_t* num_open) const {
     const int64_t words = (length + 63) / 64;
     uint64_t* bits = marks.bits + (first + start) / 64;
-    uint64_t open[kMarkBlock / 64];
-    uint32_t high[kMarkBlock];
+    uint64_t open[kRowBlock / 64];
+    uint32_t high[kRowBlock];
     bool is_near = false;
     if constexpr (Key::kHasNearlyHigh) is_near = decide_nearly(first + start, length, bits, open);
     if (!is_near) decide(first + start, length, high, bits, open);
@@ -96,7 +96,7 @@ struct MarkTiles {
     const auto lower_high = static_cast<uint32_t>(bracket.lower >> 32);
     const uint32_t upper = Key::range_of_nearly_high(upper_high).most;
     const uint32_t lower = Key::range_of_nearly_high(lower_high).least;
-    uint32_t nearly[kMarkBlock];
+    uint32_t nearly[kRowBlock];
     HighHalves<Isa, Key>::write_nearly(local, begin, length, nearly);
     const int64_t words = (length + 63) / 64;
     for (int64_t j = length; j < words * 64; ++j) nearly[j] = 0;
@@ -128,7 +128,7 @@ struct MarkTiles {
         open[w] = Simd<Isa>::at_least(high + 64 * w, lower) & ~bits[w];
       }
     } else {
-      uint32_t low[kMarkBlock];
+      uint32_t low[kRowBlock];
       for (int64_t j = 0; j < length; ++j) low[j] = local.low(begin + j);
       for (int64_t j = length; j < words * 64; ++j) low[j] = 0;
       for (int64_t w = 0; w < words; ++w) {

@@ -19,11 +19,6 @@ struct ImageRule {
   bool alternates;                  // flips every other epoch; flip_below decides for epoch 0
 };
 
-// Maps 32 random bits to an integer in [0, count).
-DYNLOADER_FN int32_t random_below(uint32_t word, int32_t count) {
-  return static_cast<int32_t>((static_cast<uint64_t>(word) * static_cast<uint32_t>(count)) >> 32);
-}
-
 // The view drawn for one image: pixel (y, x) of the result is pixel (y + top, x_step * x + left) of
 // the image, if that lies inside the image.
 struct View {
@@ -40,15 +35,28 @@ struct View {
     view.left = random_below(words.word[1], spare_width + 1) - rule.padding;
     if (is_flipped) view.left += rule.crop_width - 1;
     view.x_step = is_flipped ? -1 : 1;
-    if (rule.cutout == 0) return view;
-    // Centers the cutout on a random pixel of the result; the edges clip it (DeVries and Taylor
-    // 2017).
-    const Words cut = random_words(address, Purpose::kCutout, static_cast<uint64_t>(sample));
-    view.cut_top = random_below(cut.word[0], rule.crop_height) - rule.cutout / 2;
-    view.cut_left = random_below(cut.word[1], rule.crop_width) - rule.cutout / 2;
-    view.cut_bottom = view.cut_top + rule.cutout;
-    view.cut_right = view.cut_left + rule.cutout;
+    view.draw_cut(rule, address, sample);
     return view;
+  }
+
+  // A result of the same size that was resized or copied before: only flip and cutout are drawn.
+  static DYNLOADER_FN View draw_whole(const ImageRule& rule, Address address, int64_t sample) {
+    const Words words = random_words(address, Purpose::kView, static_cast<uint64_t>(sample));
+    View view = {};
+    view.x_step = is_mirrored(rule, address, sample, words.word[2]) ? -1 : 1;
+    view.draw_cut(rule, address, sample);
+    return view;
+  }
+
+  // Centers the cutout on a random pixel of the result; the edges clip it (DeVries and Taylor
+  // 2017).
+  DYNLOADER_FN void draw_cut(const ImageRule& rule, Address address, int64_t sample) {
+    if (rule.cutout == 0) return;
+    const Words cut = random_words(address, Purpose::kCutout, static_cast<uint64_t>(sample));
+    cut_top = random_below(cut.word[0], rule.crop_height) - rule.cutout / 2;
+    cut_left = random_below(cut.word[1], rule.crop_width) - rule.cutout / 2;
+    cut_bottom = cut_top + rule.cutout;
+    cut_right = cut_left + rule.cutout;
   }
 
   // `word` holds random bits of the current epoch.

@@ -1,10 +1,10 @@
 // The record of a prompt that is trained on by reinforcement learning, and which prompts come next.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "arithmetic.h"
+#include "beta.h"
 #include "bits.h"
 #include "compiler.h"
 #include "random.h"
@@ -37,54 +37,6 @@ struct PassRate {
   double retire_below, retire_above;
   uint32_t evidence;  // rollouts before a prompt may retire
 };
-
-// One Gamma variate with shape a >= 1, by rejection (Marsaglia and Tsang 2000).
-struct Gamma {
-  double d, c;
-  double value = 1.0;
-  bool is_done = false;
-
-  static DYNLOADER_FN Gamma of(double a) {
-    const double d = a - 1.0 / 3.0;
-    return {d, (1.0 / 3.0) / sqrt(d)};
-  }
-
-  // Accepts or rejects the proposal that a standard normal x makes, with a uniform random word.
-  DYNLOADER_FN void propose(double x, uint32_t word) {
-    const double t = 1.0 + c * x;
-    if (is_done || !(t > 0.0)) return;
-    const double v = t * t * t;
-    const double u = (static_cast<double>(word) + 0.5) * 0x1p-32;
-    const double square = x * x;
-    is_done = u < 1.0 - 0.0331 * (square * square) ||
-              natural_log(u) < 0.5 * square + d * (1.0 - v + natural_log(v));
-    value = d * v;
-  }
-};
-
-// Returns a variate of Beta(a, b), a and b >= 1, as x / (x + y) of two Gamma variates. Each attempt
-// takes one Philox call: two words for a pair of normals (Marsaglia's polar method), which propose
-// x and y, and one word each to accept them. An attempt succeeds with a probability above 0.7, so
-// that the limit on attempts, which ends the loop for records of any bits, is never reached.
-DYNLOADER_FN double beta_variate(double a, double b, Address address, uint64_t i) {
-  if (a == 1.0 && b == 1.0) {
-    const Words words = random_words(address, Purpose::kPosterior, i);
-    return unit_interval((static_cast<uint64_t>(words.word[0]) << 32) | words.word[1]);
-  }
-  Gamma x = Gamma::of(a);
-  Gamma y = Gamma::of(b);
-  for (uint64_t attempt = 0; attempt < 256 && !(x.is_done && y.is_done); ++attempt) {
-    const Words words = random_words(address, Purpose::kPosterior, (attempt << 32) | i);
-    const double p = (static_cast<double>(words.word[0]) + 0.5) * 0x1p-31 - 1.0;
-    const double q = (static_cast<double>(words.word[1]) + 0.5) * 0x1p-31 - 1.0;
-    const double s = p * p + q * q;
-    if (s >= 1.0) continue;
-    const double factor = sqrt(-2.0 * natural_log(s) / s);
-    x.propose(p * factor, words.word[2]);
-    y.propose(q * factor, words.word[3]);
-  }
-  return x.value / (x.value + y.value);
-}
 
 // Returns p^count.
 DYNLOADER_FN double power_of(double p, uint32_t count) {
@@ -126,7 +78,7 @@ DYNLOADER_FN float pass_score(const Passes& record, const PassRate& by, Address 
   const double a = by.prior_right + right;
   const double b = by.prior_wrong + wrong;
   if (by.rule == PassRule::kPosterior) {
-    const double distance = beta_variate(a, b, address, i) - by.target;
+    const double distance = beta_variate(a, b, address, Purpose::kPosterior, i) - by.target;
     return static_cast<float>(distance < 0.0 ? distance : -distance);
   }
   const double mean = a / (a + b);

@@ -22,6 +22,10 @@ enum class Purpose : uint32_t {
   kCutout = 9,      // where a square is cut out of an image
   kPosterior = 10,  // pass rates of prompts
   kRetry = 11,      // which prompts that were all right or all wrong are skipped
+  kBox = 12,        // which part of an image is resized
+  kJitter = 13,     // how the colors of an image change
+  kPartner = 14,    // which image is mixed into another one, and where a part of it goes
+  kShare = 15,      // how much of each is in the mixture
 };
 
 struct Address {
@@ -62,6 +66,16 @@ DYNLOADER_FN Words philox4x32_10(Words c, uint32_t key0, uint32_t key1) {
   c = philox_round(c, key0 + 7 * kStep0, key1 + 7 * kStep1);
   c = philox_round(c, key0 + 8 * kStep0, key1 + 8 * kStep1);
   return philox_round(c, key0 + 9 * kStep0, key1 + 9 * kStep1);
+}
+
+// Maps 32 random bits to an integer in [0, count).
+DYNLOADER_FN int32_t random_below(uint32_t word, int32_t count) {
+  return static_cast<int32_t>((static_cast<uint64_t>(word) * static_cast<uint32_t>(count)) >> 32);
+}
+
+// Maps 32 random bits to a number in (low, high); to low if the two are equal.
+DYNLOADER_FN double random_between(uint32_t word, double low, double high) {
+  return low + (high - low) * ((static_cast<double>(word) + 0.5) * 0x1p-32);
 }
 
 DYNLOADER_FN Words random_words(Address address, Purpose purpose, uint64_t index) {

@@ -7,6 +7,8 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -18,6 +20,8 @@ namespace {
 
 // Keeps all places in an image, and their differences, within 32 bits.
 constexpr int64_t kMostPixels = int64_t{1} << 24;
+// Keeps a pixel times a factor within 32 bits.
+constexpr double kMostFactor = 1e6;
 
 uint64_t bits_of(double value, int32_t dtype) {
   uint64_t bits = 0;
@@ -27,6 +31,46 @@ uint64_t bits_of(double value, int32_t dtype) {
   check_torch(aoti_torch_aten_fill__Scalar(pixel.get(), value), "did not accept fill as a pixel");
   std::memcpy(&bits, pixel.data(), static_cast<size_t>(pixel.element_size()));
   return bits;
+}
+
+BoxRule check_resize(const char* op, const std::vector<double>& resize) {
+  CHECK_VALUE(resize.size() == 5, op, ": resize must hold 5 numbers, got ", resize.size());
+  CHECK_VALUE(0 < resize[0] && resize[0] <= resize[1] && resize[1] <= 1, op,
+              ": scale must be two ascending numbers in (0, 1], got ", resize[0], " and ",
+              resize[1]);
+  CHECK_VALUE(std::isnormal(resize[2]) && 0 < resize[2] && resize[2] <= resize[3] &&
+                  std::isfinite(resize[3]),
+              op, ": ratio must be two ascending numbers in (0, inf), got ", resize[2], " and ",
+              resize[3]);
+  return {resize[0], resize[1], resize[2], resize[3], resize[4] != 0};
+}
+
+JitterRule check_jitter(const char* op, const std::vector<double>& jitter) {
+  CHECK_VALUE(jitter.size() == 2 * kColorChanges, op, ": jitter must hold ", 2 * kColorChanges,
+              " numbers, got ", jitter.size());
+  JitterRule rule = {};
+  const char* const names[kColorChanges] = {"brightness", "contrast", "saturation", "hue"};
+  for (size_t j = 0; j < kColorChanges; ++j) {
+    const double low = jitter[2 * j];
+    const double high = jitter[2 * j + 1];
+    const bool is_hue = j == kHue;
+    const double least = is_hue ? -0.5 : 0.0;
+    const double most = is_hue ? 0.5 : kMostFactor;
+    CHECK_VALUE(least <= low && low <= high && high <= most, op, ": ", names[j],
+                " must be two ascending numbers in [", least, ", ", most, "], got ", low, " and ",
+                high);
+    const double unchanged = is_hue ? 0.0 : 1.0;
+    rule.low[j] = low;
+    rule.high[j] = high;
+    rule.is_used[j] = low != unchanged || high != unchanged;
+  }
+  return rule;
+}
+
+// A pixel of another dtype, or of another number of channels, has no such transform.
+void check_bytes(const char* op, const char* what, const Tensor& images) {
+  CHECK_TYPE(images.dtype() == codes.uint8, op, ": images must be uint8 to be ", what, ", got ",
+             dtype_name(images.dtype()));
 }
 
 }  // namespace
@@ -79,10 +123,27 @@ ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions&
               ", where it is reflected, got ", padding);
   const int64_t crop_height = options.crop_height;
   const int64_t crop_width = options.crop_width;
-  CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
-                  crop_width <= width + 2 * padding,
-              op, ": the crop must be at most the padded image, ", height + 2 * padding, " x ",
-              width + 2 * padding, ", got ", crop_height, " x ", crop_width);
+  const bool is_resized = !options.resize.empty();
+  const bool is_jittered = !options.jitter.empty();
+  if (is_resized) {
+    check_bytes(op, "resized", images);
+    CHECK_VALUE(padding == 0, op, ": padding must be 0 for images that are resized, got ", padding);
+    CHECK_VALUE(1 <= crop_height && 1 <= crop_width &&
+                    crop_height <= kMostPixels / crop_width / std::max<int64_t>(channels, 1),
+                op, ": the size must be at least 1 x 1, and at most ", kMostPixels, " pixels, got ",
+                crop_height, " x ", crop_width);
+    CHECK_VALUE(height > 0 && width > 0, op, ": images must have pixels to be resized, got ",
+                height, " x ", width);
+  } else {
+    CHECK_VALUE(1 <= crop_height && crop_height <= height + 2 * padding && 1 <= crop_width &&
+                    crop_width <= width + 2 * padding,
+                op, ": the crop must be at most the padded image, ", height + 2 * padding, " x ",
+                width + 2 * padding, ", got ", crop_height, " x ", crop_width);
+  }
+  if (is_jittered) {
+    check_bytes(op, "jittered", images);
+    CHECK_VALUE(channels == 3, op, ": images must have 3 channels to be jittered, got ", channels);
+  }
   CHECK_VALUE(channels * (height + 2 * padding) * (width + 2 * padding) <= kMostPixels, op,
               ": padded images must have at most ", kMostPixels, " pixels, got ", channels, " x ",
               height + 2 * padding, " x ", width + 2 * padding);
@@ -132,6 +193,10 @@ ImageBatch image_batch(const char* op, const Tensor& images, const ImageOptions&
   call.to = strides(crop_height, crop_width, options.to_channels_last);
   call.pixel_bytes = pixel_bytes;
   call.fill = bits_of(options.fill, images.dtype());
+  call.is_resized = is_resized;
+  if (is_resized) call.box = check_resize(op, options.resize);
+  call.is_jittered = is_jittered;
+  if (is_jittered) call.jitter = check_jitter(op, options.jitter);
   const int64_t sizes[4] = {batch_size, channels, crop_height, crop_width};
   const int64_t apart[4] = {channels * crop_height * crop_width, call.to.channel, call.to.row,
                             call.to.column};
@@ -158,7 +223,8 @@ Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
                      const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
                      double flip_probability, bool flip_alternates, int64_t cutout, double fill,
                      const std::optional<Tensor>& values, bool from_channels_last,
-                     bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at) {
+                     bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
+                     const std::vector<double>& resize, const std::vector<double>& jitter) {
   const char* op = "gather_images";
   CHECK_VALUE(crop.size() == 2, op, ": crop must be a height and a width, got ",
               Extents{crop.data(), static_cast<int64_t>(crop.size())});
@@ -173,7 +239,9 @@ Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
                                 fill,
                                 values ? &*values : nullptr,
                                 from_channels_last,
-                                to_channels_last};
+                                to_channels_last,
+                                resize,
+                                jitter};
   ImageBatch made = image_batch(op, images, options, address, index.numel());
   const Contiguous where = check_index(op, "index", index, "data", images);
   check_indices(op, "index", *where, images.size(0));
@@ -183,6 +251,36 @@ Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
   made.call.batch = batch.mutable_data();
   run_on(images.device(), made.call);
   return batch;
+}
+
+std::tuple<Tensor, Tensor, Tensor> draw_mixtures(const Tensor& index, int64_t num_samples,
+                                                 double alpha, bool cuts, int64_t height,
+                                                 int64_t width, int64_t seed, int64_t epoch) {
+  const char* op = "draw_mixtures";
+  check_device(op, index.device());
+  check_dtype(op, "index", index, codes.int64);
+  check_vector(op, "index", index);
+  check_contiguous(op, "index", index);
+  check_between(op, "num_samples", num_samples, 1, kMaxSamples);
+  check_between(op, "height", height, 1, kMostPixels);
+  check_between(op, "width", width, 1, kMostPixels);
+  CHECK_VALUE(std::isnormal(alpha) && 0 < alpha, op, ": alpha must be in (0, inf), got ", alpha);
+  const Address address = check_address(op, seed, epoch, std::nullopt, index.device());
+  const int64_t count = index.numel();
+  DrawMixtures call = {};
+  call.index = index.data<int64_t>();
+  call.batch_size = count;
+  call.rule = {num_samples, alpha, static_cast<int32_t>(height), static_cast<int32_t>(width), cuts};
+  call.address = address;
+  Tensor partners = empty_vector(count, codes.int64, index.device());
+  Tensor shares = empty_vector(count, codes.float32, index.device());
+  const int64_t sizes[2] = {cuts ? count : 0, 4};
+  Tensor squares = empty_tensor({sizes, 2}, codes.int64, index.device());
+  call.partners = partners.mutable_data<int64_t>();
+  call.shares = shares.mutable_data<float>();
+  if (cuts) call.squares = squares.mutable_data<int64_t>();
+  run_on(index.device(), call);
+  return {std::move(partners), std::move(shares), std::move(squares)};
 }
 
 }  // namespace dynloader

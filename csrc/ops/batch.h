@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../algorithms/calls.h"
 #include "tensor.h"
@@ -18,6 +19,11 @@ struct ImageOptions {
   double fill;           // pixel that fills padding and cutout
   const Tensor* values;  // [channels, 256]: value of each byte; or null
   bool from_channels_last, to_channels_last;
+  // Area of the part that is resized, from and to, as fractions of the image; width / height, from
+  // and to; whether to antialias (1 or 0). Empty: images are cropped, not resized.
+  std::vector<double> resize;
+  // Factors of brightness, contrast, saturation and turns of the hue, from and to. Empty: none.
+  std::vector<double> jitter;
 };
 
 // A checked batch of images before it is gathered: its sizes and strides, and the call without

@@ -162,7 +162,8 @@ std::vector<Tensor> Feeder::gather(const Tensor& index) const {
       made.call.index = index.data<int64_t>();
       made.call.batch = batch.back().mutable_data();
       made.call.faults = faults;
-      run_on_cpu_threads(here, {}, made.call);
+      WorkingMemory memory(Device{codes.cpu, -1});
+      run_on_cpu_threads(here, memory.view(), made.call);
     } else {
       const Tensor& data = column.data;
       GatherRows call = row_batch(data, index);

@@ -76,12 +76,14 @@ void feeder_add_images(int64_t feeder, const Tensor& images, const std::vector<i
                        int64_t padding, bool is_reflected, double flip_probability,
                        bool flip_alternates, int64_t cutout, double fill,
                        std::optional<Tensor>& values, bool from_channels_last,
-                       bool to_channels_last) {
+                       bool to_channels_last, const std::vector<double>& resize,
+                       const std::vector<double>& jitter) {
   CHECK_VALUE(crop.size() == 2, "Feeder: crop must be a height and a width, got ", crop.size(),
               " numbers");
-  const ImageOptions options = {crop[0],         crop[1], padding, is_reflected, flip_probability,
-                                flip_alternates, cutout,  fill,    nullptr,      from_channels_last,
-                                to_channels_last};
+  const ImageOptions options = {
+      crop[0],          crop[1], padding, is_reflected, flip_probability,
+      flip_alternates,  cutout,  fill,    nullptr,      from_channels_last,
+      to_channels_last, resize,  jitter};
   Feeders::instance().at(feeder)->add(
       {images.another(), options, values ? std::move(*values) : Tensor()});
 }

@@ -59,7 +59,11 @@ Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
                      const std::vector<int64_t>& crop, int64_t padding, bool is_reflected,
                      double flip_probability, bool flip_alternates, int64_t cutout, double fill,
                      const std::optional<Tensor>& values, bool from_channels_last,
-                     bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at);
+                     bool to_channels_last, int64_t seed, int64_t epoch, const EpochAt& epoch_at,
+                     const std::vector<double>& resize, const std::vector<double>& jitter);
+std::tuple<Tensor, Tensor, Tensor> draw_mixtures(const Tensor& index, int64_t num_samples,
+                                                 double alpha, bool cuts, int64_t height,
+                                                 int64_t width, int64_t seed, int64_t epoch);
 // For tables: allocates large tensors as memory.cpp describes.
 Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device);
 std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
@@ -93,7 +97,8 @@ void feeder_add_images(int64_t feeder, const Tensor& images, const std::vector<i
                        int64_t padding, bool is_reflected, double flip_probability,
                        bool flip_alternates, int64_t cutout, double fill,
                        std::optional<Tensor>& values, bool from_channels_last,
-                       bool to_channels_last);
+                       bool to_channels_last, const std::vector<double>& resize,
+                       const std::vector<double>& jitter);
 void feeder_start(int64_t feeder, int64_t num_threads);
 void feeder_begin(int64_t feeder, int64_t seed, int64_t epoch);
 void feeder_submit(int64_t feeder, const Tensor& index);

@@ -63,7 +63,10 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
       "fill, "
       "Tensor? values, bool from_channels_last, bool to_channels_last, SymInt seed, SymInt epoch, "
       "Tensor? "
-      "epoch_at) -> Tensor");
+      "epoch_at, float[] resize=[], float[] jitter=[]) -> Tensor");
+  m.def(
+      "draw_mixtures(Tensor index, int num_samples, float alpha, bool cuts, int height, int width, "
+      "SymInt seed, SymInt epoch) -> (Tensor partners, Tensor shares, Tensor squares)");
   m.def("zeros(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
@@ -92,7 +95,7 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
   m.def(
       "feeder_add_images(int feeder, Tensor images, int[] crop, int padding, bool is_reflected, "
       "float flip_probability, bool flip_alternates, int cutout, float fill, Tensor? values, bool "
-      "from_channels_last, bool to_channels_last) -> ()");
+      "from_channels_last, bool to_channels_last, float[] resize=[], float[] jitter=[]) -> ()");
   m.def("feeder_start(int feeder, int num_threads) -> ()");
   m.def("feeder_begin(int feeder, int seed, int epoch) -> ()");
   m.def("feeder_submit(int feeder, Tensor index) -> ()");
@@ -122,6 +125,7 @@ void implement(Library& m) {
   m.impl("gather", Boxed<gather>::call);
   m.impl("gather_rows", Boxed<gather_rows>::call);
   m.impl("gather_images", Boxed<gather_images>::call);
+  m.impl("draw_mixtures", Boxed<draw_mixtures>::call);
   m.impl("score_mean", Boxed<score_mean>::call);
   m.impl("power_weights", Boxed<power_weights>::call);
   m.impl("ucb_visits", Boxed<ucb_visits>::call);

@@ -23,10 +23,13 @@ from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_f
 
 from dynloader._native import build_info
 from dynloader.arrays._dataset import ArrayDataset
-from dynloader.transforms import Pipeline, Transform, pipeline
+from dynloader.transforms import CutMix, MixUp, Transform
+from dynloader.transforms._pipeline import Pipeline, pipeline
 
 # torch's samplers, whose indices are always in range.
 _SAMPLERS = (SequentialSampler, RandomSampler, DistributedSampler)
+# More rows have no addresses of their own.
+_MOST_MIXED = 2**32 - 1
 # The types of samples that are rows of arrays.
 _SAMPLE_TYPES = (Tensor, tuple, dict)
 
@@ -61,6 +64,21 @@ class Columns:
         """The device of all tensors."""
         return self.tensors[0].device
 
+    @property
+    def mixes(self) -> list[tuple[int, MixUp | CutMix, int]]:
+        """The number of the images, the transform and the number of the labels of each mixture."""
+        names = self._keys
+        return [
+            (number, pipeline.mix, names.index(pipeline.mix.labels))
+            for number, pipeline in self.pipelines.items()
+            if pipeline.mix is not None
+        ]
+
+    @property
+    def _keys(self) -> list[Any]:
+        """The names of the arrays, or their numbers if they have none."""
+        return list(range(len(self.tensors))) if self.names is None else list(self.names)
+
     def structured(self, parts: list[Tensor]) -> Any:
         """Return ``parts``, one per array, as a batch in the form that torch's loader collates."""
         if self.names is not None:
@@ -81,7 +99,7 @@ class Columns:
         """
         if not isinstance(transforms, Mapping):
             transforms = {0 if self.names is None else self.names[0]: transforms}
-        names = list(range(len(self.tensors))) if self.names is None else list(self.names)
+        names = self._keys
         pipelines: dict[int, Pipeline] = {}
         for name, listed in transforms.items():
             if name not in names:
@@ -90,7 +108,30 @@ class Columns:
                 raise TypeError(f"transforms must be a list of transforms, got {listed!r}")
             number = names.index(name)
             pipelines[number] = pipeline(listed, self.tensors[number])
-        return replace(self, pipelines=pipelines)
+            if (mix := pipelines[number].mix) is not None:
+                self._check_labels(mix, names, number)
+        made = replace(self, pipelines=pipelines)
+        if len(made.mixes) > 1:
+            raise ValueError("transforms must mix the images of one array, got two")
+        return made
+
+    def _check_labels(self, mix: MixUp | CutMix, names: list[Any], images: int) -> None:
+        """Raise unless ``mix`` can mix its labels."""
+        if mix.labels not in names or names.index(mix.labels) == images:
+            others = [name for name in names if name != names[images]]
+            raise KeyError(f"labels must be one of the arrays {others}, got {mix.labels!r}")
+        labels = self.tensors[names.index(mix.labels)]
+        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"labels must be integers [n], got {labels.dtype} {list(labels.shape)}"
+            )
+        if len(labels) > _MOST_MIXED:
+            raise ValueError(f"mixtures need at most {_MOST_MIXED} rows, got {len(labels)}")
+        low, high = (int(bound) for bound in labels.to(torch.int64).aminmax())
+        if not 0 <= low <= high < mix.num_classes:
+            raise ValueError(
+                f"labels must be in [0, {mix.num_classes}), got labels from {low} to {high}"
+            )
 
 
 def columns_of(dataset: Any, before: Columns | None = None) -> Columns | str:

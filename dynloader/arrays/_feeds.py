@@ -15,6 +15,7 @@ from torch.utils.data import Subset
 from dynloader._address import Address
 from dynloader.arrays._columns import Columns, as_integers, whole_columns
 from dynloader.arrays._feeder import Feeder
+from dynloader.arrays._mixing import Mixed, mixing_of
 from dynloader.sampling._plan import EpochPlan
 from dynloader.sampling._share import Share
 
@@ -103,7 +104,8 @@ class HostFeed:
     ) -> None:
         self._columns, self._feeders = columns, feeders
         self._batches = batches
-        self._ahead: deque[Tensor] = deque()
+        self._ahead: deque[tuple[Tensor, Mixed | None]] = deque()
+        self._mixing = mixing_of(columns, address)
         self._taken = feeders.take(threads, address)
         self._feeder: Any = self._taken[1]
         # One batch for the consumer, one for each thread, and two that are ready.
@@ -114,9 +116,10 @@ class HostFeed:
     def _submit(self) -> None:
         index = next(self._batches, None)
         if index is not None:
-            rows = self._columns.rows
-            self._ahead.append(index)
-            self._feeder.submit(index if rows is None else rows[index])
+            rows = index if self._columns.rows is None else self._columns.rows[index]
+            drawn = None if self._mixing is None else self._mixing.draw(rows)
+            self._ahead.append((index, drawn))
+            self._feeder.submit(rows if drawn is None else drawn.rows)
 
     def __iter__(self) -> HostFeed:
         return self
@@ -129,10 +132,12 @@ class HostFeed:
                 self._feeders.give_back(self._taken)
                 self._feeder = None
             raise StopIteration
-        index = self._ahead.popleft()
+        index, drawn = self._ahead.popleft()
         parts = self._feeder.take()
         for j, pipeline in self._columns.pipelines.items():
             parts[j] = pipeline.finish(parts[j])
+        if self._mixing is not None and drawn is not None:
+            parts = self._mixing.finish(parts, drawn)
         return index, self._columns.structured(parts)
 
 
@@ -158,6 +163,7 @@ class DeviceFeed:
         self._order, self._filler = plan.on(columns.device)
         self._position, self._stop, self._share = start, stop, share
         self._chunk: deque[Tensor] = deque()
+        self._mixing = mixing_of(columns, plan.address)
 
     def __iter__(self) -> DeviceFeed:
         return self
@@ -168,6 +174,9 @@ class DeviceFeed:
         index = self._chunk.popleft()
         columns, plan = self._columns, self._plan
         rows = index if columns.rows is None else columns.rows[index]
+        drawn = None if self._mixing is None else self._mixing.draw(rows)
+        if drawn is not None:
+            rows = drawn.rows
         parts = []
         for j, tensor in enumerate(columns.tensors):
             pipeline = columns.pipelines.get(j)
@@ -175,6 +184,8 @@ class DeviceFeed:
                 parts.append(torch.ops.dynloader.gather_rows(tensor, rows, self._faults))
             else:
                 parts.append(pipeline.gather(tensor, rows, self._faults, plan.address))
+        if self._mixing is not None and drawn is not None:
+            parts = self._mixing.finish(parts, drawn)
         return index, columns.structured(parts)
 
     def _next_chunk(self) -> None:

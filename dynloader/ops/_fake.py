@@ -239,12 +239,30 @@ def _(
     seed: int,
     epoch: int,
     epoch_at: Tensor | None,
+    resize: list[float],
+    jitter: list[float],
 ) -> Tensor:
     channels = images.shape[3 if from_channels_last else 1]
     batch = images.new_empty(
         (index.shape[0], channels, *crop), dtype=images.dtype if values is None else values.dtype
     )
     return batch.contiguous(memory_format=torch.channels_last) if to_channels_last else batch
+
+
+@_fake("draw_mixtures")
+def _(
+    index: Tensor,
+    num_samples: int,
+    alpha: float,
+    cuts: bool,
+    height: int,
+    width: int,
+    seed: int,
+    epoch: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = index.shape[0]
+    shares = index.new_empty((count,), dtype=torch.float32)
+    return _indices(index, count), shares, index.new_empty((count if cuts else 0, 4))
 
 
 @_fake("score_mean")

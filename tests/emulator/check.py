@@ -21,11 +21,14 @@ from emulator.gpu import (
     CALLS,
     Address,
     Array,
+    BoxRule,
     DeviceArray,
     Gpu,
     ImageRule,
+    JitterRule,
     LossRows,
     Marks,
+    MixRule,
     PassRate,
     PixelStrides,
     Rows,
@@ -315,6 +318,48 @@ def check_batch(gpu: Gpu) -> None:
     ):
         for channels, dtype in ((1, np.uint8), (3, np.uint8), (2, np.int16), (3, np.float64)):
             check_images(gpu, i, channels, dtype, crop, padding, is_reflected, flip, cutout)
+    resize = (0.1, 1.0, 0.5, 2.0)
+    jitter = (0.5, 1.5, 0.2, 3.0, 0.0, 2.0, -0.5, 0.5)
+    for i, (crop, resized, jittered) in enumerate(
+        (
+            ((5, 4), (*resize, 1), ()),
+            ((9, 12), (*resize, 0), ()),
+            ((2, 35), (*resize, 1), jitter),
+            ((8, 7), (), jitter),
+            ((8, 7), (), (1, 1, 1, 1, 0.0, 2.0, -0.1, 0.1)),
+        )
+    ):
+        for channels in (3,) if jittered else (1, 3):
+            check_images(
+                gpu, i, channels, np.uint8, crop, 0, False, 0.5, i, resize=resized, jitter=jittered
+            )
+
+
+def check_mixtures(gpu: Gpu) -> None:
+    rng = np.random.default_rng(4)
+    for i, n in enumerate((1, 1000, 2**32 - 1)):
+        for alpha in (0.2, 1.0, 3.0):
+            for sides in (None, (9, 16)):
+                where, options = at(i, gpu if i % 2 else None)
+                rows = rng.integers(0, n, 70)
+                partners, shares = gpu.empty(70, dtype=np.int64), gpu.empty(70, dtype=np.float32)
+                squares = gpu.empty(0 if sides is None else 70, 4, dtype=np.int64)
+                gpu.run(
+                    "DrawMixtures",
+                    index=gpu.put(rows),
+                    batch_size=70,
+                    rule=MixRule(n, alpha, *(sides or (1, 1)), sides is not None),
+                    address=where,
+                    partners=partners,
+                    shares=shares,
+                    squares=None if sides is None else squares,
+                )
+                wanted = reference_images.mixtures(rows, n, alpha, sides, **options)
+                same(partners.read(), wanted[0], n, alpha)
+                same(shares.read(), wanted[1], n, alpha)
+                if sides is not None:
+                    same(squares.read(), wanted[2], n, alpha)
+        gpu.free_all()
 
 
 def strides_of(channels: int, height: int, width: int, last: bool) -> PixelStrides:
@@ -333,7 +378,14 @@ def check_images(
     is_reflected: bool,
     flip: float,
     cutout: int,
+    resize: tuple[float, ...] = (),
+    jitter: tuple[float, ...] = (),
 ) -> None:
+    box = BoxRule(*resize[:4], bool(resize[4])) if resize else BoxRule()
+    lows, highs = jitter[::2], jitter[1::2]
+    is_used = [pair != (1, 1) for pair in zip(lows[:3], highs[:3], strict=True)]
+    is_used += [pair != (0, 0) for pair in zip(lows[3:], highs[3:], strict=True)]
+    change = JitterRule(lows, highs, tuple(is_used)) if jitter else JitterRule()
     rng = np.random.default_rng([i, channels])
     n, b, height, width, fill = 20, 30, 8, 7, 5
     images = rng.integers(0, 100, (n, channels, height, width)).astype(dtype)
@@ -350,6 +402,8 @@ def check_images(
             flip_alternates=alternates,
             cutout=cutout,
             fill=fill,
+            resize=resize,
+            jitter=jitter,
             sample=j,
             **options,
         )
@@ -385,6 +439,10 @@ def check_images(
             value_bytes=2,
             batch=batch,
             faults=faults,
+            is_resized=bool(resize),
+            box=box,
+            is_jittered=bool(jitter),
+            jitter=change,
         )
         found = batch.read()
         same(found.transpose(0, 3, 1, 2) if to_last else found, wanted, i, channels, dtype)
@@ -654,6 +712,7 @@ SUITES: dict[str, Callable[[Gpu], None]] = {
     "group": check_group,
     "order": check_order,
     "batch": check_batch,
+    "mixtures": check_mixtures,
     "rescored": check_rescored,
     "table": check_table,
     "pass_scores": check_pass_scores,

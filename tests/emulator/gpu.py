@@ -51,6 +51,26 @@ class ImageRule(ctypes.Structure):
     ]
 
 
+class BoxRule(ctypes.Structure):
+    _fields_ = [
+        *((name, c_double) for name in ("least_area", "most_area", "least_ratio", "most_ratio")),
+        ("is_antialiased", c_bool),
+    ]
+
+
+class JitterRule(ctypes.Structure):
+    _fields_ = [("low", c_double * 4), ("high", c_double * 4), ("is_used", c_bool * 4)]
+
+
+class MixRule(ctypes.Structure):
+    _fields_ = [
+        ("num_samples", c_int64),
+        ("alpha", c_double),
+        *((name, c_int32) for name in ("height", "width")),
+        ("cuts", c_bool),
+    ]
+
+
 class PixelStrides(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("channel", "row", "column")]
 
@@ -194,6 +214,18 @@ CALLS = {
             *pointers("values"),
             ("value_bytes", c_int32),
             *pointers("batch", "faults"),
+            ("is_resized", c_bool),
+            ("box", BoxRule),
+            ("is_jittered", c_bool),
+            ("jitter", JitterRule),
+        ),
+        call(
+            "DrawMixtures",
+            *pointers("index"),
+            *integers("batch_size"),
+            ("rule", MixRule),
+            AT,
+            *pointers("partners", "shares", "squares"),
         ),
         call("ScoreSums", *pointers("scores"), *integers("n"), *pointers("sums")),
         call("ScoreMean", *pointers("scores"), *integers("n"), *pointers("mean", "counts")),

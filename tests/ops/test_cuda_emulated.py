@@ -30,6 +30,7 @@ SUITES = (
     "group",
     "order",
     "batch",
+    "mixtures",
     "rescored",
     "table",
     "pass_scores",

@@ -117,14 +117,21 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
 
 
 def views() -> list[dict[str, Any]]:
-    """The window, the flip and the square of images of 30 x 40, cropped to 32 x 24."""
+    """What images of 30 x 40 draw that are cropped to 32 x 24, resized, jittered and mixed."""
     image, crop = np.zeros((1, 30, 40), np.uint8), (32, 24)
     found = []
     for seed, epoch in ADDRESSES:
         for sample in (0, 1, 49_999, 2**32 + 3):
             at = {"seed": seed, "epoch": epoch, "sample": sample}
             view = reference_images.drawn(image, crop=crop, padding=4, **at)
-            found.append(at | {"view": view, "cut": reference_images.cut(crop, 8, **at)})
+            cut = reference_images.cut(crop, 8, **at)
+            box = reference_images.box_of((30, 40), scale=(0.08, 1.0), ratio=(0.75, 4 / 3), **at)
+            ranges = [(0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1)]
+            jitter = reference_images.jitter_of(ranges, **at)
+            rows = {"rows": [sample % 2**32], "num_samples": 50_000, "alpha": 0.2}
+            mixture = reference_images.mixtures(**rows, sides=(32, 24), seed=seed, epoch=epoch)
+            found.append(at | {"view": view, "cut": cut, "box": box, "jitter": jitter})
+            found[-1]["mixture"] = [part.tolist() for part in mixture]
     return json.loads(json.dumps(found))
 
 

@@ -1,176 +1,45 @@
-"""Image transforms that run while a batch is gathered.
-
-``DataLoader(dataset, transforms=[RandomCrop(32, padding=4), RandomHorizontalFlip(), ...])`` applies
-them to the first array of the dataset, [n, channels, height, width], of dtype uint8 or any other.
-They must be listed in the order of the classes below, each at most once.
-
-Random choices depend only on (seed, epoch, row of the array). A sample's image is therefore the
-same whichever other samples are in its batch, on every device, and in a resumed run.
-"""
+"""The transforms of one array, checked, and as arguments of the native gather."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynloader._address import Address
-from dynloader._checks import check_integer, check_number
 from dynloader.ops import _fake as _fake  # registers torch.ops.dynloader
-
-__all__ = [  # noqa: RUF022 (the order in which they are applied)
-    "Transform",
-    "FromChannelsLast",
-    "RandomCrop",
-    "RandomHorizontalFlip",
-    "AlternatingFlip",
-    "Cutout",
-    "Normalize",
-    "Cast",
-    "ToChannelsLast",
-]
-
-
-class Transform:
-    """Base class of the transforms in this module."""
-
-
-@dataclass(frozen=True)
-class FromChannelsLast(Transform):
-    """Converts images [n, height, width, channels] to batches with the channels first."""
-
-
-@dataclass(frozen=True)
-class RandomCrop(Transform):
-    """Crops each image at a random position. Equivalent to torchvision's ``RandomCrop``.
-
-    Args:
-        size: height and width of the crop in pixels, or (height, width).
-        padding: number of pixels added on every side before cropping.
-        padding_mode: "constant"; or "reflect", which mirrors the image without repeating the edge.
-        fill: pixel value of constant padding, in the units of the images before normalization.
-    """
-
-    size: int | tuple[int, int]
-    padding: int = 0
-    padding_mode: Literal["constant", "reflect"] = "constant"
-    fill: float = 0
-
-    def __post_init__(self) -> None:
-        for side in self.sides:
-            check_integer("size", side, 1)
-        check_integer("padding", self.padding, 0)
-        if self.padding_mode not in ("constant", "reflect"):
-            raise ValueError(
-                f"padding_mode must be 'constant' or 'reflect', got {self.padding_mode!r}"
-            )
-        check_number("fill", self.fill, "(-inf, inf)")
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of the crop."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-
-@dataclass(frozen=True)
-class RandomHorizontalFlip(Transform):
-    """Flips each image left to right with probability ``p``.
-
-    Args:
-        p: in [0, 1].
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_number("p", self.p, "[0, 1]")
-
-
-@dataclass(frozen=True)
-class AlternatingFlip(Transform):
-    """Flips each image left to right in every other epoch (Jordan 2024, arXiv 2404.00498).
-
-    The seed determines which images start flipped, each with probability 1/2. Over two consecutive
-    epochs, the network sees each image once in either orientation. Cannot be combined with
-    ``RandomHorizontalFlip``.
-    """
-
-
-@dataclass(frozen=True)
-class Cutout(Transform):
-    """Fills a square around a random pixel, clipped at the edges (DeVries and Taylor 2017).
-
-    Args:
-        size: side of the square in pixels.
-        fill: pixel value, in the units of the images before normalization. It must equal that of
-            ``RandomCrop`` if that pads.
-    """
-
-    size: int
-    fill: float = 0
-
-    def __post_init__(self) -> None:
-        check_integer("size", self.size, 1)
-        check_number("fill", self.fill, "(-inf, inf)")
-
-
-@dataclass(frozen=True)
-class Normalize(Transform):
-    """Computes ``(pixel - mean) / std`` per channel, in float32; scales bytes to [0, 1] first.
-
-    The result is bit-identical to torchvision's v2 ``to_dtype(float32, scale=True)`` followed by
-    ``normalize``. For bytes, the same operations fill a table of 256 values per channel, from which
-    every device reads.
-
-    Args:
-        mean: one number, or one number per channel.
-        std: one number above 0, or one such number per channel.
-    """
-
-    mean: float | Sequence[float]
-    std: float | Sequence[float]
-
-    def __post_init__(self) -> None:
-        for value in _listed(self.mean):
-            check_number("mean", value, "(-inf, inf)")
-        for value in _listed(self.std):
-            check_number("std", value, "(0, inf)")
-
-
-@dataclass(frozen=True)
-class Cast(Transform):
-    """Converts images to another dtype. Bytes are scaled to [0, 1] unless they are normalized.
-
-    Args:
-        dtype: ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
-    """
-
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {self.dtype}"
-            )
-
-
-@dataclass(frozen=True)
-class ToChannelsLast(Transform):
-    """Returns batches in the ``torch.channels_last`` memory format; the shape is unchanged."""
-
+from dynloader.transforms._images import (
+    AlternatingFlip,
+    Cast,
+    ColorJitter,
+    Cutout,
+    FromChannelsLast,
+    Normalize,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    ToChannelsLast,
+    Transform,
+    listed,
+)
+from dynloader.transforms._mix import CutMix, MixUp
 
 _ORDER = (
     FromChannelsLast,
     RandomCrop,
+    RandomResizedCrop,
     RandomHorizontalFlip,
     AlternatingFlip,
+    ColorJitter,
     Cutout,
     Normalize,
     Cast,
     ToChannelsLast,
+    MixUp,
+    CutMix,
 )
 
 
@@ -181,10 +50,18 @@ class Pipeline:
     Attributes:
         options: arguments of the native gather.
         later: (mean, std, dtype) for :meth:`finish` to apply; all None for images of bytes.
+        mix: what mixes finished images, or None.
     """
 
     options: dict[str, Any]
     later: tuple[Tensor | None, Tensor | None, torch.dtype | None]
+    mix: MixUp | CutMix | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a transformed image."""
+        height, width = self.options["crop"]
+        return height, width
 
     def gather(self, images: Tensor, index: Tensor, faults: Tensor, address: Address) -> Tensor:
         """Return the transformed images of a batch.
@@ -227,7 +104,14 @@ def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
     from_last = FromChannelsLast in found
     height, width = images.shape[1:3] if from_last else images.shape[2:4]
     channels = images.shape[3 if from_last else 1]
-    crop: RandomCrop = found.get(RandomCrop, RandomCrop((height, width)))
+    resize: RandomResizedCrop | None = found.get(RandomResizedCrop)
+    if resize is not None and RandomCrop in found:
+        raise ValueError("transforms must hold RandomCrop or RandomResizedCrop, got both")
+    if MixUp in found and CutMix in found:
+        raise ValueError("transforms must hold MixUp or CutMix, got both")
+    sides = (height, width) if resize is None else resize.sides
+    crop: RandomCrop = found.get(RandomCrop, RandomCrop(sides))
+    jitter: ColorJitter | None = found.get(ColorJitter)
     cutout: Cutout | None = found.get(Cutout)
     if cutout is not None and RandomCrop in found and crop.padding and cutout.fill != crop.fill:
         raise ValueError(
@@ -252,12 +136,16 @@ def pipeline(transforms: Sequence[Transform], images: Tensor) -> Pipeline:
         "values": values,
         "from_channels_last": from_last,
         "to_channels_last": ToChannelsLast in found,
+        "resize": [] if resize is None else resize.numbers,
+        "jitter": [] if jitter is None else jitter.numbers,
     }
-    made = Pipeline(options, later)
+    made = Pipeline(options, later, found.get(MixUp, found.get(CutMix)))
     # Gather an empty batch so that native code checks the options now.
     no_index = torch.empty(0, dtype=torch.int64, device=images.device)
     faults = torch.zeros(2, dtype=torch.int64, device=images.device)
-    made.gather(images, no_index, faults, Address(0, 0))
+    batch = made.gather(images, no_index, faults, Address(0, 0))
+    if MixUp in found and not batch.is_floating_point():
+        raise ValueError(f"MixUp needs Normalize or Cast before it, got images of {batch.dtype}")
     return made
 
 
@@ -322,15 +210,7 @@ def _values(
 
 
 def _by_channel(name: str, value: float | Sequence[float], channels: int) -> Tensor:
-    listed = _listed(value)
-    if len(listed) not in (1, channels):
-        raise ValueError(f"{name} must hold 1 or {channels} numbers, got {len(listed)}")
-    return torch.tensor(listed, dtype=torch.float32).view(-1, 1, 1)
-
-
-def _listed(value: float | Sequence[float]) -> list[float]:
-    return list(value) if isinstance(value, Sequence) else [value]
-
-
-def __dir__() -> list[str]:
-    return __all__
+    values = listed(value)
+    if len(values) not in (1, channels):
+        raise ValueError(f"{name} must hold 1 or {channels} numbers, got {len(values)}")
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
