@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from dynloader._checks import as_index, check_device, check_integer, check_range
+from dynloader._collectives import all_reduce
 from dynloader.scores._evaluating import evaluating
 from dynloader.scores._of_batch import Score, grand, grand_last_layer, score_of
-from dynloader.table._collectives import all_reduce
 
 
 class Scored(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dynloader.table._collectives import all_gather
+from dynloader._collectives import all_gather, all_texts, device_for, padded
 
 # Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history, and 16
 # for a record of passes.
@@ -91,7 +91,7 @@ def exchange(
     """
     num_samples = len(rows.scores)
     home = rows.records.device
-    device = _device(home, group)
+    device = device_for(group, home)
     visits = rows.records[:, _VISITS]
     changed = (visits != shared.visits).nonzero().view(-1)
     heads = all_gather(
@@ -154,8 +154,8 @@ def _chunks(
         end = min(max(counts), begin + _ROWS)
         mine = changed[begin:end]
         sent = torch.cat([part[mine] for part in parts], dim=1)
-        values = all_gather(_padded(sent, end - begin).to(device), group)
-        indices = all_gather(_padded(mine, end - begin).to(device), group)
+        values = all_gather(padded(sent, end - begin).to(device), group)
+        indices = all_gather(padded(mine, end - begin).to(device), group)
         ends = [max(0, min(end, count) - begin) for count in counts]
         yield [
             (indices[rank, : ends[rank]].to(home), values[rank, : ends[rank]].to(home))
@@ -174,31 +174,6 @@ def _write(parts: list[Tensor], received: list[tuple[Tensor, Tensor]]) -> None:
         index, value = index[newer], value[newer]
         for part, columns in zip(parts, torch.split(value, widths, 1), strict=True):
             part.index_copy_(0, index, columns)
-
-
-def _device(home: torch.device, group: Any) -> torch.device:
-    """Return the device that tensors must be on for the group to send them."""
-    backend = dist.get_backend(group)
-    if backend == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu") if backend == "gloo" else home
-
-
-def _padded(rows: Tensor, count: int) -> Tensor:
-    padded = rows.new_zeros(count, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    return padded
-
-
-def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:
-    """Return the text of each process, in order of rank."""
-    sent = torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device)
-    lengths = all_gather(torch.tensor([len(sent)], device=device), group).view(-1).tolist()
-    texts = all_gather(_padded(sent, max(lengths)), group).cpu()
-    return [
-        text[:length].numpy().tobytes().decode()
-        for text, length in zip(texts, lengths, strict=True)
-    ]
 
 
 def _raise_difference(of: str, group: Any, device: torch.device) -> None:

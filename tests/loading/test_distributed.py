@@ -25,11 +25,10 @@ from paths import TESTS, python_path
 from processes import resumable
 
 import dynloader
-from dynloader import DataLoader, Full, RandomDynamic, ScoreTable
+from dynloader import DataLoader, Full, RandomDynamic, ScoreTable, _collectives
 from dynloader._address import Address
 from dynloader.sampling._plan import Plan
 from dynloader.sampling._share import Share, is_sharded_elsewhere, replicas, share_of
-from dynloader.table import _collectives
 from dynloader.table import _exchange as exchange
 
 PATHS = python_path(Path(dynloader.__file__).parent.parent)
@@ -384,8 +383,8 @@ def test_collectives_in_one_process(
         assert torch.equal(sent, strided)
         assert sent.is_contiguous()
         assert received == [4]
-        assert exchange.all_texts("at epoch \u03b5", group) == ["at epoch \u03b5"]
-        assert exchange.all_texts("", group) == [""]
+        assert _collectives.all_texts("at epoch \u03b5", group) == ["at epoch \u03b5"]
+        assert _collectives.all_texts("", group) == [""]
     by_torch = [dist.ReduceOp.SUM, dist.ReduceOp.MAX] * 2
     assert reductions == ([] if is_native else by_torch)
 

@@ -16,7 +16,7 @@ MAX_LINES = 300
 
 # From the bottom up. A module may import from its own row and from those above it in this list.
 ROOMS = (
-    {"_C", "_address", "_checks", "_native", "_version"},
+    {"_C", "_address", "_checks", "_collectives", "_native", "_version"},
     {"ops"},
     {"table"},
     {"policies", "schedules", "transforms", "within_batch"},

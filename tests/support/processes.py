@@ -41,15 +41,20 @@ from dynloader import (
     Steps,
     Weighted,
 )
-from dynloader.table._collectives import _FORK_MAY_HANG, all_gather, all_reduce, all_to_all
-from dynloader.table._exchange import all_texts
+from dynloader._collectives import (
+    _FORK_MAY_HANG,
+    all_gather,
+    all_reduce,
+    all_texts,
+    all_to_all,
+)
 from dynloader.table._passes import PassCounting
 
 
 def gathered(mine: Any) -> list[Any]:
     """Return the values of all processes.
 
-    Does not use torch's all_gather_object, after which a fork may hang: see table/_collectives.py.
+    Does not use torch's all_gather_object, after which a fork may hang: see _collectives.py.
     """
     return [pickle.loads(text.encode("latin-1")) for text in all_texts(_pickled(mine))]
 

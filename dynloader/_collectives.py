@@ -128,6 +128,37 @@ def _check_counts(name: str, counts: Sequence[int], processes: int) -> None:
         )
 
 
+def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:
+    """Return the text of each process, in order of rank."""
+    sent = torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device)
+    lengths = all_gather(torch.tensor([len(sent)], device=device), group).view(-1).tolist()
+    texts = all_gather(padded(sent, max(lengths)), group).cpu()
+    return [
+        text[:length].numpy().tobytes().decode()
+        for text, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def device_for(group: Any, home: torch.device) -> torch.device:
+    """Return the device that tensors must be on for the group to send them.
+
+    Args:
+        group: a process group; None means all processes.
+        home: the device of the tensors, which a group of any other backend than gloo or NCCL sends.
+    """
+    backend = dist.get_backend(group)
+    if backend == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if backend == "gloo" else home
+
+
+def padded(rows: Tensor, count: int) -> Tensor:
+    """Return the rows and as many of zeros as make ``count``."""
+    made = rows.new_zeros(count, *rows.shape[1:])
+    made[: len(rows)] = rows
+    return made
+
+
 @functools.cache
 def _native() -> Any:
     return torch.jit.CompilationUnit(_SCRIPT)
