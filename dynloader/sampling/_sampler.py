@@ -92,7 +92,8 @@ class PruningSampler(DistributedSampler[int]):
     ) -> None:
         # The base class is not initialized. It only makes frameworks leave the sharding to us.
         num_samples = len(data_source) if isinstance(data_source, Sized) else data_source
-        check_integer("number of samples", num_samples, 1, 2**32)
+        is_sharded = shard_table or (isinstance(table, ScoreTable) and table.shard is not None)
+        check_integer("number of samples", num_samples, 1, 2**40 if is_sharded else 2**32)
         num_samples = int(num_samples)
         if not isinstance(policy, Policy):
             is_class = isinstance(policy, type) and issubclass(policy, Policy)

@@ -301,10 +301,12 @@ class ShardedPlan(EpochPlan):
         for fed in self._fed:
             if fed.ascending is None or fed.weights is None or len(fed.ascending) == 0:
                 continue
-            ascending = fed.ascending.to(index.device)
-            place = torch.searchsorted(ascending, index).clamp(max=len(ascending) - 1)
-            is_fed = ascending[place] == index
-            weights = fed.weights.to(index.device)[place]
+            if fed.ascending.device != index.device:
+                fed.ascending = fed.ascending.to(index.device)
+                fed.weights = fed.weights.to(index.device)
+            place = torch.searchsorted(fed.ascending, index).clamp(max=len(fed.ascending) - 1)
+            is_fed = fed.ascending[place] == index
+            weights = fed.weights[place]
         return weights, is_fed
 
     def is_fed(self) -> Never:

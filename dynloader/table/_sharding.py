@@ -32,6 +32,7 @@ class Sharding(Recording):
     num_selections: int
     shard: Shard | None
     _figures: Tensor | None
+    _num_loaded: int
     _retained: tuple[int, int]
     _shared_updates: int
 
@@ -186,7 +187,7 @@ class Sharding(Recording):
 
     def _load_shard(self, state: Mapping[str, Any], unsent: Unsent) -> None:
         unsent.load_state_dict(state["unsent"])
-        self._shared_updates = int(state["shared_updates"])
+        self._shared_updates = self._num_loaded = int(state["shared_updates"])
         self._count_retained()
         self._refresh_figures()
 

@@ -185,7 +185,8 @@ class ScoreTable(Sharding):
     def _depends_on_scoring(self) -> bool:
         # After one visit, the last loss, the mean, and the mean plus a variance of zero are equal.
         # The scoring of loaded scores is unknown.
-        if self.num_updates == self._num_loaded:
+        num_updates = self.num_updates if self.shard is None else self._shared_updates
+        if num_updates == self._num_loaded:
             return False
         return self.total((self.visits > 1).any()) > 0
 

@@ -49,6 +49,30 @@ def test_rows_are_divided_as_torch_chunk_divides_them(n: int, size: int) -> None
     assert all(sample in rows[owner] for sample, owner in enumerate(owners))
 
 
+def test_a_failed_exchange_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ScoreTable(9, "cpu", shard=True)
+    table.update([1, 2], torch.ones(2), correct=torch.tensor([True, False]))
+    table.synchronize()
+    table.update([2, 3], torch.zeros(2), correct=torch.tensor([True, False]))
+    before = table.state_dict()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shard, "send", fail)
+        with pytest.raises(RuntimeError, match="lost"):
+            table.synchronize()
+    after = table.state_dict()
+    for name in ("scores", "records", "forgetting"):
+        assert torch.equal(before[name], after[name])
+    for name, entries in before["unsent"].items():
+        assert torch.equal(torch.as_tensor(after["unsent"][name]), torch.as_tensor(entries))
+    table.synchronize()
+    assert table.scores[1:4].tolist() == [1, 0, 0]
+    assert table.forgetting.tolist()[1:4] == [1, 1, 0]
+
+
 def test_without_torch_distributed_one_process_has_all_rows() -> None:
     losses = torch.arange(20.0)
     tables = [ScoreTable(20, "cpu", shard=shard) for shard in (True, False)]

@@ -48,6 +48,7 @@ from dynloader import (
     Steps,
     Weighted,
     ops,
+    scores,
 )
 from dynloader._collectives import all_gather
 from dynloader.table import PassCounting
@@ -508,6 +509,8 @@ def refusals(folder: Path) -> None:
     with pytest.raises(ValueError, match="state must be of a table with all rows, got that of a"):
         loader.table.load_state_dict(table.state_dict())
     loader = pair(Numbers(90), 3, Weighted(keep=0.4))[0]
+    with pytest.raises(ValueError, match="table must have all rows in every process, since"):
+        scores.rescore(torch.nn.Linear(1, 2), loader)
     with pytest.raises(RuntimeError, match="log_to needs a table with all rows"):
         loader.log_to(print)
     for epoch in range(2):
