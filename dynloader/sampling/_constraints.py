@@ -211,7 +211,7 @@ def with_classes(
     options = {"seed": seed, "epoch": epoch, **table.group_arguments}
     is_chosen = torch.zeros(len(ranking), dtype=torch.bool)
     is_chosen[rows] = True
-    parts = _parts_of_classes(table.part_of(policy.labels), policy.labels.unique(), is_chosen)
+    parts = _parts_of_classes(table.restrict(policy.labels), policy.labels.unique(), is_chosen)
     totals, before = table.all_counts([len(part) for part in parts])
     needed, num_needed, num_inside = [], 0, 0
     for number, (part, total, first) in enumerate(zip(parts, totals, before, strict=True)):

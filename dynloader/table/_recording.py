@@ -14,6 +14,7 @@ from dynloader.table._device import is_captured, to_device
 from dynloader.table._many_losses import ManyLosses
 from dynloader.table._passes import PassRecord
 from dynloader.table._scoring import Scoring
+from dynloader.table._shard import Shard
 from dynloader.table._unsent import SKIPPED, Unsent
 
 _LAST_LOSS = 2  # a column of the records
@@ -24,6 +25,7 @@ class Recording:
 
     scores: Tensor
     records: Tensor
+    shard: Shard | None
     selections: Tensor
     forgetting: Tensor | None
     passes: PassRecord | None
@@ -39,7 +41,7 @@ class Recording:
     _unsent: Unsent | None
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return self.scores.shape[0] if self.shard is None else self.shard.num_samples
 
     @property
     def last_loss(self) -> Tensor:

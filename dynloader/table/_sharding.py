@@ -30,14 +30,10 @@ class Sharding(Recording):
     """
 
     num_selections: int
-    shard: Shard | None
     _figures: Tensor | None
     _num_loaded: int
     _retained: tuple[int, int]
     _shared_updates: int
-
-    def __len__(self) -> int:
-        return self.scores.shape[0] if self.shard is None else self.shard.num_samples
 
     @property
     def group_arguments(self) -> dict[str, Any]:
@@ -55,10 +51,6 @@ class Sharding(Recording):
         """Return the samples of rows of this process."""
         return rows if self.shard is None else rows + self.shard.first
 
-    def part_of(self, values: Tensor) -> Tensor:
-        """Return the part of ``values`` [n, ...] that belongs to the rows of this process."""
-        return values if self.shard is None else values[self.shard.first : self.shard.stop]
-
     def subset(self, start: int, stop: int, *, seed: int, epoch: int) -> Tensor:
         """Return this process's part of ``ops.subset(len(table), start, stop)``, unsorted."""
         if self.shard is not None:
@@ -72,19 +64,15 @@ class Sharding(Recording):
 
     def first_of(self, count: int) -> int:
         """Return the number of elements in processes before this one, which has ``count``."""
-        if self.shard is None:
-            return 0
-        return sum(row[0] for row in self.shard.gather([count])[: self.shard.rank])
+        return self.all_counts([count])[1][0]
 
     def all_counts(self, counts: list[int]) -> tuple[list[int], list[int]]:
         """Return the sums of ``counts`` over all processes, and over those before this one."""
         if self.shard is None:
             return counts, [0] * len(counts)
-        found = self.shard.gather(counts)
-        before = found[: self.shard.rank]
-        return [sum(column) for column in zip(*found, strict=True)], [
-            sum(row[j] for row in before) for j in range(len(counts))
-        ]
+        columns = list(zip(*self.shard.gather(counts), strict=True))
+        rank = self.shard.rank
+        return [sum(column) for column in columns], [sum(column[:rank]) for column in columns]
 
     def total(self, count: int | Tensor) -> int:
         """Return the sum of ``count`` over all processes. The host waits for the GPU."""
@@ -136,7 +124,7 @@ class Sharding(Recording):
             self._record_visit(visit)
         if len(outside):
             self._faults[0] += len(outside)
-            self._faults[1] = torch.maximum(self._faults[1], outside.max())
+            self._faults[1] = outside[0]
         self._shared_updates += sum(updates)
         self.num_updates_known = self._shared_updates
         unsent.clear()
@@ -200,5 +188,5 @@ def unseen_figures(n: int, device: torch.device) -> Tensor:
 def figures_of(mean: ops.ScoreMean, num_unseen: int | Tensor) -> Tensor:
     """Return the mean score and the numbers of scores that a table reports, float64 [4]."""
     diverged = (mean.num_nonfinite - num_unseen).clamp(min=0)
-    unseen = mean.num_nonfinite.new_tensor(int(num_unseen))
+    unseen = torch.as_tensor(num_unseen, device=mean.mean.device)
     return torch.stack([mean.mean, diverged, mean.num_saturated, unseen])

@@ -268,7 +268,7 @@ class ScoreTable(Sharding):
         These are all rows, except in a table in shards, and in the table that ``Policy.select``
         receives with ``every=Steps(window=...)``.
         """
-        return self.part_of(values)
+        return values if self.shard is None else values[self.shard.first : self.shard.stop]
 
     def count_selection(
         self, indices: Tensor, num_used: Tensor | None = None, *, is_new: bool = True

@@ -162,16 +162,20 @@ def same_epochs(policy: Policy, data: Any, options: dict[str, Any], num_epochs: 
     world, rank = world_and_rank()
     ours, theirs = pair(data, 4, policy, **options)
     alone = DataLoader(data, 4 * world, policy=policy, num_replicas=1, **options)
+    is_as_alone = True
     for epoch in range(num_epochs):
         assert len(ours) == len(theirs)
         assert ours.num_selected == theirs.num_selected
         found, wanted = one_epoch(ours, epoch), one_epoch(theirs, epoch)
         assert found == wanted, (policy, epoch, rank)
-        whole = one_epoch(alone, epoch)
-        if world == 1:
-            assert found == whole
-        for (mine, _), (step, _) in zip(found, whole, strict=True):
-            assert len(step) < world or set(mine) <= set(step)
+        if is_as_alone:
+            steps = one_epoch(alone, epoch)
+            if world == 1:
+                assert found == steps
+            for (mine, _), (step, _) in zip(found, steps, strict=True):
+                assert len(step) < world or set(mine) <= set(step)
+            # A process that would get no sample repeats one, which is a visit more.
+            is_as_alone = all(len(step) >= world for step, _ in steps)
         for loader in (ours, theirs):
             loader.set_epoch(epoch + 1)
         same_rows(ours.table, theirs.table)
@@ -202,7 +206,7 @@ def sizes(folder: Path) -> None:
     """Tables of any size, some with empty shards, in batches of any sizes."""
     world, rank = world_and_rank()
     lengths = [2, 3, 5, 7, 8, 9, 16, 17, 33, 100, 1000, 4097]
-    for number, n in enumerate(lengths):
+    for number, n in list(enumerate(lengths))[:: 1 + (world > 4)]:
         options: dict[str, Any] = {"seed": number}
         if number % 3 == 1:
             options["last_batch"] = "pad"
@@ -556,15 +560,8 @@ class Largest(TorchDispatchMode):
 def memory(folder: Path) -> None:
     """No process makes a tensor with a row for each sample, or for each kept sample."""
     world, _ = world_and_rank()
-    n = 300_000
-    for policy in (
-        UCB(keep=0.9),
-        Weighted(keep=0.9),
-        InfoBatch(anneal=None),
-        RandomDynamic(keep=0.9),
-        UCB(keep=0.9, explore=0.5),
-        OrderDP(keep=0.9, pool=0.95),
-    ):
+    n = 70_000 * world
+    for policy in (Weighted(keep=0.9), RandomDynamic(keep=0.9), UCB(keep=0.9, explore=0.5)):
         with Largest() as seen:
             table = ScoreTable(n, "cpu", shard=True)
             loader = DataLoader(Numbers(n), 2048, policy=policy, table=table, seed=1)
