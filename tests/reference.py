@@ -82,6 +82,26 @@ def shuffled(n: int, purpose: int, seed: int, epoch: Any) -> Array:
     return shuffled_bits(np.arange(n, dtype=np.uint32), philox(seed, epoch, purpose, 0))
 
 
+def shuffled_at(index: Array, purpose: int, seed: int, epoch: int) -> tuple[Array, Array]:
+    """Return 32 bits, then 8 more that break ties, for samples of numbers below 2**40.
+
+    Each block of 2**32 samples has a bijection of its own. Of samples of different blocks with
+    equal 32 bits, the 8 bits differ.
+    """
+    index = np.asarray(index, np.uint64)
+    block = index >> np.uint64(32)
+    bits = shuffled_bits(index & LOW_WORD, philox(seed, epoch, purpose, block))
+    spread = bits * np.uint32(0x9E3779B1) >> np.uint32(24)
+    return bits, block.astype(np.uint32) ^ spread
+
+
+def select_top_at(index: Array, keys: tuple[Array, Array, Array], k: int) -> Array:
+    """Return the samples of the k largest keys: 32 bits of rank, 32 that break ties, 8 more."""
+    high, low, last = keys
+    best_last = np.lexsort((last, low, high))
+    return np.sort(index[best_last[len(index) - k :]])
+
+
 def joined(high: Array, low: Array) -> Array:
     """Return 64-bit keys from 32-bit ranks and the integers that break ties."""
     return high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
@@ -229,6 +249,28 @@ def feistel_mix(half: Array, key: Array) -> Array:
     return (h ^ h >> np.uint32(16)).astype(np.uint64)
 
 
+def permute_back(place: Any, n: int, purpose: int, *, seed: int = 0, epoch: int = 0) -> Array:
+    """Return the positions at which ``permute`` gives the places."""
+    keys = [*philox(seed, epoch, purpose, 0), *philox(seed, epoch, purpose, 1)]
+    x = np.asarray(place, np.uint64).copy()
+    if n == 1:
+        return np.zeros(x.shape, np.int64)
+    width = max(8, (n - 1).bit_length())
+    left_bits, right_bits = np.uint64(width // 2), np.uint64(width - width // 2)
+    left_mask, right_mask = (np.uint64((1 << int(b)) - 1) for b in (left_bits, right_bits))
+    walking = np.arange(x.size)
+    while walking.size:
+        left, right = x[walking] >> right_bits, x[walking] & right_mask
+        for r in reversed(range(8)):
+            if r % 2 == 0:
+                left = left ^ (feistel_mix(right, keys[r]) & left_mask)
+            else:
+                right = right ^ (feistel_mix(left, keys[r]) & right_mask)
+        x[walking] = left << right_bits | right
+        walking = walking[x[walking] >= n]
+    return x.astype(np.int64)
+
+
 def order(selected: Array, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
     """Return positions [start, stop) of the shuffled order of the selected samples."""
     position = np.arange(start, stop)
@@ -271,6 +313,11 @@ def gather(
 def subset(n: int, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
     """Return positions [start, stop) of a random permutation of 0..n-1."""
     return permute(np.arange(start, stop), n, SUBSET, seed=seed, epoch=epoch)
+
+
+def positions(n: int, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
+    """Return the positions of samples [start, stop) in the permutation of ``subset``."""
+    return permute_back(np.arange(start, stop), n, SUBSET, seed=seed, epoch=epoch)
 
 
 class ScoreMean(NamedTuple):

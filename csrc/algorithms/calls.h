@@ -10,10 +10,11 @@
 #include "../core/random.h"
 #include "../core/reduction.h"
 #include "../core/score.h"
+#include "marks.h"
 
 namespace dynloader {
 
-// The samples of every call are 0..n-1. Calls on scores require n < 2^32.
+// The samples of every call are 0..n-1, except for those on Rows. Calls on scores require n < 2^32.
 
 struct TopK {
   const float* scores;
@@ -66,6 +67,55 @@ struct InfoBatch {
   InfoBatchRoom room = {};  // makes `selected` and `weights`, of *kept; or none
 };
 
+// The keys of rows. The values are part of the operators' schema.
+enum class RowKey : int32_t {
+  kScore = 0,
+  kRace = 1,
+  kPriority = 2,
+  kGreedyFirst = 3,       // for epsilon-greedy's random part
+  kGreedySafe = 4,        // for InfoBatch with an exact count
+  kNotBelowMeanSafe = 5,  // for InfoBatch by the mean
+};
+
+// Consecutive samples of those that several processes hold together.
+struct Rows {
+  const float* values;  // scores or weights
+  int64_t n;            // at most 2^32
+  int64_t first;        // sample of row 0; all rows are in one block of 2^32 samples
+  Address address;
+  RowKey key;
+  // For kGreedyFirst and kGreedySafe: the least key by score that is greedy, if there is one.
+  bool has_greedy;
+  uint64_t least_greedy;
+  double mean;  // for kNotBelowMeanSafe
+};
+
+// Counts the digits of keys that start with a prefix.
+struct CountDigits {
+  Rows rows;
+  uint64_t prefix;
+  int32_t shift;    // 48, 32, 16 or 0
+  int64_t* counts;  // [65536]
+};
+
+// Marks the rows whose keys are >= upper, and lists those in [lower, upper), of which there must be
+// marks.open_capacity.
+struct MarkRows {
+  Rows rows;
+  uint64_t lower, upper;
+  Marks marks;  // its `totals` are not used
+};
+
+// Also marks the listed rows whose keys are >= least, and writes all marked samples.
+struct KeepRows {
+  Rows rows;
+  uint64_t least;
+  Marks marks;        // as MarkRows left them; changed
+  int64_t* selected;  // ascending
+  float* weights;     // 1 for safe samples, `weight` for others; null: not written
+  float weight;
+};
+
 struct Order {
   const void* selected;  // int32 or int64 [n]; null: all of 0..n-1
   bool selected_is_int32;
@@ -73,6 +123,14 @@ struct Order {
   Address address;
   Purpose purpose;
   int64_t* order;  // [stop - start]
+};
+
+// Inverts Order without `selected`: the places of samples.
+struct Places {
+  int64_t n, start, stop;  // samples [start, stop) of 0..n-1
+  Address address;
+  Purpose purpose;
+  int64_t* places;  // [stop - start]
 };
 
 struct Gather {
@@ -113,6 +171,14 @@ struct GatherImages {
   int value_bytes;     // 2 or 4
   void* batch;         // filled for samples that do not exist
   int64_t* faults;     // [2], as for Gather
+};
+
+struct ScoreSums {
+  const float* scores;
+  int64_t n;
+  // [5]: the sums in fixed point of signed high and unsigned low halves; finite, non-finite,
+  // saturated scores
+  int64_t* sums;
 };
 
 struct ScoreMean {
@@ -223,10 +289,15 @@ struct Spread {
   X(WeightedSample)                \
   X(CheckWeights)                  \
   X(InfoBatch)                     \
+  X(CountDigits)                   \
+  X(MarkRows)                      \
+  X(KeepRows)                      \
   X(Order)                         \
+  X(Places)                        \
   X(Gather)                        \
   X(GatherRows)                    \
   X(GatherImages)                  \
+  X(ScoreSums)                     \
   X(ScoreMean)                     \
   X(PowerWeights)                  \
   X(VisitBonus)                    \

@@ -3,6 +3,7 @@
 
 #include "calls.h"
 #include "gather.h"
+#include "group.h"
 #include "images.h"
 #include "mean.h"
 #include "order.h"

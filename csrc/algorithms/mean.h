@@ -72,9 +72,14 @@ struct FinishMean {
 };
 
 template <class Backend>
+void run(Backend& backend, const ScoreSums& call) {
+  backend.template accumulate<AddScore::kSums>(call.n, AddScores{{call.scores}}, call.sums);
+}
+
+template <class Backend>
 void run(Backend& backend, const ScoreMean& call) {
   auto* sums = backend.template allocate<int64_t>(AddScore::kSums);
-  backend.template accumulate<AddScore::kSums>(call.n, AddScores{{call.scores}}, sums);
+  run(backend, ScoreSums{call.scores, call.n, sums});
   backend.once(FinishMean{sums, call.mean, call.counts});
 }
 

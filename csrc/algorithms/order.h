@@ -40,6 +40,13 @@ struct WalkFrom {
   DYNLOADER_FN bool is_narrow() const { return permutation.is_narrow(); }
 };
 
+struct WalkBackFrom : WalkFrom {
+  template <class Place>
+  DYNLOADER_FN Place step(Place x) const {
+    return permutation.step_back(x);
+  }
+};
+
 DYNLOADER_FN WalkFrom walk_of(const Order& call) {
   return {call.n, call.start, call.address, call.purpose};
 }
@@ -69,6 +76,12 @@ void run(Backend& backend, const Order& call) {
     using Samples = std::decay_t<decltype(samples)>;
     backend.walk(call.stop - call.start, walk_of(call), WriteOrder<Samples>{samples, call.order});
   });
+}
+
+template <class Backend>
+void run(Backend& backend, const Places& call) {
+  const WalkBackFrom walk = {{call.n, call.start, call.address, call.purpose}};
+  backend.walk(call.stop - call.start, walk, WriteOrder<AllSamples>{{}, call.places});
 }
 
 }  // namespace dynloader

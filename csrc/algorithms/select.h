@@ -72,13 +72,14 @@ struct EmitWeighted {
   const DropPlan* plan;
   int64_t* selected;
   float* weights;
+  int64_t first = 0;  // sample of row 0
   float weight = 1.0f;
   DYNLOADER_FN void fetch() {
     is_safe.fetch();
     weight = plan->weight;
   }
   DYNLOADER_FN void operator()(int64_t i, int64_t position) const {
-    selected[position] = i;
+    selected[position] = first + i;
     weights[position] = is_safe(i) ? 1.0f : weight;
   }
 };

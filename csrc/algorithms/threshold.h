@@ -13,8 +13,6 @@
 
 namespace dynloader {
 
-constexpr uint32_t kNoDigit = 0xffffffffu;
-
 // The digit at kShift of a sample's key, or kNoDigit if the key does not start with the digits
 // found so far.
 template <class Key, int kShift, int kBits>
@@ -156,7 +154,10 @@ class Top {
 
 struct EmitIndex {
   int64_t* selected;
-  DYNLOADER_FN void operator()(int64_t i, int64_t position) const { selected[position] = i; }
+  int64_t first = 0;  // sample of row 0
+  DYNLOADER_FN void operator()(int64_t i, int64_t position) const {
+    selected[position] = first + i;
+  }
 };
 
 template <class Backend>

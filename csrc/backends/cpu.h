@@ -10,6 +10,7 @@
 #include "../core/atomics.h"
 #include "../core/bits.h"
 #include "../core/fetch.h"
+#include "cpu_digits.h"
 #include "cpu_loops.h"
 #include "cpu_marks.h"
 #include "cpu_search.h"
@@ -132,6 +133,27 @@ class Cpu {
       }
       if (rank <= members) return descent.take(b, rank, members);
       rank -= members;
+    }
+  }
+
+  // Sets counts[d] to the number of keys with the digit d, for all WideDigit::kCount digits.
+  template <bool kInLow, class Key>
+  void count_digits(int64_t n, const Key& key, const WideDigit& digit, int64_t* counts) {
+    using Count = CountWideDigits<Isa, Key, kInLow>;
+    for (int64_t d = 0; d < WideDigit::kCount; ++d) counts[d] = 0;
+    // Digits of the low half are as good as random, so equal neighbors are rare. For few keys,
+    // zeroing the counters takes longer than counting.
+    const int64_t lanes = kInLow || n < WideDigit::kCount ? 1 : kHistograms;
+    const int64_t slots = slots_of(n);
+    auto* partial = allocate<uint32_t>(slots * lanes * Count::kCounters);
+    auto* used = allocate<int64_t>(slots);
+    for (int64_t slot = 0; slot < slots; ++slot) used[slot] = 0;
+    in_ranges(n, Count{key, digit, lanes, partial, used});
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      for (int64_t lane = 0; lane < (used[slot] != 0 ? lanes : 0); ++lane) {
+        const uint32_t* own = partial + (slot * lanes + lane) * Count::kCounters;
+        for (int64_t d = 0; d < WideDigit::kCount; ++d) counts[d] += own[d];
+      }
     }
   }
 

@@ -16,6 +16,31 @@ namespace dynloader {
 // The number of samples marked at a time: the data of a block fits in the L1 cache.
 constexpr int64_t kMarkBlock = 1024;
 
+// Writes the high halves of the keys of consecutive rows, two for each draw if they share draws.
+template <class Isa, class Key>
+struct HighHalves {
+  static void write(const Key& key, int64_t begin, int64_t length, uint32_t* high) {
+    write(key, begin, length, high, 0);
+  }
+
+ private:
+  template <class K>
+  static auto write(const K& key, int64_t begin, int64_t length, uint32_t* high, int)
+      -> decltype(key.high_of_pair(begin, high)) {
+    const int64_t before = key.is_second_of_pair(begin) ? 1 : 0;
+    if (before > 0) high[0] = key.high(begin);
+    const int64_t pairs = (length - before) / 2;
+    for (int64_t j = 0; j < pairs; ++j) {
+      key.high_of_pair(begin + before + 2 * j, high + before + 2 * j);
+    }
+    if (before + 2 * pairs < length) high[length - 1] = key.high(begin + length - 1);
+  }
+  template <class K>
+  static void write(const K& key, int64_t begin, int64_t length, uint32_t* high, long) {
+    for (int64_t j = 0; j < length; ++j) high[j] = key.high(begin + j);
+  }
+};
+
 template <class Isa, class Key>
 struct MarkTiles {
   int64_t n;
@@ -115,7 +140,7 @@ struct MarkTiles {
     const Key local = key;
     const uint32_t upper = static_cast<uint32_t>(bracket.upper >> 32);
     const uint32_t lower = static_cast<uint32_t>(bracket.lower >> 32);
-    write_high(local, begin, length, high, 0);
+    HighHalves<Isa, Key>::write(local, begin, length, high);
     uint32_t is_equal = 0;
     for (int64_t j = 0; j < length; ++j) {
       is_equal |= static_cast<uint32_t>(high[j] == upper) | static_cast<uint32_t>(high[j] == lower);
@@ -144,17 +169,6 @@ struct MarkTiles {
   // Returns the bits that are in use in the last word for `length` samples.
   static uint64_t within(int64_t length) {
     return length % 64 == 0 ? ~uint64_t{0} : (uint64_t{1} << (length % 64)) - 1;
-  }
-
-  template <class K>
-  static auto write_high(const K& key, int64_t begin, int64_t length, uint32_t* high, int)
-      -> decltype(key.high_of_pair(begin, high)) {
-    for (int64_t j = 0; j < length / 2; ++j) key.high_of_pair(begin / 2 + j, high + 2 * j);
-    if (length % 2 != 0) high[length - 1] = key.high(begin + length - 1);
-  }
-  template <class K>
-  static void write_high(const K& key, int64_t begin, int64_t length, uint32_t* high, long) {
-    for (int64_t j = 0; j < length; ++j) high[j] = key.high(begin + j);
   }
 
   static uint64_t reaching(const uint32_t* high, const uint32_t* low, uint64_t bound) {

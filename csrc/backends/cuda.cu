@@ -151,6 +151,15 @@ void Cuda::descend(int64_t n, const Bin& bin, const Descent& descent) {
          descend_kernel<kBins, Bin, Descent>, bin, descent, n, counts_, counts_ + kSearchBins);
 }
 
+template <bool kInLow, class Key>
+void Cuda::count_digits(int64_t n, const Key& key, const WideDigit& digit, int64_t* counts) {
+  check(cudaMemsetAsync(counts, 0, WideDigit::kCount * sizeof(int64_t), stream_),
+        "cudaMemsetAsync");
+  if (n == 0) return;
+  launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads,
+         count_digits_kernel<kInLow, Key>, key, digit, n, counts);
+}
+
 void Cuda::keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
                          uint64_t* results) {
   launch(stream_, wanted, kSearchThreads, keys_of_ranks_kernel, keys, count,

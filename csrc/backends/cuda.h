@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../algorithms/marks.h"
+#include "../core/selection_key.h"
 #include "scratch.h"
 
 namespace dynloader {
@@ -48,6 +49,9 @@ class Cuda {
 
   template <int kBins, class Bin, class Descent>
   void descend(int64_t n, const Bin& bin, const Descent& descent);
+
+  template <bool kInLow, class Key>
+  void count_digits(int64_t n, const Key& key, const WideDigit& digit, int64_t* counts);
 
   void keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
                      uint64_t* results);

@@ -62,6 +62,19 @@ struct Permutation {
     return (static_cast<Place>(left) << right_bits) | right;
   }
 
+  // Undoes a step. The walk back from a place in [0, n) ends at the first place in [0, n), too.
+  template <class Place>
+  DYNLOADER_FN Place step_back(Place x) const {
+    if (n <= 1) return 0;
+    uint32_t left = static_cast<uint32_t>(x >> right_bits);
+    uint32_t right = static_cast<uint32_t>(x) & right_mask;
+    two_rounds_back<6>(left, right);
+    two_rounds_back<4>(left, right);
+    two_rounds_back<2>(left, right);
+    two_rounds_back<0>(left, right);
+    return (static_cast<Place>(left) << right_bits) | right;
+  }
+
  private:
   static DYNLOADER_FN uint32_t round_function(uint32_t half, uint32_t key) {
     uint32_t h = (half ^ key) * 0x9E3779B1u;
@@ -74,6 +87,12 @@ struct Permutation {
   DYNLOADER_FN void two_rounds(uint32_t& left, uint32_t& right) const {
     left ^= round_function(right, keys[kRound]) & left_mask;
     right ^= round_function(left, keys[kRound + 1]) & right_mask;
+  }
+
+  template <int kRound>
+  DYNLOADER_FN void two_rounds_back(uint32_t& left, uint32_t& right) const {
+    right ^= round_function(left, keys[kRound + 1]) & right_mask;
+    left ^= round_function(right, keys[kRound]) & left_mask;
   }
 };
 

@@ -93,8 +93,9 @@ DYNLOADER_FN uint64_t random_bits64(Address address, Purpose purpose, uint64_t i
 struct Shuffle32 {
   Words keys;
 
-  static DYNLOADER_FN Shuffle32 keyed(Address address, Purpose purpose) {
-    return {random_words(address, purpose, 0)};
+  // Each block of 2^32 samples has a bijection of its own.
+  static DYNLOADER_FN Shuffle32 keyed(Address address, Purpose purpose, uint32_t block = 0) {
+    return {random_words(address, purpose, block)};
   }
 
   DYNLOADER_FN uint32_t operator()(uint32_t x) const {

@@ -9,6 +9,11 @@
 // - kIsDrawn: high() draws a random number, so reading all keys again is slow;
 // - kHasNearlyHigh: nearly_high() costs less than high(), and orders samples the same way if their
 //   high() differ; range_of_nearly_high() returns its smallest and largest value for one high().
+//
+// A key takes the number of a row, and is that of sample `first` + row. All rows of a key are in
+// one block of 2^32 samples. Samples of different blocks may have equal keys: then one is put
+// before the other by their blocks, which only the search across processes does
+// (dynloader/ops/_group.py).
 #pragma once
 
 #include <cstdint>
@@ -30,10 +35,44 @@ struct Threshold {
   int32_t settled;
 };
 
+constexpr uint32_t kNoDigit = 0xffffffffu;
+
+// 16 bits of a key, which processes count together: a histogram has 65,536 counters.
+struct WideDigit {
+  static constexpr int kBits = 16;
+  static constexpr int64_t kCount = int64_t{1} << kBits;
+
+  uint64_t prefix;  // the digits above, with zeros below
+  uint64_t mask;    // the bits of the digits above
+  int shift;        // of the digit in its half of the key
+
+  static DYNLOADER_FN WideDigit at(uint64_t prefix, int shift) {
+    const uint64_t digit_and_below = (uint64_t{1} << shift << (kBits - 1) << 1) - 1;
+    return {prefix & ~digit_and_below, ~digit_and_below, shift % 32};
+  }
+
+  // Returns the digit, which is in the low half if kInLow, or kNoDigit if the key does not start
+  // with the prefix. Without kInLow, `low` is not read. Uses halves, so that vectors hold more
+  // keys.
+  template <bool kInLow>
+  DYNLOADER_FN uint32_t of(uint32_t high, uint32_t low) const {
+    const auto high_mask = static_cast<uint32_t>(mask >> 32);
+    bool matches = ((high ^ static_cast<uint32_t>(prefix >> 32)) & high_mask) == 0;
+    if constexpr (kInLow) {
+      matches &= ((low ^ static_cast<uint32_t>(prefix)) & static_cast<uint32_t>(mask)) == 0;
+    }
+    const uint32_t digit = ((kInLow ? low : high) >> shift) & (kCount - 1);
+    return matches ? digit : kNoDigit;
+  }
+};
+
 template <class Key>
 DYNLOADER_FN uint64_t whole(const Key& key, int64_t i) {
   return (static_cast<uint64_t>(key.high(i)) << 32) | key.low(i);
 }
+
+// The block of 2^32 samples that a sample is in.
+DYNLOADER_FN uint32_t block_of(int64_t sample) { return static_cast<uint32_t>(sample >> 32); }
 
 struct ScoreKey {
   static constexpr int kHighBits = 32;
@@ -41,10 +80,11 @@ struct ScoreKey {
   static constexpr bool kHasNearlyHigh = true;
   const float* scores;
   Address address;
+  int64_t first = 0;
   Shuffle32 tie = {};
   DYNLOADER_FN void fetch() {
     address.fetch();
-    tie = Shuffle32::keyed(address, Purpose::kTie);
+    tie = Shuffle32::keyed(address, Purpose::kTie, block_of(first));
   }
   DYNLOADER_FN void ask_for(int64_t i) const { prefetch_to_read(scores + i); }
   DYNLOADER_FN uint32_t high(int64_t i) const { return ordered_bits(scores[i]); }
@@ -52,7 +92,13 @@ struct ScoreKey {
   static DYNLOADER_FN NearlyOrdered range_of_nearly_high(uint32_t high) {
     return NearlyOrdered::of(high);
   }
-  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
+  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(first + i)); }
+};
+
+// The same without nearly_high(): the samples that a bracket leaves open are exactly those between
+// its bounds.
+struct ExactScoreKey : ScoreKey {
+  static constexpr bool kHasNearlyHigh = false;
 };
 
 // Puts the samples of a class first, then the others, each in random order.
@@ -64,14 +110,15 @@ struct ClassKey {
   IsFirst is_first;
   Address address;
   Purpose purpose;
+  int64_t first = 0;
   Shuffle32 shuffle = {};
   DYNLOADER_FN void fetch() {
     is_first.fetch();
     address.fetch();
-    shuffle = Shuffle32::keyed(address, purpose);
+    shuffle = Shuffle32::keyed(address, purpose, block_of(first));
   }
   DYNLOADER_FN uint32_t high(int64_t i) const { return is_first(i) ? 1u : 0u; }
-  DYNLOADER_FN uint32_t low(int64_t i) const { return shuffle(static_cast<uint32_t>(i)); }
+  DYNLOADER_FN uint32_t low(int64_t i) const { return shuffle(static_cast<uint32_t>(first + i)); }
 };
 
 // Whether a sample's key by score reaches a threshold. Epsilon-greedy selects these samples for
@@ -133,22 +180,25 @@ struct PriorityKey {
   static constexpr bool kHasNearlyHigh = false;
   const float* weights;
   Address address;
+  int64_t first = 0;
   Shuffle32 tie = {};
   DYNLOADER_FN void fetch() {
     address.fetch();
-    tie = Shuffle32::keyed(address, Purpose::kTie);
+    tie = Shuffle32::keyed(address, Purpose::kTie, block_of(first));
   }
   DYNLOADER_FN uint32_t high(int64_t i) const {
-    return of(i, random_bits64(address, Priority::kPurpose, static_cast<uint64_t>(i)));
+    return of(i, random_bits64(address, Priority::kPurpose, static_cast<uint64_t>(first + i)));
   }
-  // Writes high() of samples 2j and 2j + 1, for the price of one draw.
-  DYNLOADER_FN void high_of_pair(int64_t j, uint32_t* high) const {
+  // Returns whether row i shares its draw with the row before it, not with the one after it.
+  DYNLOADER_FN bool is_second_of_pair(int64_t i) const { return ((first + i) & 1) != 0; }
+  // Writes high() of rows i and i + 1, which share a draw, for the price of one.
+  DYNLOADER_FN void high_of_pair(int64_t i, uint32_t* high) const {
     const BitsOfPair bits =
-        random_bits_of_pair(address, Priority::kPurpose, static_cast<uint64_t>(j));
-    high[0] = of(2 * j, bits.even);
-    high[1] = of(2 * j + 1, bits.odd);
+        random_bits_of_pair(address, Priority::kPurpose, static_cast<uint64_t>(first + i) >> 1);
+    high[0] = of(i, bits.even);
+    high[1] = of(i + 1, bits.odd);
   }
-  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(i)); }
+  DYNLOADER_FN uint32_t low(int64_t i) const { return tie(static_cast<uint32_t>(first + i)); }
 
  private:
   DYNLOADER_FN uint32_t of(int64_t i, uint64_t bits) const {

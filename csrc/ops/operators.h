@@ -30,11 +30,28 @@ Tensor sample(const Tensor& weights, int64_t k, int64_t seed, int64_t epoch,
               const EpochAt& epoch_at, bool validate);
 std::tuple<Tensor, Tensor> priority_sample(const Tensor& weights, int64_t k, int64_t seed,
                                            int64_t epoch, const EpochAt& epoch_at, bool validate);
+// For selections across processes (group.cpp).
+Tensor count_digits(const Tensor& values, int64_t first, int64_t key,
+                    std::optional<int64_t> least_greedy, double mean, int64_t seed, int64_t epoch,
+                    int64_t prefix, int64_t shift);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> mark_rows(
+    const Tensor& values, int64_t first, int64_t key, std::optional<int64_t> least_greedy,
+    double mean, int64_t seed, int64_t epoch, int64_t lower, int64_t upper, int64_t num_open);
+std::tuple<Tensor, Tensor> keep_rows(const Tensor& values, int64_t first, int64_t key,
+                                     std::optional<int64_t> least_greedy, double mean, int64_t seed,
+                                     int64_t epoch, Tensor& bits, Tensor& tile_counts,
+                                     Tensor& open_starts, Tensor& open_counts, Tensor& open_keys,
+                                     Tensor& open_samples, int64_t least, int64_t num_kept,
+                                     std::optional<double> weight);
+Tensor score_sums(const Tensor& scores);
+Tensor count_weights(const Tensor& weights);
 Tensor order(const Tensor& selected, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
              const EpochAt& epoch_at);
 Tensor order_of_range(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch);
 Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
               const EpochAt& epoch_at, Device device);
+Tensor positions(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+                 const EpochAt& epoch_at, Device device);
 Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t start,
               int64_t stop, int64_t seed, int64_t epoch, const EpochAt& epoch_at, Tensor& faults);
 Tensor gather_rows(const Tensor& data, const Tensor& index, Tensor& faults);

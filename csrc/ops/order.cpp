@@ -19,11 +19,15 @@ struct When {
   const EpochAt& epoch_at;
 };
 
-Order order_call(const char* op, Purpose purpose, int64_t n, Slice slice, const When& when,
-                 Device device) {
+void check_slice(const char* op, int64_t n, Slice slice) {
   CHECK_VALUE(0 <= slice.start && slice.start <= slice.stop && slice.stop <= n, op,
               ": start and stop must satisfy 0 <= start <= stop <= ", n,
               ", got start = ", slice.start, ", stop = ", slice.stop);
+}
+
+Order order_call(const char* op, Purpose purpose, int64_t n, Slice slice, const When& when,
+                 Device device) {
+  check_slice(op, n, slice);
   Order call = {};
   call.n = n;
   call.start = slice.start;
@@ -81,6 +85,18 @@ Tensor subset(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoc
   return run_order(
       order_call("subset", Purpose::kSubset, n, {start, stop}, {seed, epoch, epoch_at}, device),
       device);
+}
+
+Tensor positions(int64_t n, int64_t start, int64_t stop, int64_t seed, int64_t epoch,
+                 const EpochAt& epoch_at, Device wanted) {
+  check_device("positions", wanted);
+  const Device device = with_index(wanted);
+  CHECK_VALUE(n >= 0, "positions: n must be >= 0, got ", n);
+  check_slice("positions", n, {start, stop});
+  const Address address = check_address("positions", seed, epoch, epoch_at, device);
+  Tensor places = empty_vector(stop - start, codes.int64, device);
+  run_on(device, Places{n, start, stop, address, Purpose::kSubset, places.mutable_data<int64_t>()});
+  return places;
 }
 
 Tensor gather(const Tensor& data, const std::optional<Tensor>& selected, int64_t start,

@@ -37,6 +37,23 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
       "subset(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch, Tensor? "
       "epoch_at, Device device) -> Tensor");
   m.def(
+      "positions(SymInt n, SymInt start, SymInt stop, SymInt seed, SymInt epoch, Tensor? "
+      "epoch_at, Device device) -> Tensor");
+  m.def(
+      "count_digits(Tensor values, int first, int key, int? least_greedy, float mean, int seed, "
+      "int epoch, int prefix, int shift) -> Tensor");
+  m.def(
+      "mark_rows(Tensor values, int first, int key, int? least_greedy, float mean, int seed, int "
+      "epoch, int lower, int upper, int num_open) -> (Tensor bits, Tensor tile_counts, Tensor "
+      "open_starts, Tensor open_counts, Tensor open_keys, Tensor open_samples)");
+  m.def(
+      "keep_rows(Tensor values, int first, int key, int? least_greedy, float mean, int seed, int "
+      "epoch, Tensor(a!) bits, Tensor(b!) tile_counts, Tensor open_starts, Tensor open_counts, "
+      "Tensor open_keys, Tensor open_samples, int least, int num_kept, float? weight) -> (Tensor "
+      "selected, Tensor weights)");
+  m.def("score_sums(Tensor scores) -> Tensor");
+  m.def("count_weights(Tensor weights) -> Tensor");
+  m.def(
       "gather(Tensor data, Tensor? selected, SymInt start, SymInt stop, SymInt seed, "
       "SymInt epoch, Tensor? epoch_at, Tensor(a!) faults) -> Tensor");
   m.def("gather_rows(Tensor data, Tensor index, Tensor(a!) faults) -> Tensor");
@@ -97,6 +114,11 @@ void implement(Library& m) {
   m.impl("sample", Boxed<sample>::call);
   m.impl("priority_sample", Boxed<priority_sample>::call);
   m.impl("order", Boxed<order>::call);
+  m.impl("count_digits", Boxed<count_digits>::call);
+  m.impl("mark_rows", Boxed<mark_rows>::call);
+  m.impl("keep_rows", Boxed<keep_rows>::call);
+  m.impl("score_sums", Boxed<score_sums>::call);
+  m.impl("count_weights", Boxed<count_weights>::call);
   m.impl("gather", Boxed<gather>::call);
   m.impl("gather_rows", Boxed<gather_rows>::call);
   m.impl("gather_images", Boxed<gather_images>::call);
@@ -124,6 +146,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {
   using namespace dynloader;
   m.impl("order_of_range", Boxed<order_of_range>::call);
   m.impl("subset", Boxed<subset>::call);
+  m.impl("positions", Boxed<positions>::call);
   m.impl("zeros", Boxed<zeros>::call);
   m.impl("feeder_open", Boxed<feeder_open>::call);
   m.impl("feeder_add_rows", Boxed<feeder_add_rows>::call);

@@ -26,6 +26,7 @@ struct Codes {
   int32_t float16 = aoti_torch_dtype_float16();
   int32_t bfloat16 = aoti_torch_dtype_bfloat16();
   int32_t uint8 = aoti_torch_dtype_uint8();
+  int32_t int16 = aoti_torch_dtype_int16();
   int32_t int32 = aoti_torch_dtype_int32();
   int32_t int64 = aoti_torch_dtype_int64();
   int32_t boolean = aoti_torch_dtype_bool();

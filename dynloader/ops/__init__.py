@@ -11,6 +11,15 @@ All functions raise ``TypeError`` for a wrong type or dtype, ``ValueError`` for 
 device or value, and ``IndexError`` for an index out of range. The message names the function and
 the argument, the requirement, and the value found. Unless a docstring says otherwise, the host does
 not wait for the GPU.
+
+With ``group=``, a process group of ``torch.distributed`` (``torch.distributed.group.WORLD`` for all
+processes), an operation selects among the rows of all its processes. Each process passes the scores
+or weights of its own rows: consecutive ones, in order of rank, of any number, also none. All other
+arguments must be equal. Numbers such as ``k`` and the returned indices count the rows of all:
+together, in order of rank, the results are those of one process on all rows, to the bit. There may
+be 2**40 rows in all, of which a process sends none, but at most eight histograms of 512 KiB. If an
+argument is wrong in one process, all raise the same error. The host waits for the GPU. A graph of
+``torch.compile`` or CUDA cannot hold such a call.
 """
 
 from dynloader.ops._calls import (
@@ -18,10 +27,17 @@ from dynloader.ops._calls import (
     ScoreRule,
     Selection,
     count_selected,
+    epsilon_greedy,
     gather,
+    info_batch,
     order,
+    positions,
     power_weights,
+    priority_sample,
+    sample,
+    score_mean,
     subset,
+    top_k,
     ucb_visits,
     update,
     update_forgetting,
@@ -34,14 +50,6 @@ from dynloader.ops._calls import (
 )
 from dynloader.ops._calls import (
     zeros as zeros,
-)
-from dynloader.ops._gathered import (
-    epsilon_greedy,
-    info_batch,
-    priority_sample,
-    sample,
-    score_mean,
-    top_k,
 )
 from dynloader.ops._prompts import PassRule as PassRule
 from dynloader.ops._prompts import pass_scores as pass_scores
@@ -61,6 +69,7 @@ __all__ = [
     "gather",
     "info_batch",
     "order",
+    "positions",
     "power_weights",
     "priority_sample",
     "sample",

@@ -6,9 +6,11 @@ import enum
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dynloader.ops import _fake as _fake  # registers the shapes for torch.compile
+from dynloader.ops import _group_calls
 from dynloader.ops._arguments import (
     address_arguments,
     device_argument,
@@ -78,7 +80,14 @@ class Selection(NamedTuple):
         return Selection(self.indices[:k], None if self.weights is None else self.weights[:k])
 
 
-def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
+def top_k(
+    scores: Tensor,
+    k: int,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """Return the indices of the k highest scores, in ascending order of index.
 
     As a set, equal to ``torch.topk(scores, k).indices``, except that ties are broken at random by
@@ -89,17 +98,27 @@ def top_k(scores: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0) -> 
         k: number of samples to select, in [0, n].
         seed: seed of the choice among equal scores.
         epoch: epoch of the choice among equal scores.
+        group: a process group, of which each process passes its own rows; see :mod:`dynloader.ops`.
+            None means this process alone.
 
     Returns:
-        int64 [k] on the device of ``scores``.
+        int64 [k] on the device of ``scores``; with ``group``, those of the rows of this process.
     """
+    if group is not None:
+        return _group_calls.top_k(scores, k, seed, epoch, group)
     scores = values_argument("top_k", "scores", scores)
     k = integer_argument("top_k", "k", k)
     return _tensor(_operators.top_k(scores, k, *address_arguments("top_k", seed, epoch)))
 
 
 def epsilon_greedy(
-    scores: Tensor, k: int, num_random: int, *, seed: int = 0, epoch: int | Tensor = 0
+    scores: Tensor,
+    k: int,
+    num_random: int,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Return the k - num_random highest scores and num_random samples drawn from the rest.
 
@@ -112,10 +131,15 @@ def epsilon_greedy(
         num_random: number of samples to draw, in [0, k].
         seed: seed of the draw and of the choice among equal scores.
         epoch: epoch of the draw and of the choice among equal scores.
+        group: a process group, of which each process passes its own rows; see :mod:`dynloader.ops`.
+            None means this process alone.
 
     Returns:
-        int64 [k] on the device of ``scores``, in ascending order.
+        int64 [k] on the device of ``scores``, in ascending order; with ``group``, those of the rows
+        of this process.
     """
+    if group is not None:
+        return _group_calls.epsilon_greedy(scores, k, num_random, seed, epoch, group)
     scores = values_argument("epsilon_greedy", "scores", scores)
     k = integer_argument("epsilon_greedy", "k", k)
     num_random = integer_argument("epsilon_greedy", "num_random", num_random)
@@ -130,6 +154,7 @@ def info_batch(
     num_kept: int | None = None,
     seed: int = 0,
     epoch: int | Tensor = 0,
+    group: dist.ProcessGroup | None = None,
 ) -> Selection:
     """Drop a share of the samples below the mean score, and give the remaining ones more weight.
 
@@ -148,11 +173,17 @@ def info_batch(
         num_kept: number of samples to keep, in [1, n]. None means that it follows from the scores.
         seed: seed of the draw.
         epoch: epoch of the draw.
+        group: a process group, of which each process passes its own rows; see :mod:`dynloader.ops`.
+            None means this process alone.
 
     Returns:
-        The kept samples in ascending order and their weights. Without ``num_kept``, the host waits
-        for the GPU to learn how many samples are kept.
+        The kept samples in ascending order and their weights; with ``group``, those of the rows of
+        this process. Without ``num_kept``, the host waits for the GPU to learn how many samples are
+        kept.
     """
+    if group is not None:
+        found = _group_calls.info_batch(scores, drop_probability, num_kept, seed, epoch, group)
+        return Selection(*found)
     scores = values_argument("info_batch", "scores", scores)
     drop_probability = number_argument("info_batch", "drop_probability", drop_probability)
     wanted = -1
@@ -187,7 +218,13 @@ def info_batch_uncut(
 
 
 def sample(
-    weights: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0, validate: bool = True
+    weights: Tensor,
+    k: int,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    validate: bool = True,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Draw k samples without replacement, one after another, in proportion to their weights.
 
@@ -203,10 +240,15 @@ def sample(
         epoch: epoch of the draw.
         validate: check the weights first; on CUDA, the host waits for this. If False, invalid
             weights give an undefined selection.
+        group: a process group, of which each process passes its own rows; see :mod:`dynloader.ops`.
+            None means this process alone.
 
     Returns:
-        int64 [k] on the device of ``weights``, in ascending order.
+        int64 [k] on the device of ``weights``, in ascending order; with ``group``, those of the
+        rows of this process.
     """
+    if group is not None:
+        return _group_calls.sample(weights, k, seed, epoch, validate, group)
     weights = values_argument("sample", "weights", weights)
     k = integer_argument("sample", "k", k)
     return _tensor(
@@ -220,7 +262,13 @@ def sample(
 
 
 def priority_sample(
-    weights: Tensor, k: int, *, seed: int = 0, epoch: int | Tensor = 0, validate: bool = True
+    weights: Tensor,
+    k: int,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    validate: bool = True,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw the k samples of highest priority w / u, and return the threshold for unbiased sums.
 
@@ -236,11 +284,16 @@ def priority_sample(
         epoch: epoch of the draw.
         validate: check the weights first; on CUDA, the host waits for this. If False, invalid
             weights give an undefined selection.
+        group: a process group, of which each process passes its own rows; see :mod:`dynloader.ops`.
+            None means this process alone.
 
     Returns:
         int64 [k] in ascending order, and tau, float64 0-dimensional (0 if k = n), both on the
-        device of ``weights``.
+        device of ``weights``. With ``group``, the indices are those of the rows of this process,
+        and tau is the same in all.
     """
+    if group is not None:
+        return _group_calls.priority_sample(weights, k, seed, epoch, validate, group)
     weights = values_argument("priority_sample", "weights", weights)
     k = integer_argument("priority_sample", "k", k)
     address = address_arguments("priority_sample", seed, epoch)
@@ -360,24 +413,70 @@ def subset(
     return _tensor(_operators.subset(n, start, stop, *address, device))
 
 
+def positions(
+    n: int,
+    start: int,
+    stop: int,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the positions of samples [start, stop) in the permutation of :func:`subset`.
+
+    Equivalent to ``subset(n, 0, n).argsort()[start:stop]``, but computed without the rest: a
+    process that holds these samples can tell which of them are in a slice of the permutation.
+
+    Args:
+        n: number of samples, below 2**63.
+        start: first sample, with 0 <= start <= stop <= n.
+        stop: sample after the last.
+        seed: seed of the permutation.
+        epoch: epoch of the permutation.
+        device: device of the result.
+
+    Returns:
+        int64 [stop - start] on ``device``.
+
+    Raises:
+        RuntimeError: ``device`` is a GPU that torch does not see.
+    """
+    n = integer_argument("positions", "n", n)
+    start = integer_argument("positions", "start", start)
+    stop = integer_argument("positions", "stop", stop)
+    address = address_arguments("positions", seed, epoch)
+    device = device_argument("positions", device)
+    return _tensor(_operators.positions(n, start, stop, *address, device))
+
+
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return ``torch.zeros``, but in large pages of memory on the CPU, which suits tables."""
     return _tensor(_operators.zeros(size, dtype, device))
 
 
-def score_mean(scores: Tensor) -> ScoreMean:
+def score_mean(scores: Tensor, *, group: dist.ProcessGroup | None = None) -> ScoreMean:
     """Return the mean of the finite scores, from an integer sum that does not depend on the order.
 
     Each score is rounded toward 0 to a multiple of 2**-32, and clamped to +-2**30; the number of
-    clamped scores is reported. The sum of up to 2**32 such numbers is exact.
+    clamped scores is reported. The sum of up to 2**32 such numbers is exact; with ``group``, of up
+    to 2**40.
 
     Args:
         scores: float32 [n], n < 2**32.
+        group: a process group, of which each process passes its own rows; see :mod:`dynloader.ops`.
+            None means this process alone.
 
     Returns:
         The mean (NaN if no score is finite) and the counts of scores that are finite, not finite,
-        and beyond +-2**30.
+        and beyond +-2**30; with ``group``, of the scores of all processes.
     """
+    if group is not None:
+        average, of_kind = _group_calls.score_mean(scores, group)
+        device = scores.device
+        return ScoreMean(
+            torch.tensor(average, dtype=torch.float64, device=device),
+            *torch.tensor(of_kind, device=device).unbind(),
+        )
     scores = values_argument("score_mean", "scores", scores)
     mean, counts = _operators.score_mean(scores)
     return ScoreMean(mean, *counts.unbind())

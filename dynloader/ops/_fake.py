@@ -117,6 +117,91 @@ def _(
     return torch.empty((stop - start,), dtype=torch.int64, device=device)
 
 
+@_fake("positions")
+def _(
+    n: int,
+    start: int,
+    stop: int,
+    seed: int,
+    epoch: int,
+    epoch_at: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    return torch.empty((stop - start,), dtype=torch.int64, device=device)
+
+
+@_fake("count_digits")
+def _(
+    values: Tensor,
+    first: int,
+    key: int,
+    least_greedy: int | None,
+    mean: float,
+    seed: int,
+    epoch: int,
+    prefix: int,
+    shift: int,
+) -> Tensor:
+    return _indices(values, 2**16)
+
+
+@_fake("mark_rows")
+def _(
+    values: Tensor,
+    first: int,
+    key: int,
+    least_greedy: int | None,
+    mean: float,
+    seed: int,
+    epoch: int,
+    lower: int,
+    upper: int,
+    num_open: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tiles = (values.shape[0] + 4095) // 4096
+    return (
+        _indices(values, tiles * 64),
+        _indices(values, tiles),
+        _indices(values, tiles),
+        values.new_empty((tiles,), dtype=torch.int32),
+        _indices(values, num_open),
+        values.new_empty((num_open,), dtype=torch.int16),
+    )
+
+
+@_fake("keep_rows")
+def _(
+    values: Tensor,
+    first: int,
+    key: int,
+    least_greedy: int | None,
+    mean: float,
+    seed: int,
+    epoch: int,
+    bits: Tensor,
+    tile_counts: Tensor,
+    open_starts: Tensor,
+    open_counts: Tensor,
+    open_keys: Tensor,
+    open_samples: Tensor,
+    least: int,
+    num_kept: int,
+    weight: float | None,
+) -> tuple[Tensor, Tensor]:
+    num_weights = 0 if weight is None else num_kept
+    return _indices(values, num_kept), values.new_empty((num_weights,))
+
+
+@_fake("score_sums")
+def _(scores: Tensor) -> Tensor:
+    return _indices(scores, 5)
+
+
+@_fake("count_weights")
+def _(weights: Tensor) -> Tensor:
+    return _indices(weights, 2)
+
+
 @_fake("gather")
 def _(
     data: Tensor,

@@ -25,8 +25,10 @@ from emulator.gpu import (
     Gpu,
     ImageRule,
     LossRows,
+    Marks,
     PassRate,
     PixelStrides,
+    Rows,
     Scoring,
     filled,
 )
@@ -121,6 +123,83 @@ def check_sample(gpu: Gpu) -> None:
         gpu.free_all()
 
 
+def check_group(gpu: Gpu) -> None:
+    """Check what a process does with its rows in a selection across processes."""
+    rng = np.random.default_rng(6)
+    for i, n in enumerate([1, 33, 4096, 4097, MANY[1]]):
+        first = (0, 7, 2**32 - n, 2**39 + 1)[i % 4]
+        index, (where, options) = first + np.arange(n), at(i)
+        weights = values(WEIGHTS[i], n)
+        there = gpu.put(weights)
+        ties = reference.shuffled_at(index, reference.TIE, **options)[0]
+        for key, purpose in ((1, reference.RACE), (2, reference.PRIORITY)):
+            bits = reference.random_bits64(*options.values(), purpose, index)
+            of = reference.exponential_variate if key == 1 else reference.unit_interval
+            high = reference.priority_bits(weights.astype(np.float64) / of(bits))
+            rows = Rows(there.address, n, first, where, key)
+            check_rows(gpu, rows, index, reference.joined(high, ties), rng, {})
+        scores = values(SCORES[i], n)
+        by_score = reference.joined(reference.ordered_bits(scores), ties)
+        there = gpu.put(scores)
+        rows = Rows(there.address, n, first, where, 0)
+        check_rows(gpu, rows, index, by_score, rng, {})
+        drops = reference.shuffled_at(index, reference.DROP, **options)[0]
+        least = np.sort(by_score)[n // 2]
+        for key, is_safe in ((4, by_score >= least), (5, ~(scores < 0.25))):
+            rows = Rows(there.address, n, first, where, key, key == 4, int(least), 0.25)
+            keys = reference.joined(is_safe.astype(np.uint32), drops)
+            check_rows(gpu, rows, index, keys, rng, {"is_safe": is_safe})
+        gpu.free_all()
+
+
+def check_rows(
+    gpu: Gpu,
+    rows: Rows,
+    index: Array,
+    keys: Array,
+    rng: np.random.Generator,
+    classes: dict[str, Array],
+) -> None:
+    n = len(index)
+    for shift in (16, 0) if classes else (48, 32, 16, 0):
+        one, top = keys[rng.integers(n)], np.uint64(min(shift + 16, 63))
+        prefix = 0 if shift == 48 else int(one >> top << top)
+        matching = keys if shift == 48 else keys[keys >> top == one >> top]
+        digits = (matching >> np.uint64(shift) & np.uint64(0xFFFF)).astype(np.int64)
+        counts = gpu.empty(2**16, dtype=np.int64)
+        gpu.run("CountDigits", rows=rows, prefix=prefix, shift=shift, counts=counts)
+        same(counts.read(), np.bincount(digits, minlength=2**16), rows.key, n, shift)
+    upper, least, lower = np.sort(keys)[[n - 1 - n // 8, n - 1 - n // 4, n - 1 - n // 2]]
+    num_open = int(((lower <= keys) & (keys < upper)).sum())
+    tiles = -(-n // 4096)
+    arrays = [
+        gpu.empty(count, dtype=dtype)
+        for count, dtype in (
+            *((64 * tiles, np.uint64), (tiles, np.int64), (tiles, np.int64), (tiles, np.int32)),
+            *((num_open, np.uint64), (num_open, np.uint16)),
+        )
+    ]
+    marks = Marks(*(each.address for each in arrays), num_open, None)
+    gpu.run("MarkRows", rows=rows, lower=int(lower), upper=int(upper), marks=marks)
+    same(np.sort(arrays[4].read()), np.sort(keys[(lower <= keys) & (keys < upper)]), n)
+    wanted = keys >= least
+    selected = gpu.empty(int(wanted.sum()), dtype=np.int64)
+    weights = gpu.empty(int(wanted.sum()), dtype=np.float32)
+    gpu.run(
+        "KeepRows",
+        rows=rows,
+        least=int(least),
+        marks=marks,
+        selected=selected,
+        weights=weights if classes else None,
+        weight=1.75,
+    )
+    same(selected.read(), index[wanted], rows.key, n)
+    if classes:
+        factors = np.where(classes["is_safe"][wanted], 1.0, 1.75).astype(np.float32)
+        same(weights.read(), factors, rows.key, n)
+
+
 def check_info_batch(gpu: Gpu) -> None:
     for i, family, n, k in [*inputs(SCORES), (1, "normal", MANY[1], 60_000)]:
         scores = values(family, n)
@@ -160,6 +239,9 @@ def check_order(gpu: Gpu) -> None:
         fields = {"n": n, "start": start, "stop": stop, "address": where}
         gpu.run("Order", **fields, purpose=reference.SUBSET, order=order)
         same(order.read(), reference.subset(n, start, stop, **options), n)
+        places = gpu.empty(stop - start, dtype=np.int64)
+        gpu.run("Places", **fields, purpose=reference.SUBSET, places=places)
+        same(places.read(), reference.positions(n, start, stop, **options), n)
         gpu.free_all()
     for i, n in enumerate(SIZES[1:]):
         dtype = (np.int32, np.int64)[i % 2]
@@ -319,11 +401,14 @@ def check_rescored(gpu: Gpu) -> None:
             mean, counts = gpu.empty(1, dtype=np.float64), gpu.empty(3, dtype=np.int64)
             gpu.run("ScoreMean", scores=there, n=n, mean=mean, counts=counts)
             wanted = reference.score_mean(scores)
+            sums = gpu.empty(5, dtype=np.int64)
+            gpu.run("ScoreSums", scores=there, n=n, sums=sums)
+            kinds = [wanted.num_finite, wanted.num_nonfinite, wanted.num_saturated]
+            same(sums.read()[2:], np.array(kinds), family, n)
             found = mean.read()
             same(np.isnan(found), [np.isnan(wanted.mean)], family, n)
             if not np.isnan(wanted.mean):
                 same(found, np.array([wanted.mean]), family, n)
-            kinds = [wanted.num_finite, wanted.num_nonfinite, wanted.num_saturated]
             same(counts.read(), np.array(kinds), family, n)
             weights = gpu.empty(n, dtype=np.float32)
             exponent, offset = ((0.5, 0.1), (0.0, 0.0), (2.0, 1e-3))[i % 3]
@@ -566,6 +651,7 @@ SUITES: dict[str, Callable[[Gpu], None]] = {
     "epsilon_greedy": check_epsilon_greedy,
     "sample": check_sample,
     "info_batch": check_info_batch,
+    "group": check_group,
     "order": check_order,
     "batch": check_batch,
     "rescored": check_rescored,

@@ -55,6 +55,28 @@ class PixelStrides(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("channel", "row", "column")]
 
 
+class Rows(ctypes.Structure):
+    _fields_ = [
+        ("values", c_void_p),
+        ("n", c_int64),
+        ("first", c_int64),
+        ("address", Address),
+        ("key", c_int32),
+        ("has_greedy", c_bool),
+        ("least_greedy", c_uint64),
+        ("mean", c_double),
+    ]
+
+
+class Marks(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("bits", "tile_counts", "open_starts", "open_counts")),
+        *((name, c_void_p) for name in ("open_keys", "open_samples")),
+        ("open_capacity", c_int64),
+        ("totals", c_void_p),
+    ]
+
+
 class LossRows(ctypes.Structure):
     _fields_ = [
         ("offsets", c_void_p),
@@ -116,7 +138,32 @@ CALLS = {
             *pointers("selected", "weights", "kept"),
             *pointers("room_context", "room_make"),
         ),
+        call(
+            "CountDigits",
+            ("rows", Rows),
+            ("prefix", c_uint64),
+            ("shift", c_int32),
+            *pointers("counts"),
+        ),
+        call(
+            "MarkRows", ("rows", Rows), ("lower", c_uint64), ("upper", c_uint64), ("marks", Marks)
+        ),
+        call(
+            "KeepRows",
+            ("rows", Rows),
+            ("least", c_uint64),
+            ("marks", Marks),
+            *pointers("selected", "weights"),
+            ("weight", c_float),
+        ),
         ORDER,
+        call(
+            "Places",
+            *integers("n", "start", "stop"),
+            AT,
+            ("purpose", c_uint32),
+            *pointers("places"),
+        ),
         call(
             "Gather",
             ("order", ORDER),
@@ -148,6 +195,7 @@ CALLS = {
             ("value_bytes", c_int32),
             *pointers("batch", "faults"),
         ),
+        call("ScoreSums", *pointers("scores"), *integers("n"), *pointers("sums")),
         call("ScoreMean", *pointers("scores"), *integers("n"), *pointers("mean", "counts")),
         call(
             "PowerWeights",

@@ -27,6 +27,7 @@ SUITES = (
     "epsilon_greedy",
     "sample",
     "info_batch",
+    "group",
     "order",
     "batch",
     "rescored",

@@ -48,7 +48,7 @@ def digest(device: torch.device | str = "cpu") -> str:
             weights = tensor(values(family, n), device)
             k = int((weights > 0).sum()) // 2
             add(ops.sample(weights, k, **at), *ops.priority_sample(weights, k, **at))
-        add(ops.subset(n, 0, n, **at, device=device))
+        add(ops.subset(n, 0, n, **at, device=device), ops.positions(n, 0, n, **at, device=device))
         samples = torch.arange(n, device=device)
         add(ops.order(samples, 0, n, **at), ops.order(samples.int(), n // 3, n, **at))
         add(ops.gather(torch.stack([samples, samples], 1), samples.int(), n // 3, n, **at))
@@ -139,7 +139,7 @@ def test_frozen_answers_are_those_of_the_operations(
         }
         if op in freeze.CHANGED:
             arguments["faults"] = torch.zeros(2, dtype=torch.int64, device=place)
-        if op == "subset":
+        if op in ("subset", "positions"):
             arguments["device"] = place
         results = getattr(ops, op)(**arguments)
         if op in freeze.CHANGED:
@@ -174,6 +174,16 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "order": (index, 1, 3, 1, 2, None),
         "order_of_range": (50, 1, 30, 1, 2),
         "subset": (50, 1, 30, 1, 2, None, device),
+        "positions": (50, 1, 30, 1, 2, None, device),
+        "count_digits": (scores, 2**33 + 1, 0, None, 0.0, 1, 2, 0, 48),
+        "mark_rows": (scores[:0], 0, 3, 2**62, 0.0, 1, 2, 0, 2**32, 0),
+        "keep_rows": (
+            *(scores, 7, 5, None, 0.5, 1, 2),
+            *(torch.full((64,), 3, device=device), faults[:1] + 2, faults[:1], counts[:1]),
+            *(index[:0], counts[:0].short(), 2**32, 2, 0.5),
+        ),
+        "score_sums": (scores,),
+        "count_weights": (scores,),
         "gather": (losses[:, None], index % 4, 1, 3, 1, 0, faults[:1], faults.clone()),
         "zeros": ([50, 4], torch.int32, device),
         "score_mean": (scores,),

@@ -53,6 +53,8 @@ def results(n: int) -> list[Tensor]:
         ops.top_k(torch.ones(n), k, **at),
         ops.epsilon_greedy(scores.round(), k, k // 3, **at),
         *ops.info_batch(scores, 0.5, **at),
+        torch.ops.dynloader.count_digits(scores, 7, 0, None, 0.0, 1, 2, 0, 48),
+        ops.positions(n, 0, n, **at),
         ops.sample(scores, k, **at),
         *ops.priority_sample(scores, k, **at),
         *ops.score_mean(scores),

@@ -122,7 +122,7 @@ def arguments_of(draw: st.DrawFn, op: str) -> Arguments:
         selected = draw(st.one_of(st.none(), indices(n)))
         count = n if selected is None else len(selected)
         return {"data": data, "selected": selected, **draw(ranges(count)), **draw(addresses())}
-    if op == "subset":
+    if op in ("subset", "positions"):
         n = draw(st.one_of(sizes, st.integers(0, 2**63 - 1)))
         return {"n": n, **draw(ranges(n)), **draw(addresses())}
     if op == "score_mean":
@@ -184,6 +184,7 @@ OPS = (
     "order",
     "gather",
     "subset",
+    "positions",
     "score_mean",
     "power_weights",
     "ucb_visits",
@@ -265,7 +266,7 @@ def expected(op: str, given: Arguments) -> tuple[list[Array], dict[str, Array]]:
     for name in ("seed", "epoch"):
         if name in given:
             address[name] = int(np.asarray(given.pop(name)).reshape(-1)[0])
-    if op in ("top_k", "epsilon_greedy", "sample", "order", "subset"):
+    if op in ("top_k", "epsilon_greedy", "sample", "order", "subset", "positions"):
         if op == "order" and not isinstance(given["selected"], np.ndarray):
             given["selected"] = np.arange(given["selected"])
         found = getattr(reference, op)(**given, **address)

@@ -97,6 +97,8 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
             ("order", {"selected": np.arange(3, 120, 3), "start": 5, "stop": 25, **at}),
             ("subset", {"n": 1000, "start": 10, "stop": 30, **at}),
             ("subset", {"n": 2**40 + 1, "start": 2**39, "stop": 2**39 + 10, **at}),
+            ("positions", {"n": 1000, "start": 10, "stop": 30, **at}),
+            ("positions", {"n": 2**40 + 1, "start": 2**39, "stop": 2**39 + 10, **at}),
         ]
     made.append(("score_mean", {"scores": scores}))
     for exponent, offset in ((0.3, 0.05), (0.0, 0.0), (2.0, 1e-30)):
