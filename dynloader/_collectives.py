@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,11 @@ def all_gather(mine: Tensor, processes: int, group: str) -> Tensor:
 def all_reduce(mine: Tensor, reduction: str, group: str) -> Tensor:
     sent = mine.clone(memory_format=torch.contiguous_format)
     made = torch.ops._c10d_functional.all_reduce(sent, reduction, group)
+    return torch.ops._c10d_functional.wait_tensor(made).clone()
+
+def all_to_all(mine: Tensor, received: List[int], counts: List[int], group: str) -> Tensor:
+    sent = mine.clone(memory_format=torch.contiguous_format)
+    made = torch.ops._c10d_functional.all_to_all_single(sent, received, counts, group)
     return torch.ops._c10d_functional.wait_tensor(made).clone()
 """
 
@@ -67,6 +73,59 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
     whole = mine.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
     return whole
+
+
+def all_to_all(
+    mine: Tensor, counts: Sequence[int], group: Any = None, *, received: Sequence[int] | None = None
+) -> tuple[Tensor, list[int]]:
+    """Send some rows to each process, and return the rows that all processes sent to this one.
+
+    Equivalent to ``torch.distributed.all_to_all_single`` with split sizes, of which each process
+    needs to know only its own.
+
+    Args:
+        mine: [rows, ...], the rows for process 0, then those for process 1, and so on. All
+            processes must agree on the dtype and on the shape of a row.
+        counts: the number of rows for each process, of sum ``rows``; any may be 0.
+        group: a process group; None means all processes.
+        received: the number of rows that each process sends to this one, if known from an earlier
+            call with the same ``counts``. None means that the processes exchange these first.
+
+    Returns:
+        The received rows in order of rank, and their number for each process.
+
+    Raises:
+        ValueError: ``counts`` or ``received`` is not one number of at least 0 for each process, or
+            the sum of ``counts`` is not ``rows``.
+    """
+    processes = dist.get_world_size(group)
+    _check_counts("counts", counts, processes)
+    if mine.ndim == 0 or sum(counts) != len(mine):
+        raise ValueError(
+            f"all_to_all: the sum of counts, {sum(counts)}, must be the number of rows, got rows "
+            f"of shape {list(mine.shape)}"
+        )
+    if received is None:
+        sent = torch.tensor(counts, dtype=torch.int64, device=mine.device)
+        received = _all_to_all(sent, [1] * processes, [1] * processes, group).tolist()
+    _check_counts("received", received, processes)
+    return _all_to_all(mine, list(received), list(counts), group), list(received)
+
+
+def _all_to_all(mine: Tensor, received: list[int], counts: list[int], group: Any) -> Tensor:
+    if _is_native(group):
+        made: Tensor = _native().all_to_all(mine, received, counts, _name_of(group))
+        return made
+    made = mine.new_empty(sum(received), *mine.shape[1:])
+    dist.all_to_all_single(made, mine.contiguous(), received, counts, group=group)
+    return made
+
+
+def _check_counts(name: str, counts: Sequence[int], processes: int) -> None:
+    if len(counts) != processes or min(counts) < 0:
+        raise ValueError(
+            f"all_to_all: {name} must be {processes} numbers of at least 0, got {list(counts)}"
+        )
 
 
 def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:

@@ -114,7 +114,7 @@ def exchange(
         rank = dist.get_rank(group)
         kept = f", {histories[rank]} losses of each" if any(histories) else ""
         kept += f", {'a' if passes[rank] else 'no'} record of passes" if any(passes) else ""
-        _raise_difference(f"{of} ({num_samples} samples{kept})", group, device)
+        raise_difference(f"{of} ({num_samples} samples{kept})", group, device)
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
     parts, num_updates = rows.parts(), shared.num_updates + sum(updates)
@@ -176,7 +176,7 @@ def _write(parts: list[Tensor], received: list[tuple[Tensor, Tensor]]) -> None:
             part.index_copy_(0, index, columns)
 
 
-def _raise_difference(of: str, group: Any, device: torch.device) -> None:
+def raise_difference(of: str, group: Any, device: torch.device) -> None:
     found = all_texts(of, group, device)
     other = next(rank for rank, text in enumerate(found) if text != found[0])
     raise RuntimeError(

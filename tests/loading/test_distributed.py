@@ -116,6 +116,12 @@ def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -
         assert text.endswith(f"done {name}\n"), text
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_rows_reach_the_processes_they_are_for(world: int, tmp_path: Path) -> None:
+    for text in together("to_each", tmp_path, world):
+        assert text.endswith("done to_each\n"), text
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_select_alike_within_an_epoch(world: int, tmp_path: Path) -> None:
     for text in together("within_epoch", tmp_path, world):
@@ -373,6 +379,10 @@ def test_collectives_in_one_process(
             reduced = _collectives.all_reduce(strided, reduction, group)
             assert torch.equal(reduced, strided)
             assert reduced.data_ptr() != strided.data_ptr()
+        sent, received = _collectives.all_to_all(strided, [4], group)
+        assert torch.equal(sent, strided)
+        assert sent.is_contiguous()
+        assert received == [4]
         assert _collectives.all_texts("at epoch \u03b5", group) == ["at epoch \u03b5"]
         assert _collectives.all_texts("", group) == [""]
     by_torch = [dist.ReduceOp.SUM, dist.ReduceOp.MAX] * 2

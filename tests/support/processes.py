@@ -10,6 +10,7 @@ import faulthandler
 import importlib.util
 import itertools
 import json
+import math
 import os
 import pickle
 import resource
@@ -40,7 +41,13 @@ from dynloader import (
     Steps,
     Weighted,
 )
-from dynloader._collectives import _FORK_MAY_HANG, all_gather, all_reduce, all_texts
+from dynloader._collectives import (
+    _FORK_MAY_HANG,
+    all_gather,
+    all_reduce,
+    all_texts,
+    all_to_all,
+)
 from dynloader.table._passes import PassCounting
 
 
@@ -492,6 +499,64 @@ def collectives(folder: Path) -> None:
         all_reduce(mine, "min")
 
 
+def to_each(folder: Path) -> None:
+    """Every process gets the rows that the others have for it, however many those are."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    processes, dtypes = range(world), (torch.float32, torch.float64, torch.int64, torch.uint8)
+    for matrix in (
+        [[2] * world] * world,
+        [[(3 * sender + receiver) % 4 for receiver in processes] for sender in processes],
+        [[5 * (sender == world - 1)] * world for sender in processes],
+        [[5 * (receiver == 0) for receiver in processes]] * world,
+        [[0] * world] * world,
+    ):
+        counts = matrix[rank]
+        for dtype, shape in itertools.product(dtypes, ((), (3,), (2, 0))):
+            sent = [rows_from(sender, sum(matrix[sender]), shape, dtype) for sender in processes]
+            wanted = [rows.split(row)[rank] for rows, row in zip(sent, matrix, strict=True)]
+            found, received = all_to_all(sent[rank], counts)
+            assert received == [row[rank] for row in matrix]
+            assert found.dtype == dtype
+            assert torch.equal(found, torch.cat(wanted))
+            again, _ = all_to_all(sent[rank], counts, received=received)
+            assert torch.equal(again, found)
+        columns = rows_from(rank, 3 * sum(counts), (), torch.int64).view(3, -1).T
+        before = columns.clone()
+        found, _ = all_to_all(columns, counts)
+        assert torch.equal(found, all_to_all(columns.contiguous(), counts)[0])
+        assert found.is_contiguous()
+        assert torch.equal(columns, before)
+    ends = sorted({0, world - 1})
+    group = dist.new_group(ends)
+    if rank in ends:
+        found, received = all_to_all(torch.full((len(ends),), rank), [1] * len(ends), group)
+        assert (found.tolist(), received) == (ends, [1] * len(ends))
+    dist.Backend.register_backend("in_turn", lambda store, rank, size, _: AtOnce(rank, size))
+    group = dist.new_group(backend="in_turn")
+    assert all_to_all(torch.arange(world), [1] * world, group)[0].tolist() == list(processes)
+    many = world + 1
+    for counts, message in (
+        ([1] * many, rf"counts must be {world} numbers of at least 0, got \[1, "),
+        ([-1] * world, r"counts must be .* got \[-1"),
+        (
+            [1] * world,
+            rf"sum of counts, {world}, must be the number of rows, got .* \[{many}\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            all_to_all(torch.zeros(many), counts)
+    with pytest.raises(ValueError, match="the sum of counts, 0, must be"):
+        all_to_all(torch.tensor(1), [0] * world)
+    with pytest.raises(ValueError, match=r"received must be .* got \[\]"):
+        all_to_all(torch.zeros(0), [0] * world, received=[])
+
+
+def rows_from(rank: int, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return ``count`` rows of a shape that no other process has."""
+    rows = torch.arange(count * math.prod(shape)) + 50 * rank
+    return rows.view(count, *shape).to(dtype)
+
+
 def reduced(folder: Path) -> None:
     """Reduced losses are exchanged as one visit; a sample without losses keeps what others have."""
     world, rank = dist.get_world_size(), dist.get_rank()
@@ -558,6 +623,7 @@ def interpreter(folder: Path) -> None:
     rank, values, table = dist.get_rank(), torch.arange(100), ScoreTable(100, "cpu")
     model, data = torch.nn.Linear(3, 4), TensorDataset(torch.randn(8, 3), torch.arange(8) % 4)
     stock = torch.utils.data.DataLoader(IndexedData(data), 4)
+    counts = [100] + [0] * (dist.get_world_size() - 1)
 
     def exchange() -> None:
         table.update([rank, 50 + rank], torch.rand(2))
@@ -570,6 +636,7 @@ def interpreter(folder: Path) -> None:
     for ours in (
         lambda: all_gather(values),
         lambda: all_reduce(values, "sum"),
+        lambda: all_to_all(values, counts),
         lambda: all_texts("text"),
         exchange,
         differ,
@@ -598,6 +665,11 @@ class AtOnce(dist.ProcessGroup):
 
     def allreduce(self, values: Any, options: Any = None) -> None:
         values[0].mul_(2)
+
+    def alltoall_base(self, received: Any, sent: Any, *rest: Any) -> None:
+        received.copy_(sent)
+
+    all_to_all_single = alltoall_base  # the name since torch 2.14
 
     def getBackendName(self) -> str:
         return "at_once"
