@@ -67,6 +67,11 @@ def _last_of(block: int, key: int) -> int:
     return block ^ ((key * 0x9E3779B1 & 0xFFFFFFFF) >> 24)
 
 
+def _digits(keys: Tensor, shift: int) -> Tensor:
+    """Return the digits at ``shift`` of keys as signed integers."""
+    return (keys >> shift) & ((1 << _BITS) - 1)
+
+
 class Part:
     """The rows of this process in one block of samples, while the threshold is searched for.
 
@@ -98,14 +103,14 @@ class Part:
         if self._keys is None:
             counted: Tensor = _operators.count_digits(*self.rows, signed(prefix), shift)
             return counted
-        return torch.bincount(self._digits(shift), minlength=1 << _BITS)
+        return torch.bincount(_digits(self._keys, shift), minlength=1 << _BITS)
 
     def narrow(self, counts: Tensor, digit: int, shift: int) -> None:
         """Continue with the keys that have this digit; those with a higher one are kept."""
         above, self.num_open = torch.stack([counts[digit + 1 :].sum(), counts[digit]]).tolist()
         self.num_above += above
         if self._keys is not None:
-            self._keys = self._keys[self._digits(shift) == digit]
+            self._keys = self._keys[_digits(self._keys, shift) == digit]
 
     def end(self, least: int, keeps_open: bool) -> None:
         """End the search: rows with keys >= ``least`` are kept."""
@@ -123,10 +128,6 @@ class Part:
             *self.rows, *marks, least, self.num_kept, weight
         )
         return kept
-
-    def _digits(self, shift: int) -> Tensor:
-        assert self._keys is not None
-        return (self._keys >> shift) & ((1 << _BITS) - 1)
 
 
 def parts_of(

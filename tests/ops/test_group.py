@@ -38,7 +38,7 @@ BLOCK = 2**32
 def test_processes_equal_one_process(world: int, tmp_path: Path) -> None:
     package = Path(dynloader.__file__).parent.parent
     environ = os.environ | {
-        "PYTHONPATH": python_path(package, TESTS, TESTS / "support"),
+        "PYTHONPATH": python_path(package),
         "DYNLOADER_STORE": str(tmp_path / "store"),
         "WORLD_SIZE": str(world),
     }
