@@ -78,7 +78,8 @@ def check_arguments(
 def check_pruning_arguments(loader: Any) -> None:
     """Raise ValueError if ``loader`` has no policy, but arguments that only a policy uses."""
     for name in _OF_A_POLICY:
-        if loader.policy is None and getattr(loader, name) not in (None, False):
+        value = getattr(loader, name)
+        if loader.policy is None and value is not None and value is not False:
             raise ValueError(f"{name} {_NEEDS_POLICY}")
 
 

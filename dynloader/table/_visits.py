@@ -31,7 +31,6 @@ def visits_of(received: Entries, counts: list[int]) -> Iterator[Entries]:
         return
     received = received.at(order)
     device = index.device
-    # On the host by NumPy's rules, repeat_interleave would start threads; this is one small tensor.
     bounds = torch.tensor(counts, device=device).cumsum(0)
     sender = torch.searchsorted(bounds, order, right=True)
     updates = received.updates
