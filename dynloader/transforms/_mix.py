@@ -61,8 +61,8 @@ class _Mixing(Transform):
         """
         count = len(shares)
         classes = torch.arange(self.num_classes, device=labels.device)
-        is_own, is_other = (labels[:, None] == classes).split(count)
-        return is_own * shares[:, None] + is_other * (1 - shares)[:, None]
+        is_class = labels[:, None] == classes
+        return is_class[:count] * shares[:, None] + is_class[count:] * (1 - shares)[:, None]
 
 
 @dataclass(frozen=True)
