@@ -11,6 +11,7 @@ the batch in float32 takes at the least.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -110,7 +111,8 @@ def table_of(found: dict[str, Any]) -> str:
     versions = found["versions"]
     lines += [
         "",
-        f"*Medians of {found['rounds']} alternating calls; torch {versions['torch']}, torchvision "
+        f"*Medians of {found['rounds']} alternating calls, load average "
+        f"{found['load_average']:.0f}; torch {versions['torch']}, torchvision "
         f"{versions['torchvision']}, commit {str(found['commit']['hash'])[:10]}*",
     ]
     return "\n".join(lines) + "\n"
@@ -136,6 +138,7 @@ def main() -> None:
     found: dict[str, Any] = machine.describe()
     found["versions"]["torchvision"] = torchvision.__version__
     found |= {"size": args.size, "batch_size": args.batch_size, "rounds": args.rounds}
+    found["load_average"] = os.getloadavg()[0]
     found["seconds"] = measured(cases(images, index, args.size), args.rounds)
     outputs.write(args.out, found, table_of(found))
 

@@ -127,6 +127,8 @@ class Columns:
             )
         if len(labels) > _MOST_MIXED:
             raise ValueError(f"mixtures need at most {_MOST_MIXED} rows, got {len(labels)}")
+        if len(labels) == 0:
+            return
         low, high = (int(bound) for bound in labels.to(torch.int64).aminmax())
         if not 0 <= low <= high < mix.num_classes:
             raise ValueError(

@@ -6,7 +6,7 @@ The operators of the feeder have none, because a graph must not wait for its thr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -239,8 +239,8 @@ def _(
     seed: int,
     epoch: int,
     epoch_at: Tensor | None,
-    resize: list[float],
-    jitter: list[float],
+    resize: Sequence[float] = (),
+    jitter: Sequence[float] = (),
 ) -> Tensor:
     channels = images.shape[3 if from_channels_last else 1]
     batch = images.new_empty(

@@ -43,7 +43,12 @@ class _Mixing(Transform):
             without squares.
         """
         partners, shares, squares = torch.ops.dynloader.draw_mixtures(
-            rows, num_samples, self.alpha, isinstance(self, CutMix), *sides, *address.signed
+            rows.contiguous(),
+            num_samples,
+            self.alpha,
+            isinstance(self, CutMix),
+            *sides,
+            *address.signed,
         )
         return partners, shares, squares
 
@@ -55,10 +60,9 @@ class _Mixing(Transform):
             shares: float32 [b].
         """
         count = len(shares)
-        mixed = shares.new_zeros(count, self.num_classes)
-        for part, share in ((labels[:count], shares), (labels[count:], 1 - shares)):
-            mixed.scatter_add_(1, part.to(torch.int64)[:, None], share[:, None])
-        return mixed
+        classes = torch.arange(self.num_classes, device=labels.device)
+        is_class = labels[:, None] == classes
+        return is_class[:count] * shares[:, None] + is_class[count:] * (1 - shares)[:, None]
 
 
 @dataclass(frozen=True)
