@@ -16,6 +16,7 @@ from dynloader._address import Address
 from dynloader.arrays._columns import Columns, as_integers, whole_columns
 from dynloader.arrays._feeder import Feeder
 from dynloader.sampling._plan import EpochPlan
+from dynloader.sampling._sharded import ShardedPlan
 from dynloader.sampling._share import Share
 
 # Samples whose order one launch computes on the GPU.
@@ -155,7 +156,11 @@ class DeviceFeed:
         self._columns, self._plan = columns, plan
         # Never read: the order yields only valid rows, and a policy's indices are already checked.
         self._faults = torch.zeros(2, dtype=torch.int64, device=columns.device)
-        self._order, self._filler = plan.on(columns.device)
+        self._steps: Iterator[Tensor] | None = None
+        if isinstance(plan, ShardedPlan):
+            self._steps = plan.steps(start, stop, share, _CHUNK)
+        else:
+            self._order, self._filler = plan.on(columns.device)
         self._position, self._stop, self._share = start, stop, share
         self._chunk: deque[Tensor] = deque()
 
@@ -178,6 +183,10 @@ class DeviceFeed:
         return index, columns.structured(parts)
 
     def _next_chunk(self) -> None:
+        if self._steps is not None:
+            batches = next(self._steps)
+            self._chunk.extend(batches.to(self._columns.device, non_blocking=True).unbind())
+            return
         if self._position >= self._stop:
             raise StopIteration
         step = self._share.step

@@ -29,6 +29,7 @@ _OF_A_POLICY = (
     "steps_per_epoch",
     "blocks",
     "window",
+    "shard_table",
 )
 
 
@@ -77,7 +78,7 @@ def check_arguments(
 def check_pruning_arguments(loader: Any) -> None:
     """Raise ValueError if ``loader`` has no policy, but arguments that only a policy uses."""
     for name in _OF_A_POLICY:
-        if loader.policy is None and getattr(loader, name) is not None:
+        if loader.policy is None and getattr(loader, name) not in (None, False):
             raise ValueError(f"{name} {_NEEDS_POLICY}")
 
 

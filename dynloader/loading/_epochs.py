@@ -123,6 +123,9 @@ class LoaderEpochs(abc.ABC):
     def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
         """Raise ValueError unless :meth:`restore` can resume from ``state``."""
 
+    def check_together(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Raise ValueError unless the states of processes with a table in shards fit."""
+
     @abc.abstractmethod
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
         """Resume from ``state``."""
@@ -287,6 +290,13 @@ class PrunedEpochs(LoaderEpochs):
             return self.batches.steps_per_epoch
         return self.batches.num_batches(num_kept)
 
+    def prepare(self) -> None:
+        """Prepare the batches of the current epoch; all processes must call this together."""
+        if self.batches is None:
+            self.sampler.prepare()
+        else:
+            self.batches.prepare()
+
     def skip(self, num_batches: int) -> None:
         current = self._epochs.begin()
         current.skip(int(num_batches) * self.samples_per_step, self.stop)
@@ -327,6 +337,9 @@ class PrunedEpochs(LoaderEpochs):
             )
         if self.rounds is not None:
             self.rounds.check_state(state, loader)
+
+    def check_together(self, state: Mapping[str, Any]) -> None:
+        self._epochs.check_together(state)
 
     def restore(self, state: Mapping[str, Any], loader: Any) -> None:
         self._epochs.restore(state)

@@ -112,6 +112,8 @@ class DataLoader(
             within each window of ``window`` blocks. Blocks without kept samples are skipped. Needs
             a policy.
         window: number of blocks whose samples are shuffled together; needs ``blocks``. None: 8.
+        shard_table: give each process only a part of the table and of the selection, as
+            :class:`PruningSampler` describes. Needs a policy.
 
     Raises:
         TypeError, ValueError: an argument is invalid for torch or for a policy, or arguments
@@ -160,6 +162,7 @@ class DataLoader(
         epochs: int | None = None,
         blocks: int | Sequence[int] | None = None,
         window: int | None = None,
+        shard_table: bool = False,
         **newer: Never,  # arguments of later torch versions; type checkers reject misspelled names
     ) -> None:
         check_arguments(
@@ -170,6 +173,7 @@ class DataLoader(
                 "seed_each_sample": seed_each_sample,
                 "native_gather": native_gather,
                 "progress_bar": progress_bar,
+                "shard_table": shard_table,
             },
             table=table,
             batch_transform=batch_transform,
@@ -191,6 +195,7 @@ class DataLoader(
                 rank=rank,
                 blocks=blocks,
                 window=window,
+                shard_table=shard_table,
             )
             table, shuffle, sampler = pruning.table, None, pruning
             num_replicas, rank = pruning.epochs.world.given
@@ -242,7 +247,7 @@ class DataLoader(
         self.batch_sizes, self.last_batch = batch_sizes, last_batch
         self.steps_per_epoch = plain_number(steps_per_epoch)
         self.progress_bar, self.epochs = progress_bar, epochs
-        self.blocks, self.window = blocks, window
+        self.blocks, self.window, self.shard_table = blocks, window, shard_table
         check_pruning_arguments(self)
         self._epochs: LoaderEpochs = (
             PlainEpochs(self.batch_size) if pruning is None else PrunedEpochs(pruning, batches)
@@ -286,6 +291,7 @@ class DataLoader(
             epochs.begin()
             if self._epochs.rounds is not None:
                 self._epochs.rounds.open(self)
+            self._epochs.prepare()
             self._logs.begin(epochs)
             if not self._has_warned and warn_of_fixed_length(len(self)):
                 self._has_warned = True

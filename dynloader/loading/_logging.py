@@ -89,6 +89,11 @@ def open_log(
     if loader.pruning_sampler is None:
         raise RuntimeError("log_to needs a DataLoader with policy=, got None")
     epochs: Epochs = loader.pruning_sampler.epochs
+    if epochs.table.shard is not None:
+        raise RuntimeError(
+            "log_to needs a table with all rows in every process, got one in shards: log "
+            "loader.stats() yourself, or use shard_table=False"
+        )
     run_log = None
     function: Callable[[dict[str, Any], int], Any]
     if labels is None:

@@ -10,6 +10,7 @@ from dynloader._checks import check_number, check_state, refusing_states
 from dynloader.loading._epochs import LoaderEpochs
 from dynloader.loading._logging import LoaderLogs
 from dynloader.loading._pairing import Pairing
+from dynloader.table._shard import error_of
 from dynloader.table._table import ScoreTable
 
 _VERSION = 1
@@ -70,6 +71,22 @@ class StateMethods:
             ValueError: the state is damaged, or was saved by another version or by a loader with a
                 different number of samples, policy, seed, order or batches. Nothing is changed.
         """
+        shard = None if self.table is None else self.table.shard
+        if shard is None:
+            self._check_state(state)
+        else:
+            shard.agree(error_of(lambda: self._check_state(state)), "load their states")
+        self._epochs.check_together(state)
+        if self.table is not None:
+            self.table.load_state_dict(state["table"])
+        self._epochs.restore(state, self)
+        self._update_seconds = float(state["update_seconds"])
+        self._pairing.forget()
+        if (current := self._epochs.current) is not None:
+            # States from older versions lack this.
+            self._logs.restart(current, float(state.get("epoch_seconds", 0.0)))
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
         check_state(state, self._identity(), _KEYS | self._epochs.state_keys)
         if self.table is not None:
             self.table.check_state_dict(state["table"])
@@ -79,16 +96,8 @@ class StateMethods:
         self._epochs.check_state(state, self)
         with refusing_states():
             check_number("update_seconds of the state", state["update_seconds"], "[0, inf)")
-            # States from older versions lack this.
             epoch_seconds = state.get("epoch_seconds", 0.0)
             check_number("epoch_seconds of the state", epoch_seconds, "[0, inf)")
-        if self.table is not None:
-            self.table.load_state_dict(state["table"])
-        self._epochs.restore(state, self)
-        self._update_seconds = float(state["update_seconds"])
-        self._pairing.forget()
-        if (current := self._epochs.current) is not None:
-            self._logs.restart(current, float(epoch_seconds))
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -70,8 +70,8 @@ class UpdateMethods:
             a sample are the highest, they share its gradient equally.
 
         Raises:
-            RuntimeError: there is no table, or it is ambiguous which batch the losses belong to.
-                Nothing is recorded.
+            RuntimeError: there is no table, or it is ambiguous which batch the losses belong to, or
+                a table in shards does not know the weights of these samples. Nothing is recorded.
             TypeError, ValueError: wrong dtype or shape. Nothing is recorded.
             IndexError: an index is out of range, as in :meth:`ScoreTable.update`. Nothing is
                 recorded.
@@ -111,6 +111,8 @@ class UpdateMethods:
             if index.ndim == 0:
                 index = index.reshape(1)
         epoch = self._pairing.epoch or self._epochs.current
+        if epoch is not None:
+            epoch.plan.check_fed(index)
         recorded = losses if scores is None else scores
         if many is None:
             self.table.update(index, recorded, correct=correct)

@@ -18,16 +18,10 @@ from dynloader.ops._calls import (
     ScoreRule,
     Selection,
     count_selected,
-    epsilon_greedy,
     gather,
-    info_batch,
     order,
     power_weights,
-    priority_sample,
-    sample,
-    score_mean,
     subset,
-    top_k,
     ucb_visits,
     update,
     update_forgetting,
@@ -43,6 +37,14 @@ from dynloader.ops._calls import (
 )
 from dynloader.ops._exchange import changed_rows as changed_rows
 from dynloader.ops._exchange import write_newer as write_newer
+from dynloader.ops._gathered import (
+    epsilon_greedy,
+    info_batch,
+    priority_sample,
+    sample,
+    score_mean,
+    top_k,
+)
 from dynloader.ops._prompts import PassRule as PassRule
 from dynloader.ops._prompts import pass_scores as pass_scores
 from dynloader.ops._reduce import (

@@ -77,6 +77,9 @@ class Policy(abc.ABC):
     """Whether the first selection is the only one."""
     keeps_more: ClassVar[bool] = False
     """Whether the policy may keep more than ``keep``, depending on the losses."""
+    supports_shards: ClassVar[bool] = False
+    """Whether :meth:`select` works with a table in shards: it sees the rows of this process, and
+    returns this process's part of the selection. A class that overrides it must say so again."""
 
     def __post_init__(self) -> None:
         self._take_plain_numbers()
@@ -344,8 +347,12 @@ def is_built_in(policy: Policy) -> bool:
     return type(policy).__module__.startswith("dynloader.")
 
 
-def as_selection(chosen: Any, policy: Policy, num_samples: int, k: int) -> Selection:
+def as_selection(
+    chosen: Any, policy: Policy, num_samples: int, k: int, *, is_part: bool = False
+) -> Selection:
     """Check and return ``chosen``, which ``policy.select`` returned for ``k`` of ``num_samples``.
+
+    If ``is_part`` is True, it is the part of one of several processes, which may be empty.
 
     Raises:
         TypeError: indices or weights are not tensors of the required dtype.
@@ -365,9 +372,10 @@ def as_selection(chosen: Any, policy: Policy, num_samples: int, k: int) -> Selec
             "return dynloader.Selection(indices, weights)"
         )
     _check_dtype(f"{source}: indices", indices, torch.int64)
-    if indices.ndim != 1 or not 0 < len(indices) <= num_samples:
+    least = 0 if is_part else 1
+    if indices.ndim != 1 or not least <= len(indices) <= num_samples:
         raise ValueError(
-            f"{source}: indices must have shape [k], k in [1, {num_samples}], "
+            f"{source}: indices must have shape [k], k in [{least}, {num_samples}], "
             f"got {list(indices.shape)}"
         )
     if len(indices) > k and not policy.keeps_more:
@@ -412,6 +420,29 @@ def check_room_for_classes(policy: Policy, k: int) -> None:
         raise ValueError(
             f"min_per_class={policy.min_per_class} needs at least {needed} samples to be kept, "
             f"got {k}"
+        )
+
+
+def check_shards(policy: Policy) -> None:
+    """Raise ValueError unless ``policy`` can select from a table in shards."""
+    name = type(policy).__name__
+    remedy = "use a table with all rows in every process (shard_table=False)"
+    if isinstance(policy.every, Steps):
+        raise ValueError(
+            f"every must be a number of epochs with a table in shards, got {policy.every} for "
+            f"{name}: {remedy}"
+        )
+    # Of a class that declares it, but not of one derived from it that selects otherwise.
+    of_class = [vars(each) for each in type(policy).__mro__]
+    declared = next(i for i, names in enumerate(of_class) if "supports_shards" in names)
+    defined = min(
+        next(i for i, names in enumerate(of_class) if method in names)
+        for method in ("select", "ranking")
+    )
+    if not policy.supports_shards or defined < declared:
+        raise ValueError(
+            f"policy must support a table in shards, got {name}: {remedy}; or, if it is your own, "
+            "return the part of this process and set supports_shards = True in the class"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -30,6 +31,8 @@ class EpsilonGreedy(Policy):
     epsilon: float = 0.1
     alpha: float = 0.8
 
+    supports_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("epsilon", self.epsilon, "[0, 1]")
@@ -55,14 +58,15 @@ class EpsilonGreedy(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        n, num_random = len(table), self._num_random(k)
-        indices = ops.epsilon_greedy(table.scores, k, num_random, seed=seed, epoch=epoch)
+        n, num_random, scores = len(table), self._num_random(k), table.scores
+        options = {"seed": seed, "epoch": epoch, **table.group_arguments}
+        indices = ops.epsilon_greedy(scores, k, num_random, **options)
         if not self.rescale:
             return Selection(indices)
         num_greedy = k - num_random
         stands_for = (n - num_greedy) / num_random * k / n
-        greedy = ops.top_k(table.scores, num_greedy, seed=seed, epoch=epoch)
+        greedy = table.rows_of(ops.top_k(scores, num_greedy, **options))
         # Not torch.full, whose threads wait for each other on a busy machine.
-        of_greedy = ops.spread(table.scores[:0], greedy[:0], num_greedy, rest=k / n)
-        weights = ops.spread(of_greedy, greedy, n, rest=stands_for)
-        return Selection(indices, weights[indices])
+        of_greedy = ops.spread(scores[:0], greedy[:0], len(greedy), rest=k / n)
+        weights = ops.spread(of_greedy, greedy, len(scores), rest=stands_for)
+        return Selection(indices, weights[table.rows_of(indices)])

@@ -20,6 +20,7 @@ class Full(Policy):
 
     keep: Keep | None = 1.0
     needs_scores: ClassVar[bool] = False
+    supports_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,6 +39,7 @@ class IES(Policy):
     window: int = 3
 
     keeps_more: ClassVar[bool] = True
+    supports_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,5 +74,5 @@ class IES(Policy):
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         change = self.mean_change(table)
-        num_kept = max(k, int((change >= self.threshold).sum()))
-        return ops.top_k(change, num_kept, seed=seed, epoch=epoch)
+        num_kept = max(k, table.total((change >= self.threshold).sum()))
+        return ops.top_k(change, num_kept, seed=seed, epoch=epoch, **table.group_arguments)

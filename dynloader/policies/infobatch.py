@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -36,6 +37,8 @@ class InfoBatch(Policy):
     rescale: bool = True
     drop_probability: float = 0.5
 
+    supports_shards: ClassVar[bool] = True
+
     def _check_keep(self) -> None:
         check_number("drop_probability", self.drop_probability, "[0, 1)")
         if self.keep is not None:
@@ -59,11 +62,11 @@ class InfoBatch(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        scores, share = table.scores, self.drop_probability
+        scores, share, group = table.scores, self.drop_probability, table.group_arguments
         if self.keep is not None:
-            chosen = ops.info_batch(scores, share, num_kept=k, seed=seed, epoch=epoch)
-        elif scores.is_cpu:
-            chosen = ops.info_batch(scores, share, seed=seed, epoch=epoch)
+            chosen = ops.info_batch(scores, share, num_kept=k, seed=seed, epoch=epoch, **group)
+        elif scores.is_cpu or group:
+            chosen = ops.info_batch(scores, share, seed=seed, epoch=epoch, **group)
         else:
             # The host learns the number of kept samples together with the indices.
             chosen = ops.info_batch_uncut(scores, share, seed=seed, epoch=epoch)

@@ -38,6 +38,7 @@ class Kakurenbo(Policy):
     confidence: float = 0.7
 
     keeps_more: ClassVar[bool] = True
+    supports_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,10 +48,10 @@ class Kakurenbo(Policy):
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         scores, n = table.scores, len(table)
         bound = -math.log(self.confidence)
-        num_kept = max(k, int((~(scores <= bound)).sum()))
-        indices = ops.top_k(scores, num_kept, seed=seed, epoch=epoch)
+        num_kept = max(k, table.total((~(scores <= bound)).sum()))
+        indices = ops.top_k(scores, num_kept, seed=seed, epoch=epoch, **table.group_arguments)
         if not self.rescale:
             return Selection(indices)
         # Not torch.full, whose threads wait for each other on a busy machine.
-        weights = ops.spread(scores[:0], indices[:0], num_kept, rest=n / num_kept)
+        weights = ops.spread(scores[:0], indices[:0], len(indices), rest=n / num_kept)
         return Selection(indices, weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from typing_extensions import override
@@ -25,6 +26,8 @@ class OrderDP(Policy):
 
     pool: float = 0.75
 
+    supports_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("pool", self.pool, "(0, 1]")
@@ -41,5 +44,7 @@ class OrderDP(Policy):
         n = len(table)
         self._check_pool(k / n if callable(self.keep) else self.keep)
         num_drawn = max(k, math.floor(exact(self.pool) * n))
-        drawn = ops.subset(n, 0, num_drawn, seed=seed, epoch=epoch).sort().values.to(table.device)
-        return drawn[ops.top_k(table.scores[drawn], k, seed=seed, epoch=epoch)]
+        drawn = table.owned(table.subset(0, num_drawn, seed=seed, epoch=epoch)).to(table.device)
+        scores = table.scores[table.rows_of(drawn)]
+        places = ops.top_k(scores, k, seed=seed, epoch=epoch, **table.group_arguments)
+        return drawn[places - table.first_of(len(drawn))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -39,6 +40,8 @@ class Prioritized(Policy):
     offset: float = 1e-6
     beta: float | Callable[[int], float] = 0.4
 
+    supports_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("exponent", self.exponent, "[0, inf)")
@@ -50,9 +53,10 @@ class Prioritized(Policy):
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         losses = table.scores.abs()
         is_finite = losses.isfinite()
-        losses = losses.where(is_finite, losses.where(is_finite, 0.0).amax())
-        weights = sampling_weights(losses, self.exponent, self.offset)
-        indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
+        losses = losses.where(is_finite, table.highest(losses.where(is_finite, 0.0)))
+        weights = sampling_weights(losses, self.exponent, self.offset, table.highest)
+        options = {"seed": seed, "epoch": epoch, "validate": False, **table.group_arguments}
+        indices = ops.sample(weights, k, **options)
         if not self.rescale:
             return Selection(indices)
         beta = self.beta
@@ -60,5 +64,5 @@ class Prioritized(Policy):
             beta = plain_number(beta(epoch))
             check_number(f"beta({epoch})", beta, "[0, 1]")
         # Division by the highest weight cancels n and the sum.
-        corrections = weights[indices].double() ** -beta
-        return Selection(indices, (corrections / corrections.amax()).float())
+        corrections = weights[table.rows_of(indices)].double() ** -beta
+        return Selection(indices, (corrections / table.highest(corrections)).float())

@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from dynloader import ops
 from dynloader._checks import check_flag
 from dynloader.policies._policy import Policy
 from dynloader.policies._steps import Steps
@@ -28,6 +27,7 @@ class RandomDynamic(Policy):
     chunks: bool = False
 
     needs_scores: ClassVar[bool] = False
+    supports_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +48,7 @@ class RandomDynamic(Policy):
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         if not self.chunks:
-            return ops.subset(len(table), 0, k, seed=seed, epoch=epoch)
+            return table.subset(0, k, seed=seed, epoch=epoch)
         turn = self.num_selections_before(table, epoch)
         permutation, chunk = divmod(turn, len(table) // k)
-        return ops.subset(len(table), chunk * k, (chunk + 1) * k, seed=seed, epoch=permutation)
+        return table.subset(chunk * k, (chunk + 1) * k, seed=seed, epoch=permutation)

@@ -38,6 +38,7 @@ class Replay(Policy):
     scores: Any = field(repr=False)
 
     needs_scores: ClassVar[bool] = False
+    supports_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +71,8 @@ class Replay(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)
+        ranking = self.ranking(table, epoch=epoch)
+        return ops.top_k(ranking, k, seed=seed, epoch=epoch, **table.group_arguments)
 
 
 def _recorded(scores: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class SeTa(Policy):
     window: float = 0.7
     cycle: int = 5
 
+    supports_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("window", self.window, "(0, 1]")
@@ -51,16 +54,17 @@ class SeTa(Policy):
         n = len(table)
         self._check_window(k / n if callable(self.keep) else self.keep)
         num_drawn = min(n, max(k, math.floor(k / exact(self.window))))
-        drawn = ops.subset(n, 0, num_drawn, seed=seed, epoch=epoch)
-        drawn = drawn.sort().values.to(table.device)
+        drawn = table.owned(table.subset(0, num_drawn, seed=seed, epoch=epoch)).to(table.device)
+        first = table.first_of(len(drawn))
         step = self.num_selections_before(table, epoch) % self.cycle
         num_below = step * (num_drawn - k) // (self.cycle - 1)
-        scores = table.scores[drawn]
+        scores = table.scores[table.rows_of(drawn)]
+        options = {"seed": seed, "epoch": epoch, **table.group_arguments}
         # Mark the samples in and above the window, then unmark those above it. Both calls break
         # ties in the same way.
-        is_kept = torch.zeros(num_drawn, dtype=torch.bool, device=table.device)
-        is_kept[ops.top_k(scores, num_drawn - num_below, seed=seed, epoch=epoch)] = True
+        is_kept = torch.zeros(len(drawn), dtype=torch.bool, device=table.device)
+        is_kept[ops.top_k(scores, num_drawn - num_below, **options) - first] = True
         if num_above := num_drawn - num_below - k:
-            is_kept[ops.top_k(scores, num_above, seed=seed, epoch=epoch)] = False
-        places = ops.top_k(is_kept.float(), k, seed=seed, epoch=epoch)
-        return drawn[places]
+            is_kept[ops.top_k(scores, num_above, **options) - first] = False
+        places = ops.top_k(is_kept.float(), k, **options)
+        return drawn[places - first]

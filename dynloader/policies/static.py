@@ -20,10 +20,11 @@ class StaticRandom(Policy):
 
     needs_scores: ClassVar[bool] = False
     selects_once: ClassVar[bool] = True
+    supports_shards: ClassVar[bool] = True
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        return ops.subset(len(table), 0, k, seed=seed, epoch=epoch)
+        return table.subset(0, k, seed=seed, epoch=epoch)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +44,7 @@ class Static(Policy):
 
     needs_scores: ClassVar[bool] = False
     selects_once: ClassVar[bool] = True
+    supports_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,9 +74,10 @@ class Static(Policy):
 
     @override
     def ranking(self, table: ScoreTable, *, epoch: int) -> Tensor:
-        scores: Tensor = self.scores if self.highest else -self.scores
-        return scores
+        scores = table.restrict(self.scores)
+        return scores if self.highest else -scores
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)
+        ranking = self.ranking(table, epoch=epoch)
+        return ops.top_k(ranking, k, seed=seed, epoch=epoch, **table.group_arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from typing_extensions import override
@@ -34,6 +34,8 @@ class UCB(Policy):
     c: float = 1.0
     bonus: Literal["variance", "visits"] = "variance"
 
+    supports_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("alpha", self.alpha, "(0, 1]")
@@ -60,4 +62,5 @@ class UCB(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        return ops.top_k(self.ranking(table, epoch=epoch), k, seed=seed, epoch=epoch)
+        ranking = self.ranking(table, epoch=epoch)
+        return ops.top_k(ranking, k, seed=seed, epoch=epoch, **table.group_arguments)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,8 +30,15 @@ def check_offset(offset: float) -> None:
         raise ValueError(f"offset must be at least {sys.float_info.min}, got {offset!r}")
 
 
-def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
-    """Return :func:`dynloader.ops.power_weights` without zeros. The host does not wait for the GPU.
+def sampling_weights(
+    scores: Tensor,
+    exponent: float,
+    offset: float,
+    highest_of: Callable[[Tensor], Tensor] = torch.amax,
+) -> Tensor:
+    """Return :func:`dynloader.ops.power_weights` without zeros.
+
+    The host does not wait for the GPU, unless ``highest_of`` does.
 
     If float32 cannot hold the weight of some finite score, all weights are scaled relative to that
     of the highest finite score. Any weight still below the smallest normal float32 is raised to it.
@@ -38,6 +47,7 @@ def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
         scores: float32 [n].
         exponent: finite, at least 0.
         offset: added to the scores, above 0.
+        highest_of: returns the highest of some values, of all processes for a table in shards.
 
     Returns:
         float32 [n] on the device of ``scores``.
@@ -47,13 +57,14 @@ def sampling_weights(scores: Tensor, exponent: float, offset: float) -> Tensor:
     if math.log2(_FLOAT32.tiny) <= lowest and highest <= math.log2(_FLOAT32.max):
         return weights  # float32 holds the weight of any finite score
     is_finite = scores.isfinite()
-    is_outside = ((weights < _FLOAT32.tiny) | ((weights == _FLOAT32.max) & is_finite)).any()
+    is_outside = (weights < _FLOAT32.tiny) | ((weights == _FLOAT32.max) & is_finite)
+    is_outside = highest_of(is_outside.any().byte().view(1)).bool()
     if scores.is_cpu and not is_outside:
         return weights
     # Use only sums, quotients and products with powers of two, which are bit-identical on all
     # devices.
     bases = scores.clamp(min=0.0).double() + offset
-    ratios = bases / bases.where(is_finite, offset).amax()
+    ratios = bases / highest_of(bases.where(is_finite, offset))
     ratios = ratios * 2.0 ** int(min(_HIGHEST, _HIGHEST / exponent))
     scaled = ops.power_weights(ratios.clamp(min=_FLOAT32.tiny).float(), exponent, 0.0)
     return scaled.clamp(min=_FLOAT32.tiny).where(is_outside, weights)
@@ -79,6 +90,8 @@ class Weighted(Policy):
     exponent: float = 0.3
     offset: float = 0.05
 
+    supports_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("exponent", self.exponent, "[0, inf)")
@@ -86,10 +99,10 @@ class Weighted(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        weights = sampling_weights(table.scores, self.exponent, self.offset)
+        weights = sampling_weights(table.scores, self.exponent, self.offset, table.highest)
+        options = {"seed": seed, "epoch": epoch, "validate": False, **table.group_arguments}
         if not self.rescale:
-            indices = ops.sample(weights, k, seed=seed, epoch=epoch, validate=False)
-            return Selection(indices)
-        indices, threshold = ops.priority_sample(weights, k, seed=seed, epoch=epoch, validate=False)
-        num_represented = (threshold / weights[indices].double()).clamp(min=1)
+            return Selection(ops.sample(weights, k, **options))
+        indices, threshold = ops.priority_sample(weights, k, **options)
+        num_represented = (threshold / weights[table.rows_of(indices)].double()).clamp(min=1)
         return Selection(indices, (num_represented * (k / len(table))).float())

@@ -78,6 +78,8 @@ class PruningBatchSampler(BatchSampler):
         current = self.sampler.begin_for_stock_loader()
         share = self._share(self.sampler.epochs.world.for_stock_loader())
         num_batches = self.num_left(current, share)
+        stop = self.stop_of(current.plan, share, current.start)
+        current.plan.prepare(share, current.start, stop)
         blocks = self._blocks(current.plan, current.start, share)
         batches = chain.from_iterable(block.tolist() for block in blocks)
         return current.hand_out(batches, num_batches)
@@ -168,5 +170,10 @@ class PruningBatchSampler(BatchSampler):
     def _blocks(
         self, plan: EpochPlan, start: int, share: Share, chunk: int = CHUNK
     ) -> Iterator[Tensor]:
-        for block in plan.blocks(start, self.stop_of(plan, share, start), share.step, chunk):
-            yield share.of(block, plan.filler)
+        return plan.steps(start, self.stop_of(plan, share, start), share, chunk)
+
+    def prepare(self) -> None:
+        """Prepare the batches of the current epoch; all processes must call this together."""
+        current, share = self.sampler.epochs.current, self.share
+        stop = self.stop_of(current.plan, share, current.start)
+        current.plan.prepare(share, current.start, stop)

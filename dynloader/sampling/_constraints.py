@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,14 @@ from torch import Tensor
 from dynloader import ops
 from dynloader._checks import exact
 from dynloader.ops import Selection
-from dynloader.policies._policy import Policy, as_selection, check_room_for_classes
+from dynloader.policies._policy import (
+    Policy,
+    as_selection,
+    check_room_for_classes,
+    is_built_in,
+)
 from dynloader.policies._steps import Steps
+from dynloader.table._shard import Shard, error_of
 from dynloader.table._table import ScoreTable
 
 # The epoch that keys the permutation in which samples take turns; no training reaches it.
@@ -38,6 +45,8 @@ def choose(
         turn: the samples whose turn it is under ``explore``, int64 [m] on the host. None: those of
             the checkpoint ``epoch``.
 
+    With a table in shards, all processes must call this, and each returns its part.
+
     Raises:
         TypeError, ValueError: ``policy.select`` violates its contract, or it returns weights,
             which cannot be combined with ``explore`` or ``min_per_class``.
@@ -46,7 +55,7 @@ def choose(
         return _select(policy, table, k, seed=seed, epoch=epoch)
     if policy.explore:
         if turn is None:
-            turn = turn_of(policy, len(table), k, seed=seed, epoch=epoch)
+            turn = turn_of(policy, table, k, seed=seed, epoch=epoch)
         chosen = with_turns(policy, table, k, turn, seed=seed, epoch=epoch)
     else:
         chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
@@ -56,7 +65,30 @@ def choose(
 
 
 def _select(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-    return as_selection(policy.select(table, k, seed=seed, epoch=epoch), policy, len(table), k)
+    chosen = policy.select(table, k, seed=seed, epoch=epoch)
+    if table.shard is None:
+        return as_selection(chosen, policy, len(table), k)
+    if is_built_in(policy):
+        return as_selection(chosen, policy, len(table), len(table), is_part=True)
+    return _checked_part(chosen, policy, table.shard, k)
+
+
+def _checked_part(chosen: Any, policy: Policy, shard: Shard, k: int) -> Selection:
+    """Return the part of this process; raise in all processes if one of them is wrong."""
+    source = f"{type(policy).__name__}.select"
+    found: list[Selection] = []
+
+    def check() -> None:
+        found.append(as_selection(chosen, policy, shard.num_samples, k, is_part=True))
+
+    shard.agree(error_of(check), f"return a part of a selection from {source}")
+    total = shard.total(len(found[0].indices))
+    if total == 0 or (total > k and not policy.keeps_more):
+        raise ValueError(
+            f"{source}: must return at most k={k} indices and at least one in all processes "
+            f"together, got {total}"
+        )
+    return found[0]
 
 
 def _unweighted(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
@@ -80,23 +112,28 @@ def num_explored(explore: float, k: int) -> int:
     return min(k, max(1, math.floor(exact(explore) * k))) if explore else 0
 
 
-def turn_of(policy: Policy, n: int, k: int, *, seed: int, epoch: int) -> Tensor:
+def turn_of(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
     """Return the samples whose turn it is at the checkpoint ``epoch``, int64 [m] on the host."""
-    every, first = policy.every, policy.first_checkpoint
+    n, every, first = len(table), policy.every, policy.first_checkpoint
     assert not isinstance(every, Steps)
     if callable(policy.keep):
         earlier = range(first, epoch, every)
         num_before = sum(num_explored(policy.explore, policy.num_kept(n, e)) for e in earlier)
     else:
         num_before = (epoch - first) // every * num_explored(policy.explore, k)
-    return turn_after(num_before, policy, n, k, seed=seed)
+    return turn_after(num_before, policy, table, k, seed=seed)
 
 
-def turn_after(num_before: int, policy: Policy, n: int, k: int, *, seed: int) -> Tensor:
-    """Return the samples whose turn it is after ``num_before`` turns, int64 [m] on the host."""
+def turn_after(num_before: int, policy: Policy, table: ScoreTable, k: int, *, seed: int) -> Tensor:
+    """Return the samples whose turn it is after ``num_before`` turns, int64 [m] on the host.
+
+    For a table in shards, these are the samples that this process owns.
+    """
+    n = len(table)
     num_turns, begin = num_explored(policy.explore, k), num_before % n
     parts = [(begin, min(n, begin + num_turns)), (0, max(0, begin + num_turns - n))]
-    return torch.cat([ops.subset(n, *part, seed=seed, epoch=_TURNS) for part in parts])
+    turn = torch.cat([table.subset(*part, seed=seed, epoch=_TURNS) for part in parts])
+    return turn if table.shard is None else table.owned(turn)
 
 
 def with_turns(
@@ -106,26 +143,33 @@ def with_turns(
 
     There are more than ``k`` if the policy keeps more, and fewer if it finds fewer.
     """
-    n, num_turns = len(table), len(turn)
+    num_rows, rows = len(table.scores), table.rows_of(turn.to(table.device))
     if policy.keeps_more:
-        is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
+        is_kept = torch.zeros(num_rows, dtype=torch.bool, device=table.device)
         chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
-        is_kept[chosen.to(table.device)] = True
-        is_kept[turn.to(table.device)] = True
-        return is_kept.nonzero().view(-1)
+        is_kept[_own_rows(table, chosen)] = True
+        is_kept[rows] = True
+        return table.samples_of(is_kept.nonzero().view(-1))
+    num_turns = table.total(len(turn))
     # Prefer the samples whose turn it is, then the policy's choice of k - num_turns. If the two
     # overlap, fill up from its choice of k.
-    importance = torch.zeros(n, dtype=torch.float32, device=table.device)
+    importance = torch.zeros(num_rows, dtype=torch.float32, device=table.device)
     num_found = 0
     for size, value in ((k, 1.0), (k - num_turns, 2.0)):
         if size:
             chosen = _unweighted(policy, table, size, seed=seed, epoch=epoch)
-            num_found = max(num_found, len(chosen))
-            importance[chosen.to(table.device)] = value
-    importance[turn.to(table.device)] = 3.0
+            num_found = max(num_found, table.total(len(chosen)))
+            importance[_own_rows(table, chosen)] = value
+    importance[rows] = 3.0
     if num_found < k:
-        k = int((importance > 0).sum())
-    return ops.top_k(importance, k, seed=seed, epoch=epoch)
+        k = table.total((importance > 0).sum())
+    return ops.top_k(importance, k, seed=seed, epoch=epoch, **table.group_arguments)
+
+
+def _own_rows(table: ScoreTable, chosen: Tensor) -> Tensor:
+    """Return the rows of this process among the samples that any process has chosen."""
+    chosen = chosen.to(table.device)
+    return chosen if table.shard is None else table.rows_of(table.owned(chosen))
 
 
 def with_classes(
@@ -157,27 +201,41 @@ def with_classes(
     Raises:
         ValueError: ``k`` samples cannot hold ``min_per_class`` of each class.
     """
-    check_room_for_classes(policy, len(chosen))
-    ranking, chosen = policy.ranking(table, epoch=epoch).cpu(), chosen.cpu()
+    num_chosen = table.total(len(chosen))
+    check_room_for_classes(policy, num_chosen)
+    ranking, rows = policy.ranking(table, epoch=epoch).cpu(), _own_rows(table, chosen).cpu()
     if turn is not None:
         most = torch.finfo(torch.float32).max
         ranking = ranking.nan_to_num(nan=most, posinf=most)
-        ranking[turn] = torch.inf
-    is_chosen = torch.zeros(len(table), dtype=torch.bool)
-    is_chosen[chosen] = True
-    by_class = policy.labels.argsort(stable=True)
-    needed = []
-    for members in by_class.split(policy.labels.unique(return_counts=True)[1].tolist()):
-        inside, outside = members[is_chosen[members]], members[~is_chosen[members]]
-        num_inside = min(len(inside), policy.min_per_class)
-        num_outside = min(len(outside), policy.min_per_class - num_inside)
-        for part, count in ((inside, num_inside), (outside, num_outside)):
-            if count:
-                needed.append(part[ops.top_k(ranking[part], count, seed=seed, epoch=epoch)])
+        ranking[table.rows_of(turn)] = torch.inf
+    options = {"seed": seed, "epoch": epoch, **table.group_arguments}
+    is_chosen = torch.zeros(len(ranking), dtype=torch.bool)
+    is_chosen[rows] = True
+    parts = _parts_of_classes(table.restrict(policy.labels), policy.labels.unique(), is_chosen)
+    totals, before = table.all_counts([len(part) for part in parts])
+    needed, num_needed, num_inside = [], 0, 0
+    for number, (part, total, first) in enumerate(zip(parts, totals, before, strict=True)):
+        # The chosen members of a class come before its others, of which it takes the rest.
+        num_inside = num_inside if number % 2 else 0
+        if count := min(total, policy.min_per_class - num_inside):
+            needed.append(part[ops.top_k(ranking[part], count, **options) - first])
+        num_inside, num_needed = count, num_needed + count
     kept = torch.cat(needed)
     is_chosen[kept] = False
     others = is_chosen.nonzero().view(-1)
-    if num_others := len(chosen) - len(kept):
-        highest = ops.top_k(ranking[others], num_others, seed=seed, epoch=epoch)
+    if num_others := num_chosen - num_needed:
+        highest = ops.top_k(ranking[others], num_others, **options) - table.first_of(len(others))
         kept = torch.cat([kept, others[highest]])
-    return kept.sort().values
+    return table.samples_of(kept.sort().values)
+
+
+def _parts_of_classes(labels: Tensor, classes: Tensor, is_chosen: Tensor) -> list[Tensor]:
+    """Return the rows of each class that are chosen, and those that are not, in turn."""
+    by_class = labels.argsort(stable=True)
+    sizes = torch.searchsorted(labels[by_class], classes, right=True).diff(
+        prepend=torch.zeros(1, dtype=torch.int64)
+    )
+    parts = []
+    for members in torch.split(by_class, sizes.tolist()):
+        parts += [members[is_chosen[members]], members[~is_chosen[members]]]
+    return parts

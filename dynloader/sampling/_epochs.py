@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dynloader._address import Address
@@ -16,8 +15,6 @@ from dynloader._checks import (
     check_flag,
     check_integer,
     check_number,
-    check_range,
-    check_state_tensor,
     refusing_states,
 )
 from dynloader.ops import Selection
@@ -25,10 +22,12 @@ from dynloader.policies._policy import Policy, is_built_in
 from dynloader.policies._steps import Steps
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._constraints import choose
+from dynloader.sampling._kept_state import check_parts, check_saved_kept, restored, saved
 from dynloader.sampling._plan import EpochPlan, Kept, Plan
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._rounds import RoundPlan
 from dynloader.sampling._rounds_state import saved_in
+from dynloader.sampling._sharded import ShardedKept, ShardedPlan
 from dynloader.sampling._share import World
 from dynloader.table._table import ScoreTable
 
@@ -88,7 +87,7 @@ class Epochs:
         self._checked_epoch = -1
         self._followed: Any = None
         self._followed_epoch = 0
-        self._kept: Kept | None = None
+        self._kept: Kept | ShardedKept | None = None
         self.current = self._settle(0)
 
     # Progress
@@ -105,7 +104,13 @@ class Epochs:
     @property
     def _awaits_others(self) -> bool:
         """Whether the next epoch is due, but can be settled only by all processes together."""
-        return self._is_next_due and self.world.size > 1
+        return self._is_next_due and self._is_shared
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether other processes take part in selections."""
+        shard = self.table.shard
+        return self.world.size > 1 or (shard is not None and shard.size > 1)
 
     @property
     def number(self) -> int:
@@ -129,7 +134,7 @@ class Epochs:
 
         With one process, the next epoch is settled first if due.
         """
-        if self._is_next_due and self.world.size == 1:
+        if self._is_next_due and not self._is_shared:
             self.finish(self.current)
         return self.current.plan
 
@@ -151,7 +156,9 @@ class Epochs:
     @property
     def has_unshared_updates(self) -> bool:
         """Whether losses were recorded that the other processes have not received."""
-        return self.world.size > 1 and self.table.has_unshared_updates
+        # A state of a table in shards has them.
+        is_whole = self.table.shard is None
+        return is_whole and self.world.size > 1 and self.table.has_unshared_updates
 
     # Moving on
 
@@ -236,7 +243,7 @@ class Epochs:
 
         All processes must call this, because it exchanges their scores.
         """
-        if self.world.size > 1:
+        if self._is_shared:
             number = self.current.plan.epoch
             self.table.synchronize(of=f"{self.identity()}, at the end of epoch {number}")
         self._call_when_over()
@@ -268,7 +275,7 @@ class Epochs:
         """Exchange scores, so that all processes begin ``epoch`` with the same table."""
         # begin() reads the result, since it waits for the indices anyway.
         self.table.start_check()
-        if self.world.size > 1:
+        if self._is_shared or self.table.shard is not None:
             self.table.synchronize(of=f"{self.identity()}, moving to epoch {epoch}")
 
     def _call_when_over(self) -> None:
@@ -285,8 +292,15 @@ class Epochs:
             if self._kept is None or self._kept.checkpoint != checkpoint:
                 self._kept = self._select(checkpoint)
             kept = self._kept
-        plan = Plan(Address(self.seed, epoch), self.num_samples, self.shuffle, kept, self._blocks)
+        plan = self._plan_of(Address(self.seed, epoch), kept)
         return EpochProgress(plan, start=start, is_exhausted=is_exhausted)
+
+    def _plan_of(self, address: Address, kept: Kept | ShardedKept | None) -> EpochPlan:
+        if self.table.shard is None:
+            assert not isinstance(kept, ShardedKept)
+            return Plan(address, self.num_samples, self.shuffle, kept, self._blocks)
+        assert not isinstance(kept, Kept)
+        return ShardedPlan(address, self.num_samples, self.shuffle, kept, self.table.device)
 
     def _rounds_of(self, epoch: int) -> RoundPlan:
         return RoundPlan(
@@ -306,19 +320,24 @@ class Epochs:
                 stacklevel=3,
             )
 
-    def _select(self, checkpoint: int) -> Kept:
+    def _kept_of(
+        self, selection: Selection, checkpoint: int, *, is_trusted: bool
+    ) -> Kept | ShardedKept:
+        if (shard := self.table.shard) is not None:
+            is_ascending = not self.shuffle
+            return ShardedKept(
+                selection, checkpoint, shard, ascending=is_ascending, is_trusted=is_trusted
+            )
+        n, is_resident = self.num_samples, self.is_resident
+        return Kept(selection, checkpoint, n, is_trusted=is_trusted, is_resident=is_resident)
+
+    def _select(self, checkpoint: int) -> Kept | ShardedKept:
         if self.policy.needs_scores or checkpoint > self.policy.first_checkpoint:
             self._warn_if_no_scores(f"epoch {checkpoint}")
         begin = time.perf_counter()
         num_kept = self.policy.num_kept(self.num_samples, checkpoint)
         selection = choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
-        kept = Kept(
-            selection,
-            checkpoint,
-            self.num_samples,
-            is_trusted=is_built_in(self.policy),
-            is_resident=self.is_resident,
-        )
+        kept = self._kept_of(selection, checkpoint, is_trusted=is_built_in(self.policy))
         self.table.count_selection(selection.indices, selection.num_used)
         self.select_seconds += time.perf_counter() - begin
         return kept
@@ -337,10 +356,9 @@ class Epochs:
 
     def state(self) -> dict[str, Any]:
         """Return the state of the current epoch and the selection it uses."""
-        if self.current.is_exhausted and self.world.size == 1:
+        if self.current.is_exhausted and not self._is_shared:
             self.finish(self.current)
-        current, kept = self.current, self._kept
-        selection = None if kept is None else kept.selection()
+        current = self.current
         in_rounds: dict[str, Any] = {}
         if isinstance(self.policy.every, Steps):
             in_rounds["delay"] = self.delay
@@ -353,9 +371,7 @@ class Epochs:
             "start": min(current.start, self.position),
             "position": self.position,
             "is_exhausted": current.is_exhausted,
-            "checkpoint": None if kept is None else kept.checkpoint,
-            "indices": None if selection is None else selection.indices.clone(),
-            "weights": None if selection is None else selection.weights,
+            **saved(self._kept),
             "select_seconds": self.select_seconds,
             **in_rounds,
         }
@@ -386,28 +402,16 @@ class Epochs:
             return self.num_samples
         if isinstance(self.policy.every, Steps):
             return self.policy.num_kept(self.num_samples, epoch)
-        self._check_kept(state["indices"], state["weights"])
-        return self.num_samples if needed is None else len(state["indices"])
+        num_kept = check_saved_kept(state, self.num_samples, self.table.shard)
+        return self.num_samples if needed is None else num_kept
 
-    def _check_kept(self, indices: Any, weights: Any) -> None:
-        check_state_tensor("indices", indices, torch.int64, [None])
-        if len(indices) == 0:
-            raise ValueError("indices of the state must hold at least one sample, got none")
-        with refusing_states():
-            check_range("indices of the state", indices, self.num_samples)
-        is_kept = torch.zeros(self.num_samples, dtype=torch.bool, device=indices.device)
-        is_kept[indices] = True
-        if (num_distinct := int(is_kept.sum())) != len(indices):
-            raise ValueError(
-                f"indices of the state must be distinct, got {num_distinct} distinct among "
-                f"{len(indices)}"
-            )
-        if weights is not None:
-            check_state_tensor("weights", weights, torch.float32, [len(indices)])
-            if num_other := int((~weights.isfinite()).sum()):
-                raise ValueError(
-                    f"weights of the state must be finite, got {num_other} that are not"
-                )
+    def check_together(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the states of all processes belong together.
+
+        All processes must call this together, if the table is in shards.
+        """
+        if (shard := self.table.shard) is not None:
+            check_parts(state, shard)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state``, which must have passed :meth:`check_state`.
@@ -417,12 +421,8 @@ class Epochs:
         kept = None
         if isinstance(self.policy.every, Steps):
             self.delay = state["delay"]
-        elif state["checkpoint"] is not None:
-            # A copy, because the state belongs to the caller.
-            indices, weights = state["indices"].to("cpu", copy=True), state["weights"]
-            if weights is not None:
-                weights = weights.detach().to(self.table.device)
-            kept = Kept(Selection(indices, weights), int(state["checkpoint"]), self.num_samples)
+        else:
+            kept = restored(state, self.table)
         self._kept = kept
         self.current = self._settle(
             int(state["epoch"]), start=int(state["position"]), is_exhausted=state["is_exhausted"]

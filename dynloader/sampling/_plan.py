@@ -18,6 +18,7 @@ from dynloader._address import Address
 from dynloader._checks import check_range
 from dynloader.ops import Selection
 from dynloader.sampling._blocks import BlockOrder, Blocks
+from dynloader.sampling._share import Share
 from dynloader.table._device import to_device
 from dynloader.table._on_host import OnHost
 
@@ -222,6 +223,24 @@ class EpochPlan(abc.ABC):
             size = min(2 * size, most)
         if start < stop:
             yield self.batch(start, stop).view(1, -1)
+
+    def prepare(self, share: Share, start: int, stop: int) -> None:  # noqa: B027
+        """Prepare the batches of this process at positions [start, stop), unless they are ready.
+
+        All processes must call this together.
+        """
+
+    def check_fed(self, index: Tensor) -> None:  # noqa: B027
+        """Raise RuntimeError if the weights of samples are known, but not to this process.
+
+        Args:
+            index: int64 [b]; not checked on a GPU.
+        """
+
+    def steps(self, start: int, stop: int, share: Share, chunk: int = CHUNK) -> Iterator[Tensor]:
+        """Yield the batches of this process at positions [start, stop), as :meth:`blocks` does."""
+        for block in self.blocks(start, stop, share.step, chunk):
+            yield share.of(block, self.filler)
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,7 +147,7 @@ class RoundPlan(EpochPlan):
         seed, turn = self._address_of(number).seed, None
         if policy.explore:
             num_turns = self._before.num_turns + number * num_explored(policy.explore, k)
-            turn = turn_after(num_turns, policy, self.num_samples, k, seed=self.address.seed)
+            turn = turn_after(num_turns, policy, self._table, k, seed=self.address.seed)
         selection = choose(policy, candidates, k, seed=seed, epoch=epoch, turn=turn).cut()
         if rows is not None:
             if len(selection.indices) != k:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from dynloader._checks import check_flag, check_integer
-from dynloader.policies._policy import Policy
+from dynloader.policies._policy import Policy, check_shards
 from dynloader.policies._steps import Steps
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._epochs import Epochs
@@ -57,6 +57,10 @@ class PruningSampler(DistributedSampler[int]):
             together.
         window: number of blocks whose samples are shuffled together; a larger window is closer to a
             full shuffle. Needs ``blocks``. None means 8.
+        shard_table: give each process only a part of the rows of the table, and of the selection:
+            create ``ScoreTable(n, shard=True)``, or demand it of ``table``. What is fed is the same
+            as with a whole table. All processes must create the sampler together, call ``iter()``
+            together and load states together. Not all policies support it.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -84,10 +88,12 @@ class PruningSampler(DistributedSampler[int]):
         rank: int | None = None,
         blocks: int | Sequence[int] | None = None,
         window: int | None = None,
+        shard_table: bool = False,
     ) -> None:
         # The base class is not initialized. It only makes frameworks leave the sharding to us.
         num_samples = len(data_source) if isinstance(data_source, Sized) else data_source
-        check_integer("number of samples", num_samples, 1, 2**32)
+        is_sharded = shard_table or (isinstance(table, ScoreTable) and table.shard is not None)
+        check_integer("number of samples", num_samples, 1, 2**40 if is_sharded else 2**32)
         num_samples = int(num_samples)
         if not isinstance(policy, Policy):
             is_class = isinstance(policy, type) and issubclass(policy, Policy)
@@ -111,10 +117,15 @@ class PruningSampler(DistributedSampler[int]):
                 )
         stored = None if blocks is None else Blocks(blocks, window, num_samples)
         policy.check(num_samples)
+        check_flag("shard_table", shard_table)
         if table is None:
-            table = ScoreTable(num_samples)
+            table = ScoreTable(num_samples, shard=shard_table)
         else:
-            check_table(table, num_samples)
+            check_table(table, num_samples, in_shards=shard_table)
+        if table.shard is not None:
+            check_shards(policy)
+            if blocks is not None:
+                raise ValueError(f"blocks must be None with a table in shards, got {blocks!r}")
         claims = table.claims
         self.num_samples = num_samples
         self.policy = policy
@@ -171,6 +182,7 @@ class PruningSampler(DistributedSampler[int]):
         current = self.begin_for_stock_loader()
         share = share_of(1, self.epochs.world.for_stock_loader(), None, "pad")
         num_indices = -(-(len(current.plan) - current.start) // share.step)
+        current.plan.prepare(share, current.start, len(current.plan))
         return current.hand_out(self._indices(current.plan, current.start, share), num_indices)
 
     def begin_for_stock_loader(self) -> EpochProgress:
@@ -188,6 +200,12 @@ class PruningSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return -(-self.num_selected // self.epochs.world.for_stock_loader()[0])
+
+    def prepare(self) -> None:
+        """Prepare the indices of the current epoch; all processes must call this together."""
+        share = share_of(1, self.epochs.world.now(), None, "pad")
+        current = self.epochs.current
+        current.plan.prepare(share, current.start, len(current.plan))
 
     def replay(self) -> Iterator[int]:
         """Return the indices of the current epoch, without consuming the epoch."""
@@ -216,17 +234,22 @@ class PruningSampler(DistributedSampler[int]):
         self.epochs.record_outside_training(index, losses)
 
     def _indices(self, plan: EpochPlan, start: int, share: Share) -> Iterator[int]:
-        blocks = plan.blocks(start, len(plan), share.step)
-        return chain.from_iterable(
-            share.of(block, plan.filler).flatten().tolist() for block in blocks
-        )
+        blocks = plan.steps(start, len(plan), share)
+        return chain.from_iterable(block.flatten().tolist() for block in blocks)
 
 
-def check_table(table: Any, num_samples: int) -> None:
-    """Raise TypeError or ValueError unless ``table`` is a ScoreTable of ``num_samples`` samples."""
+def check_table(table: Any, num_samples: int, *, in_shards: bool = False) -> None:
+    """Raise TypeError or ValueError unless ``table`` is a ScoreTable of ``num_samples`` samples.
+
+    If ``in_shards`` is True, it must be in shards; if False, it may be.
+    """
     if not isinstance(table, ScoreTable):
         raise TypeError(f"table must be a ScoreTable, got {type(table).__name__}")
     if len(table) != num_samples:
         raise ValueError(
             f"table must have one row for each of {num_samples} samples, got {len(table)}"
+        )
+    if in_shards and table.shard is None:
+        raise ValueError(
+            "table must be a ScoreTable(n, shard=True) with shard_table=True, got one with all rows"
         )

@@ -81,7 +81,7 @@ def rescore(
 
     Raises:
         TypeError: ``loader`` is not a dynloader.DataLoader, or has no policy.
-        ValueError: the policy has ``every=Steps(...)``.
+        ValueError: the policy has ``every=Steps(...)``, or the table is in shards.
     """
     loader = getattr(loader, "base_dataloader", loader)  # unwrap a loader that accelerate prepared
     sampler = getattr(loader, "pruning_sampler", None)
@@ -92,6 +92,11 @@ def rescore(
         raise ValueError(
             f"policy must select before an epoch, since rescoring takes the samples that it drops, "
             f"got every={every}"
+        )
+    if sampler.table.shard is not None:
+        raise ValueError(
+            "table must have all rows in every process, since processes divide the samples to "
+            "rescore evenly, got one in shards: use shard_table=False"
         )
     function, device = scorer_of(score, model), device_of(model, device)
     begin = time.perf_counter()

@@ -2,9 +2,10 @@
 
 from dynloader.table._passes import PassCounting, PassRecord
 from dynloader.table._scoring import Scoring
+from dynloader.table._shard import Shard
 from dynloader.table._table import ScoreTable
 
-__all__ = ["PassCounting", "PassRecord", "ScoreTable", "Scoring"]
+__all__ = ["PassCounting", "PassRecord", "ScoreTable", "Scoring", "Shard"]
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,8 @@ from dynloader.table._device import is_captured, to_device
 from dynloader.table._many_losses import ManyLosses
 from dynloader.table._passes import PassRecord
 from dynloader.table._scoring import Scoring
+from dynloader.table._shard import Shard
+from dynloader.table._unsent import SKIPPED, Unsent
 
 _LAST_LOSS = 2  # a column of the records
 
@@ -23,6 +25,7 @@ class Recording:
 
     scores: Tensor
     records: Tensor
+    shard: Shard | None
     selections: Tensor
     forgetting: Tensor | None
     passes: PassRecord | None
@@ -35,6 +38,10 @@ class Recording:
     _has_reduced: bool
     _history: Tensor | None
     _scoring: Scoring
+    _unsent: Unsent | None
+
+    def __len__(self) -> int:
+        return self.scores.shape[0] if self.shard is None else self.shard.num_samples
 
     @property
     def last_loss(self) -> Tensor:
@@ -100,8 +107,8 @@ class Recording:
             )
         # The native operation checks the range: on the CPU it raises, on the GPU it only counts
         # faults, so that the host need not wait. Check a CPU index before copying it to the GPU.
-        if index.is_cpu and not self.scores.is_cpu:
-            check_range("index", index, len(self.scores))
+        if index.is_cpu and (self._unsent is not None or not self.scores.is_cpu):
+            check_range("index", index, len(self))
         if correct is not None:
             self._check_correct(correct, losses, "losses")
         if self.passes is not None:
@@ -127,7 +134,7 @@ class Recording:
         given = index
         many, losses, index = many.flat(losses, index)
         if index.is_cpu:
-            check_range("index", index, len(self.scores))
+            check_range("index", index, len(self))
         if correct is not None:
             self._check_correct(correct, given, "index")
             correct = correct.reshape(-1)
@@ -157,6 +164,9 @@ class Recording:
         alpha: float | None,
         c: float | None,
     ) -> None:
+        if self._unsent is not None:
+            self._keep(self._unsent, index, losses, counts, correct, (rule, alpha, c))
+            return
         scoring = self._scoring
         ops.update(
             self.scores,
@@ -182,6 +192,32 @@ class Recording:
             ops.update_forgetting(
                 self.forgetting, index, self._here(correct), self._faults, counts=counts
             )
+
+    def _keep(
+        self,
+        unsent: Unsent,
+        index: Tensor,
+        losses: Tensor,
+        counts: Tensor | None,
+        correct: Tensor | None,
+        options: tuple[Any, ...],
+    ) -> None:
+        """Keep the losses of a batch for the processes that own the samples."""
+        if any(option is not None for option in options):
+            raise ValueError(
+                f"rule, alpha and c must be None for a table in shards, got {options}: set "
+                "table.scoring"
+            )
+        if is_captured(self.scores.device):
+            raise RuntimeError("losses for a table in shards must not be recorded in a CUDA graph")
+        if counts is not None:
+            index = torch.where(counts > 0, index, SKIPPED)
+        if index.shape[0]:
+            correct = None if correct is None else self._here(correct)
+            unsent.add(index, self._here(losses.detach()), correct)
+            self.num_updates_known += 1
+        unsent.is_judged |= correct is not None
+        self.num_in_update = index.shape[0]
 
     def _check_correct(self, correct: Any, like: Tensor, name: str) -> None:
         if not isinstance(correct, Tensor) or correct.dtype != torch.bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dynloader._checks import check_integer, check_state, check_state_tensor, refusing_states
 from dynloader.table._passes import check_pass_state
+from dynloader.table._shard import Shard
+from dynloader.table._unsent import check_unsent_state
 
 VERSION = 1
 _KEYS = {
@@ -24,12 +26,30 @@ _KEYS = {
 _VISITS = 3  # the column of the records that counts visits
 
 
-def check_table_state(state: Mapping[str, Any], n: int) -> None:
-    """Raise ValueError unless a table of ``n`` samples can load ``state``.
+def check_table_state(state: Mapping[str, Any], n: int, shard: Shard | None = None) -> None:
+    """Raise ValueError unless a table with ``n`` rows can load ``state``.
 
     A record of passes is optional: states from older versions lack it.
+
+    Args:
+        state: the state to check.
+        n: number of rows.
+        shard: the place of these rows among those of all processes; None if they are all.
     """
-    check_state(state, {"version": VERSION}, _KEYS)
+    expected: dict[str, Any] = {"version": VERSION}
+    if shard is None and isinstance(state, Mapping) and state.get("shard") is not None:
+        raise ValueError(
+            f"the state must be of a table with all rows, got that of a shard, {state['shard']}: "
+            "load it into a table with shard=True"
+        )
+    if shard is not None:
+        expected["shard"] = shard.describe()
+    keys = _KEYS if shard is None else _KEYS | {"unsent", "shared_updates"}
+    check_state(state, expected, keys)
+    if shard is not None:
+        check_unsent_state(state["unsent"])
+        with refusing_states():
+            check_integer("shared_updates of the state", state["shared_updates"], 0, 2**63)
     history = state["history"]
     check_state_tensor("scores", state["scores"], torch.float32, [n])
     check_state_tensor("records", state["records"], torch.int32, [n, 4])
@@ -45,7 +65,7 @@ def check_table_state(state: Mapping[str, Any], n: int) -> None:
     if state.get("passes") is not None:
         check_pass_state(state["passes"], n)
     for name, values in counts.items():
-        if (lowest := int(values.min())) < 0:
+        if len(values) and (lowest := int(values.min())) < 0:
             raise ValueError(f"{name} of the state must be at least 0, got {lowest}")
     with refusing_states():
         for name in ("num_selections", "num_updates"):

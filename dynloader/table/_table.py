@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
-from dynloader._checks import (
-    check_integer,
-)
+from dynloader._checks import check_flag, check_integer
 from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
 from dynloader.table._passes import PassCounting, PassRecord
-from dynloader.table._recording import Recording
 from dynloader.table._scoring import Scoring
+from dynloader.table._shard import Shard, error_of
+from dynloader.table._sharding import Sharding, figures_of, unseen_figures
 from dynloader.table._states import VERSION, check_table_state
+from dynloader.table._unsent import Unsent
 
 _MEAN, _VARIANCE, _VISITS = 0, 1, 3
 
@@ -31,21 +31,29 @@ class Retention(NamedTuple):
     never: int
 
 
-class ScoreTable(Recording):
+class ScoreTable(Sharding):
     """The scores of ``n`` samples, on the GPU or the CPU.
 
     A sample that was never seen has the score +inf, which is above all recorded losses.
 
     Args:
-        n: number of samples, in [1, 2**32).
+        n: number of samples, in [1, 2**32); in shards, in [1, 2**40) with fewer than 2**31 in each.
         device: device of the table. None means the current GPU if dynloader was built with CUDA and
             torch sees a GPU, and the CPU otherwise.
         history: number of past losses to keep for each sample, 4 bytes each.
+        shard: hold only the rows of this process, a contiguous part of all; see :attr:`shard`.
+            :meth:`update` then keeps the losses, of any samples, until :meth:`synchronize` sends
+            them to the processes that own the samples: 16 bytes for each loss. Tensors per sample
+            have the ``m`` rows of this process.
+        group: the process group whose processes share the rows; None means all processes. Needs
+            ``shard=True``.
 
     Raises:
         RuntimeError: ``device`` is a GPU that torch does not see, or the build has no CUDA.
 
     Attributes:
+        shard: the rows of this process in a table in shards: with c = ceil(n / processes), the rows
+            from ``rank * c`` on, at most c, and [n] below is [m]. None if it has all rows.
         scores: float32 [n], the scores that policies rank by.
         records: int32 [n, 4], the bits of mean, variance and last loss as float32, and the number
             of visits.
@@ -65,11 +73,25 @@ class ScoreTable(Recording):
     # Tensors allocated in inference mode could not be written to outside it.
     @torch.inference_mode(False)
     def __init__(
-        self, n: int, device: torch.device | str | None = None, *, history: int = 0
+        self,
+        n: int,
+        device: torch.device | str | None = None,
+        *,
+        history: int = 0,
+        shard: bool = False,
+        group: Any = None,
     ) -> None:
-        check_integer("n", n, 1, 2**32)
+        check_flag("shard", shard)
+        if group is not None and not shard:
+            raise ValueError("group must be None without shard=True, got a process group")
+        check_integer("n", n, 1, 2**40 if shard else 2**32)
         check_integer("history", history, 0)
         device = resolve_device(device)
+        self.shard = Shard.of(int(n), group) if shard else None
+        self._unsent = None if self.shard is None else Unsent(device)
+        if self.shard is not None:
+            check_integer("n / processes", self.shard.rows_per_process, 1, 2**31)
+            n = len(self.shard)
         self.scores = ops.zeros((n,), torch.float32, device).fill_(float("inf"))
         self.records = ops.zeros((n, 4), torch.int32, device)
         self.selections = torch.zeros((n,), dtype=torch.int32, device=device)
@@ -80,7 +102,7 @@ class ScoreTable(Recording):
         self.num_updates_known = 0
         # The host does not see replays of a captured graph, so count on the GPU.
         self._counted: Tensor | None = None
-        if device.type == "cuda":
+        if device.type == "cuda" and self.shard is None:
             self._counted = torch.zeros((1,), dtype=torch.int64, device=device)
         self._scoring, self._is_scoring_set = Scoring(), False
         self._faults = torch.zeros((2,), dtype=torch.int64, device=device)
@@ -92,15 +114,19 @@ class ScoreTable(Recording):
         self._shared: Shared | None = None
         self._num_loaded = 0
         self._history: Tensor | None = None
+        self._shared_updates = 0
+        # Of all processes: the numbers of samples always and never kept, and those of stats().
+        self._retained, self._figures = (len(self), 0), None
+        if self.shard is not None:
+            self._figures = unseen_figures(len(self), device)
         self.keep_history(history)
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
     def __repr__(self) -> str:
+        shard = self.shard
+        part = "" if shard is None else f"rows={shard.first}:{shard.stop}, "
         return (
-            f"ScoreTable(n={len(self)}, device={self.device}, num_updates={self.num_updates}, "
-            f"num_selections={self.num_selections})"
+            f"ScoreTable(n={len(self)}, {part}device={self.device}, "
+            f"num_updates={self.num_updates}, num_selections={self.num_selections})"
         )
 
     @property
@@ -121,6 +147,12 @@ class ScoreTable(Recording):
     def scoring(self, scoring: Scoring) -> None:
         if not isinstance(scoring, Scoring):
             raise TypeError(f"scoring must be a Scoring, got {scoring!r}")
+        if self._unsent is not None and len(self._unsent) and scoring != self._scoring:
+            raise RuntimeError(
+                "scoring must not change before the losses are recorded, got "
+                f"{len(self._unsent)} that were not sent to their owners: call table.synchronize() "
+                "in every process"
+            )
         self._scoring, self._is_scoring_set = scoring, True
 
     def agree_on(self, scoring: Scoring, *, of: str) -> None:
@@ -153,7 +185,10 @@ class ScoreTable(Recording):
     def _depends_on_scoring(self) -> bool:
         # After one visit, the last loss, the mean, and the mean plus a variance of zero are equal.
         # The scoring of loaded scores is unknown.
-        return self.num_updates != self._num_loaded and bool((self.visits > 1).any())
+        num_updates = self.num_updates if self.shard is None else self._shared_updates
+        if num_updates == self._num_loaded:
+            return False
+        return self.total((self.visits > 1).any()) > 0
 
     @property
     def num_updates(self) -> int:
@@ -190,7 +225,7 @@ class ScoreTable(Recording):
 
         NaN marks losses not recorded yet. None if the table keeps no history.
         """
-        return None if self._history is None else self._history[: len(self)]
+        return None if self._history is None else self._history[: len(self.scores)]
 
     @torch.inference_mode(False)
     def keep_history(self, length: int) -> None:
@@ -200,7 +235,7 @@ class ScoreTable(Recording):
         if length <= (0 if known is None else known.shape[1]):
             return
         # The extra row receives the losses whose index is out of range.
-        shape = (len(self) + 1, length)
+        shape = (len(self.scores) + 1, length)
         self._history = ops.zeros(shape, torch.float32, self.device).fill_(float("nan"))
         if known is not None:
             self._history[:, length - known.shape[1] :] = known
@@ -213,8 +248,12 @@ class ScoreTable(Recording):
         GPU in each update.
 
         Raises:
-            ValueError: the table already counts otherwise.
+            ValueError: the table already counts otherwise, or is in shards.
         """
+        if self.shard is not None:
+            raise ValueError(
+                "a record of passes needs a table with all rows in every process, got one in shards"
+            )
         if self.passes is None:
             self.passes = PassRecord(len(self), self.device, counting)
         elif self.passes.counting != counting:
@@ -226,15 +265,17 @@ class ScoreTable(Recording):
     def restrict(self, values: Tensor) -> Tensor:
         """Return the rows of ``values`` [n, ...] that belong to the rows of this table.
 
-        These are all rows, except in the table that ``Policy.select`` receives with
-        ``every=Steps(window=...)``.
+        These are all rows, except in a table in shards, and in the table that ``Policy.select``
+        receives with ``every=Steps(window=...)``.
         """
-        return values
+        return values if self.shard is None else values[self.shard.first : self.shard.stop]
 
     def count_selection(
         self, indices: Tensor, num_used: Tensor | None = None, *, is_new: bool = True
     ) -> None:
         """Count one selection, which kept the samples ``indices``.
+
+        With a table in shards, all processes must call this, each with a part of the samples.
 
         Args:
             indices: int64 [k], on any device.
@@ -242,6 +283,11 @@ class ScoreTable(Recording):
                 None means all.
             is_new: whether this is a new selection, and not a further part of the last one.
         """
+        if self.shard is not None:
+            self._count_own(self._here(indices if num_used is None else indices[: int(num_used)]))
+            self.num_selections += is_new
+            self._count_retained()
+            return
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)
         self.num_selections += is_new
@@ -300,14 +346,20 @@ class ScoreTable(Recording):
         If several processes recorded the same sample, the record with the most visits is used. If
         these are equal, the record of the lowest rank is used.
 
+        A table in shards sends the losses of each sample to the process that owns it, which records
+        them; the same processes' records are used. Until then, no losses are recorded.
+
         Args:
-            group: a process group; None means all processes.
+            group: a process group; None means all processes, or those of the shards.
             of: a text that must be equal in all processes; errors quote it.
 
         Raises:
             RuntimeError: ``of``, the number of samples or the length of the history differs between
                 processes, or a process died. The table is unchanged.
         """
+        if self.shard is not None and self._unsent is not None:
+            self._synchronize_shards(self.shard, self._unsent, group, of)
+            return
         if is_alone(group):
             return
         if self._shared is None:
@@ -320,22 +372,28 @@ class ScoreTable(Recording):
     @property
     def has_unshared_updates(self) -> bool:
         """Whether losses were recorded that other processes have not received."""
+        if self._unsent is not None:
+            return len(self._unsent) > 0
         shared = self._num_loaded if self._shared is None else self._shared.num_updates
         return not is_alone() and self.num_updates != shared
 
     def retention(self) -> Retention:
         """Count the samples that all, some, and none of the selections have kept.
 
-        The host waits for the GPU.
+        The host waits for the GPU. These are the samples of all processes.
         """
-        always = int((self.selections == self.num_selections).sum())
-        never = int((self.selections == 0).sum()) if self.num_selections else 0
+        if self.shard is not None:
+            always, never = self._retained
+        else:
+            always = int((self.selections == self.num_selections).sum())
+            never = int((self.selections == 0).sum()) if self.num_selections else 0
         return Retention(always, len(self) - always - never, never)
 
     def stats(self) -> dict[str, float]:
         """Return metrics for a logger. The host waits for the GPU. Raises as :meth:`check` does.
 
-        All names begin with ``dynloader/``:
+        All names begin with ``dynloader/``. Those of a table in shards are of all processes, as of
+        the last :meth:`synchronize`.
 
         - ``mean_score``: the mean of the finite scores.
         - ``num_nonfinite``: number of seen samples whose score is not finite.
@@ -350,10 +408,11 @@ class ScoreTable(Recording):
         With :attr:`passes`, also those of :meth:`PassRecord.stats`.
         """
         self.check()
-        mean, _, num_nonfinite, num_saturated = ops.score_mean(self.scores)
-        num_unseen = (self.visits == 0).sum()
-        num_diverged = (num_nonfinite - num_unseen).clamp(min=0)
-        figures = torch.stack([mean, num_diverged, num_saturated, num_unseen]).tolist()
+        if self._figures is None:
+            found = figures_of(ops.score_mean(self.scores), (self.visits == 0).sum())
+        else:
+            found = self._figures
+        figures = found.tolist()
         names = ("mean_score", "num_nonfinite", "num_saturated", "num_unseen")
         stats = {f"dynloader/{name}": value for name, value in zip(names, figures, strict=True)}
         stats["dynloader/num_selections"] = float(self.num_selections)
@@ -362,7 +421,11 @@ class ScoreTable(Recording):
         return stats if self.passes is None else stats | self.passes.stats()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of everything the table holds. The host waits for the GPU."""
+        """Return a copy of everything the table holds. The host waits for the GPU.
+
+        That of a table in shards holds the rows of this process, its :attr:`shard`, and the losses
+        that it has not sent.
+        """
         return {
             "version": VERSION,
             "scores": self.scores.clone(),
@@ -373,17 +436,23 @@ class ScoreTable(Recording):
             "num_selections": self.num_selections,
             "num_updates": self.num_updates,
             **({} if self.passes is None else {"passes": self.passes.state_dict()}),
+            **self._state_of_shard(),
         }
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a copy of ``state``, whose tensors may be on any device.
 
+        All processes of a table in shards must call this, each with the state that it saved.
+
         Raises:
             ValueError: the state has another version, is for another number of samples, or is
                 damaged. The table is unchanged.
         """
-        self.check_state_dict(state)
+        if self.shard is None:
+            self.check_state_dict(state)
+        else:
+            self.shard.agree(error_of(lambda: self.check_state_dict(state)), "load their states")
         forgetting, history = state["forgetting"], state["history"]
         if history is not None:
             self.keep_history(history.shape[1])
@@ -404,14 +473,16 @@ class ScoreTable(Recording):
             self._history.fill_(float("nan"))
             if history is not None:
                 first = self._history.shape[1] - history.shape[1]
-                self._history[: len(self), first:] = history.detach()
+                self._history[: len(self.scores), first:] = history.detach()
         self.num_selections = int(state["num_selections"])
         self.num_updates = int(state["num_updates"])
         self._faults.zero_()
         self._offset_faults.zero_()
         self._faults_on_host = None
         self._shared, self._num_loaded = None, self.num_updates  # all processes load one state
+        if self.shard is not None and self._unsent is not None:
+            self._load_shard(state, self._unsent)
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if :meth:`load_state_dict` would; change nothing."""
-        check_table_state(state, len(self))
+        check_table_state(state, len(self.scores), self.shard)

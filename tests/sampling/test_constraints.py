@@ -67,7 +67,7 @@ def test_turns_follow_their_own_order() -> None:
     rule = UCB(keep=0.5, explore=0.5, every=2, warmup=3)
     order = ops.subset(50, 0, 50, seed=7, epoch=2**32 - 1).tolist()
     for turn in range(9):
-        found = turn_of(rule, 50, 25, seed=7, epoch=3 + 2 * turn).tolist()
+        found = turn_of(rule, ScoreTable(50, "cpu"), 25, seed=7, epoch=3 + 2 * turn).tolist()
         begin = turn * 12 % 50
         assert found == (order * 2)[begin : begin + 12]
 
@@ -87,7 +87,7 @@ def test_a_turn_of_a_sample_chosen_anyway_costs_nothing() -> None:
         assert len(found.unique()) == 90
         # With 18 turns the highest 72 stay, and one more of the highest 90 for each turn in them.
         assert set(range(28, 100)) <= set(found.tolist())
-        turn = set(turn_of(rule, 100, 90, seed=0, epoch=epoch).tolist())
+        turn = set(turn_of(rule, table, 90, seed=0, epoch=epoch).tolist())
         assert turn <= set(found.tolist()) <= turn | set(range(10, 100))
         assert len(set(found.tolist()) & set(range(10))) <= 18
 
@@ -196,7 +196,7 @@ def test_turns_come_before_samples_that_diverged() -> None:
         for epoch in range(1, 21):
             found = set(choose(rule, table, 4, seed=0, epoch=epoch).tolist())
             assert len(found) == 4
-            assert found >= {19, *turn_of(rule, 20, 4, seed=0, epoch=epoch).tolist()}
+            assert found >= {19, *turn_of(rule, table, 4, seed=0, epoch=epoch).tolist()}
 
 
 def test_turns_continue_when_keep_changes() -> None:

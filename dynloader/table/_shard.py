@@ -1,0 +1,181 @@
+"""The rows of a table that each process owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dynloader._collectives import all_gather, all_reduce, all_to_all, device_for
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of ``num_samples`` rows that this process of a group owns.
+
+    With c = ceil(num_samples / size), process r owns rows [r * c, (r + 1) * c), as ``torch.chunk``
+    and DTensor's ``Shard(0)`` divide them; the last processes may own fewer, or none.
+
+    Attributes:
+        group: the process group; None means all processes.
+        rank: rank of this process in the group.
+        size: number of processes in the group.
+        num_samples: number of rows of all processes.
+    """
+
+    group: Any
+    rank: int
+    size: int
+    num_samples: int
+
+    @classmethod
+    def of(cls, num_samples: int, group: Any) -> Shard:
+        """Return the part of this process in ``group``, or all rows without torch.distributed."""
+        size, rank = _processes(group)
+        if rank < 0:
+            raise ValueError("group must contain this process, got a group without it")
+        return cls(group, rank, size, num_samples)
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    @property
+    def rows_per_process(self) -> int:
+        """The number of rows of every process but the last ones."""
+        return -(-self.num_samples // self.size)
+
+    @property
+    def first(self) -> int:
+        """The first row of this process."""
+        return min(self.num_samples, self.rank * self.rows_per_process)
+
+    @property
+    def stop(self) -> int:
+        """The row after the last one of this process."""
+        return min(self.num_samples, self.first + self.rows_per_process)
+
+    def owner(self, index: Tensor) -> Tensor:
+        """Return the rank of the process that owns each row, int64 in the shape of ``index``."""
+        return index.div(self.rows_per_process, rounding_mode="floor")
+
+    def check(self) -> None:
+        """Raise RuntimeError if the group has changed since the table was created."""
+        if _processes(self.group) != (self.size, self.rank):
+            size, rank = _processes(self.group)
+            raise RuntimeError(
+                f"a table in shards must be created after torch.distributed is initialized, got "
+                f"process {rank} of {size}, but the table was created by process {self.rank} of "
+                f"{self.size}"
+            )
+
+    # Communication. All processes of the group must call each of these.
+
+    def gather(self, numbers: list[int]) -> list[list[int]]:
+        """Return the numbers of each process, in order of rank."""
+        if self.size == 1:
+            return [numbers]
+        device = device_for(self.group, torch.device("cpu"))
+        found: list[list[int]] = all_gather(
+            torch.tensor(numbers, dtype=torch.int64, device=device), self.group
+        ).tolist()
+        return found
+
+    def agree(self, error: Exception | None, requirement: str) -> None:
+        """Raise in all processes if one of them has an error: its own, or a ValueError.
+
+        Args:
+            error: the error of this process, or None.
+            requirement: what all processes must do.
+        """
+        failed = [row[0] for row in self.gather([error is not None])]
+        if error is not None:
+            raise error
+        if any(failed):
+            raise ValueError(
+                f"all processes must {requirement}, got an error in process {failed.index(1)}"
+            )
+
+    def total(self, number: int) -> int:
+        """Return the sum of the numbers of all processes."""
+        return sum(row[0] for row in self.gather([number]))
+
+    def highest(self, value: Tensor) -> Tensor:
+        """Return the elementwise maximum over all processes, on the device of ``value``."""
+        if self.size == 1:
+            return value
+        device = device_for(self.group, value.device)
+        return all_reduce(value.to(device), "max", self.group).to(value.device)
+
+    def send(self, rank: Tensor, rows: Tensor) -> tuple[Tensor, list[int]]:
+        """Send each of ``rows`` to a process.
+
+        Args:
+            rank: the process that each row goes to, int64 [m].
+            rows: [m, ...], on the same device.
+
+        Returns:
+            The rows that this process receives, in order of the sender's rank and then as sent, and
+            their number from each process.
+        """
+        if self.size == 1:
+            return rows, [len(rows)]
+        counts = torch.bincount(rank, minlength=self.size).tolist()
+        rows = rows[rank.sort(stable=True).indices]
+        received, numbers = all_to_all(
+            rows.to(device_for(self.group, rows.device)), counts, self.group
+        )
+        return received.to(rows.device), numbers
+
+    def ask(self, rank: Tensor, places: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what the processes answer to requests.
+
+        Args:
+            rank: the process that each request goes to, int64 [m].
+            places: the requests, int64 [m] on the same device.
+            answer: returns the answer to requests of any process, [requests, columns], on the same
+                device; all processes must agree on its dtype and columns.
+
+        Returns:
+            [m, columns], in the order of the requests.
+        """
+        if self.size == 1:
+            return answer(places)
+        counts = torch.bincount(rank, minlength=self.size).tolist()
+        order = rank.sort(stable=True).indices
+        home = device_for(self.group, places.device)
+        asked, numbers = all_to_all(places[order].to(home), counts, self.group)
+        answers = answer(asked.to(places.device)).to(home)
+        sorted_answers, _ = all_to_all(answers, numbers, self.group, received=counts)
+        sorted_answers = sorted_answers.to(places.device)
+        found = torch.empty_like(sorted_answers)
+        found[order] = sorted_answers
+        return found
+
+    def to_owners(self, index: Tensor) -> Tensor:
+        """Send each sample to its owner, and return those that this process owns, ascending."""
+        received, _ = self.send(self.owner(index), index)
+        return received.sort().values
+
+    def describe(self) -> dict[str, int]:
+        """Return the place of this process, as a saved state holds it."""
+        return {"rank": self.rank, "size": self.size, "num_samples": self.num_samples}
+
+
+def _processes(group: Any) -> tuple[int, int]:
+    """Return the number of processes in ``group``, and the rank of this one, or -1."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1, 0
+    return dist.get_world_size(group), dist.get_rank(group)
+
+
+def error_of(call: Callable[[], None]) -> Exception | None:
+    """Call ``call``, and return the error that it raises, or None."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None

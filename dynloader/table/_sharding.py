@@ -1,0 +1,192 @@
+"""The table's methods that several processes with a part of the rows each call together."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dynloader import ops
+from dynloader._collectives import device_for
+from dynloader.table._exchange import raise_difference
+from dynloader.table._recording import Recording
+from dynloader.table._shard import Shard
+from dynloader.table._unsent import SKIPPED, Entries, Unsent
+from dynloader.table._visits import visits_of
+
+_VISITS = 3  # the column of the records that counts visits
+
+
+class Sharding(Recording):
+    """Mixin of :class:`dynloader.ScoreTable`: what a policy needs to select from rows in shards.
+
+    In a table with all rows, these methods return what they are given, and communicate nothing. In
+    a table in shards, all processes must call them.
+    """
+
+    num_selections: int
+    _figures: Tensor | None
+    _num_loaded: int
+    _retained: tuple[int, int]
+    _shared_updates: int
+
+    @property
+    def group_arguments(self) -> dict[str, Any]:
+        """The arguments ``group=`` of :mod:`dynloader.ops`: none if this process has all rows."""
+        if self.shard is None or self.shard.size == 1:
+            return {}
+        group = self.shard.group
+        return {"group": dist.group.WORLD if group is None else group}
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """Return the rows of samples that this process owns."""
+        return index if self.shard is None else index - self.shard.first
+
+    def samples_of(self, rows: Tensor) -> Tensor:
+        """Return the samples of rows of this process."""
+        return rows if self.shard is None else rows + self.shard.first
+
+    def subset(self, start: int, stop: int, *, seed: int, epoch: int) -> Tensor:
+        """Return this process's part of ``ops.subset(len(table), start, stop)``, unsorted."""
+        if self.shard is not None:
+            count, (size, rank) = stop - start, (self.shard.size, self.shard.rank)
+            start, stop = start + count * rank // size, start + count * (rank + 1) // size
+        return ops.subset(len(self), start, stop, seed=seed, epoch=epoch)
+
+    def owned(self, index: Tensor) -> Tensor:
+        """Return those of the samples passed by any process that this one owns, ascending."""
+        return index.sort().values if self.shard is None else self.shard.to_owners(index)
+
+    def first_of(self, count: int) -> int:
+        """Return the number of elements in processes before this one, which has ``count``."""
+        return self.all_counts([count])[1][0]
+
+    def all_counts(self, counts: list[int]) -> tuple[list[int], list[int]]:
+        """Return the sums of ``counts`` over all processes, and over those before this one."""
+        if self.shard is None:
+            return counts, [0] * len(counts)
+        columns = list(zip(*self.shard.gather(counts), strict=True))
+        rank = self.shard.rank
+        return [sum(column) for column in columns], [sum(column[:rank]) for column in columns]
+
+    def total(self, count: int | Tensor) -> int:
+        """Return the sum of ``count`` over all processes. The host waits for the GPU."""
+        return int(count) if self.shard is None else self.shard.total(int(count))
+
+    def highest(self, values: Tensor) -> Tensor:
+        """Return the highest value of all processes, 0-dimensional; values are at least 0."""
+        if self.shard is None:
+            return values.amax()
+        return self.shard.highest(values.amax() if len(values) else values.new_zeros(()))
+
+    def _synchronize_shards(self, shard: Shard, unsent: Unsent, group: Any, of: str) -> None:
+        """Send the losses of this process to the owners of the samples, and record what arrives."""
+        if group is not None and group is not shard.group:
+            raise ValueError("group must be None or that of the shards, got another group")
+        shard.check()
+        entries = unsent.entries()
+        is_inside = (entries.samples >= 0) & (entries.samples < len(self))
+        outside = entries.samples[~is_inside]
+        outside = outside[outside != SKIPPED]
+        if not bool(is_inside.all()):
+            entries = entries.at(is_inside)
+        history = 0 if self._history is None else self._history.shape[1]
+        heads = shard.gather(
+            [
+                zlib.crc32(of.encode()),
+                len(self),
+                history,
+                unsent.num_updates,
+                unsent.is_judged or self.forgetting is not None,
+            ]
+        )
+        digests, lengths, histories, updates, judged = zip(*heads, strict=True)
+        if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
+            kept = f", {history} losses of each" if any(histories) else ""
+            device = device_for(shard.group, self.scores.device)
+            raise_difference(f"{of} ({len(self)} samples in shards{kept})", shard.group, device)
+        owner = shard.owner(entries.samples)
+        row = (entries.samples - owner * shard.rows_per_process).int()
+        columns = [row, entries.losses.view(torch.int32), entries.codes]
+        received, counts = shard.send(owner, torch.stack(columns, 1))
+        # No process writes before all have received.
+        shard.gather([0])
+        row, losses, codes = received.unbind(1)
+        found = Entries(row.long(), losses.contiguous().view(torch.float32), codes.contiguous())
+        if any(judged) and self.forgetting is None:
+            self.forgetting = torch.zeros_like(self.selections)
+        for visit in visits_of(found, counts):
+            self._record_visit(visit)
+        if len(outside):
+            self._faults[0] += len(outside)
+            self._faults[1] = outside[0]
+        self._shared_updates += sum(updates)
+        self.num_updates_known = self._shared_updates
+        unsent.clear()
+        self._refresh_figures()
+
+    def _record_visit(self, visit: Entries) -> None:
+        scoring = self._scoring
+        ops.update(
+            self.scores,
+            self.records,
+            visit.samples,
+            visit.losses,
+            self._faults,
+            rule=int(scoring.rule),
+            alpha=scoring.alpha,
+            c=scoring.c,
+        )
+        if self._history is not None:
+            self._remember(self._history, visit.samples, None)
+        if self.forgetting is not None and bool((is_judged := visit.is_judged).any()):
+            judged = visit.at(is_judged)
+            ops.update_forgetting(self.forgetting, judged.samples, judged.is_correct, self._faults)
+
+    def _refresh_figures(self) -> None:
+        """Compute what :meth:`stats` returns, so that it need not communicate."""
+        mean = ops.score_mean(self.scores, **self.group_arguments)
+        num_unseen = self.total((self.records[:, _VISITS] == 0).sum())
+        self._figures = figures_of(mean, num_unseen)
+
+    def _count_own(self, indices: Tensor) -> None:
+        """Count one selection, of which this process holds the samples ``indices``."""
+        ops.count_selected(self.selections, self.rows_of(self.owned(indices)), self._faults)
+
+    def _count_retained(self) -> None:
+        """Compute what :meth:`retention` returns, so that it need not communicate."""
+        always = self.total((self.selections == self.num_selections).sum())
+        never = self.total((self.selections == 0).sum()) if self.num_selections else 0
+        self._retained = always, never
+
+    def _state_of_shard(self) -> dict[str, Any]:
+        if self.shard is None or self._unsent is None:
+            return {}
+        return {
+            "shard": self.shard.describe(),
+            "shared_updates": self._shared_updates,
+            "unsent": self._unsent.state_dict(),
+        }
+
+    def _load_shard(self, state: Mapping[str, Any], unsent: Unsent) -> None:
+        unsent.load_state_dict(state["unsent"])
+        self._shared_updates = self._num_loaded = int(state["shared_updates"])
+        self._count_retained()
+        self._refresh_figures()
+
+
+def unseen_figures(n: int, device: torch.device) -> Tensor:
+    """Return :func:`figures_of` a table that has seen none of ``n`` samples."""
+    return torch.tensor([math.nan, 0, 0, n], dtype=torch.float64, device=device)
+
+
+def figures_of(mean: ops.ScoreMean, num_unseen: int | Tensor) -> Tensor:
+    """Return the mean score and the numbers of scores that a table reports, float64 [4]."""
+    diverged = (mean.num_nonfinite - num_unseen).clamp(min=0)
+    unseen = torch.as_tensor(num_unseen, device=mean.mean.device)
+    return torch.stack([mean.mean, diverged, mean.num_saturated, unseen])

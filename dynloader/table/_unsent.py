@@ -1,0 +1,161 @@
+"""The losses that a process keeps until they go to the owners of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynloader._checks import check_integer, check_state, check_state_tensor, refusing_states
+
+# Entries that a block of memory holds.
+_BLOCK = 2**16
+# The lowest bits of a code tell whether the sample was predicted correctly.
+_UNKNOWN, _WRONG, _RIGHT = range(3)
+_BITS = 2
+_MOST_UPDATES = 2 ** (31 - _BITS)
+# The index of an entry without losses that count.
+SKIPPED = -(2**63)
+
+
+class Entries(NamedTuple):
+    """Losses and their samples, in the order of the updates.
+
+    Attributes:
+        samples: int64 [m]; or their rows in the process that owns them.
+        losses: float32 [m].
+        codes: int32 [m], the number of the update and whether the sample was predicted correctly.
+    """
+
+    samples: Tensor
+    losses: Tensor
+    codes: Tensor
+
+    def at(self, which: Tensor) -> Entries:
+        """Return the entries ``which``, a mask or indices."""
+        return Entries(self.samples[which], self.losses[which], self.codes[which])
+
+    @property
+    def updates(self) -> Tensor:
+        """The number of the update of each entry, int32 [m]."""
+        return self.codes >> _BITS
+
+    @property
+    def is_judged(self) -> Tensor:
+        """Whether the update of each entry said if the sample was predicted correctly, bool [m]."""
+        return self._judgments().ne(_UNKNOWN)
+
+    @property
+    def is_correct(self) -> Tensor:
+        """Whether each sample was predicted correctly, bool [m]; False if unknown."""
+        return self._judgments().eq(_RIGHT)
+
+    def _judgments(self) -> Tensor:
+        judgments: Tensor = self.codes & (2**_BITS - 1)
+        return judgments
+
+
+class Unsent:
+    """The losses recorded by this process that were not sent yet, 16 bytes each.
+
+    Args:
+        device: device of the entries.
+
+    Attributes:
+        num_updates: number of updates they come from.
+        is_judged: whether an update said which samples were predicted correctly.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        self._blocks: list[Entries] = []
+        self._used: list[int] = []
+        self.num_updates, self.is_judged = 0, False
+
+    def __len__(self) -> int:
+        return sum(self._used)
+
+    def add(self, index: Tensor, losses: Tensor, correct: Tensor | None) -> None:
+        """Copy the entries of one update. The host does not wait for the GPU.
+
+        Args:
+            index: int64 [b] on the device; :data:`SKIPPED` for entries to leave out.
+            losses: floating point [b] on the device.
+            correct: bool [b] on the device, or None.
+
+        Raises:
+            RuntimeError: there are too many updates.
+        """
+        if self.num_updates >= _MOST_UPDATES:
+            raise RuntimeError(
+                f"a table in shards keeps at most {_MOST_UPDATES} updates, got one more: call "
+                "table.synchronize() in every process more often"
+            )
+        count = index.shape[0]
+        if not self._blocks or len(self._blocks[-1].samples) - self._used[-1] < count:
+            self._blocks.append(self._block(max(_BLOCK, count)))
+            self._used.append(0)
+        begin = self._used[-1]
+        here = slice(begin, begin + count)
+        block, code = self._blocks[-1], self.num_updates << _BITS
+        block.samples[here].copy_(index)
+        block.losses[here].copy_(losses)
+        if correct is None:
+            block.codes[here].fill_(code | _UNKNOWN)
+        else:
+            torch.add(correct.int(), code | _WRONG, out=block.codes[here])
+        self._used[-1] += count
+        self.num_updates += 1
+
+    def _block(self, size: int) -> Entries:
+        with torch.inference_mode(False):
+            return Entries(
+                torch.empty(size, dtype=torch.int64, device=self._device),
+                torch.empty(size, dtype=torch.float32, device=self._device),
+                torch.empty(size, dtype=torch.int32, device=self._device),
+            )
+
+    def entries(self) -> Entries:
+        """Return all entries."""
+        if not self._blocks:
+            return self._block(0)
+        columns = zip(*self._blocks, strict=True)
+        parts = [
+            torch.cat([block[:used] for block, used in zip(column, self._used, strict=True)])
+            for column in columns
+        ]
+        return Entries(*parts)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return a copy of the entries; None if there are none."""
+        if self.num_updates == 0:
+            return None
+        return {**self.entries()._asdict(), "num_updates": self.num_updates}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Load a copy of ``state``, which must have passed :func:`check_unsent_state`."""
+        self.clear()
+        if state is None:
+            return
+        found = Entries(*(state[name].to(self._device, copy=True) for name in Entries._fields))
+        self._blocks, self._used = [found], [len(found.samples)]
+        self.num_updates, self.is_judged = int(state["num_updates"]), bool(found.is_judged.any())
+
+
+def check_unsent_state(state: Any) -> None:
+    """Raise ValueError unless ``state`` is a state of :class:`Unsent`."""
+    if state is None:
+        return
+    check_state(state, {}, {*Entries._fields, "num_updates"})
+    check_state_tensor("samples", state["samples"], torch.int64, [None])
+    count = len(state["samples"])
+    check_state_tensor("losses", state["losses"], torch.float32, [count])
+    check_state_tensor("codes", state["codes"], torch.int32, [count])
+    with refusing_states():
+        check_integer("num_updates of the state", state["num_updates"], 1, _MOST_UPDATES)
