@@ -22,8 +22,12 @@ from torch import Tensor
 
 from dynloader._checks import check_integer
 from dynloader._collectives import all_reduce, device_for
+from dynloader.table._table import ScoreTable
 
-__all__ = ["load", "rows_as_dtensor", "save"]
+__all__ = ["load", "load_table", "rows_as_dtensor", "save", "save_table"]
+
+# Of the state of a table in shards, what is that of one process.
+_OWN = ("shard", "shared_updates", "unsent")
 
 _NEW, _OLD = ".saving", ".replaced"
 
@@ -157,6 +161,69 @@ def load(
     except (CheckpointException, OSError) as error:
         raise RuntimeError(f"{folder} was not loaded: {error}") from error
     return _nested(flat, metadata.planner_data)
+
+
+def save_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any = None) -> None:
+    """Save a table to a folder, as :func:`save` does; all processes must call this.
+
+    Args:
+        table: a table with all rows in every process, which must be equal, or one in shards, of
+            which each process saves its rows.
+        folder: the folder to write; if it exists, it is replaced when the new state is complete.
+        group: a process group; None means that of the shards, or all processes.
+
+    Raises:
+        RuntimeError: losses were recorded since the last ``table.synchronize()``; or a process
+            died, or could not write, and the last state is whole.
+    """
+    shard = table.shard
+    group = group if shard is None else shard.group
+    is_behind = torch.tensor(int(table.has_unshared_updates))
+    if _is_together():
+        is_behind = all_reduce(is_behind.to(device_for(group, is_behind.device)), "max", group)
+    if is_behind:
+        raise RuntimeError(
+            "all losses must be exchanged before a table is saved, got some that were not: call "
+            "table.synchronize() in every process"
+        )
+    state = table.state_dict()
+    if shard is not None:
+        state = {name: value for name, value in state.items() if name not in _OWN}
+        if _is_together():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    state[name] = rows_as_dtensor(value, len(table), group)
+    save(state, folder, group=group)
+
+
+def load_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any = None) -> None:
+    """Load a table that :func:`save_table` saved; all processes must call this.
+
+    The table may have all rows or be in shards, with any number of processes, whatever it was when
+    it was saved.
+
+    Args:
+        table: a table for the same number of samples.
+        folder: the folder that was passed to :func:`save_table`.
+        group: a process group; None means that of the shards, or all processes.
+
+    Raises:
+        FileNotFoundError: there is no state.
+        ValueError: the state is for another number of samples, or damaged. The table is unchanged.
+        RuntimeError: a file is missing or damaged. The table is unchanged.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if table.shard is None:
+        table.load_state_dict(load(folder, group=group))
+        return
+    state = load(folder, num_rows=len(table), group=table.shard.group)
+    if _is_together():
+        for name, value in state.items():
+            if isinstance(value, DTensor):
+                state[name] = value.to_local()
+    own = (table.shard.describe(), state.get("num_updates"), None)
+    table.load_state_dict(state | dict(zip(_OWN, own, strict=True)))
 
 
 def _part(num_rows: int, group: Any) -> tuple[int, int]:

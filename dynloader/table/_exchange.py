@@ -117,7 +117,7 @@ def exchange(
         0 if rows.history is None else rows.history.shape[1],
         rows.passes is not None,
     ]
-    with _saying_what_failed():
+    with saying_what_failed():
         heads = all_gather(torch.tensor(head, device=device), group)
     counts, updates, forgetting, digests, lengths, histories, passes = heads.cpu().T.tolist()
     if any(len(set(found)) > 1 for found in (digests, lengths, histories, passes)):
@@ -132,7 +132,7 @@ def exchange(
     # Keep what is received until all have received everything; if that is more than a table, keep
     # a copy of the table instead, and write into that.
     if sum(counts) <= _MOST * num_samples:
-        with _saying_what_failed():
+        with saying_what_failed():
             received = list(_together(*sending))
             _wait_for_all(group, device)
         for rank in reversed(range(len(counts))):
@@ -141,7 +141,7 @@ def exchange(
         return rows, shared
     copies = rows.copied()
     shared = shared._replace(visits=shared.visits.clone())
-    with _saying_what_failed():
+    with saying_what_failed():
         for columns in _in_turn(*sending):
             _write(copies, shared.visits, columns)
         _wait_for_all(group, device)
@@ -151,7 +151,8 @@ def exchange(
 
 
 @contextlib.contextmanager
-def _saying_what_failed() -> Iterator[None]:
+def saying_what_failed() -> Iterator[None]:
+    """Raise a RuntimeError that says that nothing was written if a collective fails."""
     try:
         yield
     except RuntimeError as error:

@@ -172,12 +172,15 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
     assert sum(len(batch) for batch in loader) == 150
 
 
-@pytest.mark.parametrize("name", ["killed_in_rows", "killed_at_the_end", "late"])
+@pytest.mark.parametrize(
+    "name",
+    ["killed_in_rows", "killed_at_the_end", "late", "killed_in_all_to_all", "late_in_all_to_all"],
+)
 def test_an_exchange_that_a_process_leaves_changes_nothing(name: str, tmp_path: Path) -> None:
     texts = together(name, tmp_path, 3)
     for rank in (0, 2) if name.startswith("killed") else range(3):
         assert "told" in texts[rank], "\n".join(texts)
-    assert name == "late" or "told" not in texts[1]
+    assert name.startswith("late") or "told" not in texts[1]
 
 
 class Meeting:

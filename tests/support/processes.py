@@ -51,6 +51,7 @@ from dynloader._collectives import (
     all_to_all,
 )
 from dynloader.table import _exchange as exchange
+from dynloader.table import _shard
 from dynloader.table._passes import PassCounting
 
 
@@ -799,20 +800,40 @@ def late(folder: Path) -> None:
     leave("all_gather", gather)
 
 
-def leave(name: str, replacement: Callable[..., Any]) -> None:
+def killed_in_all_to_all(folder: Path) -> None:
+    """A process is killed when losses go to the owners of their samples."""
+    leave("all_to_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL), shard=True)
+
+
+def late_in_all_to_all(folder: Path) -> None:
+    """A process takes longer than the timeout of the group."""
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        time.sleep(30)
+        return all_to_all(*arguments, **options)
+
+    leave("all_to_all", late, shard=True)
+
+
+def leave(name: str, replacement: Callable[..., Any], *, shard: bool = False) -> None:
     """Replace a collective in one process; the others must raise an error and change nothing."""
     rank = dist.get_rank()
     group = dist.new_group(timeout=timedelta(seconds=10))
-    table = ScoreTable(300, "cpu", history=1)
-    table.update(torch.arange(100) + 100 * rank, torch.rand(100), correct=torch.rand(100) < 0.5)
+    shards = {"shard": True, "group": group} if shard else {}
+    table = ScoreTable(300, "cpu", history=1, **shards)
+    table.update(
+        (torch.arange(100) + 100 * rank + 50) % 300, torch.rand(100), correct=torch.rand(100) < 0.5
+    )
     before, visits = table.state_dict(), table.visits.clone()
     exchange._ROWS = 16
     if rank == 1:
-        setattr(exchange, name, replacement)
+        setattr(_shard if shard else exchange, name, replacement)
     with pytest.raises(RuntimeError, match="scores between processes failed, and the table is"):
         table.synchronize(group)
     for key, value in table.state_dict().items():
-        if torch.is_tensor(value):  # compare bits: the history holds NaN
+        if key == "unsent":
+            assert value["samples"].tolist() == before[key]["samples"].tolist()
+        elif torch.is_tensor(value):  # compare bits: the history holds NaN
             assert torch.equal(value.view(torch.int32), before[key].view(torch.int32)), key
         else:
             assert value == before[key], key

@@ -115,6 +115,53 @@ def test_a_state_saved_by_four_processes_is_loaded_by_others(world: int, tmp_pat
     assert together(world, tmp_path, load, folder, 3) == [0] * world
 
 
+def recorded(table: ScoreTable) -> None:
+    """Record batches of which every process has a part, so that rows do not depend on the parts."""
+    generator = torch.Generator().manual_seed(5)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for _ in range(3):
+        index = torch.randperm(N, generator=generator)[:8][rank::world]
+        table.update(index, index.sqrt() + 1, correct=index % 2 == 0)
+        table.synchronize()
+
+
+def save_table(folder: Path, shard: bool) -> None:
+    table = ScoreTable(N, "cpu", history=2, shard=shard)
+    recorded(table)
+    checkpoints.save_table(table, folder)
+    # A loss that the owner of the sample does not have yet.
+    table.update([dist.get_rank()], torch.tensor([1.0]))
+    with pytest.raises(RuntimeError, match="all losses must be exchanged before a table is saved"):
+        checkpoints.save_table(table, folder)
+
+
+def load_table(folder: Path, shard: bool) -> None:
+    first, stop = checkpoints._part(N, None) if shard else (0, N)
+    table, wanted = ScoreTable(N, "cpu", history=2, shard=shard), ScoreTable(N, "cpu", history=2)
+    checkpoints.load_table(table, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: False)
+        recorded(wanted)
+    for name in ("scores", "records", "selections", "forgetting", "history"):
+        found, all_rows = getattr(table, name), getattr(wanted, name)
+        assert torch.equal(found.view(torch.int32), all_rows[first:stop].view(torch.int32)), name
+    assert not table.has_unshared_updates
+    table.update([N - 1], torch.tensor([4.0]))
+    table.synchronize()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_table_is_loaded_in_shards_or_whole(saved: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    assert together(4, tmp_path, save_table, folder, saved) == [0] * 4
+    for world, shard in ((1, True), (2, False), (3, True), (8, True)):
+        assert together(world, tmp_path, load_table, folder, shard) == [0] * world
+    load_table(folder, True)
+    load_table(folder, False)
+    with pytest.raises(ValueError, match=r"scores of the state must be torch.float32 \[12\], got"):
+        checkpoints.load_table(ScoreTable(12, "cpu"), folder)
+
+
 def test_a_process_alone_loads_and_saves(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     assert together(3, tmp_path, save, folder, 1) == [0] * 3
