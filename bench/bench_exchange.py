@@ -28,7 +28,7 @@ from dynloader.bench import machine
 
 WORLD = 2
 BATCH, NUM_BATCHES = 128, 100
-ROW_BYTES = 8 + 4 * 4 + 4  # index, record, score
+ROW_BYTES = 4 + 4 * 4 + 4  # index, record, score
 
 
 def seconds_of(call: Callable[[], None]) -> float:

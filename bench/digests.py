@@ -103,6 +103,11 @@ def results_of(n: int, seed: int, device: str) -> Iterator[tuple[str, str]]:
     counts = torch.zeros(n, dtype=torch.int32, device=device)
     ops.count_selected(counts, selected, faults)
     yield "count_selected", digest(counts, faults)
+    yield "changed_rows", digest(ops.changed_rows(records, counts + 3))
+    written = ops.write_newer(
+        table, records, counts, selected.int(), weights[:k], records[:k].flip(0)
+    )
+    yield "write_newer", digest(table, records, counts, written)
 
 
 def compare(sizes: list[int], devices: list[str]) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def all_reduce(mine: Tensor, reduction: str, group: str) -> Tensor:
     made = torch.ops._c10d_functional.all_reduce(sent, reduction, group)
     return torch.ops._c10d_functional.wait_tensor(made).clone()
 
+def broadcast(mine: Tensor, source: int, group: str) -> Tensor:
+    sent = mine.clone(memory_format=torch.contiguous_format)
+    made = torch.ops._c10d_functional.broadcast(sent, source, group)
+    return torch.ops._c10d_functional.wait_tensor(made).clone()
+
 def all_to_all(mine: Tensor, received: List[int], counts: List[int], group: str) -> Tensor:
     sent = mine.clone(memory_format=torch.contiguous_format)
     made = torch.ops._c10d_functional.all_to_all_single(sent, received, counts, group)
@@ -51,10 +56,9 @@ def all_gather(mine: Tensor, group: Any = None) -> Tensor:
     if _is_native(group):
         gathered: Tensor = _native().all_gather(mine, processes, _name_of(group))
         return gathered.view(processes, *mine.shape)
-    mine = mine.contiguous()
-    parts = [torch.empty_like(mine) for _ in range(processes)]
-    dist.all_gather(parts, mine, group=group)
-    return torch.stack(parts)
+    whole = mine.new_empty(processes, *mine.shape)
+    dist.all_gather(list(whole.unbind()), mine.contiguous(), group=group)
+    return whole
 
 
 def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
@@ -72,6 +76,23 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
         return reduced
     whole = mine.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
+    return whole
+
+
+def broadcast(mine: Tensor, source: int, group: Any = None) -> Tensor:
+    """Return the tensor of one process in all processes.
+
+    Args:
+        mine: in the process ``source``, the tensor to send; in the others, any tensor of its shape
+            and dtype.
+        source: the rank of the sender within the group.
+        group: a process group; None means all processes.
+    """
+    if _is_native(group):
+        made: Tensor = _native().broadcast(mine, source, _name_of(group))
+        return made
+    whole = mine.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(whole, group=group, group_src=source)
     return whole
 
 

@@ -143,6 +143,30 @@ def count_selected(counts: Array, selected: Array) -> None:
     np.add.at(counts, selected, 1)
 
 
+def changed_rows(records: Array, known_visits: Array) -> Array:
+    """The samples whose visits differ from those known, ascending."""
+    return np.flatnonzero(records[:, 3] != known_visits)
+
+
+def write_newer(
+    scores: Array,
+    records: Array,
+    known_visits: Array,
+    index: Array,
+    new_scores: Array,
+    new_records: Array,
+) -> Array:
+    """Write the rows whose samples do not have more visits here; return which were written."""
+    is_written = np.zeros(len(index), bool)
+    for j, i in enumerate(index.view(np.uint32)):
+        if i >= len(scores):
+            continue
+        if new_records[j, 3] >= records[i, 3]:
+            records[i], scores[i], is_written[j] = new_records[j], new_scores[j], True
+        known_visits[i] = records[i, 3]
+    return is_written
+
+
 def ucb_visits(records: Array, c: float, t: float) -> Array:
     """Return mean + c * sqrt(ln(t) / visits), or +inf without visits.
 

@@ -252,6 +252,28 @@ struct Spread {
   float* result;  // [n]: values of the selected samples, `rest` elsewhere
 };
 
+// Finds the samples whose visits differ from those that all processes know of.
+struct ChangedRows {
+  const Record* records;
+  const uint32_t* known_visits;  // [n]
+  int64_t n;
+  int64_t* changed;  // [n], ascending; only the first *count are used
+  int64_t* count;
+};
+
+// Writes rows from another process, unless those here have more visits.
+struct WriteNewer {
+  float* scores;
+  Record* records;
+  int64_t n;
+  const uint32_t* index;  // [count], distinct; those outside [0, n) are skipped
+  const float* new_scores;
+  const Record* new_records;
+  uint32_t* known_visits;  // [n], set to the visits of the listed samples
+  int64_t count;
+  bool* is_written;  // [count]
+};
+
 // Expands X(Call) for every call.
 #define DYNLOADER_FOR_EACH_CALL(X) \
   X(TopK)                          \
@@ -277,7 +299,9 @@ struct Spread {
   X(Update)                        \
   X(UpdateForgetting)              \
   X(CountSelected)                 \
-  X(Spread)
+  X(Spread)                        \
+  X(ChangedRows)                   \
+  X(WriteNewer)
 
 #define DYNLOADER_DECLARE_RUN(Call) \
   template <class Backend>          \

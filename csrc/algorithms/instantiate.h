@@ -2,6 +2,7 @@
 #pragma once
 
 #include "calls.h"
+#include "exchange.h"
 #include "gather.h"
 #include "group.h"
 #include "images.h"

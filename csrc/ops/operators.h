@@ -90,6 +90,10 @@ void count_selected(Tensor& counts, const Tensor& selected, Tensor& faults,
 Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double rest,
               const NumUsed& num_used);
 
+std::tuple<Tensor, Tensor> changed_rows(const Tensor& records, const Tensor& known_visits);
+Tensor write_newer(Tensor& scores, Tensor& records, Tensor& known_visits, const Tensor& index,
+                   const Tensor& new_scores, const Tensor& new_records);
+
 // The feeder (feeder.h), by a number that feeder_open returns.
 int64_t feeder_open(int64_t seed, int64_t epoch, bool pin_memory);
 void feeder_add_rows(int64_t feeder, const Tensor& data);

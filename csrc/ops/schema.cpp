@@ -90,6 +90,10 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
       "count_selected(Tensor(a!) counts, Tensor selected, Tensor(b!) faults, Tensor? num_used) "
       "-> ()");
   m.def("spread(Tensor values, Tensor selected, SymInt n, float rest, Tensor? num_used) -> Tensor");
+  m.def("changed_rows(Tensor records, Tensor known_visits) -> (Tensor changed, Tensor count)");
+  m.def(
+      "write_newer(Tensor(a!) scores, Tensor(b!) records, Tensor(c!) known_visits, Tensor index, "
+      "Tensor new_scores, Tensor new_records) -> Tensor");
   m.def("feeder_open(int seed, int epoch, bool pin_memory) -> int");
   m.def("feeder_add_rows(int feeder, Tensor data) -> ()");
   m.def(
@@ -135,6 +139,8 @@ void implement(Library& m) {
   m.impl("update_forgetting", Boxed<update_forgetting>::call);
   m.impl("count_selected", Boxed<count_selected>::call);
   m.impl("spread", Boxed<spread>::call);
+  m.impl("changed_rows", Boxed<changed_rows>::call);
+  m.impl("write_newer", Boxed<write_newer>::call);
 }
 
 }  // namespace

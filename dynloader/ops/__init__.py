@@ -51,6 +51,8 @@ from dynloader.ops._calls import (
 from dynloader.ops._calls import (
     zeros as zeros,
 )
+from dynloader.ops._exchange import changed_rows as changed_rows
+from dynloader.ops._exchange import write_newer as write_newer
 from dynloader.ops._prompts import PassRule as PassRule
 from dynloader.ops._prompts import pass_scores as pass_scores
 from dynloader.ops._reduce import (

@@ -347,6 +347,24 @@ def _(values: Tensor, selected: Tensor, n: int, rest: float, num_used: Tensor | 
     return values.new_empty((n,))
 
 
+@_fake("changed_rows")
+def _(records: Tensor, known_visits: Tensor) -> tuple[Tensor, Tensor]:
+    n = records.shape[0]
+    return _indices(records, n), _indices(records, 1)
+
+
+@_fake("write_newer")
+def _(
+    scores: Tensor,
+    records: Tensor,
+    known_visits: Tensor,
+    index: Tensor,
+    new_scores: Tensor,
+    new_records: Tensor,
+) -> Tensor:
+    return index.new_empty(index.shape, dtype=torch.bool)
+
+
 @_fake("count_selected")
 def _(counts: Tensor, selected: Tensor, faults: Tensor, num_used: Tensor | None) -> None:
     return None

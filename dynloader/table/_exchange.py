@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,14 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dynloader._collectives import all_gather, all_texts, device_for, padded
+from dynloader import ops
+from dynloader._collectives import all_gather, all_reduce, all_texts, broadcast, device_for
+from dynloader._version import __version__
 
-# Rows sent at a time. Each process sends 28 bytes per row, plus 4 per loss of the history, and 16
+# Rows sent at a time. Each process sends 24 bytes per row, plus 4 per loss of the history, and 16
 # for a record of passes.
-_ROWS = 2**20
-# The changed rows of all processes are few if they are at most one in this many.
-_FEW = 16
-_VISITS = 3  # the column of the records that counts visits
+_ROWS = 2**18
+# Received rows are kept in memory until the last has arrived if they are at most this many for
+# each sample.
+_MOST = 1
+# Processes send their rows in turn if together they would send more than this many times as much.
+_UNEVEN = 2
 
 
 class Shared(NamedTuple):
@@ -60,6 +65,14 @@ class Rows(NamedTuple):
             parts.append(self.passes)
         return parts
 
+    def copied(self) -> Rows:
+        """Return a copy of all columns."""
+        forgetting, history, passes = (
+            None if part is None else part.clone()
+            for part in (self.forgetting, self.history, self.passes)
+        )
+        return Rows(self.records.clone(), self.scores.clone(), forgetting, history, passes)
+
 
 def is_alone(group: Any = None) -> bool:
     """Return whether this process has no others to exchange with."""
@@ -73,12 +86,13 @@ def exchange(
 ) -> tuple[Rows, Shared]:
     """Send the changed rows to all processes, and write the rows of the others into ``rows``.
 
-    All processes write in the same order, so their rows are equal afterwards.
+    All processes write in the same order, so their rows are equal afterwards. None writes before
+    all have received everything, so after an error ``rows`` and ``shared`` are unchanged.
 
     Args:
         rows: the rows of this process; written in place.
         num_updates: number of batches recorded, in the last exchange and by this process since.
-        shared: the state that the previous call returned.
+        shared: the state that the previous call returned; written in place.
         group: a process group; None means all processes.
         of: a text that must be equal in all processes; errors quote it.
 
@@ -86,29 +100,25 @@ def exchange(
         The rows, with forgetting counts if any process has them, and the new shared state.
 
     Raises:
-        RuntimeError: ``of``, the number of samples, the length of the history or whether passes are
-            counted differs between processes.
+        RuntimeError: ``of``, the version of dynloader, the number of samples, the length of the
+            history or whether passes are counted differs between processes, or a collective failed.
     """
     num_samples = len(rows.scores)
     home = rows.records.device
     device = device_for(group, home)
-    visits = rows.records[:, _VISITS]
-    changed = (visits != shared.visits).nonzero().view(-1)
-    heads = all_gather(
-        torch.tensor(
-            [
-                len(changed),
-                num_updates - shared.num_updates,
-                rows.forgetting is not None,
-                zlib.crc32(of.encode()),
-                num_samples,
-                0 if rows.history is None else rows.history.shape[1],
-                rows.passes is not None,
-            ],
-            device=device,
-        ),
-        group,
-    )
+    of = f"{of} in dynloader {__version__}"
+    changed = ops.changed_rows(rows.records, shared.visits)
+    head = [
+        len(changed),
+        num_updates - shared.num_updates,
+        rows.forgetting is not None,
+        zlib.crc32(of.encode()),
+        num_samples,
+        0 if rows.history is None else rows.history.shape[1],
+        rows.passes is not None,
+    ]
+    with saying_what_failed():
+        heads = all_gather(torch.tensor(head, device=device), group)
     counts, updates, forgetting, digests, lengths, histories, passes = heads.cpu().T.tolist()
     if any(len(set(found)) > 1 for found in (digests, lengths, histories, passes)):
         rank = dist.get_rank(group)
@@ -117,30 +127,49 @@ def exchange(
         raise_difference(f"{of} ({num_samples} samples{kept})", group, device)
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
-    parts, num_updates = rows.parts(), shared.num_updates + sum(updates)
-    chunks = _chunks(parts, changed, counts, device, group)
-    # A process that dies midway must leave ``rows`` unchanged: if few rows changed, receive them
-    # all before writing; otherwise, write into copies.
-    if _FEW * sum(counts) <= num_samples:
-        for received in list(chunks):
-            _write(parts, received)
-            for index, _ in received:
-                shared.visits[index] = visits[index]
-        return rows, Shared(shared.visits, num_updates)
-    copies = [part.clone() for part in parts]
-    for received in chunks:
-        _write(copies, received)
-    for part, copy in zip(parts, copies, strict=True):
+    shared = shared._replace(num_updates=shared.num_updates + sum(updates))
+    sending = rows.parts(), changed, counts, device, group
+    # Keep what is received until all have received everything; if that is more than a table, keep
+    # a copy of the table instead, and write into that.
+    if sum(counts) <= _MOST * num_samples:
+        with saying_what_failed():
+            received = list(_together(*sending))
+            _wait_for_all(group, device)
+        for rank in reversed(range(len(counts))):
+            for chunk in received:
+                _write(rows, shared.visits, chunk[rank])
+        return rows, shared
+    copies = rows.copied()
+    shared = shared._replace(visits=shared.visits.clone())
+    with saying_what_failed():
+        for columns in _in_turn(*sending):
+            _write(copies, shared.visits, columns)
+        _wait_for_all(group, device)
+    for part, copy in zip(rows.parts(), copies.parts(), strict=True):
         part.copy_(copy)
-    return rows, Shared(visits.clone(), num_updates)
+    return rows, shared
 
 
-def _chunks(
+@contextlib.contextmanager
+def saying_what_failed() -> Iterator[None]:
+    """Raise a RuntimeError that says that nothing was written if a collective fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the exchange of scores between processes failed, and the table is unchanged: {error}"
+        ) from error
+
+
+def _wait_for_all(group: Any, device: torch.device) -> None:
+    """Return when all processes have received everything; raise if one never will."""
+    all_reduce(torch.ones(1, device=device), "sum", group)
+
+
+def _together(
     parts: list[Tensor], changed: Tensor, counts: list[int], device: torch.device, group: Any
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yield the changed rows of all processes, a part at a time: pairs of indices and values.
-
-    Each list has one pair for each process, in descending order of rank.
+) -> Iterator[list[list[Tensor]]]:
+    """Yield the changed rows of all processes, some at a time: a list of columns for each rank.
 
     Args:
         parts: the columns of this process, int32 [n, columns].
@@ -149,34 +178,95 @@ def _chunks(
         device: the device that tensors must be on for the group to send them.
         group: a process group; None means all processes.
     """
-    home = parts[0].device
+    widths = _widths(parts)
     for begin in range(0, max(counts), _ROWS):
-        end = min(max(counts), begin + _ROWS)
-        mine = changed[begin:end]
-        sent = torch.cat([part[mine] for part in parts], dim=1)
-        values = all_gather(padded(sent, end - begin).to(device), group)
-        indices = all_gather(padded(mine, end - begin).to(device), group)
-        ends = [max(0, min(end, count) - begin) for count in counts]
-        yield [
-            (indices[rank, : ends[rank]].to(home), values[rank, : ends[rank]].to(home))
-            for rank in reversed(range(len(counts)))
-        ]
+        ends = [max(0, min(count, begin + _ROWS) - begin) for count in counts]
+        mine = changed[begin : begin + _ROWS]
+        if _UNEVEN * sum(ends) >= max(ends) * len(ends):
+            whole = all_gather(_packed(parts, mine, max(ends)).to(device), group)
+            words = list(whole.to(parts[0].device))
+        else:
+            words = [
+                _sent_by(rank, parts, mine, count, device, group) for rank, count in enumerate(ends)
+            ]
+        yield [_columns(each, widths, count) for each, count in zip(words, ends, strict=True)]
 
 
-def _write(parts: list[Tensor], received: list[tuple[Tensor, Tensor]]) -> None:
-    """Write received rows into ``parts``, unless those have more visits.
+def _in_turn(
+    parts: list[Tensor], changed: Tensor, counts: list[int], device: torch.device, group: Any
+) -> Iterator[list[Tensor]]:
+    """Yield the rows of one process after the other, the highest rank first, some at a time."""
+    widths = _widths(parts)
+    for rank in reversed(range(len(counts))):
+        for begin in range(0, counts[rank], _ROWS):
+            count = min(_ROWS, counts[rank] - begin)
+            mine = changed[begin : begin + _ROWS]
+            words = _sent_by(rank, parts, mine, count, device, group)
+            yield _columns(words, widths, count)
+
+
+def _sent_by(
+    rank: int,
+    parts: list[Tensor],
+    mine: Tensor,
+    count: int,
+    device: torch.device,
+    group: Any,
+) -> Tensor:
+    """Return the ``count`` rows of the process ``rank``, which are ``mine`` in that process."""
+    is_mine = rank == dist.get_rank(group)
+    words = _packed(parts, mine if is_mine else mine[:0], count)
+    return broadcast(words.to(device), rank, group).to(words.device) if count else words
+
+
+def _widths(parts: list[Tensor]) -> list[int]:
+    return [part.shape[1] for part in parts] + [1]
+
+
+def _packed(parts: list[Tensor], samples: Tensor, room: int) -> Tensor:
+    """Return rows in one tensor: the first columns of all rows, then the next columns.
+
+    Args:
+        parts: the columns of a table, int32 [n, columns].
+        samples: the rows to pack, int64 [c]; they are the last column.
+        room: the number of rows to leave room for, at least c.
+
+    Returns:
+        int32; beyond the rows, its values are undefined.
+    """
+    widths = _widths(parts)
+    # A multiple of 4, because records must begin at a multiple of 16 bytes.
+    words = parts[0].new_empty(-(-room // 4) * 4 * sum(widths))
+    *values, index = _columns(words, widths, len(samples))
+    for part, place in zip(parts, values, strict=True):
+        torch.index_select(part, 0, samples, out=place)
+    index.view(-1).copy_(samples)  # as the bits of an unsigned integer
+    return words
+
+
+def _columns(words: Tensor, widths: list[int], count: int) -> list[Tensor]:
+    """Return views of the first ``count`` rows that were packed, int32 [count, columns] each."""
+    room = len(words) // sum(widths)
+    parts = torch.split(words, [room * width for width in widths])
+    return [part.view(room, width)[:count] for part, width in zip(parts, widths, strict=True)]
+
+
+def _write(rows: Rows, known_visits: Tensor, columns: list[Tensor]) -> None:
+    """Write received rows into ``rows``, unless those have more visits.
 
     The lowest rank is written last, so it wins a tie.
     """
-    widths = [part.shape[1] for part in parts]
-    for index, value in received:
-        newer = value[:, _VISITS] >= parts[0][index, _VISITS]
-        index, value = index[newer], value[newer]
-        for part, columns in zip(parts, torch.split(value, widths, 1), strict=True):
-            part.index_copy_(0, index, columns)
+    records, scores, *others, index = columns
+    index, scores = index.view(-1), scores.view(-1).view(torch.float32)
+    is_newer = ops.write_newer(rows.scores, rows.records, known_visits, index, scores, records)
+    if others:
+        samples = index[is_newer].long() & 0xFFFFFFFF
+        for part, values in zip(rows.parts()[2:], others, strict=True):
+            part.index_copy_(0, samples, values[is_newer])
 
 
 def raise_difference(of: str, group: Any, device: torch.device) -> None:
+    """Raise RuntimeError with the texts of two processes that differ."""
     found = all_texts(of, group, device)
     other = next(rank for rank, text in enumerate(found) if text != found[0])
     raise RuntimeError(

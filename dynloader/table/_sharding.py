@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._collectives import device_for
-from dynloader.table._exchange import raise_difference
+from dynloader._version import __version__
+from dynloader.table._exchange import raise_difference, saying_what_failed
 from dynloader.table._recording import Recording
 from dynloader.table._shard import Shard
 from dynloader.table._unsent import SKIPPED, Entries, Unsent
@@ -96,15 +97,16 @@ class Sharding(Recording):
         if not bool(is_inside.all()):
             entries = entries.at(is_inside)
         history = 0 if self._history is None else self._history.shape[1]
-        heads = shard.gather(
-            [
-                zlib.crc32(of.encode()),
-                len(self),
-                history,
-                unsent.num_updates,
-                unsent.is_judged or self.forgetting is not None,
-            ]
-        )
+        of = f"{of} in dynloader {__version__}"
+        head = [
+            zlib.crc32(of.encode()),
+            len(self),
+            history,
+            unsent.num_updates,
+            unsent.is_judged or self.forgetting is not None,
+        ]
+        with saying_what_failed():
+            heads = shard.gather(head)
         digests, lengths, histories, updates, judged = zip(*heads, strict=True)
         if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
             kept = f", {history} losses of each" if any(histories) else ""
@@ -113,9 +115,10 @@ class Sharding(Recording):
         owner = shard.owner(entries.samples)
         row = (entries.samples - owner * shard.rows_per_process).int()
         columns = [row, entries.losses.view(torch.int32), entries.codes]
-        received, counts = shard.send(owner, torch.stack(columns, 1))
-        # No process writes before all have received.
-        shard.gather([0])
+        with saying_what_failed():
+            received, counts = shard.send(owner, torch.stack(columns, 1))
+            # No process writes before all have received.
+            shard.gather([0])
         row, losses, codes = received.unbind(1)
         found = Entries(row.long(), losses.contiguous().view(torch.float32), codes.contiguous())
         if any(judged) and self.forgetting is None:

@@ -704,6 +704,47 @@ def check_spread(gpu: Gpu) -> None:
         gpu.free_all()
 
 
+def check_exchange(gpu: Gpu) -> None:
+    rng = np.random.default_rng(4)
+    for n in SIZES[1:]:
+        records = rng.integers(0, 3, (n, 4), np.int32)
+        known, scores = rng.integers(0, 3, n, np.int32), rng.random(n, np.float32)
+        changed, count = gpu.empty(n, dtype=np.int64), gpu.empty(1, dtype=np.int64)
+        there = [gpu.put(array) for array in (scores, records, known)]
+        gpu.run(
+            "ChangedRows",
+            records=there[1],
+            known_visits=there[2],
+            n=n,
+            changed=changed,
+            count=count,
+        )
+        wanted = reference_table.changed_rows(records, known)
+        same(count.read(), np.array([len(wanted)]), n)
+        same(changed.read(len(wanted)), wanted, n)
+        index = rng.permutation(n + 2)[: n // 2 + 1].astype(np.int32)
+        new_scores = rng.random(len(index), np.float32)
+        new_records = rng.integers(0, 3, (len(index), 4), np.int32)
+        written = gpu.empty(len(index), dtype=np.bool_)
+        given = (scores, records, known, index, new_scores, new_records)
+        gpu.run(
+            "WriteNewer",
+            scores=there[0],
+            records=there[1],
+            n=n,
+            index=gpu.put(index),
+            new_scores=gpu.put(new_scores),
+            new_records=gpu.put(new_records),
+            known_visits=there[2],
+            count=len(index),
+            is_written=written,
+        )
+        same(written.read(), reference_table.write_newer(*given), n)
+        for found, after in zip(there, given, strict=False):
+            same(found.read(), after, n)
+        gpu.free_all()
+
+
 SUITES: dict[str, Callable[[Gpu], None]] = {
     "top_k": check_top_k,
     "epsilon_greedy": check_epsilon_greedy,
@@ -717,6 +758,7 @@ SUITES: dict[str, Callable[[Gpu], None]] = {
     "table": check_table,
     "pass_scores": check_pass_scores,
     "spread": check_spread,
+    "exchange": check_exchange,
     "reduce": check_reduce,
 }
 

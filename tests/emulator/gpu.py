@@ -299,6 +299,20 @@ CALLS = {
             *integers("n"),
             *pointers("result"),
         ),
+        call(
+            "ChangedRows",
+            *pointers("records", "known_visits"),
+            *integers("n"),
+            *pointers("changed", "count"),
+        ),
+        call(
+            "WriteNewer",
+            *pointers("scores", "records"),
+            *integers("n"),
+            *pointers("index", "new_scores", "new_records", "known_visits"),
+            *integers("count"),
+            *pointers("is_written"),
+        ),
     )
 }
 

@@ -172,6 +172,17 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
     assert sum(len(batch) for batch in loader) == 150
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["killed_in_rows", "killed_at_the_end", "late", "killed_in_all_to_all", "late_in_all_to_all"],
+)
+def test_an_exchange_that_a_process_leaves_changes_nothing(name: str, tmp_path: Path) -> None:
+    texts = together(name, tmp_path, 3)
+    for rank in (0, 2) if name.startswith("killed") else range(3):
+        assert "told" in texts[rank], "\n".join(texts)
+    assert name.startswith("late") or "told" not in texts[1]
+
+
 class Meeting:
     """Run threads in place of processes: what each passes to ``exchange`` reaches the others.
 
@@ -187,7 +198,10 @@ class Meeting:
         monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
         monkeypatch.setattr(exchange.dist, "get_rank", lambda group=None: self._local.rank)
         monkeypatch.setattr(exchange.dist, "get_backend", lambda group=None: "gloo")
-        monkeypatch.setattr(exchange, "all_gather", self._all_gather)
+        for module in (exchange, _collectives):
+            monkeypatch.setattr(module, "all_gather", self._all_gather)
+        monkeypatch.setattr(exchange, "broadcast", self._broadcast)
+        monkeypatch.setattr(exchange, "all_reduce", self._all_reduce)
 
     def _all_gather(self, mine: torch.Tensor, group: object = None) -> torch.Tensor:
         self._given[self._local.rank] = mine.clone()
@@ -195,6 +209,13 @@ class Meeting:
         gathered = torch.stack(self._given)  # fails if shapes differ, as in torch.distributed
         self._barrier.wait()
         return gathered
+
+    def _broadcast(self, mine: torch.Tensor, source: int, group: object = None) -> torch.Tensor:
+        return self._all_gather(mine)[source]
+
+    def _all_reduce(self, mine: torch.Tensor, reduction: str, group: object = None) -> torch.Tensor:
+        assert reduction == "sum"
+        return self._all_gather(mine).sum(0)
 
     def synchronize(self, ofs: list[str] | None = None) -> list[BaseException | None]:
         """Synchronize all tables, and return the error that each raised."""
@@ -269,14 +290,15 @@ def test_loaded_updates_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tables[0].scores.tolist() == [1, 2, math.inf, 4]
 
 
-@pytest.mark.parametrize("few", [0, 16, 10**9])
-def test_many_rows_are_exchanged_in_parts(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some processes have forgetting counts and a history, and others do not.
-
-    No process has updated sample 0, whose index pads the rows of processes with fewer rows.
-    """
+@pytest.mark.parametrize("most", [0, 1])
+@pytest.mark.parametrize("uneven", [0, 2, 10**9])
+def test_many_rows_are_exchanged_in_parts(
+    most: int, uneven: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some processes have forgetting counts and a history, and others do not."""
     monkeypatch.setattr(exchange, "_ROWS", 3)
-    monkeypatch.setattr(exchange, "_FEW", few)  # 0: all rows count as few; 10**9: none do
+    monkeypatch.setattr(exchange, "_MOST", most)  # 0: write into a copy
+    monkeypatch.setattr(exchange, "_UNEVEN", uneven)  # 0: always in turn; 10**9: always together
     tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
     alone = ScoreTable(20, "cpu", history=2)
     for rank, samples in enumerate((range(1, 11), range(9, 14), range(0))):
@@ -298,6 +320,22 @@ def test_many_rows_are_exchanged_in_parts(few: int, monkeypatch: pytest.MonkeyPa
     assert_all_equal([alone, tables[2]])
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_the_lowest_rank_wins_whatever_is_sent_first(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row of a process may be the last of another."""
+    monkeypatch.setattr(exchange, "_ROWS", 2)
+    monkeypatch.setattr(exchange, "_MOST", most)
+    tables = [ScoreTable(100, "cpu") for _ in range(2)]
+    for table, first in zip(tables, (7, 0), strict=True):
+        index = torch.arange(first, 8)
+        table.update(index, index.float() + 10 * first)
+    assert Meeting(monkeypatch, tables).synchronize() == [None] * 2
+    assert_all_equal(tables)
+    assert tables[0].scores[:8].tolist() == [0, 1, 2, 3, 4, 5, 6, 77]
+
+
 @pytest.mark.parametrize(
     ("n", "history", "of", "message"),
     [
@@ -305,10 +343,10 @@ def test_many_rows_are_exchanged_in_parts(few: int, monkeypatch: pytest.MonkeyPa
             (4, 4),
             (0, 0),
             ("seed 1", "seed 2"),
-            r"process 0 has seed 1 \(4 samples\), process 1 has seed 2 \(4",
+            r"process 0 has seed 1 in dynloader \S+ \(4 samples\), process 1 has seed 2 .* \(4",
         ),
-        ((4, 5), (0, 0), ("x", "x"), r"has x \(4 samples\), process 1 has x \(5 samples\)"),
-        ((4, 4), (0, 2), ("x", "x"), r"x \(4 samples, 0 losses of each\), .* 2 losses of each"),
+        ((4, 5), (0, 0), ("x", "x"), r"has x .* \(4 samples\), process 1 has x .* \(5 samples\)"),
+        ((4, 4), (0, 2), ("x", "x"), r"x .* \(4 samples, 0 losses of each\), .* 2 losses of each"),
     ],
 )
 def test_tables_that_differ_are_not_exchanged(

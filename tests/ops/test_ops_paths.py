@@ -69,7 +69,11 @@ def table_after_updates(n: int, device: torch.device | str) -> list[Tensor]:
         ops.update_forgetting(state, index, losses < 0, faults)
         ops.count_selected(counts, torch.arange(batch % n, n, 2, device=device), faults)
     bonus = ops.ucb_visits(records, 1.5, 100.0)
-    return [scores, records, state, counts, faults, bonus]
+    changed = ops.changed_rows(records, counts)
+    new_scores, new_records = losses[: n // 3], records[1 : n // 3 + 1].clone()
+    where = torch.arange(n // 3, dtype=torch.int32, device=device)
+    written = ops.write_newer(scores, records, counts, where, new_scores, new_records)
+    return [scores, records, state, counts, faults, bonus, changed, written]
 
 
 TYPES = {"ScoreMean", "ScoreRule", "Selection"}
@@ -201,6 +205,9 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
             faults[:1],
         ),  # drops nothing: unused elements are undefined
         "count_selected": (counts, index, faults, faults[:1] + 2),
+        # Every row has changed: unused elements are undefined.
+        "changed_rows": (records, counts + 1),
+        "write_newer": (scores, records, counts, index.unique().int(), losses[:3], records[:3] + 1),
         "spread": (losses, torch.tensor([3, 1, 7, 40], device=device), 50, 0.5, None),
     }
 

@@ -18,7 +18,7 @@ MAX_LINES = 300
 ROOMS = (
     {"_C", "_address", "_checks", "_collectives", "_native", "_version"},
     {"ops"},
-    {"table"},
+    {"table", "checkpoints"},
     {"policies", "schedules", "transforms", "within_batch"},
     {"sampling"},
     {"arrays", "logs"},
@@ -158,7 +158,7 @@ def test_lines_of_code() -> None:
 def test_dir_shows_what_is_for_users() -> None:
     assert dir(dynloader) == sorted(dynloader.__all__)
     rooms = ("arrays", "loading", "logs", "ops", "policies", "sampling", "scores", "table")
-    for name in (*rooms, "schedules", "transforms", "within_batch"):
+    for name in (*rooms, "checkpoints", "schedules", "transforms", "within_batch"):
         room = __import__(f"dynloader.{name}", fromlist=["__all__"])
         assert dir(room) == sorted(room.__all__), name
         assert not [public for public in room.__all__ if public.startswith("_")]

@@ -14,11 +14,13 @@ import math
 import os
 import pickle
 import resource
+import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ from dynloader._collectives import (
     all_texts,
     all_to_all,
 )
+from dynloader.table import _exchange as exchange
+from dynloader.table import _shard
 from dynloader.table._passes import PassCounting
 
 
@@ -280,6 +284,16 @@ def differences(folder: Path) -> None:
         message = str(error)
     assert "all processes must make the same selection" in message
     assert "50 values, checksum" in message
+    # Only the version of dynloader differs.
+    table = ScoreTable(50, "cpu")
+    table.update([dist.get_rank()], torch.tensor([1.0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "__version__", f"0.0.{dist.get_rank()}")
+        with pytest.raises(RuntimeError, match=r"dynloader 0\.0\.0 .* process 1 has .*r 0\.0\.1 "):
+            table.synchronize()
+    assert table.has_unshared_updates
+    table.synchronize()
+    assert not table.has_unshared_updates
 
 
 def one_asks(folder: Path) -> None:
@@ -747,7 +761,7 @@ def lose(folder: Path) -> None:
     for number, samples in enumerate(loader):
         loader.update(loss_of(samples))
         if number == 1 and dist.get_rank() == 1:
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
     before = loader.table.scores.clone()
     try:
         iter(loader)
@@ -757,6 +771,76 @@ def lose(folder: Path) -> None:
         print("lost:", type(error).__name__, flush=True)
         os._exit(0)
     print("no error", flush=True)
+
+
+def killed_in_rows(folder: Path) -> None:
+    """A process is killed when it has sent some of its rows."""
+    calls = itertools.count()
+
+    def gather(*arguments: Any) -> torch.Tensor:
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return all_gather(*arguments)
+
+    leave("all_gather", gather)
+
+
+def killed_at_the_end(folder: Path) -> None:
+    """A process is killed when it has received all rows, before the others write them."""
+    leave("all_reduce", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def late(folder: Path) -> None:
+    """A process takes longer than the timeout of the group."""
+
+    def gather(*arguments: Any) -> torch.Tensor:
+        time.sleep(30)
+        return all_gather(*arguments)
+
+    leave("all_gather", gather)
+
+
+def killed_in_all_to_all(folder: Path) -> None:
+    """A process is killed when losses go to the owners of their samples."""
+    leave("all_to_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL), shard=True)
+
+
+def late_in_all_to_all(folder: Path) -> None:
+    """A process takes longer than the timeout of the group."""
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        time.sleep(30)
+        return all_to_all(*arguments, **options)
+
+    leave("all_to_all", late, shard=True)
+
+
+def leave(name: str, replacement: Callable[..., Any], *, shard: bool = False) -> None:
+    """Replace a collective in one process; the others must raise an error and change nothing."""
+    rank = dist.get_rank()
+    group = dist.new_group(timeout=timedelta(seconds=10))
+    shards = {"shard": True, "group": group} if shard else {}
+    table = ScoreTable(300, "cpu", history=1, **shards)
+    table.update(
+        (torch.arange(100) + 100 * rank + 50) % 300, torch.rand(100), correct=torch.rand(100) < 0.5
+    )
+    before, visits = table.state_dict(), table.visits.clone()
+    exchange._ROWS = 16
+    if rank == 1:
+        setattr(_shard if shard else exchange, name, replacement)
+    with pytest.raises(RuntimeError, match="scores between processes failed, and the table is"):
+        table.synchronize(group)
+    for key, value in table.state_dict().items():
+        if key == "unsent":
+            assert value["samples"].tolist() == before[key]["samples"].tolist()
+        elif torch.is_tensor(value):  # compare bits: the history holds NaN
+            assert torch.equal(value.view(torch.int32), before[key].view(torch.int32)), key
+        else:
+            assert value == before[key], key
+    assert table.has_unshared_updates
+    assert torch.equal(table.visits, visits)
+    print("told", flush=True)
+    os._exit(0)
 
 
 def scoring(folder: Path) -> None:

@@ -1,0 +1,230 @@
+"""Computes the memory, bytes and messages of each process for tables beyond one machine.
+
+    python bench/scale_model.py --out bench/results/scale-model
+
+Nothing is measured: the formulas are those of docs/scale.md, and tests/table/test_scale_model.py
+compares those of the replicated exchange with the calls that really happen. Link speeds are those
+that the vendors publish; the latency of a message is an assumption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import outputs
+
+# Bytes. A row: its record, score and index. A loss sent to the owner of its sample: the row there,
+# the loss, and which update it came from.
+ROW, SENT_LOSS = 24, 12
+ROWS_AT_A_TIME = 2**18
+HEAD = 7 * 8
+# Of a table: score, record, number of selections; with several processes that each hold all rows,
+# also the visits that all know of.
+TABLE_ROW, KNOWN_VISITS = 24, 4
+# A loss kept until it is sent: sample, loss, update.
+KEPT_LOSS = 16
+# The histogram of a digit of the keys, and how many of them find a threshold at the most.
+HISTOGRAM, DIGITS = 2**16 * 8, 4
+# A request for a kept sample by its position in the epoch, and the answer.
+FED = 8 + 8
+
+LINKS = {
+    # https://docs.nvidia.com: "18x 4th Gen NVLink, 900 GB/s", both directions together.
+    "NVLink 4": 450e9,
+    "InfiniBand NDR": 400e9 / 8,
+    "25 GbE": 25e9 / 8,
+}
+# Processes that a link connects: the GPUs of one machine.
+MOST_PROCESSES = {"NVLink 4": 8}
+# The most rows of a process, in shards and replicated.
+MOST_ROWS, MOST_SAMPLES = 2**31, 2**32
+LATENCY = 10e-6  # assumed, of each message, software included
+
+
+class Cost(NamedTuple):
+    """What one process sends in an epoch, and the steps that it waits for one after the other.
+
+    Attributes:
+        calls: number of collectives.
+        sent: bytes that leave the process.
+        steps: number of messages that follow each other.
+    """
+
+    calls: int
+    sent: float
+    steps: int
+
+    def seconds(self, bytes_per_second: float) -> float:
+        """Return a lower bound of the time, in which nothing overlaps."""
+        return self.sent / bytes_per_second + self.steps * LATENCY
+
+
+def rounds(processes: int) -> int:
+    """Return the number of rounds in which a message can reach all processes."""
+    return math.ceil(math.log2(processes))
+
+
+def added(*costs: Cost) -> Cost:
+    """Return the sum of costs."""
+    return Cost(*(sum(column) for column in zip(*costs, strict=True)))
+
+
+def gather(size: int, processes: int) -> Cost:
+    """All-gather of ``size`` bytes from each process: in a ring, each sends all but its last."""
+    return Cost(1, size * (processes - 1), processes - 1)
+
+
+def reduce(size: int, processes: int) -> Cost:
+    """All-reduce of ``size`` bytes: a reduce-scatter and an all-gather, in a tree of messages."""
+    return Cost(1, 2 * size * (processes - 1) / processes, 2 * rounds(processes))
+
+
+def exchange_calls(rows: list[int]) -> list[int]:
+    """Return the bytes that each process passes to the collectives of a replicated exchange.
+
+    Args:
+        rows: the rows that each process changed, about as many in each, and together at most as
+            many as there are samples.
+    """
+    calls = [HEAD]
+    for begin in range(0, max(rows), ROWS_AT_A_TIME):
+        most = min(max(rows), begin + ROWS_AT_A_TIME) - begin
+        calls.append(math.ceil(most / 4) * 4 * ROW)
+    return [*calls, 4]
+
+
+def replicated_exchange(fed: int, processes: int) -> Cost:
+    """Exchange in which every process receives every row that was fed."""
+    *gathers, vote = exchange_calls([math.ceil(fed / processes)] * processes)
+    return added(*(gather(size, processes) for size in gathers), reduce(vote, processes))
+
+
+def sharded_exchange(fed: int, processes: int) -> Cost:
+    """Each loss goes to the owner of its sample: counts, losses, and two small all-gathers."""
+    each, leaving = math.ceil(fed / processes), (processes - 1) / processes
+    return added(
+        gather(5 * 8, processes),
+        Cost(1, 8 * (processes - 1), processes - 1),
+        Cost(1, each * SENT_LOSS * leaving, processes - 1),
+        gather(8, processes),
+    )
+
+
+def selection(processes: int) -> Cost:
+    """Histograms of the digits of the keys, and the numbers of samples kept by each process."""
+    histograms = [reduce(HISTOGRAM, processes)] * DIGITS
+    return added(*histograms, gather(8, processes))
+
+
+def feeding(fed: int, processes: int) -> Cost:
+    """Each process asks the owners for the samples at its positions of the epoch."""
+    each, leaving = math.ceil(fed / processes), (processes - 1) / processes
+    return added(
+        Cost(1, 8 * (processes - 1), processes - 1),
+        Cost(2, each * FED * leaving, 2 * (processes - 1)),
+    )
+
+
+def memory(n: int, fed: int, processes: int) -> dict[str, float]:
+    """Return the bytes of a process: in shards and replicated, the latter with what it receives."""
+    each = math.ceil(n / processes)
+    return {
+        "sharded": each * TABLE_ROW + math.ceil(fed / processes) * (KEPT_LOSS + 8),
+        "replicated": n * (TABLE_ROW + KNOWN_VISITS) + fed * ROW,
+    }
+
+
+def computed(n: int, processes: int) -> dict[str, Any]:
+    """Return all figures for ``n`` samples, of which half are fed in an epoch."""
+    fed = n // 2
+    sharded = {
+        "exchange": sharded_exchange(fed, processes),
+        "selection": selection(processes),
+        "feeding": feeding(fed, processes),
+    }
+    replicated = replicated_exchange(fed, processes)
+    total = added(*sharded.values())
+    return {
+        "n": n,
+        "processes": processes,
+        "memory": memory(n, fed, processes),
+        "sharded": {name: cost._asdict() for name, cost in sharded.items()},
+        "replicated": replicated._asdict(),
+        "seconds": {
+            link: {"sharded": total.seconds(speed), "replicated": replicated.seconds(speed)}
+            for link, speed in LINKS.items()
+        },
+    }
+
+
+def human(count: float) -> str:
+    """Format bytes with two digits."""
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if count < 999.5 or unit == "PB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """Format the figures as Markdown."""
+    names = list(LINKS)
+    lines = [
+        "Computed, not measured: what each process holds and sends in an epoch that feeds half of "
+        "the samples",
+        "",
+        "| samples | processes | memory, replicated | in shards | sent, replicated | in shards | "
+        + " | ".join(f"seconds in shards, {name}" for name in names)
+        + " |",
+        "| ---: " * (6 + len(names)) + "|",
+    ]
+    for found in result["computed"]:
+        n, processes = found["n"], found["processes"]
+        sent = sum(cost["sent"] for cost in found["sharded"].values())
+        whole, part = n < MOST_SAMPLES, n / processes < MOST_ROWS
+        seconds = {
+            name: f"{found['seconds'][name]['sharded']:.2g}"
+            for name in names
+            if part and processes <= MOST_PROCESSES.get(name, processes)
+        }
+        cells = [
+            f"10^{round(math.log10(n))}",
+            f"{processes:,}",
+            human(found["memory"]["replicated"]) if whole else "-",
+            human(found["memory"]["sharded"]) if part else "-",
+            human(found["replicated"]["sent"]) if whole else "-",
+            human(sent) if part else "-",
+            *(seconds.get(name, "-") for name in names),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    speeds = ", ".join(f"{name} {speed / 1e9:.4g} GB/s" for name, speed in LINKS.items())
+    lines += [
+        "",
+        f"*Seconds*: bytes sent / speed of the link of one process in one direction ({speeds}), "
+        f"plus {LATENCY * 1e6:g} us (assumed) for each of the messages that follow each other. "
+        "Selecting, recording and waiting for others are not included. *-*: a process holds "
+        "at most 2^31 - 1 rows of a table in shards, and at most 2^32 - 1 of a replicated one; "
+        "NVLink connects the 8 GPUs of a machine.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Compute and write all figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", default="bench/results/scale-model")
+    options = parser.parse_args()
+    pairs = [(n, size) for n in (10**9, 10**10, 10**12) for size in (8, 64, 512, 4096)]
+    result = {
+        "links": LINKS,
+        "latency": LATENCY,
+        "computed": [computed(n, processes) for n, processes in pairs],
+    }
+    outputs.write(Path(options.out), result, table_of(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""States that several processes save and load together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.utils.data import TensorDataset
+
+from dynloader import IES, UCB, DataLoader, InfoBatch, Policy, ScoreTable, checkpoints
+
+N = 11
+
+
+def whole_table(seed: int) -> ScoreTable:
+    table = ScoreTable(N, "cpu", history=2)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        index = torch.randperm(N, generator=generator)[:7]
+        losses = torch.rand(7, generator=generator)
+        table.update(index, losses, correct=losses < 0.5)
+    return table
+
+
+def state_of(seed: int) -> dict[str, Any]:
+    return {"version": 1, "epoch": seed, "policy": "UCB", "table": whole_table(seed).state_dict()}
+
+
+def in_shards(state: dict[str, Any]) -> dict[str, Any]:
+    """Replace tensors of all samples by this process's part of a DTensor."""
+    first, stop = checkpoints._part(N, None)
+    table = {
+        name: checkpoints.rows_as_dtensor(value[first:stop].clone(), N)
+        if torch.is_tensor(value)
+        else value
+        for name, value in state["table"].items()
+    }
+    return state | {"table": table}
+
+
+def equal_parts(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Check all values to the bit; of DTensors, the rows of this process."""
+    assert found.keys() == wanted.keys()
+    first, stop = checkpoints._part(N, None)
+    for name, value in wanted.items():
+        if isinstance(value, dict):
+            equal_parts(found[name], value)
+        elif torch.is_tensor(value):
+            part = found[name]
+            if dist.is_initialized() and type(part) is not torch.Tensor:
+                assert part.shape == value.shape
+                part, value = part.to_local(), value[first:stop]
+            assert part.dtype == value.dtype, name
+            assert torch.equal(part.view(torch.int32), value.view(torch.int32)), name
+        else:
+            assert found[name] == value, name
+
+
+def together(world: int, folder: Path, call: Callable[..., None], *arguments: Any) -> list[int]:
+    """Run ``call`` in forked processes; return their exit codes."""
+    context = multiprocessing.get_context("fork")
+    store = folder / f"store.{len(list(folder.glob('store.*')))}"
+
+    def run(rank: int) -> None:
+        try:
+            torch.set_num_threads(1)
+            dist.init_process_group(
+                "gloo",
+                f"file://{store}",
+                world_size=world,
+                rank=rank,
+                timeout=timedelta(seconds=60),
+            )
+            call(*arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    processes = [context.Process(target=run, args=[rank]) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+        if process.is_alive():
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def save(folder: Path, seed: int) -> None:
+    checkpoints.save(in_shards(state_of(seed)), folder)
+
+
+def load(folder: Path, seed: int) -> None:
+    equal_parts(checkpoints.load(folder, num_rows=N), state_of(seed))
+    # A process may also read all rows.
+    equal_parts(checkpoints.load(folder), state_of(seed))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_a_state_saved_by_four_processes_is_loaded_by_others(world: int, tmp_path: Path) -> None:
+    """Eight processes: the last two have no rows."""
+    folder = tmp_path / "state"
+    assert together(4, tmp_path, save, folder, 3) == [0] * 4
+    assert together(world, tmp_path, load, folder, 3) == [0] * world
+
+
+def recorded(table: ScoreTable) -> None:
+    """Record batches of which every process has a part, so that rows do not depend on the parts."""
+    generator = torch.Generator().manual_seed(5)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for _ in range(3):
+        index = torch.randperm(N, generator=generator)[:8][rank::world]
+        table.update(index, index.sqrt() + 1, correct=index % 2 == 0)
+        table.synchronize()
+
+
+def save_table(folder: Path, shard: bool) -> None:
+    table = ScoreTable(N, "cpu", history=2, shard=shard)
+    recorded(table)
+    checkpoints.save_table(table, folder)
+    # A loss that the owner of the sample does not have yet.
+    table.update([dist.get_rank()], torch.tensor([1.0]))
+    with pytest.raises(RuntimeError, match="all losses must be exchanged before a table is saved"):
+        checkpoints.save_table(table, folder)
+
+
+def load_table(folder: Path, shard: bool) -> None:
+    first, stop = checkpoints._part(N, None) if shard else (0, N)
+    table, wanted = ScoreTable(N, "cpu", history=2, shard=shard), ScoreTable(N, "cpu", history=2)
+    checkpoints.load_table(table, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "is_initialized", lambda: False)
+        recorded(wanted)
+    for name in ("scores", "records", "selections", "forgetting", "history"):
+        found, all_rows = getattr(table, name), getattr(wanted, name)
+        assert torch.equal(found.view(torch.int32), all_rows[first:stop].view(torch.int32)), name
+    assert not table.has_unshared_updates
+    table.update([N - 1], torch.tensor([4.0]))
+    table.synchronize()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_table_is_loaded_in_shards_or_whole(saved: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "table"
+    assert together(4, tmp_path, save_table, folder, saved) == [0] * 4
+    for world, shard in ((1, True), (2, False), (3, True), (8, True)):
+        assert together(world, tmp_path, load_table, folder, shard) == [0] * world
+    load_table(folder, True)
+    load_table(folder, False)
+    with pytest.raises(ValueError, match=r"scores of the state must be torch.float32 \[12\], got"):
+        checkpoints.load_table(ScoreTable(12, "cpu"), folder)
+
+
+def test_a_process_alone_loads_and_saves(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert together(3, tmp_path, save, folder, 1) == [0] * 3
+    state = checkpoints.load(folder, num_rows=N)
+    equal_parts(state, state_of(1))
+    # A table that has all rows can load it.
+    table = ScoreTable(N, "cpu")
+    table.load_state_dict(state["table"])
+    assert torch.equal(table.records, whole_table(1).records)
+    checkpoints.save(state_of(2), folder)
+    assert together(2, tmp_path, load, folder, 2) == [0] * 2
+    with pytest.raises(FileNotFoundError, match="folder must hold a state that was saved, got"):
+        checkpoints.load(tmp_path / "other")
+
+
+def die_writing(folder: Path, rank: int) -> None:
+    """Save, but kill the process ``rank`` when it is to write its rows."""
+    if dist.get_rank() == rank:
+        FileSystemWriter.write_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+        save(folder, 2)
+
+
+def die_renaming(folder: Path) -> None:
+    """Save, but kill the first process when the old state is moved and the new one is not."""
+    rename = os.rename
+
+    def dies(source: Path, target: Path) -> None:
+        if target == folder:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.rename = dies
+    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+        save(folder, 2)
+
+
+def check_next(folder: Path) -> None:
+    """The last state is whole, and the next one replaces it and what is left of the failed one."""
+    equal_parts(checkpoints.load(folder), state_of(1))
+    checkpoints.save(state_of(3), folder)
+    equal_parts(checkpoints.load(folder), state_of(3))
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_process_that_dies_while_it_writes_leaves_the_last_state(
+    rank: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    assert together(3, tmp_path, save, folder, 1) == [0] * 3
+    codes = together(3, tmp_path, die_writing, folder, rank)
+    assert codes == [-signal.SIGKILL if each == rank else 0 for each in range(3)]
+    check_next(folder)
+
+
+def test_a_process_that_dies_while_it_renames_leaves_the_last_state(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert together(2, tmp_path, save, folder, 1) == [0] * 2
+    assert together(2, tmp_path, die_renaming, folder) == [-signal.SIGKILL, 0]
+    assert not folder.exists()
+    check_next(folder)
+
+
+def test_rows_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows must be the 5 rows \[0, 5\) of 5, got \[4, 2\]"):
+        checkpoints.rows_as_dtensor(torch.zeros(4, 2), 5)
+    with pytest.raises(ValueError, match=r"num_rows must be .* got -1"):
+        checkpoints.rows_as_dtensor(torch.zeros(4, 2), -1)
+
+
+@pytest.mark.parametrize("policy", [UCB(keep=0.5, every=1), InfoBatch(anneal=None), IES()])
+def test_a_loader_resumes_within_an_epoch(policy: Policy, tmp_path: Path) -> None:
+    def made() -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.arange(50)), 8, policy=policy, seed=3)
+
+    loader = made()
+    for _ in range(2):
+        for (samples,) in loader:
+            loader.update(samples.float().sin() + 2)
+    batches = iter(loader)
+    for _ in range(2):
+        loader.update(next(batches)[0].float())
+    checkpoints.save(loader.state_dict(), tmp_path / "loader")
+    resumed = made()
+    resumed.load_state_dict(checkpoints.load(tmp_path / "loader"))
+    assert [batch[0].tolist() for batch in batches] == [batch[0].tolist() for batch in resumed]
