@@ -79,14 +79,15 @@ DYNLOADER_FN float score_with_visit_bonus(const Record& record, double c, double
 // Returns the sampling weight (max(score, 0) + offset)^exponent, at most the largest float. NaN and
 // +inf get the largest weight.
 DYNLOADER_FN float power_weight(float score, double exponent, double offset) {
-  const double clamped = score > 0.0f ? static_cast<double>(score) : 0.0;
-  const double base = clamped + offset;
+  // Compares only doubles: compilers do not vectorize choices by numbers of different widths.
+  const double wide = static_cast<double>(score);
+  const double base = (wide > 0.0 ? wide : 0.0) + offset;
   const double power = exponential(exponent * natural_log(base > 0.0 ? base : 1.0));
   const double at_zero = exponent == 0.0 ? 1.0 : 0.0;
   const double weight = base > 0.0 ? power : at_zero;
-  const bool diverged = ordered_bits(score) >= ordered_bits(bit_cast<float>(kInfinityBits));
   const double largest = static_cast<double>(kFloatMax);
-  return diverged || weight > largest ? kFloatMax : static_cast<float>(weight);
+  const double of_score = wide <= largest ? weight : largest;
+  return static_cast<float>(of_score < largest ? of_score : largest);
 }
 
 // The forgetting state of a sample (Toneva et al. 2019) in 32 bits: bit 0 says whether its last
