@@ -72,7 +72,7 @@ def table_after_updates(n: int, device: torch.device | str) -> list[Tensor]:
     return [scores, records, state, counts, faults, bonus]
 
 
-TYPES = {"ScoreMean", "ScoreRule", "Selection"}
+TYPES = {"PassRule", "Reduced", "ScoreMean", "ScoreRule", "Selection"}
 
 
 def run_with(path: str) -> subprocess.CompletedProcess[str]:
