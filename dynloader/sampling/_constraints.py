@@ -104,9 +104,12 @@ def with_turns(
 ) -> Tensor:
     """Return the samples of ``turn`` and the policy's best choices, int64 [k], in ascending order.
 
-    There are more than ``k`` if the policy keeps more, and fewer if it finds fewer.
+    There are more than ``k`` if the policy keeps more, and fewer if it finds fewer. If it has
+    nothing to choose from, these are the samples of ``turn``.
     """
     n, num_turns = len(table), len(turn)
+    if policy.num_selectable(table) == 0:
+        return turn.sort().values
     if policy.keeps_more:
         is_kept = torch.zeros(n, dtype=torch.bool, device=table.device)
         chosen = _unweighted(policy, table, k, seed=seed, epoch=epoch)
