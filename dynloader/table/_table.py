@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
-from dynloader._checks import (
-    check_integer,
-)
+from dynloader._checks import check_integer
+from dynloader.ops import ScoreRule
 from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
@@ -133,7 +132,7 @@ class ScoreTable(Recording):
         Raises:
             ValueError: the table already uses another scoring.
         """
-        if scoring != self._scoring and (self._is_scoring_set or self._depends_on_scoring()):
+        if scoring != self._scoring and (self._is_scoring_set or self._has_other_scores(scoring)):
             raise ValueError(
                 f"table.scoring must be {scoring} for {of}, got {self._scoring}, which is already "
                 "set or was used to record losses: give this policy its own table, or set "
@@ -150,10 +149,12 @@ class ScoreTable(Recording):
     def claims(self, claims: tuple[Scoring, bool, Tensor | None, PassRecord | None]) -> None:
         self._scoring, self._is_scoring_set, self._history, self.passes = claims
 
-    def _depends_on_scoring(self) -> bool:
+    def _has_other_scores(self, scoring: Scoring) -> bool:
+        """Return whether losses were recorded that would have other scores under ``scoring``."""
         # After one visit, the last loss, the mean, and the mean plus a variance of zero are equal.
         # The scoring of loaded scores is unknown.
-        return self.num_updates != self._num_loaded and bool((self.visits > 1).any())
+        same_at_first = max(scoring.rule, self._scoring.rule) <= ScoreRule.MEAN_PLUS_VARIANCE
+        return self.num_updates != self._num_loaded and bool((self.visits > same_at_first).any())
 
     @property
     def num_updates(self) -> int:

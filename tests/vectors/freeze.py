@@ -107,7 +107,7 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
     for exponent, offset in ((0.3, 0.05), (0.0, 0.0), (2.0, 1e-30)):
         made.append(("power_weights", {"scores": scores, "exponent": exponent, "offset": offset}))
     made.append(("ucb_visits", {"records": records, "c": 1.5, "t": 96.0}))
-    for rule in range(3):
+    for rule in range(5):
         batch = {"index": index, "losses": losses, "rule": rule, "alpha": 0.7, "c": 0.5}
         made.append(("update", {"scores": table, "records": records, **batch}))
     mask, lengths = losses < 1, np.array([0, 3, 3, 7, 16])
