@@ -119,10 +119,10 @@ def check_losses(losses: Any, name: str = "losses") -> Tensor:
     if not losses.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {losses.dtype}")
     if losses.ndim != 1:
-        raise ValueError(
-            f"{name} must have shape [b], one loss per sample "
-            f'(reduction="none" in the loss function), got {list(losses.shape)}'
-        )
+        each = 'one loss per sample (reduction="none" in the loss function)'
+        if name == "rewards":
+            each = 'one reward for each entry of the index (reduce="mean" for several)'
+        raise ValueError(f"{name} must have shape [b], {each}, got {list(losses.shape)}")
     return losses
 
 

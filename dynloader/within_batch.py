@@ -53,7 +53,7 @@ def select_batch(
     scores: Tensor,
     k: int,
     *,
-    rule: Literal["top", "importance"] = "top",
+    rule: Literal["top", "importance", "proportional"] = "top",
     reference: Tensor | None = None,
     seed: int = 0,
     step: int = 0,
@@ -66,13 +66,17 @@ def select_batch(
     "importance" draws ``k`` samples with replacement, with probability p proportional to the score.
     The weights ``1 / (b p)`` keep the mean over the batch unbiased (Katharopoulos and Fleuret
     2018). Their score is the bound on the gradient norm that :func:`dynloader.scores.el2n`
-    computes. :class:`ImportanceGate` decides whether importance sampling pays off. The host waits
-    for the GPU to check the scores.
+    computes. :class:`ImportanceGate` decides whether importance sampling pays off.
+
+    "proportional" draws ``k`` samples without replacement, in proportion to the score, and gives
+    them no weights. Evolved Sampling does this with the scores of its :class:`EvolvedSampling`.
+
+    For both kinds of draws, the host waits for the GPU to check the scores.
 
     Args:
         scores: floating point [b], such as losses.
         k: number of samples, in [1, b].
-        rule: "top" or "importance".
+        rule: "top", "importance" or "proportional".
         reference: floating point [b], subtracted from the scores. None subtracts nothing.
         seed: seed of the draws and of the choice among equal scores, in [0, 2**64).
         step: number of the batch, in [0, 2**32). Use a different one for every batch.
@@ -83,7 +87,8 @@ def select_batch(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape or value; or, for "importance", the scores are
-            negative, not finite or all 0.
+            negative, not finite or all 0; or, for "proportional", fewer than ``k`` are above 0, or
+            one is negative or not finite.
     """
     scores = check_losses(scores, "scores").detach().float()
     b = len(scores)
@@ -98,8 +103,10 @@ def select_batch(
         scores = scores - reference.detach().to(scores.device, torch.float32)
     if rule == "top":
         return BatchSelection(ops.top_k(scores, k, seed=seed, epoch=step), None)
+    if rule == "proportional":
+        return BatchSelection(ops.sample(scores, k, seed=seed, epoch=step), None)
     if rule != "importance":
-        raise ValueError(f"rule must be 'top' or 'importance', got {rule!r}")
+        raise ValueError(f"rule must be 'top', 'importance' or 'proportional', got {rule!r}")
     shares = scores.double()
     total = shares.sum()
     if not (bool((shares >= 0).all()) and 0 < float(total) < math.inf):

@@ -6,9 +6,9 @@ reference.py specifies selections. Functions that return None change their array
 from __future__ import annotations
 
 import numpy as np
-from reference import Array, exponential, natural_log, ordered_bits
+from reference import Array, exponential, natural_log, ordered_bits, score_mean
 
-LAST_LOSS, MEAN, MEAN_PLUS_VARIANCE = range(3)
+LAST_LOSS, MEAN, MEAN_PLUS_VARIANCE, EVOLVED, MINUS_BATCH_MEAN = range(5)
 
 CANONICAL_NAN = np.uint32(0x7FFFFFFF).view(np.float32)
 FLOAT32_MAX = np.finfo(np.float32).max
@@ -99,10 +99,13 @@ def update(
     """Record one batch: moving mean and variance (Raju, Daruwalla, Lipasti, arXiv 2111.12621).
 
     All arithmetic is in float32. ``records`` is int32 [n, 4]: the bits of mean, variance and last
-    loss, and the number of visits. Entries with a count of 0 are skipped.
+    loss, and the number of visits. Entries with a count of 0 are skipped. The rule EVOLVED is the
+    sampling weight of Cheng, Li, Bian, arXiv 2509.23461, equation 3.8 of the version submitted to
+    ICLR 2025, with beta1 = c and beta2 = 1 - alpha.
     """
     if counts is not None:
         index, losses = index[counts != 0], losses[counts != 0]
+    batch_mean = score_mean(canonical(losses)).mean
     index, loss = highest_of_each(index, canonical(losses))
     moments = records.view(np.float32)
     mean, variance, visits = moments[index, 0], moments[index, 1], records[index, 3]
@@ -113,12 +116,24 @@ def update(
     with np.errstate(over="ignore", invalid="ignore"):
         delta = loss - mean
         variance = np.where(known, b * variance + a * (delta * delta), np.float32(0))
-        mean = np.where(known, b * mean + a * loss, loss)
-        mean_plus_variance = mean + np.float32(c) * variance
+        score = loss
+        if rule == EVOLVED:
+            starts = (visits == 0) | ~np.isfinite(mean)
+            before = np.where(starts, np.float32(1 / len(scores)), mean)
+            mean = np.where(np.isfinite(loss), b * before + a * loss, loss)
+            score = (np.float32(1) - np.float32(c)) * loss + np.float32(c) * before
+        else:
+            mean = np.where(known, b * mean + a * loss, loss)
+        if rule == MEAN:
+            score = mean
+        if rule == MEAN_PLUS_VARIANCE:
+            score = mean + np.float32(c) * variance
+        if rule == MINUS_BATCH_MEAN:
+            score = loss.astype(np.float64) - batch_mean
 
     moments[index, 0], moments[index, 1], moments[index, 2] = mean, variance, loss
     records[index, 3] = np.minimum(visits.astype(np.int64) + 1, 2**31 - 1)
-    scores[index] = canonical((loss, mean, mean_plus_variance)[rule])
+    scores[index] = canonical(score)
 
 
 def update_forgetting(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynloader import BatchSelection, ImportanceGate, SelectiveBackprop, select_batch
+from dynloader import BatchSelection, ImportanceGate, SelectiveBackprop, ops, select_batch
 from dynloader.within_batch import uniform
 
 
@@ -60,6 +60,15 @@ def test_draws_are_those_of_the_seed_and_the_step() -> None:
     for seed, step in ((4, 4), (3, 5)):
         other = select_batch(scores, 64, rule="importance", seed=seed, step=step).positions
         assert not torch.equal(first, other)
+
+
+def test_a_proportional_draw_is_the_sample_of_that_step() -> None:
+    scores = torch.rand(100)
+    found = select_batch(scores, 10, rule="proportional", seed=3, step=4)
+    assert found.positions.tolist() == ops.sample(scores, 10, seed=3, epoch=4).tolist()
+    assert found.weights is None
+    only = select_batch(torch.tensor([0.0, 2.0, 0.0, 1.0]), 2, rule="proportional")
+    assert only.positions.tolist() == [1, 3]
 
 
 def test_the_gate_by_hand() -> None:
@@ -145,8 +154,14 @@ def test_at_least_one_is_kept() -> None:
     ("scores", "options", "message"),
     [
         ([1.0, 2.0], {"k": 3}, r"k must be in \[1, 3\), got 3"),
-        ([1.0, 2.0], {"k": 1, "rule": "best"}, "rule must be 'top' or 'importance', got 'best'"),
+        ([1.0, 2.0], {"k": 1, "rule": "best"}, "'importance' or 'proportional', got 'best'"),
         ([1.0, -2.0], {"k": 1, "rule": "importance"}, "scores must be finite"),
+        ([1.0, -2.0], {"k": 1, "rule": "proportional"}, "weights must be finite and >= 0"),
+        (
+            [1.0, 0.0],
+            {"k": 2, "rule": "proportional"},
+            "weights must have at least k = 2 above zero",
+        ),
         ([0.0, 0.0], {"k": 1, "rule": "importance"}, "not all 0"),
         ([1.0, math.inf], {"k": 1, "rule": "importance"}, "scores must be finite"),
         ([1.0, math.nan], {"k": 1, "rule": "importance"}, "scores must be finite"),

@@ -8,18 +8,31 @@
 
 namespace dynloader {
 
+// Adds a score to the sums of the high halves, the low halves, and the finite scores.
+DYNLOADER_FN void add_finite(float score, int64_t* sums) {
+  const bool finite = is_finite(score);
+  const int64_t value = to_fixed_point(finite ? score : 0.0f);
+  sums[0] += value >> 32;
+  sums[1] = add_wrapping(sums[1], value & 0xffffffff);
+  sums[2] += static_cast<int64_t>(finite);
+}
+
+// The mean whose sums add_finite added up; NaN without finite scores.
+DYNLOADER_FN double mean_of(const int64_t* sums) {
+  const double sum = from_fixed_point(sums[0], sums[1]);
+  const double nothing = bit_cast<double>(uint64_t{0x7ff8000000000000u});
+  return sums[2] == 0 ? nothing : sum / static_cast<double>(sums[2]);
+}
+
 struct AddScore {
-  static constexpr int kSums = 5;  // high halves, low halves, finite, not finite, saturated
+  static constexpr int kSums = 5;  // those of add_finite, not finite, saturated
   const float* scores;
   DYNLOADER_FN void operator()(int64_t i, int64_t* sums) const {
     const float score = scores[i];
     const bool finite = is_finite(score);
-    const int64_t value = to_fixed_point(finite ? score : 0.0f);
     const double magnitude = static_cast<double>(score < 0.0f ? -score : score);
-    sums[0] += value >> 32;
-    sums[1] = add_wrapping(sums[1], value & 0xffffffff);
+    add_finite(score, sums);
     // Uses no && and no branches, which compilers do not vectorize.
-    sums[2] += static_cast<int64_t>(finite);
     sums[3] += static_cast<int64_t>(!finite);
     sums[4] += static_cast<int64_t>(finite & (magnitude > kFixedPointLimit));
   }
@@ -64,9 +77,7 @@ struct FinishMean {
   double* mean;
   int64_t* counts;
   DYNLOADER_FN void operator()() const {
-    const double sum = from_fixed_point(sums[0], sums[1]);
-    const double nothing = bit_cast<double>(uint64_t{0x7ff8000000000000u});
-    *mean = sums[2] == 0 ? nothing : sum / static_cast<double>(sums[2]);
+    *mean = mean_of(sums);
     for (int j = 0; j < 3; ++j) counts[j] = sums[2 + j];
   }
 };

@@ -11,6 +11,7 @@
 #include "calls.h"
 #include "faults.h"
 #include "load.h"
+#include "mean.h"
 
 namespace dynloader {
 
@@ -46,8 +47,28 @@ struct StageLoss {
   }
 };
 
+// Adds up the losses that are recorded.
+template <class Load>
+struct AddLoss {
+  static constexpr int kSums = 3;  // those of add_finite
+  Update call;
+  Load load;
+  DYNLOADER_FN void operator()(int64_t j, int64_t* sums) const {
+    const int64_t index = call.index[j];
+    const bool exists = static_cast<uint64_t>(index) < static_cast<uint64_t>(call.n);
+    if (exists && !is_skipped(call, j)) add_finite(load(call.losses, j), sums);
+  }
+};
+
+struct FinishBatchMean {
+  const int64_t* sums;
+  double* mean;
+  DYNLOADER_FN void operator()() const { *mean = mean_of(sums); }
+};
+
 struct SettleLoss {
   Update call;
+  const double* batch_mean;
   template <class Access>
   DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
@@ -60,18 +81,28 @@ struct SettleLoss {
     const uint64_t settled = (uint64_t{visits_after(visits)} << 32) | bit_cast<uint32_t>(loss);
     if (!Access::compare_exchange(staging_word(place), staged, settled)) return;
     // From here on, only this element touches the sample's moments and score.
-    const Record after =
-        visited({place->mean, place->variance, loss, visits}, loss, call.scoring.alpha);
-    place->mean = after.mean;
-    place->variance = after.variance;
-    call.scores[index] = score_of(after, call.scoring);
+    const Visit after =
+        visit({place->mean, place->variance, loss, visits}, loss, call.scoring, call.n, batch_mean);
+    place->mean = after.record.mean;
+    place->variance = after.record.variance;
+    call.scores[index] = after.score;
   }
 };
 
 template <class Backend>
 void run(Backend& backend, const Update& call) {
   with_load(call.loss_type, [&](auto load) {
-    backend.in_two_steps(call.batch_size, StageLoss<decltype(load)>{call, load}, SettleLoss{call});
+    using Load = decltype(load);
+    double* batch_mean = nullptr;
+    if (call.scoring.rule == ScoreRule::kMinusBatchMean) {
+      constexpr int kSums = AddLoss<Load>::kSums;
+      auto* sums = backend.template allocate<int64_t>(kSums);
+      batch_mean = backend.template allocate<double>(1);
+      backend.template accumulate<kSums>(call.batch_size, AddLoss<Load>{call, load}, sums);
+      backend.once(FinishBatchMean{sums, batch_mean});
+    }
+    backend.in_two_steps(call.batch_size, StageLoss<Load>{call, load},
+                         SettleLoss{call, batch_mean});
   });
 }
 

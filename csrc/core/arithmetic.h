@@ -13,6 +13,20 @@ namespace dynloader {
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kTwoToMinus64 = 0x1p-64;
 
+// Converts integers below 2^51 in magnitude. Added to this number, they are in the lowest bits of
+// the sum. Not all processors have vector instructions that convert 64-bit integers.
+constexpr double kIntegerInBits = 0x1.8p52;
+
+DYNLOADER_FN double to_double(int64_t integer) {
+  const uint64_t bits = bit_cast<uint64_t>(kIntegerInBits) + static_cast<uint64_t>(integer);
+  return bit_cast<double>(bits) - kIntegerInBits;
+}
+
+DYNLOADER_FN int64_t to_integer(double integer) {
+  const uint64_t bits = bit_cast<uint64_t>(integer + kIntegerInBits);
+  return static_cast<int64_t>(bits - bit_cast<uint64_t>(kIntegerInBits));
+}
+
 // Returns ln(1 + d) for d in [sqrt(1/2) - 1, sqrt(2) - 1] as 2 atanh(s), s = d / (2 + d), with full
 // relative precision near d = 0. |s| <= 0.1716, so the first omitted term, s^23 / 23, is below
 // 2^-60 of the result.
@@ -44,7 +58,7 @@ DYNLOADER_FN Reduced reduce(double x, int scale) {
   const double m = bit_cast<double>((bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
   const bool above = m > 1.4142135623730951;
   const int64_t exponent = static_cast<int64_t>(bits >> 52) - 1023 - scale + (above ? 1 : 0);
-  return {(above ? m * 0.5 : m) - 1.0, static_cast<double>(exponent)};
+  return {(above ? m * 0.5 : m) - 1.0, to_double(exponent)};
 }
 
 // Returns ln(x) for a positive normal double x.
@@ -76,7 +90,7 @@ DYNLOADER_FN double exponential(double x) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  const int64_t exponent = static_cast<int64_t>(n) + 1023;
+  const int64_t exponent = to_integer(n) + 1023;
   return p * bit_cast<double>(static_cast<uint64_t>(exponent) << 52);
 }
 

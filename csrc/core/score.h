@@ -16,12 +16,15 @@ enum class ScoreRule : int32_t {
   kMean = 1,  // the moving average of the losses
   // the moving average plus c times the moving variance (Raju, Daruwalla and Lipasti 2021)
   kMeanPlusVariance = 2,
+  // the sampling weight of Evolved Sampling (Cheng, Li and Bian 2025)
+  kEvolved = 3,
+  kMinusBatchMean = 4,  // the last loss minus the mean of the losses recorded with it
 };
 
 struct Scoring {
   ScoreRule rule;
   float alpha;  // weight of the new value in a moving average
-  float c;
+  float c;      // weight of the variance, or of the moving average before the visit
 };
 
 // The history of one sample.
@@ -54,16 +57,43 @@ DYNLOADER_FN Record visited(Record record, float loss, float alpha) {
   return record;
 }
 
-DYNLOADER_FN float score_of(const Record& record, const Scoring& scoring) {
+DYNLOADER_FN float weighted(float a, float weight_of_b, float b) {
+  return (1.0f - weight_of_b) * a + weight_of_b * b;
+}
+
+// The moving average of Evolved Sampling before a visit: 1/n at first, and again after a value that
+// is not finite.
+DYNLOADER_FN float evolved_before(const Record& record, int64_t n) {
+  const bool starts = record.visits == 0 || !is_finite(record.mean);
+  return starts ? static_cast<float>(1.0 / static_cast<double>(n)) : record.mean;
+}
+
+struct Visit {
+  Record record;
+  float score;
+};
+
+// Returns the record and the score of one of n samples after a visit. `loss` must be canonical.
+// `batch_mean` is read only by kMinusBatchMean.
+DYNLOADER_FN Visit visit(const Record& before, float loss, const Scoring& scoring, int64_t n,
+                         const double* batch_mean) {
+  Record after = visited(before, loss, scoring.alpha);
   switch (scoring.rule) {
     case ScoreRule::kLastLoss:
-      return record.last_loss;
+      break;
     case ScoreRule::kMean:
-      return canonical(record.mean);
+      return {after, canonical(after.mean)};
     case ScoreRule::kMeanPlusVariance:
-      return canonical(record.mean + scoring.c * record.variance);
+      return {after, canonical(after.mean + scoring.c * after.variance)};
+    case ScoreRule::kEvolved: {
+      const float average = evolved_before(before, n);
+      after.mean = is_finite(loss) ? weighted(average, scoring.alpha, loss) : loss;
+      return {after, canonical(weighted(loss, scoring.c, average))};
+    }
+    case ScoreRule::kMinusBatchMean:
+      return {after, canonical(static_cast<float>(static_cast<double>(loss) - *batch_mean))};
   }
-  return record.last_loss;
+  return {after, loss};
 }
 
 // Returns the mean plus the classical confidence bonus of UCB1 (Auer, Cesa-Bianchi, Fischer 2002):
@@ -79,14 +109,15 @@ DYNLOADER_FN float score_with_visit_bonus(const Record& record, double c, double
 // Returns the sampling weight (max(score, 0) + offset)^exponent, at most the largest float. NaN and
 // +inf get the largest weight.
 DYNLOADER_FN float power_weight(float score, double exponent, double offset) {
-  const double clamped = score > 0.0f ? static_cast<double>(score) : 0.0;
-  const double base = clamped + offset;
+  // Compares only doubles: compilers do not vectorize choices by numbers of different widths.
+  const double wide = static_cast<double>(score);
+  const double base = (wide > 0.0 ? wide : 0.0) + offset;
   const double power = exponential(exponent * natural_log(base > 0.0 ? base : 1.0));
   const double at_zero = exponent == 0.0 ? 1.0 : 0.0;
   const double weight = base > 0.0 ? power : at_zero;
-  const bool diverged = ordered_bits(score) >= ordered_bits(bit_cast<float>(kInfinityBits));
   const double largest = static_cast<double>(kFloatMax);
-  return diverged || weight > largest ? kFloatMax : static_cast<float>(weight);
+  const double of_score = wide <= largest ? weight : largest;
+  return static_cast<float>(of_score < largest ? of_score : largest);
 }
 
 // The forgetting state of a sample (Toneva et al. 2019) in 32 bits: bit 0 says whether its last

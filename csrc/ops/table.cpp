@@ -196,7 +196,7 @@ void update(Tensor& scores, Tensor& records, const Tensor& index, const Tensor& 
     count = num_updates->mutable_data<int64_t>();
   }
   const int64_t* loss_counts = check_loss_counts("update", counts, *where);
-  CHECK_VALUE(0 <= rule && rule <= 2, "update: rule must be 0, 1 or 2, got ", rule);
+  CHECK_VALUE(0 <= rule && rule <= 4, "update: rule must be in [0, 4], got ", rule);
   CHECK_VALUE(0 < static_cast<float>(alpha) && alpha <= 1,
               "update: alpha must be in (0, 1] as float32, got ", alpha);
   CHECK_VALUE(0 <= c && c <= kFloatMax, "update: c must be finite and >= 0 as float32, got ", c);

@@ -80,7 +80,7 @@ class UpdateMethods:
             raise RuntimeError("update needs a DataLoader with policy= or table=, got neither")
         many = ManyLosses.of(reduce, mask, cu_seqlens)
         check = check_losses if many is None else many.check_losses
-        check(losses)
+        check(losses, self.table.losses_name if scores is None else "losses")
         if scores is not None:
             check(scores, "scores")
             if scores.shape != losses.shape:

@@ -53,16 +53,12 @@ from dynloader.ops._calls import (
 )
 from dynloader.ops._exchange import changed_rows as changed_rows
 from dynloader.ops._exchange import write_newer as write_newer
-from dynloader.ops._prompts import PassRule as PassRule
-from dynloader.ops._prompts import pass_scores as pass_scores
-from dynloader.ops._reduce import (
-    Reduced as Reduced,
-)
-from dynloader.ops._reduce import (
-    reduce_by_index as reduce_by_index,
-)
+from dynloader.ops._prompts import PassRule, pass_scores
+from dynloader.ops._reduce import Reduced, reduce_by_index
 
 __all__ = [
+    "PassRule",
+    "Reduced",
     "ScoreMean",
     "ScoreRule",
     "Selection",
@@ -71,9 +67,11 @@ __all__ = [
     "gather",
     "info_batch",
     "order",
+    "pass_scores",
     "positions",
     "power_weights",
     "priority_sample",
+    "reduce_by_index",
     "sample",
     "score_mean",
     "subset",

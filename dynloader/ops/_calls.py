@@ -32,6 +32,8 @@ class ScoreRule(enum.IntEnum):
     LAST_LOSS = 0
     MEAN = 1
     MEAN_PLUS_VARIANCE = 2
+    EVOLVED = 3
+    MINUS_BATCH_MEAN = 4
 
 
 class ScoreMean(NamedTuple):
@@ -542,9 +544,18 @@ def update(
     ``variance = 0``. If an index appears more than once in the batch, it counts as one visit with
     its highest loss (NaN is highest), in any order.
 
+    The score depends on ``rule``:
+
+    - ``LAST_LOSS``, ``MEAN``: the loss, or the mean.
+    - ``MEAN_PLUS_VARIANCE``: ``mean + c * variance``.
+    - ``EVOLVED``: ``c * mean + (1 - c) * loss``, with the mean before this visit. This is the
+      sampling weight of Evolved Sampling (Cheng, Li, Bian, arXiv 2509.23461). The mean begins at
+      ``1 / n``, also after a mean that is not finite; a loss that is not finite replaces it.
+    - ``MINUS_BATCH_MEAN``: the loss minus the mean of the finite losses of this call, which counts
+      every entry that is recorded, in steps of 2**-32 up to +-2**30.
+
     Args:
-        scores: float32 [n], contiguous. Receives the last loss, the mean, or mean + c * variance,
-            depending on ``rule``.
+        scores: float32 [n], contiguous.
         records: int32 [n, 4], contiguous: the bits of mean, variance and last loss as float32, and
             the number of visits.
         index: int64 [b], in [0, n). On CUDA, an index out of range is skipped and counted in
@@ -554,7 +565,7 @@ def update(
             them as unsigned.
         rule: a :class:`ScoreRule`.
         alpha: weight of the new loss, in (0, 1]; used as float32.
-        c: weight of the variance, finite, >= 0; used as float32.
+        c: weight of the variance, or for ``EVOLVED`` of the mean; finite, >= 0; used as float32.
         num_updates: int64 [1], contiguous: incremented unless the batch is empty. It is on the
             device, so that replays of a captured CUDA graph count too. None counts nothing.
         counts: int64 [b], contiguous, on the device of ``index``, as :func:`reduce_by_index`

@@ -3,6 +3,7 @@
 from dynloader.policies._policy import Policy
 from dynloader.policies._steps import Steps
 from dynloader.policies.epsilon_greedy import EpsilonGreedy
+from dynloader.policies.evolved_sampling import EvolvedSampling
 from dynloader.policies.full import Full
 from dynloader.policies.ies import IES
 from dynloader.policies.infobatch import InfoBatch
@@ -11,6 +12,7 @@ from dynloader.policies.order_dp import OrderDP
 from dynloader.policies.pass_rate import PassRate
 from dynloader.policies.prioritized import Prioritized
 from dynloader.policies.random_dynamic import RandomDynamic
+from dynloader.policies.repb import RePB
 from dynloader.policies.replay import Replay
 from dynloader.policies.seta import SeTa
 from dynloader.policies.sources import LossMixer, Sources
@@ -22,6 +24,7 @@ __all__ = [
     "IES",
     "UCB",
     "EpsilonGreedy",
+    "EvolvedSampling",
     "Full",
     "InfoBatch",
     "Kakurenbo",
@@ -31,6 +34,7 @@ __all__ = [
     "Policy",
     "Prioritized",
     "RandomDynamic",
+    "RePB",
     "Replay",
     "SeTa",
     "Sources",

@@ -69,7 +69,8 @@ class PassRate(Policy):
         retry_hard: the same for prompts of which all rollouts failed.
         retire_above: retire prompts whose rate s / (s + f) is at least this, in [0, 1]. A retired
             prompt is not selected again, unless ``explore`` brings it back. If fewer prompts
-            remain than a round needs, the round has only those. None retires none.
+            remain than a round needs, the round has only those. If none remain, it has only those
+            of ``explore``; without ``explore``, that raises RuntimeError. None retires none.
         retire_below: retire prompts whose rate is at most this, in [0, 1]. None retires none.
         evidence: number of rollouts, without decay, before a prompt may retire; at least 1.
     """
@@ -226,7 +227,8 @@ class PassRate(Policy):
             if num_left == 0:
                 raise RuntimeError(
                     f"all {len(table)} prompts have retired, by retire_above={self.retire_above} "
-                    f"and retire_below={self.retire_below}"
+                    f"and retire_below={self.retire_below}: end the training, retire fewer, or "
+                    "let them take turns with explore"
                 )
             k = min(k, num_left)
         return ops.top_k(scores, k, seed=seed, epoch=epoch)

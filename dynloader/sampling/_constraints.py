@@ -141,8 +141,11 @@ def with_turns(
 ) -> Tensor:
     """Return the samples of ``turn`` and the policy's best choices, int64 [k], in ascending order.
 
-    There are more than ``k`` if the policy keeps more, and fewer if it finds fewer.
+    There are more than ``k`` if the policy keeps more, and fewer if it finds fewer. If it has
+    nothing to choose from, these are the samples of ``turn``.
     """
+    if policy.num_selectable(table) == 0:
+        return turn.sort().values
     num_rows, rows = len(table.scores), table.rows_of(turn.to(table.device))
     if policy.keeps_more:
         is_kept = torch.zeros(num_rows, dtype=torch.bool, device=table.device)

@@ -48,6 +48,11 @@ class Recording:
         """Last loss of each sample, a float32 view [n]; 0 for samples never seen."""
         return self.records[:, _LAST_LOSS].view(torch.float32)
 
+    @property
+    def losses_name(self) -> str:
+        """What errors call the losses: "rewards" if :attr:`passes` counts them."""
+        return "losses" if self.passes is None else "rewards"
+
     def update(
         self,
         index: Tensor | Sequence[int],
@@ -99,10 +104,10 @@ class Recording:
         if many is not None:
             self.update_many(many, index, losses, correct=correct, rule=rule, alpha=alpha, c=c)
             return
-        losses, index = check_losses(losses), as_index(index)
+        losses, index = check_losses(losses, self.losses_name), as_index(index)
         if index.shape != losses.shape:
             raise ValueError(
-                f"index must have the shape of losses, {list(losses.shape)}, "
+                f"index must have the shape of {self.losses_name}, {list(losses.shape)}, "
                 f"got {list(index.shape)}"
             )
         # The native operation checks the range: on the CPU it raises, on the GPU it only counts
@@ -130,7 +135,7 @@ class Recording:
         c: float | None = None,
     ) -> ops.Reduced:
         """Record a batch as :meth:`update` with ``reduce`` does; return the reduced losses."""
-        losses, index = many.check_losses(losses), as_index(index)
+        losses, index = many.check_losses(losses, self.losses_name), as_index(index)
         given = index
         many, losses, index = many.flat(losses, index)
         if index.is_cpu:

@@ -13,7 +13,8 @@ class Scoring(NamedTuple):
     Attributes:
         rule: the statistic of the losses that is the score.
         alpha: weight of the new loss in the moving mean and variance, in (0, 1].
-        c: weight of the variance, used by ``ScoreRule.MEAN_PLUS_VARIANCE``.
+        c: weight of the variance, used by ``ScoreRule.MEAN_PLUS_VARIANCE``, or of the mean before
+            the loss, used by ``ScoreRule.EVOLVED``.
     """
 
     rule: ScoreRule = ScoreRule.LAST_LOSS

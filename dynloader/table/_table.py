@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._checks import check_flag, check_integer
+from dynloader.ops import ScoreRule
 from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
@@ -165,7 +166,7 @@ class ScoreTable(Sharding):
         Raises:
             ValueError: the table already uses another scoring.
         """
-        if scoring != self._scoring and (self._is_scoring_set or self._depends_on_scoring()):
+        if scoring != self._scoring and (self._is_scoring_set or self._has_other_scores(scoring)):
             raise ValueError(
                 f"table.scoring must be {scoring} for {of}, got {self._scoring}, which is already "
                 "set or was used to record losses: give this policy its own table, or set "
@@ -182,13 +183,15 @@ class ScoreTable(Sharding):
     def claims(self, claims: tuple[Scoring, bool, Tensor | None, PassRecord | None]) -> None:
         self._scoring, self._is_scoring_set, self._history, self.passes = claims
 
-    def _depends_on_scoring(self) -> bool:
+    def _has_other_scores(self, scoring: Scoring) -> bool:
+        """Return whether losses were recorded that would have other scores under ``scoring``."""
         # After one visit, the last loss, the mean, and the mean plus a variance of zero are equal.
         # The scoring of loaded scores is unknown.
         num_updates = self.num_updates if self.shard is None else self._shared_updates
         if num_updates == self._num_loaded:
             return False
-        return self.total((self.visits > 1).any()) > 0
+        same_at_first = max(scoring.rule, self._scoring.rule) <= ScoreRule.MEAN_PLUS_VARIANCE
+        return self.total((self.visits > same_at_first).any()) > 0
 
     @property
     def num_updates(self) -> int:

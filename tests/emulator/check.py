@@ -500,7 +500,7 @@ def check_table(gpu: Gpu) -> None:
             if loss_type == BFLOAT16:
                 stored = (losses.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
                 losses = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-            options = {"rule": j % 3, "alpha": (0.8, 1.0, 0.1)[i % 3], "c": 0.5}
+            options = {"rule": j % 5, "alpha": (0.8, 1.0, 0.1)[i % 3], "c": 0.5}
             index_there = gpu.put(index)
             gpu.run(
                 "Update",

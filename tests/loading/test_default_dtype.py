@@ -20,6 +20,7 @@ from dynloader import (
     ArrayDataset,
     DataLoader,
     EpsilonGreedy,
+    EvolvedSampling,
     Full,
     ImportanceGate,
     InfoBatch,
@@ -30,6 +31,7 @@ from dynloader import (
     Policy,
     Prioritized,
     RandomDynamic,
+    RePB,
     Replay,
     ScoreTable,
     SelectiveBackprop,
@@ -79,6 +81,8 @@ RULES: dict[str, Callable[..., Policy]] = {
     "ies": lambda **constraints: IES(keep=0.3, threshold=0.5, window=1, **constraints),
     "seta": lambda **constraints: SeTa(**constraints),
     "order": lambda **constraints: OrderDP(**constraints),
+    "evolved": lambda **constraints: EvolvedSampling(**constraints),
+    "repb": lambda **constraints: RePB(**{"rescale": False} | constraints),
     "prompts": lambda **constraints: PassRate(keep=0.5, retry_easy=0.3, **constraints),
     "prompts in a band": lambda **constraints: PassRate(keep=0.5, rule="band", **constraints),
     "prompts, gaussian": lambda **constraints: PassRate(
@@ -229,7 +233,9 @@ def test_choosing_within_a_batch(other: torch.dtype) -> None:
         losses = losses_of(torch.arange(N), 0)
         backprop, gate = SelectiveBackprop(), ImportanceGate(N, 7)
         found = [backprop(losses[part]) for part in (slice(0, 30), slice(30, N))]
-        chosen = [select_batch(losses, 7, rule=rule) for rule in ("top", "importance")]
+        chosen = [
+            select_batch(losses, 7, rule=rule) for rule in ("top", "importance", "proportional")
+        ]
         return plain([found, backprop.state_dict(), gate.update(losses), gate.tau, chosen])
 
     wanted, found = on_both(other, made)

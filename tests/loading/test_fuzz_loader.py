@@ -29,6 +29,7 @@ from dynloader import (
     ArrayDataset,
     DataLoader,
     EpsilonGreedy,
+    EvolvedSampling,
     Full,
     InfoBatch,
     Kakurenbo,
@@ -36,6 +37,7 @@ from dynloader import (
     Policy,
     PruningSampler,
     RandomDynamic,
+    RePB,
     ScoreTable,
     StaticRandom,
 )
@@ -238,6 +240,18 @@ def below_mean(model: Model, k: int, checkpoint: int) -> Array:
     return kept
 
 
+def below_batch_mean(model: Model, k: int, checkpoint: int) -> Array:
+    marks = np.where(model.scores < 0, np.float32(-1), np.float32(0))
+    kept, _ = reference.info_batch(marks, 0.25, seed=model.seed, epoch=checkpoint)
+    return kept
+
+
+def by_evolved_weight(model: Model, k: int, checkpoint: int) -> Array:
+    with np.errstate(all="ignore"):
+        weights = reference_table.sampling_weights(model.scores, 1.0, 2.0**-126)
+    return reference.sample(weights, k, seed=model.seed, epoch=checkpoint)
+
+
 def all_but_the_confident(model: Model, k: int, checkpoint: int) -> Array:
     num_unsure = int((~(model.scores <= np.float32(0.6))).sum())
     return top(model, max(k, num_unsure), checkpoint)
@@ -272,6 +286,11 @@ POLICIES: dict[str, tuple[Callable[..., Policy], Select | None]] = {
     "info batch": (
         lambda keep, **options: InfoBatch(keep=None, anneal=None, **options),
         below_mean,
+    ),
+    "repb": (lambda keep, **options: RePB(drop_probability=0.25, **options), below_batch_mean),
+    "evolved": (
+        lambda **options: EvolvedSampling(beta1=0.3, beta2=0.6, **options),
+        by_evolved_weight,
     ),
 }
 LOSSES = np.array([0.0, 0.5, 1.0, 2.5, -1.0, 1e30, np.inf, np.nan], np.float32)
@@ -313,7 +332,7 @@ class AnyUse(RuleBasedStateMachine):
         n = max(n, math.ceil(1 / keep))
         made, select = POLICIES[name]
         policy = made(keep=keep, every=every, warmup=warmup)
-        if name == "info batch" or math.floor(keep * n) < options["batch_size"]:
+        if name in ("info batch", "repb") or math.floor(keep * n) < options["batch_size"]:
             options["drop_last"] = False
         self.options = {"policy": policy, **options}
         self.model = Model(n, select=select, **self.options)

@@ -65,7 +65,7 @@ def table_after_updates(n: int, device: torch.device | str) -> list[Tensor]:
         rng = np.random.default_rng([n, batch])
         index = tensor(rng.integers(0, n, n // 2 + 1), device)
         losses = tensor(values(family, n)[: n // 2 + 1], device)
-        ops.update(scores, records, index, losses, faults, rule=batch % 3, alpha=0.7, c=0.5)
+        ops.update(scores, records, index, losses, faults, rule=batch % 5, alpha=0.7, c=0.5)
         ops.update_forgetting(state, index, losses < 0, faults)
         ops.count_selected(counts, torch.arange(batch % n, n, 2, device=device), faults)
     bonus = ops.ucb_visits(records, 1.5, 100.0)
@@ -76,7 +76,7 @@ def table_after_updates(n: int, device: torch.device | str) -> list[Tensor]:
     return [scores, records, state, counts, faults, bonus, changed, written]
 
 
-TYPES = {"ScoreMean", "ScoreRule", "Selection"}
+TYPES = {"PassRule", "Reduced", "ScoreMean", "ScoreRule", "Selection"}
 
 
 def run_with(path: str) -> subprocess.CompletedProcess[str]:

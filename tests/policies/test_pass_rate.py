@@ -261,6 +261,32 @@ def test_a_loader_refuses_rewards_outside_the_range_and_goes_on() -> None:
     assert train(loader, 3) == train(other, 3)
 
 
+def test_errors_about_rewards_say_rewards() -> None:
+    loader = make(PassRate(prompts=12))
+    index = next(iter(loader))
+    with pytest.raises(TypeError, match=r"^rewards must be floating point, got torch\.int64"):
+        loader.update(torch.ones(6, dtype=torch.int64), index)
+    with pytest.raises(TypeError, match=r"^rewards must be floating point, got torch\.int64"):
+        loader.update(torch.ones(6, 2, dtype=torch.int64), index, reduce="mean")
+    with pytest.raises(ValueError, match=r"^rewards must have shape \[b\], one reward for each"):
+        loader.update(torch.ones(6, 2), index)
+    with pytest.raises(TypeError, match=r"^losses must be floating point"):
+        loader.update(torch.ones(6, dtype=torch.int64), index, scores=torch.ones(6))
+    with pytest.raises(TypeError, match=r"^rewards must be floating point"):
+        loader.table.update(index, torch.ones(6, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^index must have the shape of rewards"):
+        loader.table.update(index, torch.ones(5))
+    assert loader.table.passes is not None
+    assert not loader.table.passes.rollouts.any()
+
+
+def test_without_explore_there_is_an_error_if_all_have_retired() -> None:
+    policy = PassRate(prompts=2, retire_above=0.9, evidence=1)
+    table = table_of(policy, [[1.0]] * 4)
+    with pytest.raises(RuntimeError, match=r"all 4 prompts have retired.*take turns with explore"):
+        chosen(policy, table)
+
+
 def test_a_table_without_a_record_is_refused() -> None:
     with pytest.raises(ValueError, match="table must record passes for PassRate"):
         PassRate(prompts=2).select(ScoreTable(4, "cpu"), 2, seed=0, epoch=0)
@@ -338,7 +364,7 @@ def test_explore_brings_retired_prompts_back() -> None:
     assert {0, 1} <= fed
 
 
-@pytest.mark.parametrize("num_retired", [5, 6, 7])
+@pytest.mark.parametrize("num_retired", [5, 6, 7, 8])
 def test_explore_brings_back_only_the_prompts_whose_turn_it_is(num_retired: int) -> None:
     policy = PassRate(keep=0.75, retire_above=0.9, evidence=1, explore=0.2)
     table = table_of(policy, [[1.0]] * num_retired + [[0.5]] * (8 - num_retired))

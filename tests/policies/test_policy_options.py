@@ -15,6 +15,7 @@ from dynloader import (
     IES,
     UCB,
     EpsilonGreedy,
+    EvolvedSampling,
     Full,
     InfoBatch,
     Kakurenbo,
@@ -23,6 +24,7 @@ from dynloader import (
     Policy,
     Prioritized,
     RandomDynamic,
+    RePB,
     Replay,
     ScoreTable,
     SeTa,
@@ -77,6 +79,8 @@ RULES: dict[type[Policy], tuple[bool, bool, bool, int, dict[str, Any]]] = {
     IES: (True, False, True, 1, {}),
     SeTa: (True, False, False, 1, {}),
     OrderDP: (True, False, False, 1, {}),
+    EvolvedSampling: (True, False, False, 1, {}),
+    RePB: (True, False, False, 1, {}),
     PassRate: (False, False, False, 1, {"keep": 0.5}),
     Replay: (False, False, False, 1, {"scores": SCORES[None]}),
 }
@@ -112,6 +116,8 @@ def test_defaults_of_the_rules_by_rank() -> None:
     assert SeTa() == SeTa(keep=0.5, window=0.7, cycle=5)
     assert OrderDP() == OrderDP(keep=0.5, pool=0.75)
     assert Prioritized() == Prioritized(exponent=0.6, offset=1e-6, beta=0.4, rescale=True)
+    assert EvolvedSampling() == EvolvedSampling(keep=0.5, beta1=0.2, beta2=0.8)
+    assert RePB() == RePB(keep=None, drop_probability=0.5, rescale=True, anneal=None)
     assert Scoring() == (ScoreRule.LAST_LOSS, 0.8, 1.0)
 
 

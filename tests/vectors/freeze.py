@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import reference
 import reference_images
+import reference_prompts
 import reference_table
 from reference import Array
 
@@ -58,8 +59,12 @@ def decode(value: Any) -> Any:
 def by_reference(op: str, arguments: dict[str, Any]) -> list[Array]:
     """The results, or for an operation of the table what it has changed."""
     arguments = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
-    function = getattr(reference, op, None) or getattr(reference_table, op)
+    modules = (reference, reference_table, reference_prompts)
+    function = next(getattr(module, op) for module in modules if hasattr(module, op))
     results = function(**arguments)
+    if op == "reduce_by_index":
+        reduced, counts, num_samples, _ = results
+        results = (reduced, counts, np.array([num_samples]))
     if op in CHANGED:
         results = tuple(arguments[name] for name in CHANGED[op])
     return [np.asarray(x) for x in (results if isinstance(results, tuple) else (results,))]
@@ -104,9 +109,22 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
     for exponent, offset in ((0.3, 0.05), (0.0, 0.0), (2.0, 1e-30)):
         made.append(("power_weights", {"scores": scores, "exponent": exponent, "offset": offset}))
     made.append(("ucb_visits", {"records": records, "c": 1.5, "t": 96.0}))
-    for rule in range(3):
+    for rule in range(5):
         batch = {"index": index, "losses": losses, "rule": rule, "alpha": 0.7, "c": 0.5}
         made.append(("update", {"scores": table, "records": records, **batch}))
+    mask, lengths = losses < 1, np.array([0, 3, 3, 7, 16])
+    for reduce in ("max", "mean", "sum"):
+        many = {"losses": losses, "reduce": reduce}
+        made.append(("reduce_by_index", {**many, "index": index % 5, "mask": mask}))
+        made.append(("reduce_by_index", {**many, "index": index[:4] % 2, "cu_seqlens": lengths}))
+    passes = np.zeros((40, 4), np.int32)
+    passes[4:, :2] = rng.integers(0, 9, (36, 2)).astype(np.float32).view(np.int32)
+    passes[4:, 2] = passes[4:, :2].view(np.float32).sum(1).astype(np.int32)
+    passes[4:, 3] = rng.integers(-3, 4, 36)
+    retry = {"retry_easy": 0.5, "retry_hard": 0.75, "retire_above": 0.875, "evidence": 4}
+    for rule, (seed, epoch) in enumerate(ADDRESSES[:3]):
+        at = {"seed": seed, "epoch": epoch}
+        made.append(("pass_scores", {"passes": passes, "rule": rule, **retry, **at}))
     made.append(("update_forgetting", {"state": state, "index": index, "correct": losses < 0.5}))
     made.append(("count_selected", {"counts": state, "selected": np.unique(index)}))
     data = np.arange(60, dtype=np.int32).reshape(20, 3)
