@@ -61,11 +61,10 @@ DYNLOADER_FN int64_t open_capacity(int64_t n, int64_t looks) {
 }
 
 template <class Key>
-struct WriteKey {
+struct KeyOf {
   Key key;
-  uint64_t* keys;
   DYNLOADER_FN void fetch() { dynloader::fetch(key, 0); }
-  DYNLOADER_FN void operator()(int64_t i) const { keys[i] = whole(key, i); }
+  DYNLOADER_FN uint64_t operator()(int64_t i) const { return whole(key, i); }
 };
 
 // Looks at one sample in each of 2^log2_looks stretches of equal length, at a hashed place that no
@@ -76,16 +75,15 @@ struct LookAtKey {
   Key key;
   int64_t n;
   int log2_looks;
-  uint64_t* keys;
   DYNLOADER_FN void fetch() { dynloader::fetch(key, 0); }
   DYNLOADER_FN void ask_for(int64_t j) const {
     dynloader::ask_for(key, static_cast<int64_t>(place_of(j, mixed(j))), 0);
   }
-  DYNLOADER_FN void operator()(int64_t j) const {
+  DYNLOADER_FN uint64_t operator()(int64_t j) const {
     const uint32_t hash = mixed(j);
     const uint32_t high = key.high(static_cast<int64_t>(place_of(j, hash)));
     // The low half of a key is as good as random, so any random bits can stand in for it.
-    keys[j] = (static_cast<uint64_t>(high) << 32) | (hash * 0xC2B2AE35u);
+    return (static_cast<uint64_t>(high) << 32) | (hash * 0xC2B2AE35u);
   }
 
  private:
@@ -101,10 +99,15 @@ struct LookAtKey {
   }
 };
 
+// Runs start(), which sets up the search, and chooses the ranks of the bracket's ends among the
+// keys looked at.
+template <class Start>
 struct PlanBracket {
+  Start start;
   Search* search;
   int64_t n, looks;
   DYNLOADER_FN void operator()() const {
+    start();
     const double share = static_cast<double>(looks) / static_cast<double>(n);
     const auto above = static_cast<int64_t>(static_cast<double>(search->threshold.rank) * share);
     const int64_t margin = rank_margin(above < looks ? above : looks, looks);
@@ -136,7 +139,7 @@ struct Locate {
   }
 };
 
-// Runs after the search by digits, which does nothing if the bracket hit.
+// Runs when the threshold is known. Running it twice changes nothing.
 struct Conclude {
   Search* search;
   uint64_t beyond;  // 0: keep the threshold and all above it; 1: only what is above it

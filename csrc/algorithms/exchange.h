@@ -28,11 +28,10 @@ struct ChangeKey {
 };
 
 struct StartChanges {
-  Bracket* bracket;
-  int64_t* totals;
+  Search* search;
   DYNLOADER_FN void operator()() const {
-    *bracket = {ChangeKey::kIsChanged, ChangeKey::kIsChanged, 1};
-    totals[0] = totals[1] = 0;
+    search->bracket = {ChangeKey::kIsChanged, ChangeKey::kIsChanged, 1};
+    search->totals[0] = search->totals[1] = 0;
   }
 };
 
@@ -44,15 +43,14 @@ struct FinishChanges {
 
 template <class Backend>
 void run(Backend& backend, const ChangedRows& call) {
-  auto* totals = backend.template allocate<int64_t>(2);
-  auto* bracket = backend.template allocate<Bracket>(1);
-  backend.once(StartChanges{bracket, totals});
+  auto* search = backend.template allocate<Search>(1);
+  backend.once(StartChanges{search});
   if (call.n > 0) {
-    const Marks marks = Marks::allocate(backend, call.n, 0, totals);
-    backend.mark(call.n, ChangeKey{call.records, call.known_visits}, bracket, marks);
+    const Marks marks = Marks::allocate(backend, call.n, 0, search->totals);
+    backend.mark(call.n, ChangeKey{call.records, call.known_visits}, search, marks);
     backend.emit(call.n, marks, EmitIndex{call.changed});
   }
-  backend.once(FinishChanges{totals, call.count});
+  backend.once(FinishChanges{search->totals, call.count});
 }
 
 struct WriteIfNewer {

@@ -37,8 +37,18 @@ struct CopyRow {
       __builtin_memcpy(target, row, static_cast<size_t>(units) * sizeof(Unit));
       return;
     }
-    for (int64_t unit = part; unit < units; unit += parts) {
-      target[unit] = exists ? row[unit] : Unit{};
+    // Some at once: each store could change what the next load reads, as far as compilers know.
+    constexpr int64_t kAtOnce = 4;
+    for (int64_t first = part; first < units; first += kAtOnce * parts) {
+      Unit copied[kAtOnce];
+      for (int64_t j = 0; j < kAtOnce; ++j) {
+        const int64_t unit = first + j * parts;
+        copied[j] = exists && unit < units ? row[unit] : Unit{};
+      }
+      for (int64_t j = 0; j < kAtOnce; ++j) {
+        const int64_t unit = first + j * parts;
+        if (unit < units) target[unit] = copied[j];
+      }
     }
   }
 };
@@ -60,7 +70,7 @@ void copy_rows(Backend& backend, const Call& call, int64_t batch_size, const Wal
                const Samples& samples) {
   const auto units = call.row_bytes / int64_t{sizeof(Unit)};
   backend.walk_shared(
-      batch_size, walk,
+      batch_size, units, walk,
       CopyRow<Samples, Unit>{samples, static_cast<const Unit*>(call.rows), call.num_rows, units,
                              static_cast<Unit*>(call.batch), call.faults});
 }

@@ -73,23 +73,22 @@ void run(Backend& backend, const CountDigits& call) {
 }
 
 struct StartMarks {
-  Bracket* bracket;
-  int64_t* totals;
+  Search* search;
   uint64_t lower, upper;
   DYNLOADER_FN void operator()() const {
-    *bracket = {lower, upper, 1};
-    totals[0] = totals[1] = 0;
+    search->bracket = {lower, upper, 1};
+    search->totals[0] = search->totals[1] = 0;
   }
 };
 
 template <class Backend>
 void run(Backend& backend, const MarkRows& call) {
-  auto* bracket = backend.template allocate<Bracket>(1);
+  auto* search = backend.template allocate<Search>(1);
   Marks marks = call.marks;
-  marks.totals = backend.template allocate<int64_t>(2);
-  backend.once(StartMarks{bracket, marks.totals, call.lower, call.upper});
+  marks.totals = search->totals;
+  backend.once(StartMarks{search, call.lower, call.upper});
   with_key(backend, call.rows,
-           [&](const auto& key) { backend.mark(call.rows.n, key, bracket, marks); });
+           [&](const auto& key) { backend.mark(call.rows.n, key, search, marks); });
 }
 
 template <class Backend, class IsSafe>
@@ -102,7 +101,7 @@ void emit_weighted(Backend& backend, const KeepRows& call, const IsSafe& is_safe
 template <class Backend>
 void run(Backend& backend, const KeepRows& call) {
   if (call.marks.open_capacity > 0) {
-    backend.settle(call.rows.n, stored(backend, call.least), call.marks);
+    backend.settle_at(call.rows.n, stored(backend, call.least), call.marks);
   }
   if (call.weights == nullptr) {
     backend.emit(call.rows.n, call.marks, EmitIndex{call.selected, call.rows.first});

@@ -59,9 +59,7 @@ struct CopyImage {
         }
       }
     } else {
-      for (int64_t pixel = part; pixel < rows * rule.crop_width; pixel += parts) {
-        copy_pixel(view, pixel, image, result);
-      }
+      copy_pixels(view, part, parts, rows * rule.crop_width, image, result);
     }
   }
 
@@ -70,38 +68,70 @@ struct CopyImage {
     return convert(channel, static_cast<From>(call.fill));
   }
 
-  // Copies one pixel, by one thread of a GPU: adjacent threads write pixels that are adjacent in
-  // memory.
-  DYNLOADER_FN void copy_pixel(const View& view, int64_t pixel, const From* image,
-                               To* result) const {
+  // The digits of a pixel's number in memory: x, y and channel, or channel, x and y if the channels
+  // are adjacent.
+  struct Digits {
+    int32_t low, middle, high;
+  };
+
+  static DYNLOADER_FN Digits digits_of(int32_t number, int32_t lows, int32_t middles) {
+    const int32_t above = number / lows;
+    return {number % lows, above % middles, above / middles};
+  }
+
+  // Copies every parts-th pixel, by one thread of a GPU: adjacent threads write pixels that are
+  // adjacent in memory. Adds to the digits of a pixel, because divisions take longer than the copy.
+  // Reads some pixels before it writes the first of them, as CopyRow does.
+  DYNLOADER_FN void copy_pixels(const View& view, int64_t part, int64_t parts, int64_t pixels,
+                                const From* image, To* result) const {
+    constexpr int kAtOnce = 4;
     const ImageRule& rule = call.rule;
-    int32_t channel, y, x;
-    if (call.to.channel == 1) {
-      channel = static_cast<int32_t>(pixel % rule.channels);
-      x = static_cast<int32_t>(pixel / rule.channels % rule.crop_width);
-      y = static_cast<int32_t>(pixel / rule.channels / rule.crop_width);
-    } else {
-      x = static_cast<int32_t>(pixel % rule.crop_width);
-      y = static_cast<int32_t>(pixel / rule.crop_width % rule.crop_height);
-      channel = static_cast<int32_t>(pixel / rule.crop_width / rule.crop_height);
+    const bool is_channel_low = call.to.channel == 1;
+    const int32_t lows = is_channel_low ? rule.channels : rule.crop_width;
+    const int32_t middles = is_channel_low ? rule.crop_width : rule.crop_height;
+    const Digits step = digits_of(static_cast<int32_t>(parts), lows, middles);
+    Digits at = digits_of(static_cast<int32_t>(part), lows, middles);
+    for (int64_t first = part; first < pixels; first += kAtOnce * parts) {
+      From copied[kAtOnce];
+      int32_t channels[kAtOnce];
+      for (int j = 0; j < kAtOnce; ++j) {
+        channels[j] = is_channel_low ? at.low : at.high;
+        const int32_t y = is_channel_low ? at.high : at.middle;
+        const int32_t x = is_channel_low ? at.middle : at.low;
+        copied[j] = source_of(view, channels[j], y, x, image, first + j * parts < pixels);
+        at.low += step.low;
+        const int32_t is_low_full = at.low >= lows ? 1 : 0;
+        at.low -= is_low_full * lows;
+        at.middle += step.middle + is_low_full;
+        const int32_t is_middle_full = at.middle >= middles ? 1 : 0;
+        at.middle -= is_middle_full * middles;
+        at.high += step.high + is_middle_full;
+      }
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (first + j * parts < pixels) result[first + j * parts] = convert(channels[j], copied[j]);
+      }
     }
-    result[pixel] = pixel_at(view, channel, y, x, image);
   }
 
   DYNLOADER_FN To pixel_at(const View& view, int32_t channel, int32_t y, int32_t x,
                            const From* image) const {
+    return convert(channel, source_of(view, channel, y, x, image, true));
+  }
+
+  // Returns the pixel of the image, or the fill if there is none or `exists` is false.
+  DYNLOADER_FN From source_of(const View& view, int32_t channel, int32_t y, int32_t x,
+                              const From* image, bool exists) const {
     const ImageRule& rule = call.rule;
     int32_t row = y + view.top;
     int32_t column = view.x_step * x + view.left;
     const bool is_outside = !is_inside(row, rule.height) || !is_inside(column, rule.width);
-    if (view.is_cut(y, x) || (is_outside && !rule.is_reflected)) return filled(channel);
-    if (is_outside) {
-      row = mirrored(row, rule.height);
-      column = mirrored(column, rule.width);
+    if (!exists || view.is_cut(y, x) || (is_outside && !rule.is_reflected)) {
+      return static_cast<From>(call.fill);
     }
-    return convert(
-        channel,
-        image[channel * call.from.channel + row * call.from.row + column * call.from.column]);
+    // Leaves a place inside as it is.
+    row = mirrored(row, rule.height);
+    column = mirrored(column, rule.width);
+    return image[channel * call.from.channel + row * call.from.row + column * call.from.column];
   }
 
   // Copies one row, by a CPU core, which would take longer to find the source of each pixel than to
@@ -173,7 +203,8 @@ void gather_jittered(Backend& backend, const GatherImages& call, const Convert& 
   if (call.is_resized) {
     resize_images(backend, bytes, AsItIs<uint8_t>{});
   } else {
-    backend.walk_shared(call.batch_size, InPlace{}, CopyImage<AsItIs<uint8_t>>{bytes, {}});
+    backend.walk_shared(call.batch_size, 3 * size, InPlace{},
+                        CopyImage<AsItIs<uint8_t>>{bytes, {}});
   }
   jitter_images(backend, call, pixels, convert);
 }
@@ -184,7 +215,9 @@ void gather_images(Backend& backend, const GatherImages& call, const Convert& co
     if (call.is_jittered) return gather_jittered(backend, call, convert);
     if (call.is_resized) return resize_images(backend, call, convert);
   }
-  backend.walk_shared(call.batch_size, InPlace{}, CopyImage<Convert>{call, convert});
+  const ImageRule& rule = call.rule;
+  const int64_t pixels = int64_t{rule.channels} * rule.crop_height * rule.crop_width;
+  backend.walk_shared(call.batch_size, pixels, InPlace{}, CopyImage<Convert>{call, convert});
 }
 
 template <class Backend>

@@ -256,7 +256,9 @@ void resize_images(Backend& backend, const GatherImages& call, const Convert& co
   backend.for_each(call.batch_size, DrawBox{call, boxes});
   backend.for_each(call.batch_size * table.places(), FindTaps{call, boxes, table});
   using Band = ResizeBand<Convert>;
-  backend.walk_shared(call.batch_size * Band::bands_of(call.rule), InPlace{},
+  const int64_t bands = Band::bands_of(call.rule);
+  const int64_t pixels = int64_t{call.rule.channels} * call.rule.crop_height * call.rule.crop_width;
+  backend.walk_shared(call.batch_size * bands, pixels / bands, InPlace{},
                       Band{call, convert, boxes, table});
 }
 

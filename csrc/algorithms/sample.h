@@ -28,11 +28,14 @@ void sample_by(Backend& backend, const WeightedSample& call) {
     return;
   }
   // The key of the first sample left out gives tau, and the selection: all keys above it.
-  Search* search = start_search(backend, call.k + 1);
-  Top<true, Backend, Key> top(backend, key, call.n, search);
-  top.find();
+  auto* search = backend.template allocate<Search>(1);
+  auto top = top_of<true>(backend, key, call.n, search, StartSearch{search, call.k + 1});
+  if (call.k > 0) {
+    backend.emit(call.n, top.mark(), EmitIndex{call.selected});
+  } else {
+    top.find();
+  }
   backend.once(WriteTau{search, call.tau});
-  if (call.k > 0) backend.emit(call.n, top.mark(), EmitIndex{call.selected});
 }
 
 template <class Backend>

@@ -18,8 +18,8 @@ void run(Backend& backend, const TopK& call) {
 template <class Backend>
 const uint64_t* smallest_of(Backend& backend, const ScoreKey& key, int64_t n, int64_t count) {
   if (count == 0) return nullptr;
-  Search* search = start_search(backend, count);
-  Top<false, Backend, ScoreKey>(backend, key, n, search).find();
+  auto* search = backend.template allocate<Search>(1);
+  top_of<false>(backend, key, n, search, StartSearch{search, count}).find();
   return &search->first_kept;
 }
 
@@ -97,8 +97,7 @@ void drop(Backend& backend, const InfoBatch& call, const IsSafe& is_safe) {
   }
   if (call.n == 0) return;
   const ClassKey<IsSafe> safe_first = {is_safe, call.address, Purpose::kDrop};
-  Top<false, Backend, ClassKey<IsSafe>> top(backend, safe_first, call.n, search);
-  top.find();
+  auto top = top_of<false>(backend, safe_first, call.n, search, IsStarted{});
   backend.emit(call.n, top.mark(), EmitWeighted<IsSafe>{is_safe, plan, selected, weights});
 }
 

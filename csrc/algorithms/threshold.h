@@ -94,63 +94,77 @@ struct StartSearch {
   }
 };
 
+// For a search that an earlier step has set up.
+struct IsStarted {
+  DYNLOADER_FN void operator()() const {}
+};
+
 // Selects the search->threshold.rank largest keys; with kAbove, only those above the smallest of
-// them, which is one fewer.
-template <bool kAbove, class Backend, class Key>
+// them, which is one fewer. start() sets up the search.
+template <bool kAbove, class Backend, class Key, class Start>
 class Top {
  public:
-  Top(Backend& backend, const Key& key, int64_t n, Search* search)
-      : backend_(backend), key_(key), n_(n), search_(search) {}
+  Top(Backend& backend, const Key& key, int64_t n, Search* search, const Start& start)
+      : backend_(backend), key_(key), n_(n), search_(search), start_(start) {}
 
-  // Finds search->first_kept, and does half of the work of mark(). Call mark() only after find(),
-  // if at all.
-  void find() {
-    if (n_ <= Backend::kAllKeysUpTo) {
-      look_at_all();
-    } else {
-      // A digit search reads all keys up to six times, which is too slow if they are drawn when
-      // read.
-      if (n_ >= Backend::kBracketFrom || Key::kIsDrawn) look_at_some();
-      // Does nothing if the bracket hit.
-      search_digits<kAbove>(backend_, key_, n_, &search_->threshold);
-    }
-    backend_.once(Conclude{search_, kAbove ? 1u : 0u});
-  }
+  // Finds search->first_kept.
+  void find() { look(false); }
 
+  // Finds it, and marks the samples that reach it.
   Marks mark() {
-    if (marks_.bits == nullptr) marks_ = Marks::allocate(backend_, n_, 0, search_->totals);
-    backend_.mark(n_, key_, &search_->bracket, marks_);
-    if (marks_.open_capacity > 0) backend_.settle(n_, &search_->first_kept, marks_);
+    look(true);
     return marks_;
   }
 
  private:
-  void look_at_all() {
-    auto* keys = backend_.template allocate<uint64_t>(n_);
-    backend_.for_each(n_, WriteKey<Key>{key_, keys});
-    backend_.keys_of_ranks(keys, n_, 1, &search_->threshold.rank, &search_->threshold.prefix);
+  void look(bool is_marking) {
+    if (n_ <= Backend::kAllKeysUpTo) {
+      look_at_all();
+      if (!is_marking) return;
+      marks_ = Marks::allocate(backend_, n_, 0, search_->totals);
+      backend_.mark(n_, key_, search_, marks_);
+    } else {
+      look_at_some(is_marking);
+    }
   }
 
-  void look_at_some() {
-    const int64_t looks = looks_at(n_);
-    auto* keys = backend_.template allocate<uint64_t>(looks);
-    backend_.for_each(looks, LookAtKey<Key>{key_, n_, floor_log2(looks), keys});
-    backend_.once(PlanBracket{search_, n_, looks});
-    backend_.keys_of_ranks(keys, looks, 2, search_->look_ranks, search_->look_keys);
-    backend_.once(SetBracket{search_});
-    marks_ = Marks::allocate(backend_, n_, open_capacity(n_, looks), search_->totals);
-    backend_.mark(n_, key_, &search_->bracket, marks_);
-    backend_.once(Locate{search_, marks_.open_capacity});
-    backend_.key_of_rank_in_list(marks_.open_keys, marks_.open_capacity, &search_->totals[1],
-                                 &search_->open_rank, &search_->open_threshold);
+  void look_at_all() {
+    auto* keys = backend_.template allocate<uint64_t>(n_);
+    backend_.keys_of_ranks(start_, n_, KeyOf<Key>{key_}, keys, 1, &search_->threshold.rank,
+                           &search_->threshold.prefix, conclude());
   }
+
+  void look_at_some(bool is_marking) {
+    const int64_t looks = Backend::looks_at(n_);
+    auto* keys = backend_.template allocate<uint64_t>(looks);
+    backend_.keys_of_ranks(PlanBracket<Start>{start_, search_, n_, looks}, looks,
+                           LookAtKey<Key>{key_, n_, floor_log2(looks)}, keys, 2,
+                           search_->look_ranks, search_->look_keys, SetBracket{search_});
+    marks_ = Marks::allocate(backend_, n_, open_capacity(n_, looks), search_->totals);
+    backend_.narrow(n_, key_, search_, marks_, Locate{search_, marks_.open_capacity});
+    backend_.settle(n_, key_, search_, marks_, conclude(), is_marking);
+    if (n_ <= Backend::kSettlesAllUpTo) return;
+    // What follows does nothing if the bracket hit.
+    search_digits<kAbove>(backend_, key_, n_, &search_->threshold);
+    backend_.once(conclude());
+    if (is_marking) backend_.mark(n_, key_, search_, marks_);
+  }
+
+  Conclude conclude() const { return {search_, kAbove ? 1u : 0u}; }
 
   Backend& backend_;
   const Key key_;
   const int64_t n_;
   Search* const search_;
+  const Start start_;
   Marks marks_ = {};
 };
+
+template <bool kAbove, class Backend, class Key, class Start>
+Top<kAbove, Backend, Key, Start> top_of(Backend& backend, const Key& key, int64_t n, Search* search,
+                                        const Start& start) {
+  return {backend, key, n, search, start};
+}
 
 struct EmitIndex {
   int64_t* selected;
@@ -160,18 +174,11 @@ struct EmitIndex {
   }
 };
 
-template <class Backend>
-Search* start_search(Backend& backend, int64_t k) {
-  auto* search = backend.template allocate<Search>(1);
-  backend.once(StartSearch{search, k});
-  return search;
-}
-
 template <class Backend, class Key>
 void select_top(Backend& backend, const Key& key, int64_t n, int64_t k, int64_t* selected) {
   if (k == 0) return;
-  Top<false, Backend, Key> top(backend, key, n, start_search(backend, k));
-  top.find();
+  auto* search = backend.template allocate<Search>(1);
+  auto top = top_of<false>(backend, key, n, search, StartSearch{search, k});
   backend.emit(n, top.mark(), EmitIndex{selected});
 }
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../algorithms/marks.h"
+#include "../algorithms/bracket.h"
 #include "../core/atomics.h"
 #include "../core/bits.h"
 #include "../core/fetch.h"
@@ -34,7 +34,9 @@ class Cpu {
  public:
   // A search of up to kAllKeysUpTo keys looks at all of them; above that, it looks at a few.
   static constexpr int64_t kAllKeysUpTo = 2048;
-  static constexpr int64_t kBracketFrom = kAllKeysUpTo + 1;
+  // Up to kSettlesAllUpTo samples, settle finds a threshold that the bracket missed.
+  static constexpr int64_t kSettlesAllUpTo = 0;
+  static int64_t looks_at(int64_t n) { return dynloader::looks_at(n); }
 
   Cpu(HostThreads threads, Scratch scratch) : threads_(threads), scratch_(scratch) {}
 
@@ -87,9 +89,9 @@ class Cpu {
   }
 
   // Calls emit(i, x, part, parts) for each i and each of the parts into which the work on i is
-  // split; x is the same as in walk.
+  // split; x is the same as in walk. An i has `units` pieces of work: bytes, pixels.
   template <class Walk, class Emit>
-  void walk_shared(int64_t n, const Walk& walk, const Emit& emit) {
+  void walk_shared(int64_t n, int64_t /*units*/, const Walk& walk, const Emit& emit) {
     this->walk(n, walk, InOnePart<Isa, Emit>{emit});
   }
 
@@ -157,39 +159,50 @@ class Cpu {
     }
   }
 
-  // Sets results[j] to the ranks[j]-th largest of the keys, which are distinct; to all ones if the
-  // rank is below 1, and to 0 if it is above the number of keys.
-  void keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
-                     uint64_t* results) {
-    for (int j = 0; j < wanted; ++j) {
-      if (ranks[j] < 1) {
-        results[j] = ~uint64_t{0};
-      } else if (ranks[j] > count) {
-        results[j] = 0;
-      } else {
-        const int64_t room = count + Simd<Isa>::kSlack;
-        auto* here = allocate<uint64_t>(room);
-        results[j] = key_of_rank<Isa>(keys, count, ranks[j], here, allocate<uint64_t>(room));
-      }
-    }
+  // Runs before(), sets keys[i] to key_at(i) for each i in [0, count), finds the keys of some
+  // ranks, and runs after(). Sets results[j] to the ranks[j]-th largest of the keys, which are
+  // distinct; to all ones if the rank is below 1, and to 0 if it is above the number of keys.
+  template <class Before, class KeyAt, class After>
+  void keys_of_ranks(const Before& before, int64_t count, const KeyAt& key_at, uint64_t* keys,
+                     int wanted, const int64_t* ranks, uint64_t* results, const After& after) {
+    before();
+    for_each(count, WriteKey<Isa, KeyAt>{key_at, keys});
+    for (int j = 0; j < wanted; ++j) results[j] = key_of_rank(keys, count, ranks[j]);
+    after();
   }
 
-  // Like keys_of_ranks, for one rank in a list whose length is in the backend's memory. A length
-  // above `capacity` counts as 0.
-  void key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
-                           const int64_t* rank, uint64_t* result) {
-    keys_of_ranks(keys, *count <= capacity ? *count : 0, 1, rank, result);
-  }
-
-  // Sets the bit of every sample, and lists the open samples: those with a key between the bounds.
+  // Sets the bit of every sample by search->bracket, unless it is not active. Lists the open
+  // samples: those with a key between its bounds.
   template <class Key>
-  void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks) {
-    if (bracket->is_active == 0) return;
-    in_ranges(n, MarkTiles<Isa, Key>{n, key, *bracket, marks});
+  void mark(int64_t n, const Key& key, const Search* search, const Marks& marks) {
+    if (search->bracket.is_active == 0) return;
+    in_ranges(n, MarkTiles<Isa, Key>{n, key, search->bracket, marks});
   }
 
-  // Decides the open samples: a sample is selected if its key reaches the threshold.
-  void settle(int64_t n, const uint64_t* threshold, const Marks& marks) {
+  // Does the same, and runs after(), which sets search->open_rank to the rank of the threshold
+  // among the open samples, or to 0 if it is not there.
+  template <class Key, class After>
+  void narrow(int64_t n, const Key& key, const Search* search, const Marks& marks,
+              const After& after) {
+    mark(n, key, search, marks);
+    after();
+  }
+
+  // If the threshold is among the open samples, finds search->open_threshold, runs after(), and,
+  // with is_marking, selects the open samples whose keys reach search->first_kept. If not, does
+  // nothing for more than kSettlesAllUpTo samples. For fewer, finds search->threshold.prefix among
+  // all keys, runs after(), and, with is_marking, marks all samples.
+  template <class Key, class After>
+  void settle(int64_t n, const Key& /*key*/, Search* search, const Marks& marks, const After& after,
+              bool is_marking) {
+    if (search->open_rank == 0) return;
+    search->open_threshold = key_of_rank(marks.open_keys, search->totals[1], search->open_rank);
+    after();
+    if (is_marking) in_ranges(n, SettleTiles<Isa>{search->first_kept, marks});
+  }
+
+  // Selects the open samples whose keys are at least `threshold`.
+  void settle_at(int64_t n, const uint64_t* threshold, const Marks& marks) {
     in_ranges(n, SettleTiles<Isa>{*threshold, marks});
   }
 
@@ -210,6 +223,14 @@ class Cpu {
   static constexpr int64_t kTile = Marks::kTile;
   // The most elements that one thread processes without checking whether other threads would help.
   static constexpr int64_t kOneRange = 2 * kTile;
+
+  uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank) {
+    if (rank < 1) return ~uint64_t{0};
+    if (rank > count) return 0;
+    const int64_t room = count + Simd<Isa>::kSlack;
+    auto* here = allocate<uint64_t>(room);
+    return dynloader::key_of_rank<Isa>(keys, count, rank, here, allocate<uint64_t>(room));
+  }
 
   // The same for stretches: their atomics on shared sums cost more than a second thread saves.
   static constexpr int64_t kOneStretch = int64_t{1} << 17;

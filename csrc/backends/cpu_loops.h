@@ -53,6 +53,15 @@ struct ForEach {
   }
 };
 
+template <class Isa, class KeyAt>
+struct WriteKey {
+  KeyAt key_at;
+  uint64_t* keys;
+  void fetch() { dynloader::fetch(key_at, 0); }
+  void ask_for(int64_t i) const { dynloader::ask_for(key_at, i, 0); }
+  void operator()(int64_t i) const { keys[i] = key_at(i); }
+};
+
 template <class Isa, class Emit>
 struct InOnePart {
   Emit emit;

@@ -10,13 +10,16 @@
 #include "cuda_loops.h"
 #include "cuda_marks.h"
 #include "cuda_search.h"
+#include "cuda_settle.h"
 
 namespace dynloader {
 namespace {
 
 constexpr int kBlocksPerProcessor = 8;
-// If a list has room for more keys than this, the whole GPU searches it.
-constexpr int64_t kKeysOfOneBlock = 65536;
+// One block looks at up to this many keys, and finds keys of ranks among them.
+constexpr int64_t kKeysOfOneBlock = 16384;
+// Up to this many tiles, each block of emit adds up the counts of the tiles before its own.
+constexpr int64_t kTilesOfOneScan = 1024;
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -53,38 +56,14 @@ void launch(cudaStream_t stream, int64_t blocks, int threads, void (*kernel)(Par
         "cudaLaunchKernel");
 }
 
-// A list of keys in the form that a descent reads.
-struct ListKey {
-  static constexpr int kHighBits = 32;
-  const uint64_t* keys;
-  const int64_t* count;
-  int64_t size = 0;
-  DYNLOADER_FN void fetch() { size = *count; }
-  // Elements past the end of the list come last.
-  DYNLOADER_FN uint32_t high(int64_t i) const {
-    return i < size ? static_cast<uint32_t>(keys[i] >> 32) : 0;
-  }
-  DYNLOADER_FN uint32_t low(int64_t i) const {
-    return i < size ? static_cast<uint32_t>(keys[i]) : 0;
-  }
-};
-
-struct StartList {
-  Threshold* threshold;
-  const int64_t* count;
-  int64_t capacity;
-  const int64_t* rank;
-  DYNLOADER_FN void operator()() const {
-    const bool found = 1 <= *rank && *rank <= *count && *count <= capacity;
-    *threshold = {*rank < 1 ? ~uint64_t{0} : 0, *rank, found ? 0 : 1};
-  }
-};
-
-struct FinishList {
-  const Threshold* threshold;
-  uint64_t* result;
-  DYNLOADER_FN void operator()() const { *result = threshold->prefix; }
-};
+// Returns the number of warps that share one element of walk_shared: as many as keep the GPU busy,
+// if each of their lanes has at least kLeast units.
+int64_t warps_of_one(int64_t n, int64_t units) {
+  constexpr int64_t kLeast = 4;
+  const int64_t useful = divide_up(units, kLeast * kWarp);
+  const int64_t wanted = divide_up(resident_blocks(divide_up(n * useful, kWarps)) * kWarps, n);
+  return wanted < useful ? wanted : useful < 1 ? 1 : useful;
+}
 
 }  // namespace
 
@@ -124,10 +103,11 @@ void Cuda::walk(int64_t n, const Walk& walk, const Emit& emit) {
 }
 
 template <class Walk, class Emit>
-void Cuda::walk_shared(int64_t n, const Walk& walk, const Emit& emit) {
+void Cuda::walk_shared(int64_t n, int64_t units, const Walk& walk, const Emit& emit) {
   if (n == 0) return;
-  launch(stream_, resident_blocks(divide_up(n, kWarps)), kThreads, walk_shared_kernel<Walk, Emit>,
-         walk, emit, n);
+  const int64_t warps = warps_of_one(n, units);
+  launch(stream_, resident_blocks(divide_up(n * warps, kWarps)), kThreads,
+         walk_shared_kernel<Walk, Emit>, walk, emit, n, static_cast<uint32_t>(warps));
 }
 
 template <int kSums, class F>
@@ -147,7 +127,7 @@ void Cuda::descend(int64_t n, const Bin& bin, const Descent& descent) {
     check(cudaMemsetAsync(counts_, 0, (kSearchBins + 1) * sizeof(uint32_t), stream_),
           "cudaMemsetAsync");
   }
-  launch(stream_, resident_blocks(divide_up(n, kThreads)), kThreads,
+  launch(stream_, resident_blocks(divide_up(n, int64_t{kThreads} * kAtOnce)), kThreads,
          descend_kernel<kBins, Bin, Descent>, bin, descent, n, counts_, counts_ + kSearchBins);
 }
 
@@ -160,42 +140,58 @@ void Cuda::count_digits(int64_t n, const Key& key, const WideDigit& digit, int64
          count_digits_kernel<kInLow, Key>, key, digit, n, counts);
 }
 
-void Cuda::keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
-                         uint64_t* results) {
-  launch(stream_, wanted, kSearchThreads, keys_of_ranks_kernel, keys, count,
-         static_cast<const int64_t*>(nullptr), ranks, results);
-}
-
-void Cuda::key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
-                               const int64_t* rank, uint64_t* result) {
-  if (capacity <= kKeysOfOneBlock) {
-    return launch(stream_, 1, kSearchThreads, keys_of_ranks_kernel, keys, capacity, count, rank,
-                  result);
+template <class Before, class KeyAt, class After>
+void Cuda::keys_of_ranks(const Before& before, int64_t count, const KeyAt& key_at, uint64_t* keys,
+                         int wanted, const int64_t* ranks, uint64_t* results, const After& after) {
+  narrowing_ = allocate<Narrowing>(1);
+  if (count <= kKeysOfOneBlock) {
+    return launch(stream_, 1, kSearchThreads, look_kernel<Before, KeyAt, After>, before, key_at,
+                  count, keys, wanted, ranks, results, after, narrowing_);
   }
-  auto* threshold = allocate<Threshold>(1);
-  once(StartList{threshold, count, capacity, rank});
-  search_digits<true>(*this, ListKey{keys, count}, capacity, threshold);
-  once(FinishList{threshold, result});
+  const int64_t blocks = divide_up(count, int64_t{kSearchThreads} * kLooksAtOnce);
+  launch(stream_, resident_blocks(blocks), kSearchThreads, write_keys_kernel<Before, KeyAt>, before,
+         key_at, count, keys, narrowing_);
+  launch(stream_, wanted, kSearchThreads, keys_of_ranks_kernel<After>,
+         static_cast<const uint64_t*>(keys), count, ranks, results, after, narrowing_);
 }
 
 template <class Key>
-void Cuda::mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks) {
+void Cuda::mark(int64_t n, const Key& key, const Search* search, const Marks& marks) {
   if (n == 0) return;
-  launch(stream_, Marks::tiles_of(n), kThreads, mark_kernel<Key>, key, n, bracket, marks);
+  launch(stream_, Marks::tiles_of(n), kThreads, mark_kernel<Key>, key, n, search, marks);
 }
 
-void Cuda::settle(int64_t n, const uint64_t* threshold, const Marks& marks) {
+template <class Key, class After>
+void Cuda::narrow(int64_t n, const Key& key, Search* search, const Marks& marks,
+                  const After& after) {
+  launch(stream_, Marks::tiles_of(n), kThreads, narrow_kernel<Key, After>, key, n, search, marks,
+         after, narrowing_);
+}
+
+// Marks even without is_marking: the bits of few samples are cheaper than another kernel.
+template <class Key, class After>
+void Cuda::settle(int64_t n, const Key& key, Search* search, const Marks& marks, const After& after,
+                  bool /*is_marking*/) {
+  const int64_t blocks = divide_up(Marks::tiles_of(n), kWarps);
+  launch(stream_, blocks, kThreads,
+         n <= kSettlesAllUpTo ? settle_kernel<true, Key, After> : settle_kernel<false, Key, After>,
+         key, n, search, marks, after, narrowing_);
+}
+
+void Cuda::settle_at(int64_t n, const uint64_t* threshold, const Marks& marks) {
   if (n == 0) return;
   const int64_t tiles = Marks::tiles_of(n);
-  launch(stream_, divide_up(tiles, kWarps), kThreads, settle_kernel, tiles, threshold, marks);
+  launch(stream_, divide_up(tiles, kWarps), kThreads, settle_at_kernel, tiles, threshold, marks);
 }
 
 template <class Emit>
 void Cuda::emit(int64_t n, const Marks& marks, const Emit& emit) {
   if (n == 0) return;
   const int64_t tiles = Marks::tiles_of(n);
-  launch(stream_, 1, kScanThreads, exclusive_scan_kernel, marks.tile_counts, tiles);
-  launch(stream_, tiles, kThreads, emit_kernel<Emit>, emit, n, marks);
+  const bool are_scanned = tiles > kTilesOfOneScan;
+  if (are_scanned)
+    launch(stream_, 1, kScanThreads, exclusive_scan_kernel, marks.tile_counts, tiles);
+  launch(stream_, tiles, kThreads, emit_kernel<Emit>, emit, n, marks, are_scanned);
 }
 
 DYNLOADER_INSTANTIATE(Cuda);

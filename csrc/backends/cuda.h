@@ -6,18 +6,28 @@
 
 #include <cstdint>
 
-#include "../algorithms/marks.h"
+#include "../algorithms/bracket.h"
 #include "../core/selection_key.h"
 #include "scratch.h"
 
 namespace dynloader {
 
+struct Narrowing;
+
 class Cuda {
  public:
-  // Up to kAllKeysUpTo keys, one block looks at all of them. From kBracketFrom keys on, a bracket
-  // pays: reading all keys three times costs more than the launches for the bracket.
+  // Up to kAllKeysUpTo keys, one block looks at all of them.
   static constexpr int64_t kAllKeysUpTo = 16384;
-  static constexpr int64_t kBracketFrom = int64_t{1} << 22;
+  // Up to kSettlesAllUpTo samples, one block searches all of them for a threshold that the bracket
+  // missed, which happens once in some ten thousand searches. Kernels of the whole GPU would have
+  // to be launched each time, most often for nothing.
+  static constexpr int64_t kSettlesAllUpTo = int64_t{1} << 22;
+  // Of so few samples, one block looks at kFewLooks. With more, the list of open samples would be
+  // shorter, but the whole GPU reads that.
+  static constexpr int64_t kFewLooks = 4096;
+  static int64_t looks_at(int64_t n) {
+    return n <= kSettlesAllUpTo ? kFewLooks : dynloader::looks_at(n);
+  }
 
   Cuda(cudaStream_t stream, Scratch scratch) : stream_(stream), scratch_(scratch) {}
 
@@ -42,7 +52,7 @@ class Cuda {
   void walk(int64_t n, const Walk& walk, const Emit& emit);
 
   template <class Walk, class Emit>
-  void walk_shared(int64_t n, const Walk& walk, const Emit& emit);
+  void walk_shared(int64_t n, int64_t units, const Walk& walk, const Emit& emit);
 
   template <int kSums, class F>
   void accumulate(int64_t n, const F& f, int64_t* sums);
@@ -53,16 +63,21 @@ class Cuda {
   template <bool kInLow, class Key>
   void count_digits(int64_t n, const Key& key, const WideDigit& digit, int64_t* counts);
 
-  void keys_of_ranks(const uint64_t* keys, int64_t count, int wanted, const int64_t* ranks,
-                     uint64_t* results);
-
-  void key_of_rank_in_list(const uint64_t* keys, int64_t capacity, const int64_t* count,
-                           const int64_t* rank, uint64_t* result);
+  template <class Before, class KeyAt, class After>
+  void keys_of_ranks(const Before& before, int64_t count, const KeyAt& key_at, uint64_t* keys,
+                     int wanted, const int64_t* ranks, uint64_t* results, const After& after);
 
   template <class Key>
-  void mark(int64_t n, const Key& key, const Bracket* bracket, const Marks& marks);
+  void mark(int64_t n, const Key& key, const Search* search, const Marks& marks);
 
-  void settle(int64_t n, const uint64_t* threshold, const Marks& marks);
+  template <class Key, class After>
+  void narrow(int64_t n, const Key& key, Search* search, const Marks& marks, const After& after);
+
+  template <class Key, class After>
+  void settle(int64_t n, const Key& key, Search* search, const Marks& marks, const After& after,
+              bool is_marking);
+
+  void settle_at(int64_t n, const uint64_t* threshold, const Marks& marks);
 
   template <class Emit>
   void emit(int64_t n, const Marks& marks, const Emit& emit);
@@ -70,7 +85,8 @@ class Cuda {
  private:
   cudaStream_t stream_;
   Scratch scratch_;
-  uint32_t* counts_ = nullptr;  // counters of a descent; zero between descents
+  uint32_t* counts_ = nullptr;      // counters of a descent; zero between descents
+  Narrowing* narrowing_ = nullptr;  // of the latest search
 };
 
 }  // namespace dynloader

@@ -82,14 +82,20 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(Walk walk, Emit emit, in
   }
 }
 
-// Uses a warp per element: all lanes take the same walk, then share the work on the element.
+// Uses `warps` warps, of which the grid has at least that many, for each element: all of their
+// lanes take the same walk, then share the work on the element.
 template <class Walk, class Emit>
-__global__ void __launch_bounds__(kThreads) walk_shared_kernel(Walk walk, Emit emit, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    walk_shared_kernel(Walk walk, Emit emit, int64_t n, uint32_t warps) {
   fetch(walk, 0);
   fetch(emit, 0);
-  const int64_t stride = int64_t{gridDim.x} * kWarps;
-  for (int64_t i = int64_t{blockIdx.x} * kWarps + warp_number(); i < n; i += stride) {
-    emit(i, walk_from(walk, i), lane_number(), kWarp);
+  const uint32_t warp = blockIdx.x * kWarps + static_cast<uint32_t>(warp_number());
+  const uint32_t first = warp / warps;
+  const uint32_t part = (warp - first * warps) * kWarp + static_cast<uint32_t>(lane_number());
+  const uint32_t stride = gridDim.x * kWarps / warps;
+  if (first >= stride) return;  // the warps left over
+  for (int64_t i = first; i < n; i += stride) {
+    emit(i, walk_from(walk, i), part, warps * kWarp);
   }
 }
 
@@ -98,7 +104,15 @@ __global__ void __launch_bounds__(kThreads) accumulate_kernel(F f, int64_t n, in
   fetch(f, 0);
   int64_t local[kSums] = {};
   const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i, local);
+  int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  // Four at once, so that their loads are under way together.
+  for (; i + 3 * stride < n; i += 4 * stride) {
+    f(i, local);
+    f(i + stride, local);
+    f(i + 2 * stride, local);
+    f(i + 3 * stride, local);
+  }
+  for (; i < n; i += stride) f(i, local);
   for (int j = 0; j < kSums; ++j) {
     const int64_t sum = warp_sum(local[j]);
     if (lane_number() == 0 && sum != 0) Shared::fetch_add(sums + j, sum);

@@ -1,15 +1,16 @@
-// Kernels that mark the selected samples as bits, and write them out. Marking and writing use one
-// block per tile.
+// Kernels that mark the samples that are surely selected as bits, and that write the selected
+// samples out. Both use one block per tile.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "../algorithms/marks.h"
+#include "../algorithms/bracket.h"
 #include "../core/atomics.h"
+#include "../core/bits.h"
 #include "../core/fetch.h"
-#include "cuda_loops.h"
+#include "cuda_search.h"
 
 namespace dynloader {
 
@@ -24,37 +25,52 @@ __device__ __forceinline__ uint32_t* halves_of(const Marks& marks, int64_t tile)
   return reinterpret_cast<uint32_t*>(marks.bits + tile * Marks::kTileWords);
 }
 
-// Requests three blocks per multiprocessor. Without a request, nvcc aims for four, and spills
-// registers on sm_75.
+// Returns the shift that maps the keys of a bracket to kSearchBins bins, from its lower end on.
+__device__ __forceinline__ int bin_shift(const Bracket& bracket) {
+  const int width = bit_width(bracket.upper - bracket.lower);
+  return width > kSearchBits ? width - kSearchBits : 0;
+}
+
+// Marks the samples of one tile, lists those that are open, and counts the bins of their keys
+// unless `bins` is null. All threads of the block must call it; after a __syncthreads(), again.
 template <class Key>
-__global__ void __launch_bounds__(kThreads, 3)
-    mark_kernel(Key key, int64_t n, const Bracket* bracket, Marks marks) {
-  if (bracket->is_active == 0) return;
-  fetch(key, 0);
+__device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t tile,
+                                          const Bracket& bracket, const Marks& marks,
+                                          uint32_t* bins) {
   __shared__ int64_t warp_sums[kWarps];
   __shared__ int64_t open_start;
-  const int64_t tile = blockIdx.x;
-  const uint64_t lower = bracket->lower;
-  const uint64_t upper = bracket->upper;
+  const uint64_t lower = bracket.lower;
+  const uint64_t upper = bracket.upper;
   const auto lower_high = static_cast<uint32_t>(lower >> 32);
   const auto upper_high = static_cast<uint32_t>(upper >> 32);
+  const int64_t first = tile * Marks::kTile + threadIdx.x;
 
+  // Before the first vote, and without a branch, so that all loads of a thread are under way at
+  // once.
   uint32_t high[kItems];
-  uint32_t open = 0;   // bit `item`: this thread's sample number `item` is open
-  int64_t marked = 0;  // samples that this warp marked
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
-    const int64_t i = tile * Marks::kTile + item * kThreads + threadIdx.x;
+    const int64_t i = first + item * kThreads;
+    high[item] = key.high(i < n ? i : n - 1);
+  }
+  uint32_t open = 0;   // bit `item`: this thread's sample number `item` is open
+  int64_t marked = 0;  // samples that this warp marked
+  uint32_t word = 0;   // lane `item` has the votes on the samples number `item`
+#pragma unroll
+  for (int item = 0; item < kItems; ++item) {
+    const int64_t i = first + item * kThreads;
     const bool exists = i < n;
-    high[item] = exists ? key.high(i) : 0;
     const bool is_near = (high[item] == lower_high) | (high[item] == upper_high);
     const uint32_t low = exists && is_near ? key.low(i) : 0;
     const uint64_t whole = (static_cast<uint64_t>(high[item]) << 32) | low;
     const bool is_marked = exists && whole >= upper;
     const uint32_t votes = __ballot_sync(kWholeWarp, is_marked);
-    if (lane_number() == 0) halves_of(marks, tile)[item * kWarps + warp_number()] = votes;
+    if (lane_number() == item) word = votes;
     marked += __popc(votes);
     if (exists && !is_marked && whole >= lower) open |= 1u << item;
+  }
+  if (lane_number() < kItems) {
+    halves_of(marks, tile)[lane_number() * kWarps + warp_number()] = word;
   }
 
   int64_t num_open = 0;
@@ -74,32 +90,53 @@ __global__ void __launch_bounds__(kThreads, 3)
   __syncthreads();
   if (open_start < 0) return;
   place += open_start;
+  const int shift = bin_shift(bracket);
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
     if ((open >> item & 1u) == 0) continue;
-    const int64_t i = tile * Marks::kTile + item * kThreads + threadIdx.x;
-    marks.open_keys[place] = (static_cast<uint64_t>(high[item]) << 32) | key.low(i);
+    const uint64_t whole =
+        (static_cast<uint64_t>(high[item]) << 32) | key.low(first + item * kThreads);
+    marks.open_keys[place] = whole;
     marks.open_samples[place] = static_cast<uint16_t>(item * kThreads + threadIdx.x);
+    if (bins != nullptr) atomicAdd(&bins[(whole - lower) >> shift], 1u);
     ++place;
   }
 }
 
-// Uses a warp per tile, because a tile has few open samples.
-__global__ void __launch_bounds__(kThreads)
-    settle_kernel(int64_t tiles, const uint64_t* threshold, Marks marks) {
-  const int64_t tile = int64_t{blockIdx.x} * kWarps + warp_number();
-  if (tile >= tiles) return;
-  const int64_t start = marks.open_starts[tile];
-  const int32_t count = marks.open_counts[tile];
-  int64_t marked = 0;
-  for (int32_t j = lane_number(); j < count; j += kWarp) {
-    if (marks.open_keys[start + j] < *threshold) continue;
-    const uint32_t sample = marks.open_samples[start + j];
-    Shared::fetch_or(halves_of(marks, tile) + sample / kWarp, 1u << (sample % kWarp));
-    ++marked;
-  }
-  const int64_t sum = warp_sum(marked);
-  if (lane_number() == 0) marks.tile_counts[tile] += sum;
+// Uses a block per tile. Requests three blocks per multiprocessor. Without a request, nvcc aims for
+// four, and spills registers on sm_75.
+template <class Key>
+__global__ void __launch_bounds__(kThreads, 3)
+    mark_kernel(Key key, int64_t n, const Search* search, Marks marks) {
+  const Bracket bracket = search->bracket;
+  if (bracket.is_active == 0) return;
+  fetch(key, 0);
+  mark_tile(key, n, blockIdx.x, bracket, marks, nullptr);
+}
+
+// Also runs after(), which must find the rank of the threshold among the open samples, and then
+// finds the bin of the bracket that has it.
+template <class Key, class After>
+__global__ void __launch_bounds__(kThreads, 3)
+    narrow_kernel(Key key, int64_t n, Search* search, Marks marks, After after,
+                  Narrowing* narrowing) {
+  __shared__ int64_t warp_sums[kWarps];
+  const Bracket bracket = search->bracket;
+  fetch(key, 0);
+  mark_tile(key, n, blockIdx.x, bracket, marks, narrowing->counts);
+  if (!is_last_block(&narrowing->num_marked)) return;
+  if (threadIdx.x == 0) after();
+  __syncthreads();
+  if (search->open_rank == 0) return;
+  find_bin<kThreads, kSearchBins>(
+      narrowing->counts, search->open_rank, warp_sums,
+      [&](uint32_t b, int64_t rank_within, int64_t) {
+        const int shift = bin_shift(bracket);
+        narrowing->least = bracket.lower + (static_cast<uint64_t>(b) << shift);
+        narrowing->most = narrowing->least + ((uint64_t{1} << shift) - 1);
+        if (narrowing->most < narrowing->least) narrowing->most = ~uint64_t{0};
+        narrowing->rank = rank_within;
+      });
 }
 
 // Replaces each value by the sum of the values before it. Launch with one block.
@@ -128,7 +165,8 @@ __global__ void __launch_bounds__(kScanThreads) exclusive_scan_kernel(int64_t* v
 }
 
 template <class Emit>
-__global__ void __launch_bounds__(kThreads) emit_kernel(Emit emit, int64_t n, Marks marks) {
+__global__ void __launch_bounds__(kThreads)
+    emit_kernel(Emit emit, int64_t n, Marks marks, bool are_scanned) {
   fetch(emit, 0);
   __shared__ int64_t warp_sums[kWarps];
   __shared__ uint32_t halves[kTileHalves];
@@ -139,11 +177,20 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit emit, int64_t n, Ma
   const int t = static_cast<int>(threadIdx.x);
   const bool has_half = t < kTileHalves && int64_t{t} * kWarp < left;
   const uint32_t half = has_half ? halves_of(marks, tile)[t] : 0;
+  int64_t tiles_before = 0;
+  if (are_scanned) {
+    tiles_before = marks.tile_counts[tile];
+  } else {
+    int64_t sum = 0;
+    for (int64_t other = t; other < tile; other += kThreads) sum += marks.tile_counts[other];
+    block_exclusive_scan<kThreads>(sum, warp_sums, &tiles_before);
+    __syncthreads();
+  }
   int64_t total = 0;
   const int64_t place = block_exclusive_scan<kThreads>(__popc(half), warp_sums, &total);
   if (t < kTileHalves) {
     halves[t] = half;
-    before[t] = marks.tile_counts[tile] + place;
+    before[t] = tiles_before + place;
   }
   __syncthreads();
   const uint32_t lanes_before = (1u << lane_number()) - 1;

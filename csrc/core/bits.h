@@ -20,6 +20,17 @@ DYNLOADER_FN int64_t add_wrapping(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
 }
 
+// Returns the number of bits of x without its leading zeros: 0 for 0.
+DYNLOADER_FN int bit_width(uint64_t x) {
+  int width = x == 0 ? 0 : 1;
+  for (int step = 32; step > 0; step /= 2) {
+    if ((x >> step) == 0) continue;
+    x >>= step;
+    width += step;
+  }
+  return width;
+}
+
 // A bijection of 64-bit integers that spreads close ones: the output function of SplitMix64
 // (Steele, Lea, Flood 2014).
 DYNLOADER_FN uint64_t mixed_bits(uint64_t x) {

@@ -46,9 +46,10 @@ def compile_library(kind: str, folder: Path, root: Path = ROOT) -> Path:
     emulator = root / "tests" / "emulator"
     objects = []
     # The emulator is not instrumented: it switches stacks, and reads what kernels must not.
+    instrumented = KINDS.get(kind, [])  # any other kind only counts or executes
     for source, flags in (
-        (root / "csrc" / "backends" / "cuda.cu", KINDS[kind]),
-        (emulator / "calls.cpp", KINDS[kind]),
+        (root / "csrc" / "backends" / "cuda.cu", instrumented),
+        (emulator / "calls.cpp", instrumented),
         (emulator / "emulator.cpp", []),
         (emulator / "tracer.cpp", []),
     ):

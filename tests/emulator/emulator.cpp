@@ -96,6 +96,13 @@ struct Allocation {
 };
 std::vector<Allocation> allocations;
 
+// What was asked of the GPU. If is_only_counting, nothing is executed, and memory has no end.
+struct Counts {
+  int64_t launches, memsets, scratch_bytes;
+};
+Counts counts = {};
+bool is_only_counting = false;
+
 void run_thread() {
   current.call(current.context);
   fibers[running].state = State::kDone;
@@ -272,6 +279,8 @@ void fence() { tracer::fence(); }
 void launch(const void* kernel, unsigned blocks, unsigned threads, void* stream,
             void (*call)(void*), void* context) {
   begin();
+  ++counts.launches;
+  if (is_only_counting) return;
   current = {kernel, blocks, threads, call, context};
   if (stream != kStream) fail("a launch on another stream");
   if (blocks < 1 || threads < 1 || threads > kMaxThreads) {
@@ -294,6 +303,8 @@ void launch(const void* kernel, unsigned blocks, unsigned threads, void* stream,
 void* allocate(size_t bytes) {
   begin();
   char* address = arena + arena_used;
+  counts.scratch_bytes += static_cast<int64_t>(bytes);
+  if (is_only_counting) return address;
   arena_used += (bytes + kAlignment) / kAlignment * kAlignment;
   if (arena_used > kArenaBytes) fail("device memory is full");
   allocations.push_back({address, bytes});
@@ -306,6 +317,8 @@ void* allocate(size_t bytes) {
 }
 
 void set(void* address, int value, size_t bytes) {
+  ++counts.memsets;
+  if (is_only_counting) return;
   if (allocation_of(address, bytes) == nullptr) fail("a memset of what is not allocated");
   open_arena(true);
   memset(address, value, bytes);
@@ -358,6 +371,15 @@ void fail(const char* format, ...) {
 }
 
 extern "C" void emulator_seed(uint64_t seed) { generator.seed(seed); }
+extern "C" void emulator_only_count() {
+  is_only_counting = true;
+  counts = {};
+}
+extern "C" void emulator_counts(int64_t* result) {
+  result[0] = counts.launches;
+  result[1] = counts.memsets;
+  result[2] = counts.scratch_bytes;
+}
 extern "C" void* emulator_allocate(size_t bytes) { return allocate(bytes); }
 extern "C" void emulator_free_all() { free_all(); }
 extern "C" void emulator_to_device(void* to, const void* from, size_t bytes) {

@@ -59,7 +59,7 @@ FAULTS = {
     ),
     "a racy write": Fault(
         Change(
-            "backends/cuda_marks.h",
+            "backends/cuda_settle.h",
             "Shared::fetch_or(halves_of(marks, tile) + sample / kWarp, 1u << (sample % kWarp));",
             "halves_of(marks, tile)[sample / kWarp] |= 1u << (sample % kWarp);",
         ),
@@ -69,7 +69,7 @@ FAULTS = {
     ),
     "a fence left out": Fault(
         Change(
-            "backends/cuda_search.h",
+            "backends/cuda_block.h",
             "  __threadfence();\n  __syncthreads();\n  if (threadIdx.x == 0) is_last",
             "  __syncthreads();\n  if (threadIdx.x == 0) is_last",
         ),
@@ -80,8 +80,8 @@ FAULTS = {
     "a read past the end": Fault(
         Change(
             "backends/cuda_loops.h",
-            "i < n; i += stride) f(i, local)",
-            "i <= n; i += stride) f(i, local)",
+            "for (; i < n; i += stride) f(i, local)",
+            "for (; i <= n; i += stride) f(i, local)",
         ),
         "sanitized",
         "rescored",
@@ -130,12 +130,8 @@ FAULTS = {
     "the host reads device memory": Fault(
         Change(
             "backends/cuda.cu",
-            "if (n == 0) return;\n"
-            "  const int64_t tiles = Marks::tiles_of(n);\n"
-            "  launch(stream_, divide_up",
-            "if (n == 0 || *threshold == 0) return;\n"
-            "  const int64_t tiles = Marks::tiles_of(n);\n"
-            "  launch(stream_, divide_up",
+            "  const int64_t blocks = divide_up(Marks::tiles_of(n), kWarps);",
+            "  const int64_t blocks = divide_up(Marks::tiles_of(search->totals[0]), kWarps);",
         ),
         "traced",
         "top_k",
@@ -144,9 +140,8 @@ FAULTS = {
     "the device reads the host's memory": Fault(
         Change(
             "backends/cuda.cu",
-            "  once(StartList{threshold, count, capacity, rank});",
-            "  const int64_t copy = capacity;\n"
-            "  once(StartList{threshold, &copy, capacity, rank});",
+            "static_cast<const uint64_t*>(keys), count, ranks,",
+            "static_cast<const uint64_t*>(keys), count, &count,",
         ),
         "traced",
         "top_k",
@@ -171,8 +166,8 @@ FAULTS = {
     "a shift too far": Fault(
         Change(
             "backends/cuda_search.h",
-            "((key ^ found) >> top) == 0",
-            "((key ^ found) >> (top + 60)) == 0",
+            "((keys[j] ^ prefix) >> top) == 0",
+            "((keys[j] ^ prefix) >> (top + 60)) == 0",
         ),
         "sanitized",
         "top_k",

@@ -367,6 +367,14 @@ class Gpu:
         refuse.restype = ctypes.c_char_p
         return str(refuse(ctypes.byref(filled(CALLS[name], fields))).decode())
 
+    def cost(self, name: str, **fields: Any) -> tuple[int, int, int]:
+        """Return the launches, memsets and bytes of scratch of a call, without executing it."""
+        self.library.emulator_only_count()
+        self.run(name, **fields)
+        counts = (ctypes.c_int64 * 3)()
+        self.library.emulator_counts(counts)
+        return counts[0], counts[1], counts[2]
+
     def last_error(self) -> int:
         """Return and clear the last error of the runtime."""
         return int(self.library.emulator_last_error())
