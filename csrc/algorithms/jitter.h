@@ -198,12 +198,13 @@ void jitter_images(Backend& backend, const GatherImages& call, const uint8_t* pi
   const JitterSource source = {call.jitter, call.rule, pixels, jitters, sums};
   const int64_t bands_of_one = JitterBands::bands_of(call.rule);
   const int64_t bands = call.batch_size * bands_of_one;
-  const int64_t pixels = source.size() / bands_of_one;
+  const int64_t pixels_of_band = source.size() / bands_of_one;
   backend.for_each(call.batch_size, DrawJitter{call, jitters, sums});
   if (call.jitter.is_used[kContrast]) {
-    backend.walk_shared(bands, pixels, InPlace{}, SumGray{source});
+    backend.walk_shared(bands, pixels_of_band, InPlace{}, SumGray{source});
   }
-  backend.walk_shared(bands, pixels, InPlace{}, WriteJittered<Convert>{call, convert, source});
+  backend.walk_shared(bands, pixels_of_band, InPlace{},
+                      WriteJittered<Convert>{call, convert, source});
 }
 
 }  // namespace dynloader
