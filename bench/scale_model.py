@@ -2,8 +2,8 @@
 
     python bench/scale_model.py --out bench/results/scale-model
 
-Nothing is measured: the formulas are those of docs/scale.md, and tests/table/test_scale_model.py
-compares those of the replicated exchange with the calls that really happen. Link speeds are those
+Nothing is measured: the formulas are those of docs/scale.md, and tests/bench/test_scale_model.py
+compares them with the calls that really happen. Link speeds are those
 that the vendors publish; the latency of a message is an assumption.
 """
 
@@ -20,16 +20,15 @@ import outputs
 # the loss, and which update it came from.
 ROW, SENT_LOSS = 24, 12
 ROWS_AT_A_TIME = 2**18
-HEAD = 7 * 8
+HEAD = 8 * 8
 # Of a table: score, record, number of selections; with several processes that each hold all rows,
 # also the visits that all know of.
 TABLE_ROW, KNOWN_VISITS = 24, 4
 # A loss kept until it is sent: sample, loss, update.
 KEPT_LOSS = 16
-# The histogram of a digit of the keys, and how many of them find a threshold at the most.
-HISTOGRAM, DIGITS = 2**16 * 8, 4
-# A request for a kept sample by its position in the epoch, and the answer.
-FED = 8 + 8
+# How many histograms of digits of the keys find a threshold at the most, and the arguments that
+# processes compare before.
+DIGITS, MEETING = 4, 15 * 8
 
 LINKS = {
     # https://docs.nvidia.com: "18x 4th Gen NVLink, 900 GB/s", both directions together.
@@ -102,30 +101,76 @@ def replicated_exchange(fed: int, processes: int) -> Cost:
     return added(*(gather(size, processes) for size in gathers), reduce(vote, processes))
 
 
-def sharded_exchange(fed: int, processes: int) -> Cost:
-    """Each loss goes to the owner of its sample: counts, losses, and two small all-gathers."""
-    each, leaving = math.ceil(fed / processes), (processes - 1) / processes
-    return added(
-        gather(5 * 8, processes),
-        Cost(1, 8 * (processes - 1), processes - 1),
-        Cost(1, each * SENT_LOSS * leaving, processes - 1),
-        gather(8, processes),
-    )
+def histogram(n: int) -> int:
+    """Return the bytes of a histogram of a digit of the keys of ``n`` samples."""
+    return 2**16 * (4 if n < 2**31 else 8)
 
 
-def selection(processes: int) -> Cost:
-    """Histograms of the digits of the keys, and the numbers of samples kept by each process."""
-    histograms = [reduce(HISTOGRAM, processes)] * DIGITS
-    return added(*histograms, gather(8, processes))
+class Call(NamedTuple):
+    """A collective of a table in shards, and the bytes that a process passes to it.
+
+    Attributes:
+        name: the function of dynloader._collectives.
+        size: number of bytes.
+        stays: whether the rows of an all-to-all stay in their process.
+    """
+
+    name: str
+    size: float
+    stays: bool = False
+
+    def cost(self, processes: int) -> Cost:
+        """Return what that sends, if the rows of an all-to-all go to all processes alike."""
+        if self.name == "all_to_all":
+            leaving = 0 if self.stays else self.size * (processes - 1) / processes
+            return Cost(1, leaving, processes - 1)
+        return (gather if self.name == "all_gather" else reduce)(int(self.size), processes)
 
 
-def feeding(fed: int, processes: int) -> Cost:
-    """Each process asks the owners for the samples at its positions of the epoch."""
-    each, leaving = math.ceil(fed / processes), (processes - 1) / processes
-    return added(
-        Cost(1, 8 * (processes - 1), processes - 1),
-        Cost(2, each * FED * leaving, 2 * (processes - 1)),
-    )
+def sharded_exchange(fed: float, processes: int) -> list[Call]:
+    """Each loss goes to the owner of its sample; what is told of all rows is added up.
+
+    Args:
+        fed: number of losses of the process.
+        processes: number of processes.
+    """
+    return [
+        Call("all_gather", 5 * 8),
+        Call("all_to_all", 8 * processes),
+        Call("all_to_all", fed * SENT_LOSS),
+        Call("all_gather", MEETING),
+        Call("all_gather", 8),
+    ]
+
+
+def selection(n: int, kept: float, processes: int, digits: int = DIGITS) -> list[Call]:
+    """Compare the arguments, add up histograms of digits of the keys, and count the selection.
+
+    Args:
+        n: number of samples of all processes.
+        kept: number of samples of this process that are kept.
+        processes: number of processes.
+        digits: number of histograms.
+    """
+    return [
+        Call("all_gather", MEETING),
+        *[Call("all_reduce", histogram(n))] * digits,
+        Call("all_gather", 4 * 8),
+        Call("all_to_all", 8 * processes),
+        Call("all_to_all", 8 * kept, stays=True),
+        Call("all_gather", 2 * 8),
+    ]
+
+
+def feeding(fed: float, processes: int) -> list[Call]:
+    """Each process asks for the samples at its positions of the epoch: a number, and a number back.
+
+    Args:
+        fed: number of samples that the process feeds.
+        processes: number of processes.
+    """
+    asked = [Call("all_to_all", fed * 8)] * 2
+    return [Call("all_to_all", 8 * processes), *asked]
 
 
 def memory(n: int, fed: int, processes: int) -> dict[str, float]:
@@ -140,10 +185,14 @@ def memory(n: int, fed: int, processes: int) -> dict[str, float]:
 def computed(n: int, processes: int) -> dict[str, Any]:
     """Return all figures for ``n`` samples, of which half are fed in an epoch."""
     fed = n // 2
+    each = math.ceil(fed / processes)
+    calls = {
+        "exchange": sharded_exchange(each, processes),
+        "selection": selection(n, each, processes),
+        "feeding": feeding(each, processes),
+    }
     sharded = {
-        "exchange": sharded_exchange(fed, processes),
-        "selection": selection(processes),
-        "feeding": feeding(fed, processes),
+        name: added(*(call.cost(processes) for call in found)) for name, found in calls.items()
     }
     replicated = replicated_exchange(fed, processes)
     total = added(*sharded.values())

@@ -37,10 +37,11 @@ class Counted:
     def __init__(self) -> None:
         self.calls: dict[str, int] = defaultdict(int)
         self.bytes: dict[str, int] = defaultdict(int)
+        self.passed: list[tuple[str, int]] = []
         modules = [module for name, module in sys.modules.items() if name.startswith("dynloader.")]
-        for name in ("all_gather", "all_reduce", "all_to_all"):
+        for name in ("all_gather", "all_reduce", "_all_to_all"):
             call = getattr(_collectives, name)
-            counting = self._counting(name, call)
+            counting = self._counting(name.removeprefix("_"), call)
             for module in modules:
                 if getattr(module, name, None) is call:
                     setattr(module, name, counting)
@@ -50,6 +51,7 @@ class Counted:
         def counting(mine: torch.Tensor, *arguments: Any, **options: Any) -> Any:
             self.calls[name] += 1
             self.bytes[name] += mine.nbytes
+            self.passed.append((name, mine.nbytes))
             return call(mine, *arguments, **options)
 
         return counting
@@ -57,7 +59,7 @@ class Counted:
     def taken(self) -> dict[str, Any]:
         """Return what was counted since the last call."""
         found = {"calls": dict(self.calls), "bytes": dict(self.bytes)}
-        self.calls.clear(), self.bytes.clear()
+        self.calls.clear(), self.bytes.clear(), self.passed.clear()
         return found
 
 

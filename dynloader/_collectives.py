@@ -153,6 +153,8 @@ def all_texts(mine: str, group: Any = None, device: torch.device | None = None) 
     """Return the text of each process, in order of rank."""
     sent = torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device)
     lengths = all_gather(torch.tensor([len(sent)], device=device), group).view(-1).tolist()
+    if max(lengths) == 0:
+        return [""] * len(lengths)
     texts = all_gather(padded(sent, max(lengths)), group).cpu()
     return [
         text[:length].numpy().tobytes().decode()

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dynloader._checks import check_integer
-from dynloader._collectives import all_reduce, device_for
+from dynloader._collectives import all_reduce, all_texts, device_for
+from dynloader.sampling._kept_state import check_parts, restored
+from dynloader.sampling._sharded import ShardedKept
+from dynloader.table._shard import error_of
 from dynloader.table._table import ScoreTable
 
-__all__ = ["load", "load_table", "rows_as_dtensor", "save", "save_table"]
+__all__ = [
+    "load",
+    "load_loader",
+    "load_table",
+    "rows_as_dtensor",
+    "save",
+    "save_loader",
+    "save_table",
+]
 
 # Of the state of a table in shards, what is that of one process.
 _OWN = ("shard", "shared_updates", "unsent")
@@ -95,21 +106,23 @@ def save(state: Mapping[str, Any], folder: str | os.PathLike[str], *, group: Any
 
     folder = Path(folder)
     new, old = _beside(folder, _NEW), _beside(folder, _OLD)
-    is_first = not _is_together() or dist.get_rank(group) == 0
+
+    def prepare() -> None:
+        _settle(folder)
+        shutil.rmtree(new, ignore_errors=True)
+
+    def replace() -> None:
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+
     try:
-        if is_first:
-            _settle(folder)
-            shutil.rmtree(new, ignore_errors=True)
-        _wait(group)
+        _first_only(prepare, group)
         with _alone_without_warning():
             write(dict(state), checkpoint_id=new, process_group=group)
         # That returns in the first process when all have written everything.
-        if is_first:
-            if folder.exists():
-                os.rename(folder, old)
-            os.rename(new, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        _wait(group)
+        _first_only(replace, group)
     except (CheckpointException, OSError, RuntimeError) as error:
         raise RuntimeError(f"{folder} was not replaced by a new state: {error}") from error
 
@@ -131,7 +144,20 @@ def load(
 
     Raises:
         FileNotFoundError: there is no state.
-        RuntimeError: a file is missing or damaged.
+        RuntimeError: a file is missing or damaged, or another process found no state.
+    """
+    return _load(folder, lambda _, length: length == num_rows, group)
+
+
+def _load(
+    folder: str | os.PathLike[str], is_split: Callable[[str, int], bool], group: Any
+) -> dict[str, Any]:
+    """Load a state, and only the rows of this process of some tensors.
+
+    Args:
+        folder: the folder that was passed to :func:`save`.
+        is_split: tells whether to do so, given the name of a tensor and its number of rows.
+        group: a process group; None means all processes.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -139,20 +165,26 @@ def load(
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
     where = _whole(Path(folder))
-    if not (where / ".metadata").exists():
-        raise FileNotFoundError(f"folder must hold a state that was saved, got {folder}")
     reader = FileSystemReader(where)
-    metadata = reader.read_metadata()
+    found: list[Any] = []
+
+    def find() -> None:
+        if not (where / ".metadata").exists():
+            raise FileNotFoundError(f"folder must hold a state that was saved, got {folder}")
+        found.append(reader.read_metadata())
+
+    _raise_in_all(error_of(find), group)
+    (metadata,) = found
     flat: dict[str, Any] = {}
     for key, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             flat[key] = None
             continue
         shape, dtype = tuple(entry.size), entry.properties.dtype
-        if num_rows is not None and shape[:1] == (num_rows,) and _is_together():
-            first, stop = _part(num_rows, group)
+        if _is_together() and len(shape) and is_split(key, shape[0]):
+            first, stop = _part(shape[0], group)
             rows = torch.empty(stop - first, *shape[1:], dtype=dtype)
-            flat[key] = rows_as_dtensor(rows, num_rows, group)
+            flat[key] = rows_as_dtensor(rows, shape[0], group)
         else:
             flat[key] = torch.empty(shape, dtype=dtype)
     try:
@@ -176,8 +208,12 @@ def save_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any 
         RuntimeError: losses were recorded since the last ``table.synchronize()``; or a process
             died, or could not write, and the last state is whole.
     """
-    shard = table.shard
-    group = group if shard is None else shard.group
+    group = group if table.shard is None else table.shard.group
+    _check_exchanged(table, group)
+    save(_table_state(table, table.state_dict()), folder, group=group)
+
+
+def _check_exchanged(table: ScoreTable, group: Any) -> None:
     is_behind = torch.tensor(int(table.has_unshared_updates))
     if _is_together():
         is_behind = all_reduce(is_behind.to(device_for(group, is_behind.device)), "max", group)
@@ -186,14 +222,32 @@ def save_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any 
             "all losses must be exchanged before a table is saved, got some that were not: call "
             "table.synchronize() in every process"
         )
-    state = table.state_dict()
-    if shard is not None:
-        state = {name: value for name, value in state.items() if name not in _OWN}
-        if _is_together():
-            for name, value in state.items():
-                if isinstance(value, Tensor):
-                    state[name] = rows_as_dtensor(value, len(table), group)
-    save(state, folder, group=group)
+
+
+def _table_state(table: ScoreTable, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a table without what is of one process, and its rows as DTensors."""
+    if table.shard is None:
+        return dict(state)
+    state = {name: value for name, value in state.items() if name not in _OWN}
+    return _as_dtensors(state, len(table), table.shard.group)
+
+
+def _as_dtensors(state: Mapping[str, Any], num_rows: int, group: Any) -> dict[str, Any]:
+    """Return the state with this process's rows of all tensors as DTensors."""
+    if not _is_together():
+        return dict(state)
+    return {
+        name: rows_as_dtensor(value, num_rows, group) if isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }
+
+
+def _as_rows(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state with this process's rows of all DTensors."""
+    return {
+        name: value.to_local() if hasattr(value, "to_local") else value
+        for name, value in state.items()
+    }
 
 
 def load_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any = None) -> None:
@@ -212,18 +266,87 @@ def load_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any 
         ValueError: the state is for another number of samples, or damaged. The table is unchanged.
         RuntimeError: a file is missing or damaged. The table is unchanged.
     """
-    from torch.distributed.tensor import DTensor
-
     if table.shard is None:
         table.load_state_dict(load(folder, group=group))
         return
     state = load(folder, num_rows=len(table), group=table.shard.group)
-    if _is_together():
-        for name, value in state.items():
-            if isinstance(value, DTensor):
-                state[name] = value.to_local()
+    table.load_state_dict(_own_state(table, state))
+
+
+def _own_state(table: ScoreTable, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state that a table in shards can load, from a state as :func:`load` returns it."""
+    assert table.shard is not None
     own = (table.shard.describe(), state.get("num_updates"), None)
-    table.load_state_dict(state | dict(zip(_OWN, own, strict=True)))
+    return _as_rows(state) | dict(zip(_OWN, own, strict=True))
+
+
+def save_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = None) -> None:
+    """Save the state of a loader to a folder, as :func:`save` does; all processes must call this.
+
+    With a table in shards, each process saves its rows, and an equal part of the samples that the
+    current epoch keeps, which it first gets from the processes that hold them.
+
+    Args:
+        loader: a :class:`dynloader.DataLoader`, at the same batch in all processes.
+        folder: the folder to write; if it exists, it is replaced when the new state is complete.
+        group: a process group; None means that of the shards, or all processes.
+
+    Raises:
+        RuntimeError: losses were recorded since the last ``loader.table.synchronize()`` or the end
+            of an epoch; or a process died, or could not write, and the last state is whole.
+        ValueError: with a table in shards, processes are at different batches.
+    """
+    table = loader.table
+    shard = None if table is None else table.shard
+    group = group if shard is None else shard.group
+    if table is not None:
+        _check_exchanged(table, group)
+    state = loader.state_dict()
+    if shard is not None:
+        check_parts(state, shard)
+        kept = restored(state, table)
+        state["table"] = _table_state(table, state["table"])
+        if isinstance(kept, ShardedKept):
+            first, stop = _part(len(kept), group)
+            indices, weights = kept.at(torch.arange(first, stop, device="cpu"))
+            columns = {"indices": indices, "weights": weights}
+            state |= _as_dtensors(columns, len(kept), group)
+    save(state, folder, group=group)
+
+
+def load_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = None) -> None:
+    """Load the state of a loader that :func:`save_loader` saved; all processes must call this.
+
+    The table may have all rows or be in shards, with any number of processes, whatever it was when
+    it was saved. ``batch_size`` must be the same, so with another number of processes, a step has
+    another number of samples; the order of the samples is the same.
+
+    Args:
+        loader: a :class:`dynloader.DataLoader` with the same dataset and options.
+        folder: the folder that was passed to :func:`save_loader`.
+        group: a process group; None means that of the shards, or all processes.
+
+    Raises:
+        FileNotFoundError: there is no state.
+        ValueError: the state is for another loader, or damaged. The loader is unchanged.
+        RuntimeError: a file is missing or damaged. The loader is unchanged.
+    """
+    table = loader.table
+    if table is None or table.shard is None:
+        loader.load_state_dict(load(folder, group=group))
+        return
+    n = len(table)
+
+    def is_split(name: str, length: int) -> bool:
+        return name in ("indices", "weights") or (name.startswith("table.") and length == n)
+
+    state = _load(folder, is_split, table.shard.group)
+    indices = state.get("indices")
+    if indices is not None:
+        state["num_kept"] = len(indices)
+    if isinstance(state.get("table"), Mapping):
+        state["table"] = _own_state(table, state["table"])
+    loader.load_state_dict(_as_rows(state))
 
 
 def _part(num_rows: int, group: Any) -> tuple[int, int]:
@@ -254,10 +377,22 @@ def _alone_without_warning() -> Iterator[None]:
         yield
 
 
-def _wait(group: Any) -> None:
-    """Return when all processes are here; raise if one never will be."""
+def _first_only(call: Callable[[], None], group: Any) -> None:
+    """Call ``call`` in the process of rank 0, and raise in all processes if it raises."""
+    is_first = not _is_together() or dist.get_rank(group) == 0
+    _raise_in_all(error_of(call) if is_first else None, group)
+
+
+def _raise_in_all(error: Exception | None, group: Any) -> None:
+    """Return when all processes are here; raise in all of them if one has an error."""
     if _is_together():
-        all_reduce(torch.ones(1, device=device_for(group, torch.device("cpu"))), "sum", group)
+        device = device_for(group, torch.device("cpu"))
+        texts = all_texts("" if error is None else f"{error} ", group, device)
+        if error is None and any(texts):
+            rank = next(rank for rank, text in enumerate(texts) if text)
+            raise RuntimeError(f"{texts[rank].strip()} (in process {rank})")
+    if error is not None:
+        raise error
 
 
 def _beside(folder: Path, ending: str) -> Path:

@@ -61,14 +61,18 @@ class ShardedKept:
         self.weights = None if weights is None else weights.cpu()
         self._ascending = ascending
         is_wrong = not is_trusted and _is_outside(self.indices, shard.num_samples)
-        heads = shard.gather([len(indices), not self._is_in_place(), is_wrong])
-        counts, is_moved, are_wrong = zip(*heads, strict=True)
+        has_weights = self.weights is not None
+        heads = shard.gather([len(indices), not self._is_in_place(), is_wrong, has_weights])
+        counts, is_moved, are_wrong, are_weighted = zip(*heads, strict=True)
         if any(are_wrong):
             check_range("indices selected", self.indices, shard.num_samples)
             raise IndexError(
                 f"indices selected must be in [0, {shard.num_samples}), got others in process "
                 f"{are_wrong.index(1)}"
             )
+        if self.weights is None and any(are_weighted):
+            # What processes send each other must have the same columns.
+            self.weights = torch.ones(len(self.indices), dtype=torch.float32)
         if any(is_moved):
             self._send_to_owners()
             counts = tuple(row[0] for row in shard.gather([len(self.indices)]))

@@ -31,10 +31,13 @@ class Shared(NamedTuple):
     Attributes:
         visits: int32 [n], the visits of each sample.
         num_updates: number of batches recorded by all processes together.
+        digest: of the state that this process loaded, until an exchange has compared it with those
+            of the others; 0 if it loaded none since.
     """
 
     visits: Tensor
     num_updates: int
+    digest: int = 0
 
 
 class Rows(NamedTuple):
@@ -64,6 +67,14 @@ class Rows(NamedTuple):
         if self.passes is not None:
             parts.append(self.passes)
         return parts
+
+    def digest(self) -> int:
+        """Return a number in [1, 2**32] that differs if any value does, almost certainly."""
+        found = 0
+        for part in self.parts():
+            for rows in torch.split(part, _ROWS):
+                found = zlib.crc32(rows.cpu().contiguous().numpy().data, found)
+        return 1 + found
 
     def copied(self) -> Rows:
         """Return a copy of all columns."""
@@ -107,24 +118,35 @@ def exchange(
     home = rows.records.device
     device = device_for(group, home)
     of = f"{of} in dynloader {__version__}"
-    changed = ops.changed_rows(rows.records, shared.visits)
     head = [
-        len(changed),
+        0,
         num_updates - shared.num_updates,
         rows.forgetting is not None,
         zlib.crc32(of.encode()),
         num_samples,
         0 if rows.history is None else rows.history.shape[1],
         rows.passes is not None,
+        shared.digest,
     ]
-    with saying_what_failed():
-        heads = all_gather(torch.tensor(head, device=device), group)
-    counts, updates, forgetting, digests, lengths, histories, passes = heads.cpu().T.tolist()
+
+    def gathered() -> tuple[Tensor, list[list[int]]]:
+        changed = ops.changed_rows(rows.records, shared.visits)
+        head[0] = len(changed)
+        with saying_what_failed():
+            heads = all_gather(torch.tensor(head, device=device), group)
+        return changed, heads.cpu().T.tolist()
+
+    changed, (counts, updates, forgetting, digests, lengths, histories, passes, loaded) = gathered()
     if any(len(set(found)) > 1 for found in (digests, lengths, histories, passes)):
         rank = dist.get_rank(group)
         kept = f", {histories[rank]} losses of each" if any(histories) else ""
         kept += f", {'a' if passes[rank] else 'no'} record of passes" if any(passes) else ""
         raise_difference(f"{of} ({num_samples} samples{kept})", group, device)
+    if len(set(loaded)) > 1:
+        # Processes that did not load the same state have no visits in common.
+        shared = shared._replace(visits=torch.zeros_like(shared.visits))
+        changed, (counts, *_) = gathered()
+    shared = shared._replace(digest=0)
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
     shared = shared._replace(num_updates=shared.num_updates + sum(updates))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Sharding(Recording):
 
     num_selections: int
     _figures: Tensor | None
+    _history: Tensor | None
     _num_loaded: int
     _retained: tuple[int, int]
     _shared_updates: int
@@ -117,21 +119,36 @@ class Sharding(Recording):
         columns = [row, entries.losses.view(torch.int32), entries.codes]
         with saying_what_failed():
             received, counts = shard.send(owner, torch.stack(columns, 1))
-            # No process writes before all have received.
-            shard.gather([0])
         row, losses, codes = received.unbind(1)
         found = Entries(row.long(), losses.contiguous().view(torch.float32), codes.contiguous())
-        if any(judged) and self.forgetting is None:
-            self.forgetting = torch.zeros_like(self.selections)
-        for visit in visits_of(found, counts):
-            self._record_visit(visit)
+        with self._restoring(found.samples), saying_what_failed():
+            if any(judged) and self.forgetting is None:
+                self.forgetting = torch.zeros_like(self.selections)
+            for visit in visits_of(found, counts):
+                self._record_visit(visit)
+            # Also the vote: a process that could not receive or record does not come here.
+            self._refresh_figures()
         if len(outside):
             self._faults[0] += len(outside)
             self._faults[1] = outside[0]
         self._shared_updates += sum(updates)
         self.num_updates_known = self._shared_updates
         unsent.clear()
-        self._refresh_figures()
+
+    @contextlib.contextmanager
+    def _restoring(self, rows: Tensor) -> Iterator[None]:
+        """Restore the rows that are written inside if that raises."""
+        forgetting, figures = self.forgetting, self._figures
+        parts = [self.scores, self.records]
+        parts += [part for part in (forgetting, self._history) if part is not None]
+        before = [part[rows] for part in parts]
+        try:
+            yield
+        except BaseException:
+            for part, values in zip(parts, before, strict=True):
+                part[rows] = values
+            self.forgetting, self._figures = forgetting, figures
+            raise
 
     def _record_visit(self, visit: Entries) -> None:
         scoring = self._scoring
@@ -163,9 +180,9 @@ class Sharding(Recording):
 
     def _count_retained(self) -> None:
         """Compute what :meth:`retention` returns, so that it need not communicate."""
-        always = self.total((self.selections == self.num_selections).sum())
-        never = self.total((self.selections == 0).sum()) if self.num_selections else 0
-        self._retained = always, never
+        counts = [int((self.selections == number).sum()) for number in (self.num_selections, 0)]
+        always, never = self.all_counts(counts)[0]
+        self._retained = always, never if self.num_selections else 0
 
     def _state_of_shard(self) -> dict[str, Any]:
         if self.shard is None or self._unsent is None:

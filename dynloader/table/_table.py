@@ -367,10 +367,12 @@ class ScoreTable(Sharding):
             return
         if self._shared is None:
             self._shared = Shared(torch.zeros_like(self.visits), self._num_loaded)
-        passes = None if self.passes is None else self.passes.records
-        rows = Rows(self.records, self.scores, self.forgetting, self.history, passes)
-        rows, self._shared = exchange(rows, self.num_updates, self._shared, group, of)
+        rows, self._shared = exchange(self._columns(), self.num_updates, self._shared, group, of)
         self.forgetting, self.num_updates = rows.forgetting, self._shared.num_updates
+
+    def _columns(self) -> Rows:
+        passes = None if self.passes is None else self.passes.records
+        return Rows(self.records, self.scores, self.forgetting, self.history, passes)
 
     @property
     def has_unshared_updates(self) -> bool:
@@ -485,6 +487,10 @@ class ScoreTable(Sharding):
         self._shared, self._num_loaded = None, self.num_updates  # all processes load one state
         if self.shard is not None and self._unsent is not None:
             self._load_shard(state, self._unsent)
+        elif not is_alone():
+            # If so, its rows need not be sent again.
+            digest = self._columns().digest()
+            self._shared = Shared(self.visits.clone(), self._num_loaded, digest)
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if :meth:`load_state_dict` would; change nothing."""

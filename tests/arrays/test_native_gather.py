@@ -31,7 +31,10 @@ from dynloader import (
     DataLoader,
     Full,
     InfoBatch,
+    Policy,
     RandomDynamic,
+    ScoreTable,
+    Weighted,
     prefetch_to_device,
 )
 from dynloader import transforms as T
@@ -674,6 +677,27 @@ def test_the_feed_for_gpu_arrays_equals_the_loader() -> None:
             )
             wanted = [*loader][2:]
             equal([batch for _, batch in feed], wanted)
+
+
+@pytest.mark.parametrize("policy", [RandomDynamic(keep=0.5), Weighted(keep=0.5), Full()])
+def test_the_feed_for_gpu_arrays_with_a_table_in_shards(policy: Policy) -> None:
+    """Run the feed for GPU arrays on arrays in host memory, as above."""
+    sharded, whole = (
+        augmented(policy=policy, table=ScoreTable(N, "cpu", shard=shard)) for shard in (True, False)
+    )
+    for _ in range(2):
+        for share in (Share((8,), 0), Share((5, 3), 1)):
+            batches: list[list[Any]] = []
+            for loader in (sharded, whole):
+                plan = loader.sampler.epochs.plan
+                plan.prepare(share, 0, len(plan))
+                feed = DeviceFeed(loader._gathering.columns, plan, 0, len(plan), share)
+                batches.append([[index, *batch] for index, batch in feed])
+            assert len(batches[0]) > 1
+            equal(*batches)
+        for loader in (sharded, whole):
+            for _, samples in loader:
+                loader.update(loss_of(samples))
 
 
 @pytest.mark.cuda

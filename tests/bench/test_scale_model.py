@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import torch.distributed as dist
+from ledger import Numbers
 from paths import TESTS, load_script
 
-from dynloader import ScoreTable
+from dynloader import UCB, DataLoader, ScoreTable
+from dynloader.ops import _group
+from dynloader.ops._meeting import Meeting
 from dynloader.table import _exchange as exchange
+
+
+def script(name: str) -> ModuleType:
+    bench = TESTS.parent / "bench"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(bench))
+        return load_script(Path(bench) / name)
 
 
 @pytest.fixture(scope="module")
 def model() -> ModuleType:
-    bench = TESTS.parent / "bench"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(bench))
-        return load_script(Path(bench) / "scale_model.py")
+    return script("scale_model.py")
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5])
-@pytest.mark.parametrize("each", [0, 1, 7, 8, 30])
-def test_a_replicated_exchange_sends_what_the_formula_says(
-    processes: int, each: int, model: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Threads stand for processes; each changes as many rows, and the last one fewer."""
-    monkeypatch.setattr(exchange, "_ROWS", 8)
-    monkeypatch.setattr(model, "ROWS_AT_A_TIME", 8)
+def passed_in_threads(
+    processes: int, run: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> list[list[int]]:
+    """Call ``run(rank)`` in threads that stand for processes; return the bytes that each passed."""
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     monkeypatch.setattr(exchange.dist, "get_backend", lambda group=None: "gloo")
     barrier, local = threading.Barrier(processes, timeout=60), threading.local()
@@ -46,20 +55,132 @@ def test_a_replicated_exchange_sends_what_the_formula_says(
 
     monkeypatch.setattr(exchange, "all_gather", gather)
     monkeypatch.setattr(exchange, "all_reduce", lambda mine, *_: gather(mine).sum(0))
-    counts = [each] * (processes - 1) + [each - each // 8]
 
-    def run(rank: int) -> None:
+    def start(rank: int) -> None:
         local.rank = rank
-        table = ScoreTable(200, "cpu")
-        table.update(torch.arange(counts[rank]) + 30 * rank, torch.rand(counts[rank]))
-        table.synchronize()
+        run(rank)
 
-    threads = [threading.Thread(target=run, args=[rank]) for rank in range(processes)]
+    threads = [threading.Thread(target=start, args=[rank]) for rank in range(processes)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return passed
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("each", [0, 1, 7, 8, 30])
+def test_a_replicated_exchange_sends_what_the_formula_says(
+    processes: int, each: int, model: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process changes as many rows, and the last one fewer."""
+    monkeypatch.setattr(exchange, "_ROWS", 8)
+    monkeypatch.setattr(model, "ROWS_AT_A_TIME", 8)
+    counts = [each] * (processes - 1) + [each - each // 8]
+
+    def run(rank: int) -> None:
+        table = ScoreTable(200, "cpu")
+        table.update(torch.arange(counts[rank]) + 30 * rank, torch.rand(counts[rank]))
+        table.synchronize()
+
+    passed = passed_in_threads(processes, run, monkeypatch)
     assert passed == [model.exchange_calls(counts)] * processes
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_loaded_rows_are_sent_only_if_processes_loaded_different_ones(
+    differs: bool, model: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = ScoreTable(50, "cpu")
+    saved.update(torch.arange(10), torch.rand(10))
+    states = [saved.state_dict()] * 3
+    if differs:
+        saved.update([45], torch.ones(1))
+        states = [*states[:2], saved.state_dict()]
+    tables = [ScoreTable(50, "cpu") for _ in states]
+
+    def run(rank: int) -> None:
+        tables[rank].load_state_dict(states[rank])
+        for _ in range(2):
+            tables[rank].update([rank], torch.zeros(1))
+            tables[rank].synchronize()
+
+    first = model.exchange_calls([1, 1, 1])
+    if differs:
+        first = [model.HEAD, *model.exchange_calls([10, 10, 11])]
+    passed = passed_in_threads(3, run, monkeypatch)
+    assert passed == [first + model.exchange_calls([1, 1, 1])] * 3
+    for table in tables[1:]:
+        assert torch.equal(table.records, tables[0].records)
+        assert torch.equal(table.scores, tables[0].scores)
+    assert tables[0].visits[:4].tolist() == [3, 3, 3, 1]
+
+
+N, PROCESSES = 120, 3
+
+
+def count_in_shards(rank: int, folder: Path) -> None:
+    """Write what a process of an epoch in shards passes to collectives."""
+    dist.init_process_group("gloo", f"file://{folder / 'store'}", world_size=PROCESSES, rank=rank)
+    table = ScoreTable(N, "cpu", shard=True)
+    loader = DataLoader(Numbers(N), 5, policy=UCB(keep=0.5), table=table, seed=1)
+    counted = script("scale_run.py").Counted()
+    found = {}
+    for samples in loader:
+        loader.update(samples.float())
+    # The end of the epoch exchanges and selects.
+    found = {"exchange": counted.passed[:5], "selection": counted.passed[5:]}
+    before = len(counted.passed)
+    iter(loader)
+    found["feeding"] = counted.passed[before:]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_an_epoch_in_shards_sends_what_the_formulas_say(model: ModuleType, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+
+    def run(rank: int) -> None:
+        try:
+            torch.set_num_threads(1)
+            count_in_shards(rank, tmp_path)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    processes = [context.Process(target=run, args=[rank]) for rank in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * PROCESSES
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    each = N // 2 // PROCESSES
+    digits = sum(name == "all_reduce" for name, _ in parts[0]["selection"])
+    assert 1 <= digits <= model.DIGITS
+    wanted = {
+        "exchange": model.sharded_exchange(2 * each, PROCESSES),  # of an epoch of all samples
+        "selection": model.selection(N, each, PROCESSES, digits),
+        "feeding": model.feeding(each, PROCESSES),
+    }
+    for step, calls in wanted.items():
+        names = [[name for name, _ in part[step]] for part in parts]
+        assert names == [[call.name for call in calls]] * PROCESSES, step
+        # A process may keep and answer more than another.
+        sizes = [[size for _, size in part[step]] for part in parts]
+        total = [sum(column) for column in zip(*sizes, strict=True)]
+        assert total == [PROCESSES * call.size for call in calls], step
+
+
+@pytest.mark.parametrize("n", [2**31 - 1, 2**31])
+def test_a_histogram_has_the_bytes_of_the_formula(
+    n: int, model: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(_group, "all_reduce", lambda mine, *_: sent.append(mine) or mine)
+    meeting = Meeting(None, torch.device("cpu"), n, 0, 0, 0, ())
+    _group._sum(meeting, [torch.ones(2**16, dtype=torch.int64)], 2**16)
+    assert [each.nbytes for each in sent] == [model.histogram(n)]
 
 
 def test_costs_of_collectives(model: ModuleType) -> None:
@@ -69,6 +190,8 @@ def test_costs_of_collectives(model: ModuleType) -> None:
     assert [model.rounds(size) for size in (1, 2, 3, 8, 4096)] == [0, 1, 2, 3, 12]
     whole = model.replicated_exchange(4 * 2**18, 4)
     assert whole.calls == 3
-    assert whole.sent == 3 * (56 + 24 * 2**18) + 6
+    assert whole.sent == 3 * (64 + 24 * 2**18) + 6
+    assert model.Call("all_to_all", 8.0).cost(4) == (1, 6.0, 3)
+    assert model.Call("all_to_all", 8.0, stays=True).cost(4) == (1, 0, 3)
     found = model.computed(10**9, 8)
     assert found["memory"]["sharded"] == 10**9 // 8 * 24 + 10**9 // 16 * 24

@@ -18,10 +18,10 @@ MAX_LINES = 300
 ROOMS = (
     {"_C", "_address", "_checks", "_collectives", "_native", "_version"},
     {"ops"},
-    {"table", "checkpoints"},
+    {"table"},
     {"policies", "schedules", "transforms", "within_batch"},
     {"sampling"},
-    {"arrays", "logs"},
+    {"arrays", "checkpoints", "logs"},
     {"loading"},
     {"scores"},
     {"integrations", "report"},

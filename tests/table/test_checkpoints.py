@@ -17,7 +17,16 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.utils.data import TensorDataset
 
-from dynloader import IES, UCB, DataLoader, InfoBatch, Policy, ScoreTable, checkpoints
+from dynloader import (
+    IES,
+    UCB,
+    DataLoader,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    checkpoints,
+)
 
 N = 11
 
@@ -249,3 +258,109 @@ def test_a_loader_resumes_within_an_epoch(policy: Policy, tmp_path: Path) -> Non
     resumed = made()
     resumed.load_state_dict(checkpoints.load(tmp_path / "loader"))
     assert [batch[0].tolist() for batch in batches] == [batch[0].tolist() for batch in resumed]
+
+
+SAMPLES = 101
+
+
+class Pruned:
+    """A loader, and what it feeds: the samples of each step of all processes, in one list."""
+
+    def __init__(self, policy: Policy, shard: bool) -> None:
+        table = ScoreTable(SAMPLES, "cpu", shard=shard)
+        data = TensorDataset(torch.arange(SAMPLES))
+        self.loader = DataLoader(data, 2, policy=policy, table=table, seed=3)
+        self.fed: list[tuple[int, float]] = []
+
+    def train(self, epochs: int, stop: int | None = None) -> None:
+        """Train up to the end of an epoch, or the first batches of the next one."""
+        while self.loader.epoch < epochs:
+            self._feed(None)
+        if stop is not None:
+            self._feed(stop)
+
+    def _feed(self, stop: int | None) -> None:
+        epoch = self.loader.epoch
+        batches = iter(self.loader)
+        count = len(self.loader) if stop is None else stop
+        for _, (samples,) in zip(range(count), batches, strict=False):
+            losses = (samples * (7 + epoch) % 31).float() + 1
+            # The weighted losses tell the weights.
+            weighted = self.loader.update(losses) * len(samples) / losses.sum()
+            mine = [*samples.tolist(), float(weighted)]
+            everyone: list[Any] = [mine]
+            if dist.is_initialized():
+                everyone = [None] * dist.get_world_size()
+                dist.all_gather_object(everyone, mine)
+            self.fed += [(epoch, sample) for *some, _ in everyone for sample in some]
+        if stop is None:
+            self.loader.set_epoch(epoch + 1)
+
+
+# RandomDynamic keeps samples in the order of a permutation, and InfoBatch has weights.
+RESUMED = [UCB(keep=0.48), InfoBatch(keep=0.8, anneal=None), RandomDynamic(keep=0.8)]
+
+
+def save_loaders(folder: Path, stop: int | None, shard: bool) -> None:
+    for number, policy in enumerate(RESUMED):
+        pruned = Pruned(policy, shard)
+        pruned.train(2, stop)
+        if stop is not None:
+            with pytest.raises(RuntimeError, match="all losses must be exchanged before"):
+                checkpoints.save_loader(pruned.loader, folder / f"loader{number}")
+            pruned.loader.table.synchronize()
+        checkpoints.save_loader(pruned.loader, folder / f"loader{number}")
+
+
+def resume_loaders(folder: Path, stop: int | None, shard: bool) -> None:
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    for number, policy in enumerate(RESUMED):
+        resumed, whole = Pruned(policy, shard), Pruned(policy, shard)
+        checkpoints.load_loader(resumed.loader, folder / f"loader{number}")
+        # Whatever the number of processes, so many samples were fed before.
+        num_before = len(resumed.fed)
+        resumed.train(4)
+        whole.train(4)
+        begun = 0 if stop is None else 4 * 2 * stop
+        first = [sample for epoch, sample in whole.fed if epoch == 2][begun:]
+        rest = [sample for epoch, sample in resumed.fed[num_before:] if epoch == 2]
+        assert rest[: len(first)] == first, (policy, world)
+        for epoch in (2, 3):
+            kept = {sample for at, sample in whole.fed if at == epoch}
+            found = {sample for at, sample in resumed.fed if at == epoch}
+            assert (found == kept) if epoch == 3 or stop is None else (found <= kept)
+        tables = [each.loader.table for each in (resumed, whole)]
+        assert torch.equal(tables[0].selections, tables[1].selections)
+        assert tables[0].num_selections == tables[1].num_selections
+
+
+@pytest.mark.parametrize("stop", [None, 3])
+def test_a_loader_goes_on_with_another_number_of_processes(
+    stop: int | None, tmp_path: Path
+) -> None:
+    """Saved by four processes, between epochs or within one."""
+    assert together(4, tmp_path, save_loaders, tmp_path, stop, True) == [0] * 4
+    for world, shard in ((2, True), (3, True), (2, False)):
+        assert together(world, tmp_path, resume_loaders, tmp_path, stop, shard) == [0] * world
+    resume_loaders(tmp_path, stop, True)
+
+
+def test_a_whole_loader_goes_on_in_shards(tmp_path: Path) -> None:
+    assert together(4, tmp_path, save_loaders, tmp_path, 3, False) == [0] * 4
+    assert together(3, tmp_path, resume_loaders, tmp_path, 3, True) == [0] * 3
+
+
+def fail_in_one(folder: Path) -> None:
+    """Save where only the first process finds that it cannot: all processes raise."""
+    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+        checkpoints.save({"epoch": 1}, folder / "NOT_A_FOLDER" / "state")
+    missing = folder if dist.get_rank() else folder / "missing"
+    error = RuntimeError if dist.get_rank() else FileNotFoundError
+    with pytest.raises(error, match="folder must hold a state that was saved, got"):
+        checkpoints.load(missing)
+
+
+def test_an_error_in_one_process_is_raised_in_all(tmp_path: Path) -> None:
+    assert together(2, tmp_path, save, tmp_path / "state", 1) == [0] * 2
+    (tmp_path / "state" / "NOT_A_FOLDER").write_text("")
+    assert together(2, tmp_path, fail_in_one, tmp_path / "state") == [0] * 2
