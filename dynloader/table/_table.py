@@ -140,7 +140,8 @@ class ScoreTable(Sharding):
         """How losses become scores.
 
         The first policy that reads the scores sets it, and all other policies must agree with it.
-        If you assign to it, later updates use the new value.
+        If you assign to it, later updates use the new value. A table in shards refuses the rules
+        that read more than the losses of one sample, ``EVOLVED`` and ``MINUS_BATCH_MEAN``.
         """
         return self._scoring
 
@@ -148,6 +149,12 @@ class ScoreTable(Sharding):
     def scoring(self, scoring: Scoring) -> None:
         if not isinstance(scoring, Scoring):
             raise TypeError(f"scoring must be a Scoring, got {scoring!r}")
+        # The owner of a sample sees neither the other losses of its batch nor the number of rows.
+        if self._unsent is not None and scoring.rule > ScoreRule.MEAN_PLUS_VARIANCE:
+            raise ValueError(
+                "scoring.rule must be LAST_LOSS, MEAN or MEAN_PLUS_VARIANCE for a table in shards, "
+                f"got {ScoreRule(scoring.rule).name}"
+            )
         if self._unsent is not None and len(self._unsent) and scoring != self._scoring:
             raise RuntimeError(
                 "scoring must not change before the losses are recorded, got "

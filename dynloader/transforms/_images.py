@@ -37,8 +37,7 @@ class RandomCrop(Transform):
     fill: float = 0
 
     def __post_init__(self) -> None:
-        for side in self.sides:
-            check_integer("size", side, 1)
+        _check_size(self.size)
         check_integer("padding", self.padding, 0)
         if self.padding_mode not in ("constant", "reflect"):
             raise ValueError(
@@ -79,8 +78,7 @@ class RandomResizedCrop(Transform):
     antialias: bool = True
 
     def __post_init__(self) -> None:
-        for side in self.sides:
-            check_integer("size", side, 1)
+        _check_size(self.size)
         _check_range("scale", self.scale, "(0, 1]")
         _check_range("ratio", self.ratio, "(0, inf)")
         if not isinstance(self.antialias, bool):
@@ -234,6 +232,15 @@ class ToChannelsLast(Transform):
 def listed(value: float | Sequence[float]) -> list[float]:
     """Return ``value`` as a list."""
     return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _check_size(size: object) -> None:
+    """Check that ``size`` is a positive integer or two of them."""
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be an integer or (height, width), got {size!r}")
+    for side in sides:
+        check_integer("size", side, 1)
 
 
 def _check_range(name: str, value: object, interval: str) -> None:

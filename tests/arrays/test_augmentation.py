@@ -232,6 +232,23 @@ def test_partners_come_from_the_subset() -> None:
             assert set(soft.nonzero().flatten().tolist()) == classes
 
 
+def test_a_run_resumes_within_an_epoch_of_mixtures() -> None:
+    options: dict[str, Any] = {"policy": UCB(keep=0.5, every=1), "num_workers": 2}
+    whole, resumed = (loader_of(MIXED[2], **options) for _ in range(2))
+    batches = iter(whole)
+    for _ in range(3):
+        whole.update(loss_of(next(batches)[2]))
+    resumed.load_state_dict(whole.state_dict())
+    for _ in range(2):  # the rest of the first epoch, and a pruned one
+        rest = list(batches)
+        found = list(resumed)
+        assert len(found) == len(rest) > 0
+        for one, other in zip(found, rest, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert torch.equal(a, b)
+        batches = iter(whole)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("transforms", MIXED, ids=str)
 def test_batches_on_a_gpu_are_the_same(transforms: list[T.Transform], cuda: torch.device) -> None:
@@ -250,6 +267,8 @@ def test_batches_on_a_gpu_are_the_same(transforms: list[T.Transform], cuda: torc
     ("make", "error", "message"),
     [
         (lambda: T.RandomResizedCrop(0), ValueError, "size must be at least 1, got 0"),
+        (lambda: T.RandomResizedCrop((8,)), ValueError, r"or \(height, width\), got \(8,\)"),
+        (lambda: T.RandomCrop((8, 8, 3)), ValueError, r"or \(height, width\), got \(8, 8, 3\)"),
         (lambda: T.RandomResizedCrop(8, (0.5, 2)), ValueError, r"scale must be in \(0, 1\], got 2"),
         (lambda: T.RandomResizedCrop(8, (1, 0.5)), ValueError, "scale must be two ascending"),
         (lambda: T.RandomResizedCrop(8, 0.5), TypeError, "scale must be a tuple"),

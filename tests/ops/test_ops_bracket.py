@@ -127,6 +127,60 @@ def test_a_wrong_bracket_of_priorities_changes_nothing(rule: str, place: torch.d
                     same(one, other, rule, n, factor, k)
 
 
+def extreme_weights(kind: str, n: int) -> Array:
+    """Return weights of which the approximate priorities are hard to tell apart, or not finite."""
+    rng = np.random.default_rng([n, len(kind)])
+    one = np.float32(1).view(np.uint32)
+    largest = np.finfo(np.float32).max
+    made = {
+        "of all magnitudes": np.exp2(rng.uniform(-149, 127, n)),
+        "powers of two": np.exp2(rng.integers(-149, 128, n)),
+        "equal": np.full(n, 0.3),
+        "nearly equal": (one + rng.integers(0, 4, n, np.uint32)).view(np.float32),
+        "few distinct": rng.choice(np.float32([0.1, 0.2, 1e-30, 7e20]), n),
+        "denormal": rng.integers(1, 2**23, n, np.uint32).view(np.float32),
+        "the least": np.full(n, 1e-45),
+        "at the end of a float's range": np.exp2(rng.uniform(110, 128, n)).clip(max=largest),
+        "the largest": np.full(n, largest),
+        "at the border of small priorities": np.exp2(rng.uniform(-103, -97, n)),
+        "mostly zero": np.where(rng.random(n) < 0.9, 0, rng.random(n)),
+        "the least and the largest": rng.choice(np.float32([1e-45, largest]), n),
+        "one far above": np.where(np.arange(n) == n // 2, largest, np.float32(1e-45)),
+    }[kind]
+    return made.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "of all magnitudes",
+        "powers of two",
+        "equal",
+        "nearly equal",
+        "few distinct",
+        "denormal",
+        "the least",
+        "at the end of a float's range",
+        "the largest",
+        "at the border of small priorities",
+        "mostly zero",
+        "the least and the largest",
+        "one far above",
+    ],
+)
+def test_approximate_priorities_change_nothing(kind: str, place: torch.device) -> None:
+    for i, n in enumerate((16_384, 65_537, 200_000)):
+        weights = extreme_weights(kind, n)
+        on_device, most = tensor(weights, place), int((weights > 0).sum())
+        for k in (1, most // 3, most - 1):
+            found = ops.sample(on_device, k, **address(i))
+            same(found, reference.sample(weights, k, **address(i)), kind, n, k)
+            kept, tau = ops.priority_sample(on_device, k, **address(i))
+            wanted_kept, wanted_tau = reference.priority_sample(weights, k, **address(i))
+            same(kept, wanted_kept, kind, n, k)
+            same(tau, wanted_tau, kind, n, k)
+
+
 def test_keys_in_any_arrangement(place: torch.device) -> None:
     """Up to 2,048 samples, all keys are searched: the result must not depend on the pivots."""
     for n in (31, 32, 33, 500, 2047, 2048):

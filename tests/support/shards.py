@@ -29,6 +29,7 @@ from dynloader import (
     UCB,
     DataLoader,
     EpsilonGreedy,
+    EvolvedSampling,
     Full,
     InfoBatch,
     Kakurenbo,
@@ -39,6 +40,7 @@ from dynloader import (
     PruningBatchSampler,
     PruningSampler,
     RandomDynamic,
+    RePB,
     Replay,
     ScoreTable,
     SeTa,
@@ -51,7 +53,7 @@ from dynloader import (
     scores,
 )
 from dynloader._collectives import all_gather
-from dynloader.table import PassCounting
+from dynloader.table import PassCounting, Scoring
 
 
 def world_and_rank() -> tuple[int, int]:
@@ -479,7 +481,7 @@ def refusals(folder: Path) -> None:
     """What does not work with a table in shards says so, and names the remedy."""
     prompts = PassRate(prompts=4)
     sources = Sources(policy=UCB(), groups=torch.arange(9) % 2)
-    for policy in (prompts, sources):
+    for policy in (prompts, sources, EvolvedSampling(), RePB()):
         with pytest.raises(ValueError, match=f"got {type(policy).__name__}: use a table with all"):
             DataLoader(Numbers(9), policy=policy, shard_table=True)
     with pytest.raises(ValueError, match="every must be a number of epochs with a table in shar"):
@@ -499,6 +501,9 @@ def refusals(folder: Path) -> None:
     table = ScoreTable(90, "cpu", shard=True)
     with pytest.raises(ValueError, match="needs a table with all rows in every process"):
         table.record_passes(PassCounting())
+    for rule in (ops.ScoreRule.EVOLVED, ops.ScoreRule.MINUS_BATCH_MEAN):
+        with pytest.raises(ValueError, match=f"for a table in shards, got {rule.name}"):
+            table.scoring = Scoring(rule)
     with pytest.raises(ValueError, match="rule, alpha and c must be None for a table in shards"):
         table.update([1], torch.ones(1), alpha=0.5)
     with pytest.raises(IndexError, match=r"index must be in \[0, 90\), got 90"):
