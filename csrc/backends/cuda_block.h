@@ -53,15 +53,15 @@ __device__ __forceinline__ int64_t block_exclusive_scan(int64_t value, int64_t* 
 }
 
 // Returns true to all threads of the block that finishes last, which then may read what the others
-// have written. Every thread of every block must call it once. `ticket` is zero at first.
-__device__ __forceinline__ bool is_last_block(uint32_t* ticket) {
-  __shared__ bool is_last;
+// have written. Every thread of every block must call it once. `ticket` is zero at first, `is_last`
+// is in shared memory.
+__device__ __forceinline__ bool is_last_block(uint32_t* ticket, bool* is_last) {
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+  if (threadIdx.x == 0) *is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
   __syncthreads();
-  if (is_last) __threadfence();
-  return is_last;
+  if (*is_last) __threadfence();
+  return *is_last;
 }
 
 }  // namespace dynloader

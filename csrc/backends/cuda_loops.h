@@ -104,15 +104,7 @@ __global__ void __launch_bounds__(kThreads) accumulate_kernel(F f, int64_t n, in
   fetch(f, 0);
   int64_t local[kSums] = {};
   const int64_t stride = int64_t{gridDim.x} * kThreads;
-  int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  // Four at once, so that their loads are under way together.
-  for (; i + 3 * stride < n; i += 4 * stride) {
-    f(i, local);
-    f(i + stride, local);
-    f(i + 2 * stride, local);
-    f(i + 3 * stride, local);
-  }
-  for (; i < n; i += stride) f(i, local);
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i, local);
   for (int j = 0; j < kSums; ++j) {
     const int64_t sum = warp_sum(local[j]);
     if (lane_number() == 0 && sum != 0) Shared::fetch_add(sums + j, sum);

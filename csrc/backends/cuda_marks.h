@@ -31,14 +31,18 @@ __device__ __forceinline__ int bin_shift(const Bracket& bracket) {
   return width > kSearchBits ? width - kSearchBits : 0;
 }
 
+// The shared memory of mark_tile.
+struct TileMemory {
+  int64_t warp_sums[kWarps];
+  int64_t open_start;
+};
+
 // Marks the samples of one tile, lists those that are open, and counts the bins of their keys
 // unless `bins` is null. All threads of the block must call it; after a __syncthreads(), again.
 template <class Key>
 __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t tile,
                                           const Bracket& bracket, const Marks& marks,
-                                          uint32_t* bins) {
-  __shared__ int64_t warp_sums[kWarps];
-  __shared__ int64_t open_start;
+                                          uint32_t* bins, TileMemory& tile_memory) {
   const uint64_t lower = bracket.lower;
   const uint64_t upper = bracket.upper;
   const auto lower_high = static_cast<uint32_t>(lower >> 32);
@@ -74,10 +78,11 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
   }
 
   int64_t num_open = 0;
-  int64_t place = block_exclusive_scan<kThreads>(__popc(open), warp_sums, &num_open);
+  int64_t place = block_exclusive_scan<kThreads>(__popc(open), tile_memory.warp_sums, &num_open);
   __syncthreads();
   int64_t num_marked = 0;
-  block_exclusive_scan<kThreads>(lane_number() == 0 ? marked : 0, warp_sums, &num_marked);
+  block_exclusive_scan<kThreads>(lane_number() == 0 ? marked : 0, tile_memory.warp_sums,
+                                 &num_marked);
   if (threadIdx.x == 0) {
     marks.tile_counts[tile] = num_marked;
     Shared::fetch_add(marks.totals, num_marked);
@@ -85,11 +90,11 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
     const bool fits = start + num_open <= marks.open_capacity;
     marks.open_starts[tile] = start;
     marks.open_counts[tile] = fits ? static_cast<int32_t>(num_open) : 0;
-    open_start = fits ? start : -1;
+    tile_memory.open_start = fits ? start : -1;
   }
   __syncthreads();
-  if (open_start < 0) return;
-  place += open_start;
+  if (tile_memory.open_start < 0) return;
+  place += tile_memory.open_start;
   const int shift = bin_shift(bracket);
 #pragma unroll
   for (int item = 0; item < kItems; ++item) {
@@ -108,10 +113,11 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
 template <class Key>
 __global__ void __launch_bounds__(kThreads, 3)
     mark_kernel(Key key, int64_t n, const Search* search, Marks marks) {
+  __shared__ TileMemory tile_memory;
   const Bracket bracket = search->bracket;
   if (bracket.is_active == 0) return;
   fetch(key, 0);
-  mark_tile(key, n, blockIdx.x, bracket, marks, nullptr);
+  mark_tile(key, n, blockIdx.x, bracket, marks, nullptr, tile_memory);
 }
 
 // Also runs after(), which must find the rank of the threshold among the open samples, and then
@@ -120,16 +126,17 @@ template <class Key, class After>
 __global__ void __launch_bounds__(kThreads, 3)
     narrow_kernel(Key key, int64_t n, Search* search, Marks marks, After after,
                   Narrowing* narrowing) {
-  __shared__ int64_t warp_sums[kWarps];
+  __shared__ TileMemory tile_memory;
+  __shared__ bool is_last;
   const Bracket bracket = search->bracket;
   fetch(key, 0);
-  mark_tile(key, n, blockIdx.x, bracket, marks, narrowing->counts);
-  if (!is_last_block(&narrowing->num_marked)) return;
+  mark_tile(key, n, blockIdx.x, bracket, marks, narrowing->counts, tile_memory);
+  if (!is_last_block(&narrowing->num_marked, &is_last)) return;
   if (threadIdx.x == 0) after();
   __syncthreads();
   if (search->open_rank == 0) return;
   find_bin<kThreads, kSearchBins>(
-      narrowing->counts, search->open_rank, warp_sums,
+      narrowing->counts, search->open_rank, tile_memory.warp_sums,
       [&](uint32_t b, int64_t rank_within, int64_t) {
         const int shift = bin_shift(bracket);
         narrowing->least = bracket.lower + (static_cast<uint64_t>(b) << shift);

@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(kThreads)
   fetch(bin, 0);
   __shared__ uint32_t local[kBins];
   __shared__ int64_t warp_sums[kWarps];
+  __shared__ bool is_last;
   for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) local[b] = 0;
   __syncthreads();
 
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int b = static_cast<int>(threadIdx.x); b < kBins; b += kThreads) {
     if (local[b] != 0) atomicAdd(&counts[b], local[b]);
   }
-  if (!is_last_block(ticket)) return;
+  if (!is_last_block(ticket, &is_last)) return;
 
   const int64_t rank = descent.rank();
   find_bin<kThreads, kBins>(counts, rank, warp_sums,
@@ -274,10 +275,11 @@ __global__ void __launch_bounds__(kSearchThreads)
     keys_of_ranks_kernel(const uint64_t* keys, int64_t count, const int64_t* ranks,
                          uint64_t* results, After after, Narrowing* narrowing) {
   __shared__ BlockSearch search;
+  __shared__ bool is_last;
   const uint64_t key =
       key_of_rank_in_block<kSearchThreads>(ListedKey{keys}, count, ranks[blockIdx.x], search);
   if (threadIdx.x == 0) results[blockIdx.x] = key;
-  if (is_last_block(&narrowing->num_ranked) && threadIdx.x == 0) after();
+  if (is_last_block(&narrowing->num_ranked, &is_last) && threadIdx.x == 0) after();
 }
 
 // Does the work of both kernels above. Launch with one block.

@@ -85,6 +85,8 @@ __global__ void __launch_bounds__(kThreads)
     settle_kernel(Key key, int64_t n, Search* search, Marks marks, After after,
                   Narrowing* narrowing) {
   __shared__ BlockSearch shared;
+  __shared__ TileMemory tile_memory;
+  __shared__ bool is_last;
   const int64_t tiles = Marks::tiles_of(n);
   const int64_t tile = int64_t{blockIdx.x} * kWarps + warp_number();
   const bool is_hit = search->open_rank != 0;
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
     most = narrowing->most;
     if (tile < tiles) settle_tile(marks, tile, least, most, narrowing);
   }
-  if (!is_last_block(&narrowing->num_settled)) return;
+  if (!is_last_block(&narrowing->num_settled, &is_last)) return;
   if (is_hit) {
     const int64_t num_few = narrowing->num_few;
     const bool are_listed = num_few <= Narrowing::kFewCapacity;
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     const Bracket bracket = search->bracket;
     for (int64_t t = 0; t < tiles; ++t) {
-      mark_tile(key, n, t, bracket, marks, nullptr);
+      mark_tile(key, n, t, bracket, marks, nullptr, tile_memory);
       __syncthreads();
     }
   }

@@ -70,8 +70,8 @@ FAULTS = {
     "a fence left out": Fault(
         Change(
             "backends/cuda_block.h",
-            "  __threadfence();\n  __syncthreads();\n  if (threadIdx.x == 0) is_last",
-            "  __syncthreads();\n  if (threadIdx.x == 0) is_last",
+            "  __threadfence();\n  __syncthreads();\n  if (threadIdx.x == 0) *is_last",
+            "  __syncthreads();\n  if (threadIdx.x == 0) *is_last",
         ),
         "traced",
         "top_k",
@@ -80,8 +80,8 @@ FAULTS = {
     "a read past the end": Fault(
         Change(
             "backends/cuda_loops.h",
-            "for (; i < n; i += stride) f(i, local)",
-            "for (; i <= n; i += stride) f(i, local)",
+            "i < n; i += stride) f(i, local)",
+            "i <= n; i += stride) f(i, local)",
         ),
         "sanitized",
         "rescored",

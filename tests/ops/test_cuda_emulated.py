@@ -111,7 +111,7 @@ def found(
 
     def find(number: int, name: str) -> subprocess.CompletedProcess[str]:
         fault = FAULTS[name]
-        built = library(fault.kind, (*SMALL_SIZES, fault.change), folder / str(number))
+        built = library(fault.kind, (*MISSES, fault.change), folder / str(number))
         return run(built, fault.suite, 0)
 
     return {name: pool.submit(find, i, name) for i, name in enumerate(FAULTS)}
