@@ -194,10 +194,16 @@ def update_reduced(n: int, device: str) -> list[Case]:
     def add(number: Tensor, new: Tensor) -> Tensor:
         return new.new_zeros(k).index_add_(0, number, new) / length
 
+    lengths = torch.full((k,), length, device=device)
+
+    def segments(_: Tensor, new: Tensor) -> Tensor:
+        return torch.segment_reduce(new, "mean", lengths=lengths)
+
     memory = 32 * n + 64 * k * length
     return [
         Case(group=group, what=OURS, role="ours", build=ours, memory=memory),
         Case(group=group, what="scatter_reduce", role="peer", build=peer(scatter), memory=memory),
         Case(group=group, what="index_add", role="peer", build=peer(add), memory=memory),
+        Case(group=group, what="segment_reduce", role="peer", build=peer(segments), memory=memory),
         copy(group),
     ]
