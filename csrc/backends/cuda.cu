@@ -7,6 +7,7 @@
 
 #include "../algorithms/instantiate.h"
 #include "cuda.h"
+#include "cuda_digits.h"
 #include "cuda_loops.h"
 #include "cuda_marks.h"
 #include "cuda_search.h"
