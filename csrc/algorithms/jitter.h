@@ -27,7 +27,7 @@ struct ColorSpan {
 // What both passes share: the pixels [b, 3, height, width] without gaps, and what their images
 // draw.
 struct JitterSource {
-  JitterRule rule;
+  uint32_t used;  // a bit for each change
   ImageRule image;
   const uint8_t* pixels;
   const Jitter* jitters;
@@ -52,8 +52,8 @@ struct JitterSource {
     const Jitter& jitter = jitters[j];
     const float mean = stops_at_contrast ? 0.0f : mean_of(j);
     for (int k = 0; k < kColorChanges; ++k) {
-      const auto which = static_cast<ColorChange>(jitter.order[k]);
-      if (!rule.is_used[which]) continue;
+      const ColorChange which = jitter.change(k);
+      if ((used >> which & 1u) == 0) continue;
       if (stops_at_contrast && which == kContrast) return;
       change(which, jitter, mean, count, span);
     }
@@ -122,7 +122,7 @@ struct SumGray {
       source.load(j, first, count, span);
       source.change_all(j, count, true, span);
       int32_t here = 0;
-      for (int32_t x = 0; x < count; ++x) here += static_cast<int32_t>(gray_of(span.at(x)));
+      for (int32_t x = 0; x < count; ++x) here += byte_of(gray_of(span.at(x)));
       sum += here;
     }
   };
@@ -178,7 +178,7 @@ struct WriteJittered {
       const bool is_cut = view.is_cut(y, column);
       To* target = result + y * call.to.row + column * call.to.column;
       for (int32_t c = 0; c < 3; ++c) {
-        const uint8_t byte = is_cut ? fill : static_cast<uint8_t>(channels[c]);
+        const uint8_t byte = is_cut ? fill : byte_of(channels[c]);
         target[c * call.to.channel] = convert(c, byte);
       }
       if (++column == image.crop_width) {
@@ -195,7 +195,9 @@ void jitter_images(Backend& backend, const GatherImages& call, const uint8_t* pi
                    const Convert& convert) {
   auto* jitters = backend.template allocate<Jitter>(call.batch_size);
   auto* sums = backend.template allocate<int64_t>(call.batch_size);
-  const JitterSource source = {call.jitter, call.rule, pixels, jitters, sums};
+  uint32_t used = 0;
+  for (int j = 0; j < kColorChanges; ++j) used |= (call.jitter.is_used[j] ? 1u : 0u) << j;
+  const JitterSource source = {used, call.rule, pixels, jitters, sums};
   const int64_t bands_of_one = JitterBands::bands_of(call.rule);
   const int64_t bands = call.batch_size * bands_of_one;
   const int64_t pixels_of_band = source.size() / bands_of_one;

@@ -94,6 +94,13 @@ DYNLOADER_FN double exponential(double x) {
   return p * bit_cast<double>(static_cast<uint64_t>(exponent) << 52);
 }
 
+// Returns 1 / x, for x that is not so large that 2 x is infinite. nvcc makes an instruction of its
+// own of 1 / x, which not everything that reads its code knows.
+DYNLOADER_FN double reciprocal(double x) { return 2.0 / (2.0 * x); }
+
+// Drops the fraction of a double whose integer part has 32 bits.
+DYNLOADER_FN int32_t whole_part(double x) { return static_cast<int32_t>(static_cast<int64_t>(x)); }
+
 // Returns (u + 1/2) / 2^64, in (0, 1].
 DYNLOADER_FN double unit_interval(uint64_t u) {
   return (static_cast<double>(u) + 0.5) * kTwoToMinus64;

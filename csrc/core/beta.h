@@ -81,7 +81,7 @@ DYNLOADER_FN double symmetric_beta_variate(double a, Address address, Purpose pu
   const double u = unit_interval((static_cast<uint64_t>(words.word[0]) << 32) | words.word[1]);
   const double v = unit_interval((static_cast<uint64_t>(words.word[2]) << 32) | words.word[3]);
   const double ratio = gammas.y / gammas.x * exponential((natural_log(v) - natural_log(u)) / a);
-  return 1.0 / (1.0 + ratio);
+  return reciprocal(1.0 + ratio);
 }
 
 }  // namespace dynloader

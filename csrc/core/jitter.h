@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "bits.h"
 #include "compiler.h"
 #include "random.h"
 
@@ -22,7 +23,11 @@ struct JitterRule {
 struct Jitter {
   // A pixel is mixed of itself and what it is changed towards: black, the mean, or its own gray.
   float factor[kColorChanges], rest[kColorChanges];
-  int32_t order[kColorChanges];
+  uint32_t order;  // the changes, four bits each, the first one lowest
+
+  DYNLOADER_FN ColorChange change(int place) const {
+    return static_cast<ColorChange>(order >> (4 * place) & 15u);
+  }
 
   static DYNLOADER_FN Jitter draw(const JitterRule& rule, Address address, uint64_t sample) {
     const Words words = random_words(address, Purpose::kJitter, sample);
@@ -34,13 +39,13 @@ struct Jitter {
       const double factor = random_between(word, rule.low[j], rule.high[j]);
       jitter.factor[j] = static_cast<float>(factor);
       jitter.rest[j] = static_cast<float>(1.0 - factor);
-      jitter.order[j] = j;
     }
+    jitter.order = 0x3210u;
     for (int j = kColorChanges - 1; j > 0; --j) {
       const int other = random_below(more.word[4 - j], j + 1);
-      const int32_t swapped = jitter.order[j];
-      jitter.order[j] = jitter.order[other];
-      jitter.order[other] = swapped;
+      const uint32_t difference =
+          static_cast<uint32_t>(jitter.change(j)) ^ static_cast<uint32_t>(jitter.change(other));
+      jitter.order ^= difference << (4 * j) ^ difference << (4 * other);
     }
     return jitter;
   }
@@ -51,10 +56,19 @@ struct Color {
   float red, green, blue;
 };
 
+// The spacing of floats from here on is 1, so adding it rounds to an integer in the lowest bits.
+constexpr float kWholeFloats = 8388608.0f;
+
 // Drops the fraction of what a byte can hold, and returns the limits for what it cannot.
 DYNLOADER_FN float to_byte(float x) {
   const float limited = x < 0.0f ? 0.0f : x > 255.0f ? 255.0f : x;
-  return static_cast<float>(static_cast<int32_t>(limited));
+  const float nearest = (limited + kWholeFloats) - kWholeFloats;
+  return nearest > limited ? nearest - 1.0f : nearest;
+}
+
+// Returns the integer that a result of to_byte() is.
+DYNLOADER_FN uint8_t byte_of(float byte) {
+  return static_cast<uint8_t>(bit_cast<uint32_t>(byte + kWholeFloats));
 }
 
 DYNLOADER_FN float gray_of(Color c) {

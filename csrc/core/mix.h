@@ -34,8 +34,8 @@ struct Mixture {
     if (!rule.cuts) return mixture;
     // The square is centered on a random pixel, and the edges clip it.
     const double half = 0.5 * sqrt(1.0 - mixture.share);
-    const auto down = static_cast<int32_t>(half * static_cast<double>(rule.height));
-    const auto across = static_cast<int32_t>(half * static_cast<double>(rule.width));
+    const auto down = whole_part(half * static_cast<double>(rule.height));
+    const auto across = whole_part(half * static_cast<double>(rule.width));
     const int32_t y = random_below(words.word[1], rule.height);
     const int32_t x = random_below(words.word[2], rule.width);
     mixture.top = y < down ? 0 : y - down;

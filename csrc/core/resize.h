@@ -37,8 +37,8 @@ struct Box {
       const double box_height = nearest(sqrt(area / ratio));
       if (1.0 <= box_width && box_width <= static_cast<double>(width) && 1.0 <= box_height &&
           box_height <= static_cast<double>(height)) {
-        const auto h = static_cast<int32_t>(box_height);
-        const auto w = static_cast<int32_t>(box_width);
+        const auto h = whole_part(box_height);
+        const auto w = whole_part(box_width);
         return {random_below(words.word[2], height - h + 1),
                 random_below(words.word[3], width - w + 1), h, w};
       }
@@ -51,7 +51,7 @@ struct Box {
   static constexpr int kSampleBits = 40;
 
   static DYNLOADER_FN double nearest(double x) { return floor(x + 0.5); }
-  static DYNLOADER_FN int32_t at_least_1(double x) { return x < 1.0 ? 1 : static_cast<int32_t>(x); }
+  static DYNLOADER_FN int32_t at_least_1(double x) { return x < 1.0 ? 1 : whole_part(x); }
 
   static DYNLOADER_FN Box central(const BoxRule& rule, int32_t height, int32_t width) {
     const double ratio = static_cast<double>(width) / static_cast<double>(height);
@@ -85,8 +85,8 @@ struct Taps {
     taps.center = scale * (static_cast<double>(x) + 0.5);
     const double first = taps.center - taps.reach + 0.5;
     const double end = taps.center + taps.reach + 0.5;
-    taps.first = first < 0.0 ? 0 : static_cast<int32_t>(first);
-    taps.end = end > static_cast<double>(from_size) ? from_size : static_cast<int32_t>(end);
+    taps.first = first < 0.0 ? 0 : whole_part(first);
+    taps.end = end > static_cast<double>(from_size) ? from_size : whole_part(end);
     for (int32_t j = taps.first; j < taps.end; ++j) taps.total += taps.share(j);
     return taps;
   }
@@ -109,7 +109,7 @@ struct Taps {
   // The weight of pixel j, which is 0 outside [first, end).
   DYNLOADER_FN uint32_t weight(int32_t j) const {
     if (j < first || j >= end) return 0;
-    return static_cast<uint32_t>(share(j) / total * kOne + 0.5);
+    return static_cast<uint32_t>(whole_part(share(j) / total * kOne + 0.5));
   }
 
  private:

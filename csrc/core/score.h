@@ -65,7 +65,7 @@ DYNLOADER_FN float weighted(float a, float weight_of_b, float b) {
 // is not finite.
 DYNLOADER_FN float evolved_before(const Record& record, int64_t n) {
   const bool starts = record.visits == 0 || !is_finite(record.mean);
-  return starts ? static_cast<float>(1.0 / static_cast<double>(n)) : record.mean;
+  return starts ? static_cast<float>(reciprocal(static_cast<double>(n))) : record.mean;
 }
 
 struct Visit {
