@@ -119,7 +119,7 @@ def update(
         score = loss
         if rule == EVOLVED:
             starts = (visits == 0) | ~np.isfinite(mean)
-            before = np.where(starts, np.float32(1 / len(scores)), mean)
+            before = np.where(starts, np.float32(1 / max(len(scores), 1)), mean)
             mean = np.where(np.isfinite(loss), b * before + a * loss, loss)
             score = (np.float32(1) - np.float32(c)) * loss + np.float32(c) * before
         else:

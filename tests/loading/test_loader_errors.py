@@ -258,7 +258,7 @@ def test_correct(correct: Any, error: type[Exception], message: str) -> None:
         ({"alpha": NAN}, ValueError),
         ({"alpha": "1"}, TypeError),
         ({"c": -1.0}, ValueError),
-        ({"rule": 3}, ValueError),
+        ({"rule": 5}, ValueError),
     ],
 )
 def test_scoring(options: dict[str, Any], error: type[Exception]) -> None:

@@ -280,7 +280,7 @@ def test_numbers_out_of_range(
 
 
 def test_rule_out_of_range(device: torch.device) -> None:
-    for value in (-1, 3):
+    for value in (-1, len(ops.ScoreRule)):
         refuse(device, "update", ValueError, str(value), rule=value)
 
 

@@ -104,7 +104,7 @@ def test_rewards_outside_the_range_are_refused_before_anything_is_written(bad: f
         table.update([0, 1, 2], torch.tensor([1.0, bad, 0.0]))
     with pytest.raises(IndexError, match="index must be in"):
         table.update([0, 4], torch.tensor([1.0, 0.0]))
-    with pytest.raises(ValueError, match="index must have the shape of losses"):
+    with pytest.raises(ValueError, match="index must have the shape of rewards"):
         table.update([0], torch.tensor([1.0, 0.0]))
     after = table.state_dict()
     assert torch.equal(after["passes"]["records"], before["passes"]["records"])
