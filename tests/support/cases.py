@@ -70,3 +70,17 @@ def same(actual: Tensor, expected: Array | np.generic, *what: object) -> None:
             f"{what}: {len(where)} of {wanted.size} differ, first at {first}: "
             f"{found[first]:#x}, not {wanted[first]:#x}"
         )
+
+
+def has_memory(device: torch.device | str) -> bool:
+    """Return whether torch allocates the memory of a device, which it does not if it is emulated.
+
+    Without, an operation cannot make a result from nothing.
+    """
+    try:
+        torch._lazy_clone(torch.zeros(1, device=device))
+    except RuntimeError:
+        if torch.device(device).type == "cpu":
+            raise
+        return False
+    return True
