@@ -141,7 +141,7 @@ FAULTS = {
         Change(
             "backends/cuda.cu",
             "static_cast<const uint64_t*>(keys), count, ranks,",
-            "static_cast<const uint64_t*>(keys), count, &count,",
+            "static_cast<const uint64_t*>(keys), count, static_cast<const int64_t*>(&count),",
         ),
         "traced",
         "top_k",
