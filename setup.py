@@ -338,6 +338,7 @@ def main() -> None:
             "dynloader.sampling",
             "dynloader.scores",
             "dynloader.table",
+            "dynloader.transforms",
         ],
         package_data={"dynloader": ["py.typed", "lib/*.so"], "dynloader.report": ["style.css"]},
         ext_modules=extensions,
