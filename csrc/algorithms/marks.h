@@ -10,7 +10,7 @@ namespace dynloader {
 // Keys >= `upper` are certainly selected, keys < `lower` certainly not. Keys in between are open.
 struct Bracket {
   uint64_t lower, upper;
-  int32_t is_active;  // 0: nothing is left to mark
+  int64_t is_active;  // 0: nothing is left to mark; a bool would leave padding that copies read
 };
 
 // Tiles are kTile consecutive samples. The open samples of a tile are adjacent in the list.
