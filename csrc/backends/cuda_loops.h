@@ -13,6 +13,9 @@ namespace dynloader {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+// Blocks per multiprocessor that kernels with many registers ask for. Without a request, nvcc aims
+// for more of them, and spills registers.
+constexpr int kBlocks = 3;
 // Up to this many elements, one block runs two steps of which the first must end before the second
 // begins.
 constexpr int64_t kOneBlock = 4096;
@@ -35,7 +38,7 @@ struct SharedStep {
 };
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) for_each_kernel(F f, int64_t n) {
+__global__ void __launch_bounds__(kThreads, kBlocks) for_each_kernel(F f, int64_t n) {
   fetch(f, 0);
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += stride) f(i);
@@ -85,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(Walk walk, Emit emit, in
 // Uses `warps` warps, of which the grid has at least that many, for each element: all of their
 // lanes take the same walk, then share the work on the element.
 template <class Walk, class Emit>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     walk_shared_kernel(Walk walk, Emit emit, int64_t n, uint32_t warps) {
   fetch(walk, 0);
   fetch(emit, 0);

@@ -49,29 +49,34 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
   const auto upper_high = static_cast<uint32_t>(upper >> 32);
   const int64_t first = tile * Marks::kTile + threadIdx.x;
 
-  // Before the first vote, and without a branch, so that all loads of a thread are under way at
-  // once.
-  uint32_t high[kItems];
-#pragma unroll
-  for (int item = 0; item < kItems; ++item) {
-    const int64_t i = first + item * kThreads;
-    high[item] = key.high(i < n ? i : n - 1);
-  }
+  // Loads are asked for without a branch and before the votes on them, so that all loads of a batch
+  // are under way at once. Drawing a key takes registers, so a batch of those is smaller.
+  constexpr int kAtOnce = Key::kIsDrawn ? 2 : 8;
   uint32_t open = 0;   // bit `item`: this thread's sample number `item` is open
   int64_t marked = 0;  // samples that this warp marked
   uint32_t word = 0;   // lane `item` has the votes on the samples number `item`
+#pragma unroll 1
+  for (int begin = 0; begin < kItems; begin += kAtOnce) {
+    uint32_t high[kAtOnce];
 #pragma unroll
-  for (int item = 0; item < kItems; ++item) {
-    const int64_t i = first + item * kThreads;
-    const bool exists = i < n;
-    const bool is_near = (high[item] == lower_high) | (high[item] == upper_high);
-    const uint32_t low = exists && is_near ? key.low(i) : 0;
-    const uint64_t whole = (static_cast<uint64_t>(high[item]) << 32) | low;
-    const bool is_marked = exists && whole >= upper;
-    const uint32_t votes = __ballot_sync(kWholeWarp, is_marked);
-    if (lane_number() == item) word = votes;
-    marked += __popc(votes);
-    if (exists && !is_marked && whole >= lower) open |= 1u << item;
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t i = first + (begin + j) * kThreads;
+      high[j] = key.high(i < n ? i : n - 1);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int item = begin + j;
+      const int64_t i = first + item * kThreads;
+      const bool exists = i < n;
+      const bool is_near = (high[j] == lower_high) | (high[j] == upper_high);
+      const uint32_t low = exists && is_near ? key.low(i) : 0;
+      const uint64_t whole = (static_cast<uint64_t>(high[j]) << 32) | low;
+      const bool is_marked = exists && whole >= upper;
+      const uint32_t votes = __ballot_sync(kWholeWarp, is_marked);
+      if (lane_number() == item) word = votes;
+      marked += __popc(votes);
+      if (exists && !is_marked && whole >= lower) open |= 1u << item;
+    }
   }
   if (lane_number() < kItems) {
     halves_of(marks, tile)[lane_number() * kWarps + warp_number()] = word;
@@ -96,11 +101,10 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
   if (tile_memory.open_start < 0) return;
   place += tile_memory.open_start;
   const int shift = bin_shift(bracket);
-#pragma unroll
+#pragma unroll 1
   for (int item = 0; item < kItems; ++item) {
     if ((open >> item & 1u) == 0) continue;
-    const uint64_t whole =
-        (static_cast<uint64_t>(high[item]) << 32) | key.low(first + item * kThreads);
+    const uint64_t whole = dynloader::whole(key, first + item * kThreads);
     marks.open_keys[place] = whole;
     marks.open_samples[place] = static_cast<uint16_t>(item * kThreads + threadIdx.x);
     if (bins != nullptr) atomicAdd(&bins[(whole - lower) >> shift], 1u);
@@ -108,10 +112,9 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
   }
 }
 
-// Uses a block per tile. Requests three blocks per multiprocessor. Without a request, nvcc aims for
-// four, and spills registers on sm_75.
+// Uses a block per tile.
 template <class Key>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     mark_kernel(Key key, int64_t n, const Search* search, Marks marks) {
   __shared__ TileMemory tile_memory;
   const Bracket bracket = search->bracket;
@@ -123,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 // Also runs after(), which must find the rank of the threshold among the open samples, and then
 // finds the bin of the bracket that has it.
 template <class Key, class After>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     narrow_kernel(Key key, int64_t n, Search* search, Marks marks, After after,
                   Narrowing* narrowing) {
   __shared__ TileMemory tile_memory;

@@ -59,7 +59,7 @@ __device__ __forceinline__ void find_bin(const uint32_t* counts, int64_t rank, i
 // Runs one round of a descent. Every block counts its share in shared memory and adds it to the
 // global counts. The last block to finish walks them, and leaves them zero, as it found them.
 template <int kBins, class Bin, class Descent>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     descend_kernel(Bin bin, Descent descent, int64_t n, uint32_t* counts, uint32_t* ticket) {
   if (!descent.is_active()) return;
   fetch(bin, 0);

@@ -81,7 +81,7 @@ struct WholeKey {
 // bracket missed the threshold, the last block looks at all keys; without kAllKeys, it leaves that
 // to other kernels. Uses a warp per tile, because a tile has few open samples.
 template <bool kAllKeys, class Key, class After>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     settle_kernel(Key key, int64_t n, Search* search, Marks marks, After after,
                   Narrowing* narrowing) {
   __shared__ BlockSearch shared;
@@ -101,11 +101,10 @@ __global__ void __launch_bounds__(kThreads)
   if (is_hit) {
     const int64_t num_few = narrowing->num_few;
     const bool are_listed = num_few <= Narrowing::kFewCapacity;
+    const ListedKey candidates{are_listed ? narrowing->few_keys : marks.open_keys};
     const uint64_t threshold =
-        are_listed ? key_of_rank_in_block<kThreads>(ListedKey{narrowing->few_keys}, num_few,
-                                                    narrowing->rank, shared)
-                   : key_of_rank_in_block<kThreads>(ListedKey{marks.open_keys}, search->totals[1],
-                                                    search->open_rank, shared);
+        key_of_rank_in_block<kThreads>(candidates, are_listed ? num_few : search->totals[1],
+                                       are_listed ? narrowing->rank : search->open_rank, shared);
     if (threadIdx.x == 0) {
       search->open_threshold = threshold;
       after();

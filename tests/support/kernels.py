@@ -44,12 +44,12 @@ class Kernel(NamedTuple):
     stack_bytes: int
     spilled_bytes: int
 
-    def faults(self, spilled: int = 0) -> list[str]:
+    def faults(self) -> list[str]:
         """Return which limits the kernel exceeds."""
         here = f"{self.name} for sm_{self.architecture}"
         most = MAX_REGISTERS["large" if LARGE.search(self.name) else "small"]
         found = []
-        if max(self.spilled_bytes, self.stack_bytes) > spilled:
+        if self.spilled_bytes or self.stack_bytes:
             found.append(f"{here}: {self.spilled_bytes} bytes spilled, stack {self.stack_bytes}")
         if self.registers > most:
             found.append(f"{here}: {self.registers} registers, more than {most}")
