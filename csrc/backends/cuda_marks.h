@@ -49,34 +49,41 @@ __device__ __forceinline__ void mark_tile(const Key& key, int64_t n, int64_t til
   const auto upper_high = static_cast<uint32_t>(upper >> 32);
   const int64_t first = tile * Marks::kTile + threadIdx.x;
 
-  // Loads are asked for without a branch and before the votes on them, so that all loads of a batch
-  // are under way at once. Drawing a key takes registers, so a batch of those is smaller.
-  constexpr int kAtOnce = Key::kIsDrawn ? 2 : 8;
-  uint32_t open = 0;   // bit `item`: this thread's sample number `item` is open
+  // Bit `item` of each is that of this thread's sample number `item`. No branch and no vote here,
+  // so that many loads of a thread are under way at once. Drawing a key takes registers.
+  uint32_t is_marked = 0;
+  uint32_t open = 0;
+  uint32_t near = 0;  // the low halves decide
+#pragma unroll(Key::kIsDrawn ? 2 : kItems)
+  for (int item = 0; item < kItems; ++item) {
+    const int64_t i = first + item * kThreads;
+    const bool exists = i < n;
+    const uint32_t high = key.high(exists ? i : n - 1);
+    const bool is_near = (high == lower_high) | (high == upper_high);
+    const uint32_t bit = exists ? 1u << item : 0;
+    near |= is_near ? bit : 0;
+    is_marked |= !is_near & (high > upper_high) ? bit : 0;
+    open |= !is_near & (high > lower_high) & (high < upper_high) ? bit : 0;
+  }
+  if (near != 0) {
+#pragma unroll 1
+    for (int item = 0; item < kItems; ++item) {
+      if ((near >> item & 1u) == 0) continue;
+      const uint64_t whole = dynloader::whole(key, first + item * kThreads);
+      if (whole >= upper) {
+        is_marked |= 1u << item;
+      } else if (whole >= lower) {
+        open |= 1u << item;
+      }
+    }
+  }
   int64_t marked = 0;  // samples that this warp marked
   uint32_t word = 0;   // lane `item` has the votes on the samples number `item`
-#pragma unroll 1
-  for (int begin = 0; begin < kItems; begin += kAtOnce) {
-    uint32_t high[kAtOnce];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int64_t i = first + (begin + j) * kThreads;
-      high[j] = key.high(i < n ? i : n - 1);
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      const int item = begin + j;
-      const int64_t i = first + item * kThreads;
-      const bool exists = i < n;
-      const bool is_near = (high[j] == lower_high) | (high[j] == upper_high);
-      const uint32_t low = exists && is_near ? key.low(i) : 0;
-      const uint64_t whole = (static_cast<uint64_t>(high[j]) << 32) | low;
-      const bool is_marked = exists && whole >= upper;
-      const uint32_t votes = __ballot_sync(kWholeWarp, is_marked);
-      if (lane_number() == item) word = votes;
-      marked += __popc(votes);
-      if (exists && !is_marked && whole >= lower) open |= 1u << item;
-    }
+  for (int item = 0; item < kItems; ++item) {
+    const uint32_t votes = __ballot_sync(kWholeWarp, (is_marked >> item & 1u) != 0);
+    if (lane_number() == item) word = votes;
+    marked += __popc(votes);
   }
   if (lane_number() < kItems) {
     halves_of(marks, tile)[lane_number() * kWarps + warp_number()] = word;
