@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import traceback
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import together
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.utils.data import TensorDataset
 
@@ -78,37 +75,6 @@ def equal_parts(found: dict[str, Any], wanted: dict[str, Any]) -> None:
             assert torch.equal(part.view(torch.int32), value.view(torch.int32)), name
         else:
             assert found[name] == value, name
-
-
-def together(world: int, folder: Path, call: Callable[..., None], *arguments: Any) -> list[int]:
-    """Run ``call`` in forked processes; return their exit codes."""
-    context = multiprocessing.get_context("fork")
-    store = folder / f"store.{len(list(folder.glob('store.*')))}"
-
-    def run(rank: int) -> None:
-        try:
-            torch.set_num_threads(1)
-            dist.init_process_group(
-                "gloo",
-                f"file://{store}",
-                world_size=world,
-                rank=rank,
-                timeout=timedelta(seconds=60),
-            )
-            call(*arguments)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    processes = [context.Process(target=run, args=[rank]) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        if process.is_alive():
-            process.kill()
-    return [process.exitcode for process in processes]
 
 
 def save(folder: Path, seed: int) -> None:
