@@ -24,7 +24,7 @@ from dynloader._checks import check_integer
 from dynloader._collectives import all_reduce, all_texts, device_for
 from dynloader.sampling._kept_state import check_parts, restored
 from dynloader.sampling._sharded import ShardedKept
-from dynloader.table._shard import error_of
+from dynloader.table._shard import Shard, error_of
 from dynloader.table._table import ScoreTable
 
 __all__ = [
@@ -63,23 +63,24 @@ def rows_as_dtensor(rows: Tensor, num_rows: int, group: Any = None) -> Any:
         dimension.
 
     Raises:
-        ValueError: ``rows`` does not have the number of rows of this process.
+        ValueError: ``rows`` does not have the number of rows of this process, or ``group`` does not
+            contain it.
         RuntimeError: ``torch.distributed`` is not initialized.
     """
-    from torch.distributed.tensor import DTensor, Shard
+    import torch.distributed.tensor as dtensor
 
     check_integer("num_rows", num_rows, 0)
-    first, stop = _part(num_rows, group)
-    if rows.ndim == 0 or len(rows) != stop - first:
+    part = Shard.of(num_rows, group)
+    if rows.ndim == 0 or len(rows) != len(part):
         raise ValueError(
-            f"rows must be the {stop - first} rows [{first}, {stop}) of {num_rows}, got "
+            f"rows must be the {len(part)} rows [{part.first}, {part.stop}) of {num_rows}, got "
             f"{list(rows.shape)}"
         )
     whole = torch.Size([num_rows, *rows.shape[1:]])
-    return DTensor.from_local(
+    return dtensor.DTensor.from_local(
         rows,
         _mesh(rows.device, group),
-        [Shard(0)],
+        [dtensor.Shard(0)],
         run_check=False,
         shape=whole,
         stride=torch.empty(whole, device="meta").stride(),
@@ -182,8 +183,8 @@ def _load(
             continue
         shape, dtype = tuple(entry.size), entry.properties.dtype
         if _is_together() and len(shape) and is_split(key, shape[0]):
-            first, stop = _part(shape[0], group)
-            rows = torch.empty(stop - first, *shape[1:], dtype=dtype)
+            part = Shard.of(shape[0], group)
+            rows = torch.empty(len(part), *shape[1:], dtype=dtype)
             flat[key] = rows_as_dtensor(rows, shape[0], group)
         else:
             flat[key] = torch.empty(shape, dtype=dtype)
@@ -307,8 +308,8 @@ def save_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = Non
         kept = restored(state, table)
         state["table"] = _table_state(table, state["table"])
         if isinstance(kept, ShardedKept):
-            first, stop = _part(len(kept), group)
-            indices, weights = kept.at(torch.arange(first, stop, device="cpu"))
+            part = Shard.of(len(kept), group)
+            indices, weights = kept.at(torch.arange(part.first, part.stop, device="cpu"))
             columns = {"indices": indices, "weights": weights}
             state |= _as_dtensors(columns, len(kept), group)
     save(state, folder, group=group)
@@ -347,14 +348,6 @@ def load_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = Non
     if isinstance(state.get("table"), Mapping):
         state["table"] = _own_state(table, state["table"])
     loader.load_state_dict(_as_rows(state))
-
-
-def _part(num_rows: int, group: Any) -> tuple[int, int]:
-    """Return the first row of this process, and the row after its last one."""
-    if not _is_together():
-        return 0, num_rows
-    each, rank = -(-num_rows // dist.get_world_size(group)), dist.get_rank(group)
-    return min(num_rows, rank * each), min(num_rows, (rank + 1) * each)
 
 
 def _mesh(device: torch.device, group: Any) -> Any:

@@ -215,11 +215,20 @@ def priority_sample(
     return selected, following.view(np.float64)
 
 
-def permute(position: Any, n: int, purpose: int, *, seed: int = 0, epoch: Any = 0) -> Array:
+def permute(
+    position: Any,
+    n: int,
+    purpose: int,
+    *,
+    seed: int = 0,
+    epoch: Any = 0,
+    is_inverse: bool = False,
+) -> Array:
     """Return a random permutation of 0..n-1 at the positions; n < 2**63.
 
     A Feistel network of 8 rounds on the smallest domain of at least 8 bits that holds n, walked
-    until it lands below n (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    until it lands below n (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). With
+    ``is_inverse``, the rounds are reversed, which gives the inverse permutation.
     """
     words = (*philox(seed, epoch, purpose, 0), *philox(seed, epoch, purpose, 1))
     x, *keys = np.broadcast_arrays(np.asarray(position, np.uint64), *words)
@@ -229,10 +238,11 @@ def permute(position: Any, n: int, purpose: int, *, seed: int = 0, epoch: Any = 
     width = max(8, (n - 1).bit_length())
     left_bits, right_bits = np.uint64(width // 2), np.uint64(width - width // 2)
     left_mask, right_mask = (np.uint64((1 << int(b)) - 1) for b in (left_bits, right_bits))
+    rounds = list(enumerate(keys))
     walking = np.arange(x.size)
     while walking.size:
         left, right = x[walking] >> right_bits, x[walking] & right_mask
-        for r, key in enumerate(keys):
+        for r, key in reversed(rounds) if is_inverse else rounds:
             if r % 2 == 0:
                 left = left ^ (feistel_mix(right, key[walking]) & left_mask)
             else:
@@ -247,28 +257,6 @@ def feistel_mix(half: Array, key: Array) -> Array:
     h = (half.astype(np.uint32) ^ key) * np.uint32(0x9E3779B1)
     h = (h ^ h >> np.uint32(15)) * np.uint32(0x85EBCA77)
     return (h ^ h >> np.uint32(16)).astype(np.uint64)
-
-
-def permute_back(place: Any, n: int, purpose: int, *, seed: int = 0, epoch: int = 0) -> Array:
-    """Return the positions at which ``permute`` gives the places."""
-    keys = [*philox(seed, epoch, purpose, 0), *philox(seed, epoch, purpose, 1)]
-    x = np.asarray(place, np.uint64).copy()
-    if n == 1:
-        return np.zeros(x.shape, np.int64)
-    width = max(8, (n - 1).bit_length())
-    left_bits, right_bits = np.uint64(width // 2), np.uint64(width - width // 2)
-    left_mask, right_mask = (np.uint64((1 << int(b)) - 1) for b in (left_bits, right_bits))
-    walking = np.arange(x.size)
-    while walking.size:
-        left, right = x[walking] >> right_bits, x[walking] & right_mask
-        for r in reversed(range(8)):
-            if r % 2 == 0:
-                left = left ^ (feistel_mix(right, keys[r]) & left_mask)
-            else:
-                right = right ^ (feistel_mix(left, keys[r]) & right_mask)
-        x[walking] = left << right_bits | right
-        walking = walking[x[walking] >= n]
-    return x.astype(np.int64)
 
 
 def order(selected: Array, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
@@ -317,7 +305,8 @@ def subset(n: int, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> A
 
 def positions(n: int, start: int, stop: int, *, seed: int = 0, epoch: int = 0) -> Array:
     """Return the positions of samples [start, stop) in the permutation of ``subset``."""
-    return permute_back(np.arange(start, stop), n, SUBSET, seed=seed, epoch=epoch)
+    position = np.arange(start, stop)
+    return permute(position, n, SUBSET, seed=seed, epoch=epoch, is_inverse=True)
 
 
 class ScoreMean(NamedTuple):

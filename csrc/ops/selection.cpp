@@ -16,9 +16,7 @@ Tensor indices_like(const Tensor& tensor, int64_t count) {
 
 // The host waits for the GPU if the weights are on it.
 void check_weights(const char* op, const Tensor& weights, int64_t k) {
-  const Tensor counts = empty_vector(2, codes.int64, weights.device());
-  run_on(weights.device(),
-         CheckWeights{weights.data<float>(), weights.numel(), counts.mutable_data<int64_t>()});
+  const Tensor counts = count_weights(weights);
   const Tensor on_host = empty_vector(2, codes.int64, {codes.cpu, -1});
   check_torch(aoti_torch_copy_(on_host.get(), counts.get(), 0), "did not copy a tensor");
   const int64_t positive = on_host.data<int64_t>()[0];

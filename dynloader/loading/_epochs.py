@@ -14,8 +14,10 @@ from dynloader.loading._rounds import LoaderRounds
 from dynloader.policies._policy import Policy
 from dynloader.policies._steps import Steps
 from dynloader.sampling._batch_sampler import PruningBatchSampler
+from dynloader.sampling._plan import Kept
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._sampler import PruningSampler
+from dynloader.sampling._sharded import ShardedKept
 
 _PRUNED_KEYS = frozenset(
     {
@@ -123,12 +125,21 @@ class LoaderEpochs(abc.ABC):
     def check_state(self, state: Mapping[str, Any], loader: Any) -> None:
         """Raise ValueError unless :meth:`restore` can resume from ``state``."""
 
-    def check_together(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Raise ValueError unless the states of processes with a table in shards fit."""
+    def kept_in(self, state: Mapping[str, Any]) -> Kept | ShardedKept | None:
+        """Return the selection in ``state``, which must have passed :meth:`check_state`.
+
+        Nothing is changed. With a table in shards, all processes must call this together.
+
+        Raises:
+            ValueError: the states of processes with a table in shards do not belong together.
+        """
+        return None
 
     @abc.abstractmethod
-    def restore(self, state: Mapping[str, Any], loader: Any) -> None:
-        """Resume from ``state``."""
+    def restore(
+        self, state: Mapping[str, Any], kept: Kept | ShardedKept | None, loader: Any
+    ) -> None:
+        """Resume from ``state``, and the selection that :meth:`kept_in` returned."""
 
 
 class PlainEpochs(LoaderEpochs):
@@ -199,7 +210,9 @@ class PlainEpochs(LoaderEpochs):
             # Without a policy, an epoch resumes from its beginning.
             _check_position(state, step=1, num_fed=0, drop_last=False, steps_per_epoch=None)
 
-    def restore(self, state: Mapping[str, Any], loader: Any) -> None:
+    def restore(
+        self, state: Mapping[str, Any], kept: Kept | ShardedKept | None, loader: Any
+    ) -> None:
         self.set(int(state["epoch"]), loader)
 
 
@@ -338,11 +351,13 @@ class PrunedEpochs(LoaderEpochs):
         if self.rounds is not None:
             self.rounds.check_state(state, loader)
 
-    def check_together(self, state: Mapping[str, Any]) -> None:
-        self._epochs.check_together(state)
+    def kept_in(self, state: Mapping[str, Any]) -> Kept | ShardedKept | None:
+        return self._epochs.kept_in(state)
 
-    def restore(self, state: Mapping[str, Any], loader: Any) -> None:
-        self._epochs.restore(state)
+    def restore(
+        self, state: Mapping[str, Any], kept: Kept | ShardedKept | None, loader: Any
+    ) -> None:
+        self._epochs.restore(state, kept)
         if self.rounds is not None and self._epochs.delay is not None:
             self.rounds.prepare(loader)  # so that left_out() knows what the rounds feed
 

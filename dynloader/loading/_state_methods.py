@@ -10,6 +10,7 @@ from dynloader._checks import check_number, check_state, refusing_states
 from dynloader.loading._epochs import LoaderEpochs
 from dynloader.loading._logging import LoaderLogs
 from dynloader.loading._pairing import Pairing
+from dynloader.table._exchange import saying_what_failed
 from dynloader.table._shard import error_of
 from dynloader.table._table import ScoreTable
 
@@ -70,16 +71,20 @@ class StateMethods:
         Raises:
             ValueError: the state is damaged, or was saved by another version or by a loader with a
                 different number of samples, policy, seed, order or batches. Nothing is changed.
+            RuntimeError: a process of a table in shards died. Nothing is changed.
         """
         shard = None if self.table is None else self.table.shard
         if shard is None:
             self._check_state(state)
+            kept = self._epochs.kept_in(state)
         else:
-            shard.agree(error_of(lambda: self._check_state(state)), "load their states")
-        self._epochs.check_together(state)
+            with saying_what_failed("loading a state"):
+                shard.agree(error_of(lambda: self._check_state(state)), "load their states")
+                kept = self._epochs.kept_in(state)
+        # The last that communicates, and nothing is written before.
         if self.table is not None:
             self.table.load_state_dict(state["table"])
-        self._epochs.restore(state, self)
+        self._epochs.restore(state, kept, self)
         self._update_seconds = float(state["update_seconds"])
         self._pairing.forget()
         if (current := self._epochs.current) is not None:

@@ -125,3 +125,20 @@ def address_arguments(op: str, seed: int, epoch: int | Tensor) -> tuple[int, int
     if isinstance(epoch, Tensor):
         return seed, 0, epoch
     return seed, integer_argument(op, "epoch", epoch, "an int or a tensor"), None
+
+
+def permutation_arguments(
+    op: str,
+    n: int,
+    start: int,
+    stop: int,
+    seed: int,
+    epoch: int | Tensor,
+    device: torch.device | str,
+) -> tuple[int, int, int, int, int, Tensor | None, torch.device]:
+    """Return the arguments of ``subset`` and ``positions`` as the operators' schema takes them."""
+    n = integer_argument(op, "n", n)
+    start = integer_argument(op, "start", start)
+    stop = integer_argument(op, "stop", stop)
+    address = address_arguments(op, seed, epoch)
+    return n, start, stop, *address, device_argument(op, device)

@@ -13,11 +13,11 @@ from dynloader.ops import _fake as _fake  # registers the shapes for torch.compi
 from dynloader.ops import _group_calls
 from dynloader.ops._arguments import (
     address_arguments,
-    device_argument,
     flag_argument,
     integer_argument,
     mark_written,
     number_argument,
+    permutation_arguments,
     tensor_arguments,
     values_argument,
     written_arguments,
@@ -407,12 +407,8 @@ def subset(
     Raises:
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
-    n = integer_argument("subset", "n", n)
-    start = integer_argument("subset", "start", start)
-    stop = integer_argument("subset", "stop", stop)
-    address = address_arguments("subset", seed, epoch)
-    device = device_argument("subset", device)
-    return _tensor(_operators.subset(n, start, stop, *address, device))
+    arguments = permutation_arguments("subset", n, start, stop, seed, epoch, device)
+    return _tensor(_operators.subset(*arguments))
 
 
 def positions(
@@ -443,12 +439,8 @@ def positions(
     Raises:
         RuntimeError: ``device`` is a GPU that torch does not see.
     """
-    n = integer_argument("positions", "n", n)
-    start = integer_argument("positions", "start", start)
-    stop = integer_argument("positions", "stop", stop)
-    address = address_arguments("positions", seed, epoch)
-    device = device_argument("positions", device)
-    return _tensor(_operators.positions(n, start, stop, *address, device))
+    arguments = permutation_arguments("positions", n, start, stop, seed, epoch, device)
+    return _tensor(_operators.positions(*arguments))
 
 
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

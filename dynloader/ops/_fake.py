@@ -104,20 +104,8 @@ def _(n: int, start: int, stop: int, seed: int, epoch: int) -> Tensor:
     return torch.empty((stop - start,), dtype=torch.int64)
 
 
-@_fake("subset")
-def _(
-    n: int,
-    start: int,
-    stop: int,
-    seed: int,
-    epoch: int,
-    epoch_at: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    return torch.empty((stop - start,), dtype=torch.int64, device=device)
-
-
 @_fake("positions")
+@_fake("subset")
 def _(
     n: int,
     start: int,

@@ -405,24 +405,29 @@ class Epochs:
         num_kept = check_saved_kept(state, self.num_samples, self.table.shard)
         return self.num_samples if needed is None else num_kept
 
-    def check_together(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the states of all processes belong together.
+    def kept_in(self, state: Mapping[str, Any]) -> Kept | ShardedKept | None:
+        """Return the selection in ``state``, which must have passed :meth:`check_state`.
 
-        All processes must call this together, if the table is in shards.
+        Nothing is changed. With a table in shards, all processes must call this together.
+
+        Raises:
+            ValueError: the states of all processes do not belong together.
         """
         if (shard := self.table.shard) is not None:
             check_parts(state, shard)
+        return None if isinstance(self.policy.every, Steps) else restored(state, self.table)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], kept: Kept | ShardedKept | None) -> None:
         """Continue from ``state``, which must have passed :meth:`check_state`.
 
-        The state of the table is loaded separately.
+        Communicates nothing. The state of the table is loaded separately.
+
+        Args:
+            state: the state.
+            kept: its selection, as :meth:`kept_in` returned it.
         """
-        kept = None
         if isinstance(self.policy.every, Steps):
             self.delay = state["delay"]
-        else:
-            kept = restored(state, self.table)
         self._kept = kept
         self.current = self._settle(
             int(state["epoch"]), start=int(state["position"]), is_exhausted=state["is_exhausted"]

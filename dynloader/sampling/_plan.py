@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -243,8 +243,55 @@ class EpochPlan(abc.ABC):
             yield share.of(block, self.filler)
 
 
+class _Selected(Protocol):
+    """The samples that one selection kept."""
+
+    checkpoint: int
+
+    def __len__(self) -> int: ...
+
+
+class SettledPlan(EpochPlan):
+    """Base of plans whose samples are all selected before the epoch begins.
+
+    Attributes:
+        kept: the samples fed. None means all.
+    """
+
+    kept: _Selected | None
+
+    def __len__(self) -> int:
+        return self.num_samples if self.kept is None else len(self.kept)
+
+    @property
+    def checkpoint(self) -> int | None:
+        return None if self.kept is None else self.kept.checkpoint
+
+    @property
+    def known(self) -> int:
+        return sys.maxsize
+
+    def filler(self, start: int, stop: int) -> Tensor:
+        return self.batch(start, stop)
+
+    def deliver(self, index: Any, position: int) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+    def laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Split positions [start, stop) into ranges within the epoch, starting over at its end."""
+        n = len(self)
+        while start < stop:
+            begin = start % n
+            end = min(n, begin + stop - start)
+            yield begin, end
+            start += end - begin
+
+
 @dataclass(frozen=True, eq=False)
-class Plan(EpochPlan):
+class Plan(SettledPlan):
     """The samples of an epoch that are selected before it begins. Immutable.
 
     Attributes:
@@ -262,23 +309,9 @@ class Plan(EpochPlan):
     kept: Kept | None
     stored: Blocks | None = None
 
-    def __len__(self) -> int:
-        return self.num_samples if self.kept is None else len(self.kept)
-
-    @property
-    def checkpoint(self) -> int | None:
-        return None if self.kept is None else self.kept.checkpoint
-
-    @property
-    def known(self) -> int:
-        return sys.maxsize
-
     def wait(self) -> None:
         if self.kept is not None:
             self.kept.wait()
-
-    def filler(self, start: int, stop: int) -> Tensor:
-        return self.batch(start, stop)
 
     def on(self, device: torch.device) -> tuple[Order, Order]:
         samples, address = self.samples_on(device), self.address._asdict()
@@ -304,27 +337,12 @@ class Plan(EpochPlan):
             return torch.empty(0, dtype=torch.int64)
         return (~self.is_fed()).nonzero().view(-1)
 
-    def deliver(self, index: Any, position: int) -> None:
-        pass
-
-    def restart(self) -> None:
-        pass
-
     def samples_on(self, device: torch.device) -> Tensor:
         """Return the samples fed, int64 [k] on ``device``; in ascending order if not shuffled."""
         if self.kept is None:
             return torch.arange(self.num_samples, device=device)
         samples = self.kept.on(device)
         return samples if self.shuffle else samples.sort().values
-
-    def laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Split positions [start, stop) into ranges within the epoch, starting over at its end."""
-        n = len(self)
-        while start < stop:
-            begin = start % n
-            end = min(n, begin + stop - start)
-            yield begin, end
-            start += end - begin
 
     def batch(self, start: int, stop: int) -> Tensor:
         """Return the samples at positions [start, stop), a new int64 tensor on the host.

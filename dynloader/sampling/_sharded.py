@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from dynloader import ops
 from dynloader._address import Address
 from dynloader._checks import check_range
 from dynloader.ops import Selection
-from dynloader.sampling._plan import CHUNK, EpochPlan, Order
+from dynloader.sampling._plan import CHUNK, Order, SettledPlan
 from dynloader.sampling._share import Share
 from dynloader.table._shard import Shard
 
@@ -164,7 +162,7 @@ class _Fed:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardedPlan(EpochPlan):
+class ShardedPlan(SettledPlan):
     """The samples of an epoch, of which each process computes only those that it feeds.
 
     Attributes:
@@ -181,17 +179,6 @@ class ShardedPlan(EpochPlan):
     kept: ShardedKept | None
     device: torch.device
     _fed: list[_Fed] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return self.num_samples if self.kept is None else len(self.kept)
-
-    @property
-    def checkpoint(self) -> int | None:
-        return None if self.kept is None else self.kept.checkpoint
-
-    @property
-    def known(self) -> int:
-        return sys.maxsize
 
     def wait(self) -> None:
         pass
@@ -255,18 +242,12 @@ class ShardedPlan(EpochPlan):
         Positions past the end of the epoch start over at its beginning.
         """
         k, parts = len(self), []
-        while start < stop:
-            begin = start % k
-            end = min(k, begin + stop - start)
+        for begin, end in self.laps(start, stop):
             if self.shuffle:
                 parts.append(ops.order(k, begin, end, **self.address._asdict()))
             else:
                 parts.append(torch.arange(begin, end, device="cpu"))
-            start += end - begin
         return parts[0] if len(parts) == 1 else torch.cat([torch.empty(0).long(), *parts])
-
-    def filler(self, start: int, stop: int) -> Tensor:
-        return self.batch(start, stop)
 
     def on(self, device: torch.device) -> tuple[Order, Order]:
         raise self._refusal("the order on a GPU")
@@ -327,12 +308,6 @@ class ShardedPlan(EpochPlan):
         is_left_out = torch.ones(len(shard), dtype=torch.bool)
         is_left_out[self.kept.own() - shard.first] = False
         return is_left_out.nonzero().view(-1) + shard.first
-
-    def deliver(self, index: Any, position: int) -> None:
-        pass
-
-    def restart(self) -> None:
-        pass
 
     def _refusal(self, what: str) -> RuntimeError:
         return RuntimeError(

@@ -173,14 +173,18 @@ def exchange(
 
 
 @contextlib.contextmanager
-def saying_what_failed() -> Iterator[None]:
-    """Raise a RuntimeError that says that nothing was written if a collective fails."""
+def saying_what_failed(
+    what: str = "the exchange of scores between processes",
+) -> Iterator[None]:
+    """Raise a RuntimeError that says that nothing was written if a collective fails.
+
+    Args:
+        what: what then failed.
+    """
     try:
         yield
     except RuntimeError as error:
-        raise RuntimeError(
-            f"the exchange of scores between processes failed, and the table is unchanged: {error}"
-        ) from error
+        raise RuntimeError(f"{what} failed, and the table is unchanged: {error}") from error
 
 
 def _wait_for_all(group: Any, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,18 @@ from dynloader.table._unsent import SKIPPED, Entries, Unsent
 from dynloader.table._visits import visits_of
 
 _VISITS = 3  # the column of the records that counts visits
+
+
+class OfAll(NamedTuple):
+    """What a table in shards knows of the rows of all processes.
+
+    Attributes:
+        retained: the numbers of samples that all selections kept, and that none kept.
+        figures: see :func:`figures_of`.
+    """
+
+    retained: tuple[int, int]
+    figures: Tensor
 
 
 class Sharding(Recording):
@@ -127,7 +139,7 @@ class Sharding(Recording):
             for visit in visits_of(found, counts):
                 self._record_visit(visit)
             # Also the vote: a process that could not receive or record does not come here.
-            self._refresh_figures()
+            self._figures = self._figures_of_all(self.scores, self.records)
         if len(outside):
             self._faults[0] += len(outside)
             self._faults[1] = outside[0]
@@ -168,21 +180,28 @@ class Sharding(Recording):
             judged = visit.at(is_judged)
             ops.update_forgetting(self.forgetting, judged.samples, judged.is_correct, self._faults)
 
-    def _refresh_figures(self) -> None:
-        """Compute what :meth:`stats` returns, so that it need not communicate."""
-        mean = ops.score_mean(self.scores, **self.group_arguments)
-        num_unseen = self.total((self.records[:, _VISITS] == 0).sum())
-        self._figures = figures_of(mean, num_unseen)
+    def _figures_of_all(self, scores: Tensor, records: Tensor) -> Tensor:
+        """Compute what :meth:`stats` returns of the rows, so that it need not communicate."""
+        mean = ops.score_mean(scores, **self.group_arguments)
+        return figures_of(mean, self.total((records[:, _VISITS] == 0).sum()))
 
-    def _count_own(self, indices: Tensor) -> None:
-        """Count one selection, of which this process holds the samples ``indices``."""
-        ops.count_selected(self.selections, self.rows_of(self.owned(indices)), self._faults)
-
-    def _count_retained(self) -> None:
-        """Compute what :meth:`retention` returns, so that it need not communicate."""
-        counts = [int((self.selections == number).sum()) for number in (self.num_selections, 0)]
+    def _retained_of_all(self, selections: Tensor, num_selections: int) -> tuple[int, int]:
+        """Compute what :meth:`retention` returns of the rows, so that it need not communicate."""
+        counts = [int((selections == number).sum()) for number in (num_selections, 0)]
         always, never = self.all_counts(counts)[0]
-        self._retained = always, never if self.num_selections else 0
+        return always, never if num_selections else 0
+
+    def _count_in_shards(self, indices: Tensor, *, is_new: bool) -> None:
+        """Count one selection, of which this process holds the samples ``indices``."""
+        num_selections = self.num_selections + is_new
+        with saying_what_failed("counting a selection"):
+            rows = self.rows_of(self.owned(indices))
+            # A copy, so that no process has written before all have received their samples.
+            selections = self.selections.clone()
+            ops.count_selected(selections, rows, self._faults)
+            retained = self._retained_of_all(selections, num_selections)
+        self.selections.copy_(selections)
+        self.num_selections, self._retained = num_selections, retained
 
     def _state_of_shard(self) -> dict[str, Any]:
         if self.shard is None or self._unsent is None:
@@ -193,11 +212,31 @@ class Sharding(Recording):
             "unsent": self._unsent.state_dict(),
         }
 
-    def _load_shard(self, state: Mapping[str, Any], unsent: Unsent) -> None:
+    def _agree_to_load(
+        self, state: Mapping[str, Any], shard: Shard, error: Exception | None
+    ) -> OfAll:
+        """Return what is known of all processes once each has loaded its state.
+
+        Nothing is written. All communication is here, so if it fails, no process loads its state.
+
+        Args:
+            state: the state of this process.
+            shard: the place of this process.
+            error: what is wrong with the state of this process, or None.
+
+        Raises:
+            ValueError: a process cannot load its state.
+        """
+        with saying_what_failed("loading a state"):
+            shard.agree(error, "load their states")
+            scores = torch.empty_like(self.scores).copy_(state["scores"].detach())
+            retained = self._retained_of_all(state["selections"], int(state["num_selections"]))
+            return OfAll(retained, self._figures_of_all(scores, state["records"]))
+
+    def _load_shard(self, state: Mapping[str, Any], unsent: Unsent, of_all: OfAll) -> None:
         unsent.load_state_dict(state["unsent"])
         self._shared_updates = self._num_loaded = int(state["shared_updates"])
-        self._count_retained()
-        self._refresh_figures()
+        self._retained, self._figures = of_all
 
 
 def unseen_figures(n: int, device: torch.device) -> Tensor:

@@ -292,11 +292,13 @@ class ScoreTable(Sharding):
             num_used: int64 [1] on any device, the number of leading ``indices`` that were kept.
                 None means all.
             is_new: whether this is a new selection, and not a further part of the last one.
+
+        Raises:
+            RuntimeError: a process died. The table is unchanged.
         """
         if self.shard is not None:
-            self._count_own(self._here(indices if num_used is None else indices[: int(num_used)]))
-            self.num_selections += is_new
-            self._count_retained()
+            part = indices if num_used is None else indices[: int(num_used)]
+            self._count_in_shards(self._here(part), is_new=is_new)
             return
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)
@@ -460,11 +462,14 @@ class ScoreTable(Sharding):
         Raises:
             ValueError: the state has another version, is for another number of samples, or is
                 damaged. The table is unchanged.
+            RuntimeError: a process of a table in shards died. The table is unchanged.
         """
+        of_all = None
         if self.shard is None:
             self.check_state_dict(state)
         else:
-            self.shard.agree(error_of(lambda: self.check_state_dict(state)), "load their states")
+            error = error_of(lambda: self.check_state_dict(state))
+            of_all = self._agree_to_load(state, self.shard, error)
         forgetting, history = state["forgetting"], state["history"]
         if history is not None:
             self.keep_history(history.shape[1])
@@ -492,8 +497,8 @@ class ScoreTable(Sharding):
         self._offset_faults.zero_()
         self._faults_on_host = None
         self._shared, self._num_loaded = None, self.num_updates  # all processes load one state
-        if self.shard is not None and self._unsent is not None:
-            self._load_shard(state, self._unsent)
+        if of_all is not None and self._unsent is not None:
+            self._load_shard(state, self._unsent, of_all)
         elif not is_alone():
             # If so, its rows need not be sent again.
             digest = self._columns().digest()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.distributed as dist
+from forked import together
 from ledger import Numbers
 from paths import TESTS, load_script
 
@@ -119,9 +117,8 @@ def test_loaded_rows_are_sent_only_if_processes_loaded_different_ones(
 N, PROCESSES = 120, 3
 
 
-def count_in_shards(rank: int, folder: Path) -> None:
+def count_in_shards(folder: Path) -> None:
     """Write what a process of an epoch in shards passes to collectives."""
-    dist.init_process_group("gloo", f"file://{folder / 'store'}", world_size=PROCESSES, rank=rank)
     table = ScoreTable(N, "cpu", shard=True)
     loader = DataLoader(Numbers(N), 5, policy=UCB(keep=0.5), table=table, seed=1)
     counted = script("scale_run.py").Counted()
@@ -133,27 +130,11 @@ def count_in_shards(rank: int, folder: Path) -> None:
     before = len(counted.passed)
     iter(loader)
     found["feeding"] = counted.passed[before:]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
 def test_an_epoch_in_shards_sends_what_the_formulas_say(model: ModuleType, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-
-    def run(rank: int) -> None:
-        try:
-            torch.set_num_threads(1)
-            count_in_shards(rank, tmp_path)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    processes = [context.Process(target=run, args=[rank]) for rank in range(PROCESSES)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * PROCESSES
+    assert together(PROCESSES, tmp_path, count_in_shards, tmp_path) == [0] * PROCESSES
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
     each = N // 2 // PROCESSES
     digits = sum(name == "all_reduce" for name, _ in parts[0]["selection"])

@@ -174,7 +174,18 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
 
 @pytest.mark.parametrize(
     "name",
-    ["killed_in_rows", "killed_at_the_end", "late", "killed_in_all_to_all", "late_in_all_to_all"],
+    [
+        "killed_in_rows",
+        "killed_at_the_end",
+        "late",
+        "killed_in_all_to_all",
+        "late_in_all_to_all",
+        "killed_loading_a_table",
+        "killed_loading_a_loader",
+        "killed_counting",
+        "late_loading_a_loader",
+        "late_counting",
+    ],
 )
 def test_an_exchange_that_a_process_leaves_changes_nothing(name: str, tmp_path: Path) -> None:
     texts = together(name, tmp_path, 3)

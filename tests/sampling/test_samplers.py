@@ -127,7 +127,7 @@ def test_resuming_inside_a_chunk(num_done: int, drop_last: bool) -> None:
     position = num_done * 256 if num_done < 391 else 100_050
     state = batches.sampler.epochs.state() | {"position": position, "step": 256}
     resumed.sampler.epochs.check_state(state)
-    resumed.sampler.epochs.restore(state)
+    resumed.sampler.epochs.restore(state, resumed.sampler.epochs.kept_in(state))
     assert [batch.tolist() for batch in resumed.replay()] == expected[num_done:]
     assert list(resumed) == expected[num_done:]
     assert resumed.epoch == 1
@@ -500,9 +500,8 @@ def test_set_epoch_feeds_the_current_epoch_again_from_its_beginning() -> None:
     sampler.set_epoch(0)
     assert list(sampler) == whole
     resumed = PruningSampler(N, Full())
-    resumed.epochs.restore(
-        sampler.epochs.state() | {"epoch": 0, "position": 60, "is_exhausted": False}
-    )
+    state = sampler.epochs.state() | {"epoch": 0, "position": 60, "is_exhausted": False}
+    resumed.epochs.restore(state, resumed.epochs.kept_in(state))
     iterator = iter(resumed)
     assert next(iterator) == whole[60]
     resumed.table.update([0], torch.tensor([1.0]))
@@ -518,7 +517,7 @@ def test_state_of_an_exhausted_epoch_of_several_processes() -> None:
     state = first.epochs.state()
     assert (state["epoch"], state["is_exhausted"]) == (0, True)
     second = PruningSampler(N, Full(), num_replicas=2, rank=0)
-    second.epochs.restore(state)
+    second.epochs.restore(state, second.epochs.kept_in(state))
     assert second.epochs.current.is_exhausted
     assert second.epochs.state() == state
     assert second.epoch == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cut_short import ACTS, check_same, cut_short, known, trained
 from paths import TESTS, python_path
 
 import dynloader
@@ -74,6 +75,28 @@ def test_a_failed_exchange_changes_nothing(at: str, monkeypatch: pytest.MonkeyPa
     table.synchronize()
     assert table.scores[1:4].tolist() == [1, 0, 0]
     assert table.forgetting.tolist()[1:4] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_what_fails_at_any_communication_changes_nothing(name: str) -> None:
+    act, state, other = ACTS[name], trained(3).state_dict(), trained(1)
+    with cut_short(None, lambda: None) as calls:
+        act(other, state)
+    assert len(calls) > 1
+
+    def fail() -> None:
+        raise RuntimeError("lost")
+
+    for number in range(len(calls)):
+        loader = trained(1)
+        before = known(loader)
+        with (
+            cut_short(number, fail),
+            pytest.raises(RuntimeError, match=r"failed, and the table is unchanged: lost"),
+        ):
+            act(loader, state)
+        check_same(known(loader), before)
+        act(loader, state)
 
 
 def test_without_torch_distributed_one_process_has_all_rows() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import functools
 import importlib.util
 import itertools
 import json
@@ -27,6 +28,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from cut_short import ACTS, check_same, cut_short, known, trained
 from ledger import Numbers, loss_of
 from torch.utils.data import DistributedSampler, TensorDataset
 
@@ -841,6 +843,37 @@ def leave(name: str, replacement: Callable[..., Any], *, shard: bool = False) ->
     assert torch.equal(table.visits, visits)
     print("told", flush=True)
     os._exit(0)
+
+
+def leave_last(name: str, leave: Callable[[], None], folder: Path) -> None:
+    """Leave one process before the last communication of what all do with a table in shards.
+
+    The others must raise an error and change nothing.
+    """
+    act, group = ACTS[name], dist.new_group(timeout=timedelta(seconds=10))
+    loader, other = trained(1, group), trained(1, group)
+    state, before = trained(3, group).state_dict(), known(loader)
+    with cut_short(None, lambda: None) as calls:
+        act(other, state)
+    assert len(calls) > 1
+    at = len(calls) - 1 if dist.get_rank() == 1 else None
+    with cut_short(at, leave), pytest.raises(RuntimeError, match="failed, and the table is"):
+        act(loader, state)
+    check_same(known(loader), before)
+    print("told", flush=True)
+    os._exit(0)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+killed_loading_a_table = functools.partial(leave_last, "load a table", die)
+killed_loading_a_loader = functools.partial(leave_last, "load a loader", die)
+killed_counting = functools.partial(leave_last, "count a selection", die)
+# Longer than the timeout of the group.
+late_loading_a_loader = functools.partial(leave_last, "load a loader", lambda: time.sleep(20))
+late_counting = functools.partial(leave_last, "count a selection", lambda: time.sleep(20))
 
 
 def scoring(folder: Path) -> None:

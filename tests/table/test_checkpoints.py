@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import traceback
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import together
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.utils.data import TensorDataset
 
@@ -27,6 +24,7 @@ from dynloader import (
     ScoreTable,
     checkpoints,
 )
+from dynloader.table._shard import Shard
 
 N = 11
 
@@ -45,11 +43,16 @@ def state_of(seed: int) -> dict[str, Any]:
     return {"version": 1, "epoch": seed, "policy": "UCB", "table": whole_table(seed).state_dict()}
 
 
+def own_rows() -> slice:
+    """Return the rows of this process."""
+    part = Shard.of(N, None)
+    return slice(part.first, part.stop)
+
+
 def in_shards(state: dict[str, Any]) -> dict[str, Any]:
     """Replace tensors of all samples by this process's part of a DTensor."""
-    first, stop = checkpoints._part(N, None)
     table = {
-        name: checkpoints.rows_as_dtensor(value[first:stop].clone(), N)
+        name: checkpoints.rows_as_dtensor(value[own_rows()].clone(), N)
         if torch.is_tensor(value)
         else value
         for name, value in state["table"].items()
@@ -60,7 +63,6 @@ def in_shards(state: dict[str, Any]) -> dict[str, Any]:
 def equal_parts(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Check all values to the bit; of DTensors, the rows of this process."""
     assert found.keys() == wanted.keys()
-    first, stop = checkpoints._part(N, None)
     for name, value in wanted.items():
         if isinstance(value, dict):
             equal_parts(found[name], value)
@@ -68,42 +70,11 @@ def equal_parts(found: dict[str, Any], wanted: dict[str, Any]) -> None:
             part = found[name]
             if dist.is_initialized() and type(part) is not torch.Tensor:
                 assert part.shape == value.shape
-                part, value = part.to_local(), value[first:stop]
+                part, value = part.to_local(), value[own_rows()]
             assert part.dtype == value.dtype, name
             assert torch.equal(part.view(torch.int32), value.view(torch.int32)), name
         else:
             assert found[name] == value, name
-
-
-def together(world: int, folder: Path, call: Callable[..., None], *arguments: Any) -> list[int]:
-    """Run ``call`` in forked processes; return their exit codes."""
-    context = multiprocessing.get_context("fork")
-    store = folder / f"store.{len(list(folder.glob('store.*')))}"
-
-    def run(rank: int) -> None:
-        try:
-            torch.set_num_threads(1)
-            dist.init_process_group(
-                "gloo",
-                f"file://{store}",
-                world_size=world,
-                rank=rank,
-                timeout=timedelta(seconds=60),
-            )
-            call(*arguments)
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    processes = [context.Process(target=run, args=[rank]) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        if process.is_alive():
-            process.kill()
-    return [process.exitcode for process in processes]
 
 
 def save(folder: Path, seed: int) -> None:
@@ -145,7 +116,7 @@ def save_table(folder: Path, shard: bool) -> None:
 
 
 def load_table(folder: Path, shard: bool) -> None:
-    first, stop = checkpoints._part(N, None) if shard else (0, N)
+    own = own_rows() if shard else slice(None)
     table, wanted = ScoreTable(N, "cpu", history=2, shard=shard), ScoreTable(N, "cpu", history=2)
     checkpoints.load_table(table, folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -153,7 +124,7 @@ def load_table(folder: Path, shard: bool) -> None:
         recorded(wanted)
     for name in ("scores", "records", "selections", "forgetting", "history"):
         found, all_rows = getattr(table, name), getattr(wanted, name)
-        assert torch.equal(found.view(torch.int32), all_rows[first:stop].view(torch.int32)), name
+        assert torch.equal(found.view(torch.int32), all_rows[own].view(torch.int32)), name
     assert not table.has_unshared_updates
     table.update([N - 1], torch.tensor([4.0]))
     table.synchronize()
