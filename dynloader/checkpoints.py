@@ -39,6 +39,8 @@ __all__ = [
 
 # Of the state of a table in shards, what is that of one process.
 _OWN = ("shard", "shared_updates", "unsent")
+# What has a row for each sample.
+_OF_ROWS = ("scores", "records", "selections", "forgetting", "history")
 
 _NEW, _OLD = ".saving", ".replaced"
 
@@ -270,8 +272,23 @@ def load_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any 
     if table.shard is None:
         table.load_state_dict(load(folder, group=group))
         return
-    state = load(folder, num_rows=len(table), group=table.shard.group)
+    n = len(table)
+    state = _load(folder, lambda name, length: _has_rows(name, length, n), table.shard.group)
     table.load_state_dict(_own_state(table, state))
+
+
+def _has_rows(name: str, length: int, n: int) -> bool:
+    """Return whether a tensor of the state of a table has a row for each sample.
+
+    Raises:
+        ValueError: it has, but not ``n`` of them. All processes read the same names and lengths, so
+            this is raised in all of them.
+    """
+    if name not in _OF_ROWS:
+        return False
+    if length != n:
+        raise ValueError(f"{name} of the state must have {n} rows, got {length}")
+    return True
 
 
 def _own_state(table: ScoreTable, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +356,10 @@ def load_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = Non
     n = len(table)
 
     def is_split(name: str, length: int) -> bool:
-        return name in ("indices", "weights") or (name.startswith("table.") and length == n)
+        of_table = name.removeprefix("table.")
+        return name in ("indices", "weights") or (
+            of_table != name and _has_rows(of_table, length, n)
+        )
 
     state = _load(folder, is_split, table.shard.group)
     indices = state.get("indices")

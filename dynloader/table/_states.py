@@ -63,6 +63,8 @@ def check_table_state(state: Mapping[str, Any], n: int, shard: Shard | None = No
         length = history.shape[-1] if has_shape else 1
         check_state_tensor("history", history, torch.float32, [n, max(1, length)])
     if state.get("passes") is not None:
+        if shard is not None:
+            raise ValueError("passes of the state must be None for a table in shards, got a record")
         check_pass_state(state["passes"], n)
     for name, values in counts.items():
         if len(values) and (lowest := int(values.min())) < 0:

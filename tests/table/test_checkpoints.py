@@ -142,6 +142,35 @@ def test_a_table_is_loaded_in_shards_or_whole(saved: bool, tmp_path: Path) -> No
         checkpoints.load_table(ScoreTable(12, "cpu"), folder)
 
 
+def load_other(folder: Path, n: int) -> None:
+    """Load a table of N samples and a loader of as many into some of ``n`` samples in shards."""
+    table = ScoreTable(n, "cpu", history=2, shard=True)
+    table.update([0], torch.tensor([4.0]))
+    table.synchronize()
+    before = table.state_dict()
+    with pytest.raises(ValueError, match=rf"of the state must have {n} rows, got {N}$"):
+        checkpoints.load_table(table, folder / "table")
+    data = TensorDataset(torch.arange(n))
+    loader = DataLoader(data, policy=UCB(keep=0.5), table=table, seed=3)
+    with pytest.raises(ValueError, match=rf"of the state must have {n} rows, got {N}$"):
+        checkpoints.load_loader(loader, folder / "loader")
+    for name, value in table.state_dict().items():
+        if torch.is_tensor(value):
+            assert torch.equal(value.view(torch.int32), before[name].view(torch.int32)), name
+
+
+@pytest.mark.parametrize(("world", "n"), [(2, 2 * N), (2, 2 * N - 1), (3, 3 * N), (2, N + 1)])
+def test_a_state_of_another_number_of_samples_is_refused(
+    world: int, n: int, tmp_path: Path
+) -> None:
+    """In the first cases, the first process has as many rows as the state."""
+    checkpoints.save_table(whole_table(3), tmp_path / "table")
+    data = TensorDataset(torch.arange(N))
+    loader = DataLoader(data, policy=UCB(keep=0.5), table=ScoreTable(N, "cpu"), seed=3)
+    checkpoints.save_loader(loader, tmp_path / "loader")
+    assert together(world, tmp_path, load_other, tmp_path, n) == [0] * world
+
+
 def test_a_process_alone_loads_and_saves(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     assert together(3, tmp_path, save, folder, 1) == [0] * 3
