@@ -110,12 +110,28 @@ class Shard:
         device = device_for(self.group, value.device)
         return all_reduce(value.to(device), "max", self.group).to(value.device)
 
-    def send(self, rank: Tensor, rows: Tensor) -> tuple[Tensor, list[int]]:
+    def swap(self, rows: Tensor) -> Tensor:
+        """Send row r to process r, and return the rows received, in order of rank.
+
+        Args:
+            rows: [processes, ...], of the same shape and dtype in all processes.
+        """
+        if self.size == 1:
+            return rows
+        one = [1] * self.size
+        home = device_for(self.group, rows.device)
+        received, _ = all_to_all(rows.to(home), one, self.group, received=one)
+        return received.to(rows.device)
+
+    def send(
+        self, rank: Tensor, rows: Tensor, received: list[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
         """Send each of ``rows`` to a process.
 
         Args:
             rank: the process that each row goes to, int64 [m].
             rows: [m, ...], on the same device.
+            received: the number of rows that each process sends to this one, if known.
 
         Returns:
             The rows that this process receives, in order of the sender's rank and then as sent, and
@@ -125,10 +141,9 @@ class Shard:
             return rows, [len(rows)]
         counts = torch.bincount(rank, minlength=self.size).tolist()
         rows = rows[rank.sort(stable=True).indices]
-        received, numbers = all_to_all(
-            rows.to(device_for(self.group, rows.device)), counts, self.group
-        )
-        return received.to(rows.device), numbers
+        home = device_for(self.group, rows.device)
+        found, numbers = all_to_all(rows.to(home), counts, self.group, received=received)
+        return found.to(rows.device), numbers
 
     def ask(self, rank: Tensor, places: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the processes answer to requests.

@@ -352,14 +352,17 @@ class ScoreTable(Sharding):
         """Exchange the updates since the last call, so that all processes have the same table.
 
         Every process of the group must call it. The samplers call it when they settle an epoch;
-        call it yourself before you save the state of one process in the middle of an epoch. It does
-        nothing without ``torch.distributed`` or in a group of one process.
+        call it yourself before you save the state of one process in the middle of an epoch. Without
+        ``torch.distributed`` or in a group of one process, only a table in shards does something:
+        it records the losses that it kept.
 
         If several processes recorded the same sample, the record with the most visits is used. If
         these are equal, the record of the lowest rank is used.
 
         A table in shards sends the losses of each sample to the process that owns it, which records
-        them; the same processes' records are used. Until then, no losses are recorded.
+        those of the process that the same rule chooses. Until then, no losses are recorded. They
+        are sent and recorded some at a time; until the last are, each process holds 28 bytes more
+        for each sample that it records, 4 for each loss of its history, and 4 for each loss sent.
 
         Args:
             group: a process group; None means all processes, or those of the shards.

@@ -33,6 +33,15 @@ class Entries(NamedTuple):
     losses: Tensor
     codes: Tensor
 
+    @classmethod
+    def empty(cls, size: int, device: torch.device) -> Entries:
+        """Return ``size`` entries with undefined values."""
+        return cls(
+            torch.empty(size, dtype=torch.int64, device=device),
+            torch.empty(size, dtype=torch.float32, device=device),
+            torch.empty(size, dtype=torch.int32, device=device),
+        )
+
     def at(self, which: Tensor) -> Entries:
         """Return the entries ``which``, a mask or indices."""
         return Entries(self.samples[which], self.losses[which], self.codes[which])
@@ -64,12 +73,13 @@ class Unsent:
         device: device of the entries.
 
     Attributes:
+        device: device of the entries.
         num_updates: number of updates they come from.
         is_judged: whether an update said which samples were predicted correctly.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self.clear()
 
     def clear(self) -> None:
@@ -115,22 +125,19 @@ class Unsent:
 
     def _block(self, size: int) -> Entries:
         with torch.inference_mode(False):
-            return Entries(
-                torch.empty(size, dtype=torch.int64, device=self._device),
-                torch.empty(size, dtype=torch.float32, device=self._device),
-                torch.empty(size, dtype=torch.int32, device=self._device),
-            )
+            return Entries.empty(size, self.device)
+
+    def blocks(self) -> list[Entries]:
+        """Return views of all entries, in the order of the updates."""
+        return [
+            Entries(*(column[:used] for column in block))
+            for block, used in zip(self._blocks, self._used, strict=True)
+        ]
 
     def entries(self) -> Entries:
-        """Return all entries."""
-        if not self._blocks:
-            return self._block(0)
-        columns = zip(*self._blocks, strict=True)
-        parts = [
-            torch.cat([block[:used] for block, used in zip(column, self._used, strict=True)])
-            for column in columns
-        ]
-        return Entries(*parts)
+        """Return a copy of all entries."""
+        blocks = self.blocks() or [self._block(0)]
+        return Entries(*(torch.cat(column) for column in zip(*blocks, strict=True)))
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return a copy of the entries; None if there are none."""
@@ -143,7 +150,7 @@ class Unsent:
         self.clear()
         if state is None:
             return
-        found = Entries(*(state[name].to(self._device, copy=True) for name in Entries._fields))
+        found = Entries(*(state[name].to(self.device, copy=True) for name in Entries._fields))
         self._blocks, self._used = [found], [len(found.samples)]
         self.num_updates, self.is_judged = int(state["num_updates"]), bool(found.is_judged.any())
 
