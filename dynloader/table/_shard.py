@@ -62,8 +62,15 @@ class Shard:
         """Return the rank of the process that owns each row, int64 in the shape of ``index``."""
         return index.div(self.rows_per_process, rounding_mode="floor")
 
-    def check(self) -> None:
-        """Raise RuntimeError if the group has changed since the table was created."""
+    def check(self, group: Any) -> None:
+        """Raise unless ``group`` is None or that of the shards, which must not have changed.
+
+        Raises:
+            ValueError: it is another group.
+            RuntimeError: the group has changed since the table was created.
+        """
+        if group is not None and group is not _resolved(self.group):
+            raise ValueError("group must be None or that of the shards, got another group")
         if _processes(self.group) != (self.size, self.rank):
             size, rank = _processes(self.group)
             raise RuntimeError(
@@ -178,6 +185,11 @@ class Shard:
     def describe(self) -> dict[str, int]:
         """Return the place of this process, as a saved state holds it."""
         return {"rank": self.rank, "size": self.size, "num_samples": self.num_samples}
+
+
+def _resolved(group: Any) -> Any:
+    is_there = dist.is_available() and dist.is_initialized()
+    return dist.group.WORLD if group is None and is_there else group
 
 
 def _processes(group: Any) -> tuple[int, int]:

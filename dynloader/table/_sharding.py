@@ -103,9 +103,7 @@ class Sharding(Recording):
 
     def _synchronize_shards(self, shard: Shard, unsent: Unsent, group: Any, of: str) -> None:
         """Send the losses of this process to the owners of the samples, and record what arrives."""
-        if group is not None and group is not shard.group:
-            raise ValueError("group must be None or that of the shards, got another group")
-        shard.check()
+        shard.check(group)
         history = 0 if self._history is None else self._history.shape[1]
         of = f"{of} in dynloader {__version__}"
         head = [

@@ -138,3 +138,24 @@ def test_an_exchange_needs_little_memory(tmp_path: Path) -> None:
     num_losses = 2**21
     most = 32 * num_losses + 400 * 2**18
     assert together(1, tmp_path, peak, num_losses, most) == [0]
+
+
+def given_groups() -> None:
+    """Exchange with the group of the shards, by any of its names, and with another."""
+    everyone, other = dist.group.WORLD, dist.new_group()
+    for group, accepted, refused in (
+        (None, (None, everyone), other),
+        (everyone, (None, everyone), other),
+        (other, (None, other), everyone),
+    ):
+        table = ScoreTable(9, "cpu", shard=True, group=group)
+        for number, given in enumerate(accepted):
+            table.update(torch.arange(9), torch.ones(9))
+            table.synchronize(given)
+            assert table.visits.tolist() == [number + 1] * len(table.scores)
+        with pytest.raises(ValueError, match="group must be None or that of the shards, got anoth"):
+            table.synchronize(refused)
+
+
+def test_the_group_of_the_shards_may_be_given(tmp_path: Path) -> None:
+    assert together(2, tmp_path, given_groups) == [0] * 2
