@@ -37,7 +37,7 @@ ROUND_LOSS = 210
 # How many histograms of digits of the keys find a threshold at the most, and the arguments that
 # processes compare before.
 DIGITS, MEETING = 4, 15 * 8
-SHARDED_HEAD = 5 * 8
+SHARDED_HEAD = 7 * 8
 
 LINKS = {
     # https://docs.nvidia.com: "18x 4th Gen NVLink, 900 GB/s", both directions together.

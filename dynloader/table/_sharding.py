@@ -46,6 +46,7 @@ class Sharding(Recording):
     """
 
     num_selections: int
+    _clamped_of_all: int | None
     _figures: Tensor | None
     _history: Tensor | None
     _num_loaded: int
@@ -112,10 +113,12 @@ class Sharding(Recording):
             history,
             unsent.num_updates,
             unsent.is_judged or self.forgetting is not None,
+            self._has_reduced,
+            int(self._num_clamped),
         ]
         with saying_what_failed():
             heads = shard.gather(head)
-        digests, lengths, histories, updates, judged = zip(*heads, strict=True)
+        digests, lengths, histories, updates, judged, reduced, clamped = zip(*heads, strict=True)
         if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
             kept = f", {history} losses of each" if any(histories) else ""
             device = device_for(shard.group, self.scores.device)
@@ -134,6 +137,7 @@ class Sharding(Recording):
         if outgoing.num_outside:
             self._faults[0] += outgoing.num_outside
             self._faults[1] = outgoing.outside
+        self._clamped_of_all = sum(clamped) if any(reduced) else None
         self._shared_updates += sum(updates)
         self.num_updates_known = self._shared_updates
         unsent.clear()

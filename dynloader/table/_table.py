@@ -118,6 +118,7 @@ class ScoreTable(Sharding):
         self._shared_updates = 0
         # Of all processes: the numbers of samples always and never kept, and those of stats().
         self._retained, self._figures = (len(self), 0), None
+        self._clamped_of_all: int | None = None
         if self.shard is not None:
             self._figures = unseen_figures(len(self), device)
         self.keep_history(history)
@@ -419,8 +420,8 @@ class ScoreTable(Sharding):
         - ``num_unseen``: number of samples never seen.
         - ``num_selections``: number of selections made.
         - ``num_clamped``: number of losses beyond +-2**30 that ``update`` with ``reduce="mean"`` or
-          ``"sum"`` clamped to +-2**30 since the table was created. Only present after an update
-          with ``reduce``.
+          ``"sum"`` clamped to +-2**30 in this process since the table was created; in any process,
+          if the table is in shards. Only present after an update with ``reduce``.
 
         With :attr:`passes`, also those of :meth:`PassRecord.stats`.
         """
@@ -433,8 +434,12 @@ class ScoreTable(Sharding):
         names = ("mean_score", "num_nonfinite", "num_saturated", "num_unseen")
         stats = {f"dynloader/{name}": value for name, value in zip(names, figures, strict=True)}
         stats["dynloader/num_selections"] = float(self.num_selections)
-        if self._has_reduced:
-            stats["dynloader/num_clamped"] = float(self._num_clamped)
+        if self.shard is not None:
+            num_clamped = self._clamped_of_all
+        else:
+            num_clamped = int(self._num_clamped) if self._has_reduced else None
+        if num_clamped is not None:
+            stats["dynloader/num_clamped"] = float(num_clamped)
         return stats if self.passes is None else stats | self.passes.stats()
 
     def state_dict(self) -> dict[str, Any]:

@@ -159,3 +159,20 @@ def given_groups() -> None:
 
 def test_the_group_of_the_shards_may_be_given(tmp_path: Path) -> None:
     assert together(2, tmp_path, given_groups) == [0] * 2
+
+
+def clamped() -> None:
+    """Only one process reduces losses, and clamps some."""
+    table = ScoreTable(9, "cpu", shard=True)
+    name = "dynloader/num_clamped"
+    table.synchronize()
+    assert name not in table.stats()
+    for count, total in ((2, 2), (4, 6)):
+        if dist.get_rank() == 1:
+            table.update([3], torch.full((1, count), 2.0**31), reduce="mean")
+        table.synchronize()
+        assert table.stats()[name] == total
+
+
+def test_losses_clamped_by_any_process_are_counted(tmp_path: Path) -> None:
+    assert together(3, tmp_path, clamped) == [0] * 3
