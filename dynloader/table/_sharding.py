@@ -216,7 +216,7 @@ class Sharding(Recording):
         return {
             "shard": self.shard.describe(),
             "shared_updates": self._shared_updates,
-            "unsent": self._unsent.state_dict(),
+            "unsent": self._unsent.state_dict(len(self)),
         }
 
     def _agree_to_load(

@@ -47,7 +47,7 @@ def check_table_state(state: Mapping[str, Any], n: int, shard: Shard | None = No
     keys = _KEYS if shard is None else _KEYS | {"unsent", "shared_updates"}
     check_state(state, expected, keys)
     if shard is not None:
-        check_unsent_state(state["unsent"])
+        check_unsent_state(state["unsent"], shard.num_samples)
         with refusing_states():
             check_integer("shared_updates of the state", state["shared_updates"], 0, 2**63)
     history = state["history"]
