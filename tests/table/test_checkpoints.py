@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,54 @@ def test_a_process_alone_loads_and_saves(tmp_path: Path) -> None:
         checkpoints.load(tmp_path / "other")
 
 
+# What a process says that lost the first one.
+UNKNOWN = "holds the last state or the new one, whole: "
+
+
 def die_writing(folder: Path, rank: int) -> None:
     """Save, but kill the process ``rank`` when it is to write its rows."""
     if dist.get_rank() == rank:
         FileSystemWriter.write_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+    told = UNKNOWN if dist.get_rank() else "was not replaced by a new state: "
+    with pytest.raises(RuntimeError, match=told):
+        save(folder, 2)
+
+
+def die_told(folder: Path) -> None:
+    """Save, but kill the last process before the first one tells that it has renamed the state."""
+    rank, rename, tell = dist.get_rank(), os.rename, checkpoints._error_in_any
+    is_renamed = folder.parent / "renamed"
+    num_told = 0
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target == folder:
+            is_renamed.touch()
+
+    def dies(error: Exception | None, group: Any) -> Exception | None:
+        nonlocal num_told
+        num_told += 1
+        if num_told == 2 and rank == 2:
+            while not is_renamed.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tell(error, group)
+
+    os.rename, checkpoints._error_in_any = renamed, dies
+    told = UNKNOWN if rank else "was replaced by the new state, but not all processes may know: "
+    with pytest.raises(RuntimeError, match=told):
+        save(folder, 2)
+
+
+def write_error(folder: Path, rank: int) -> None:
+    """Save, but raise in the process ``rank`` when it is to write its rows."""
+
+    def fails(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    if dist.get_rank() == rank:
+        FileSystemWriter.write_data = fails
+    with pytest.raises(RuntimeError, match=r"(?s)was not replaced by a new state: .*disk is full"):
         save(folder, 2)
 
 
@@ -204,7 +248,7 @@ def die_renaming(folder: Path) -> None:
         rename(source, target)
 
     os.rename = dies
-    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+    with pytest.raises(RuntimeError, match=UNKNOWN):
         save(folder, 2)
 
 
@@ -232,6 +276,21 @@ def test_a_process_that_dies_while_it_renames_leaves_the_last_state(tmp_path: Pa
     assert together(2, tmp_path, save, folder, 1) == [0] * 2
     assert together(2, tmp_path, die_renaming, folder) == [-signal.SIGKILL, 0]
     assert not folder.exists()
+    check_next(folder)
+
+
+def test_a_process_that_dies_when_all_is_written_leaves_the_new_state(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert together(3, tmp_path, save, folder, 1) == [0] * 3
+    assert together(3, tmp_path, die_told, folder) == [0, 0, -signal.SIGKILL]
+    equal_parts(checkpoints.load(folder), state_of(2))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_while_writing_leaves_the_last_state(rank: int, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert together(3, tmp_path, save, folder, 1) == [0] * 3
+    assert together(3, tmp_path, write_error, folder, rank) == [0] * 3
     check_next(folder)
 
 
