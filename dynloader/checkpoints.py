@@ -188,12 +188,18 @@ def _load(
     def find() -> None:
         if not (where / ".metadata").exists():
             raise FileNotFoundError(f"folder must hold a state that was saved, got {folder}")
-        found.append(reader.read_metadata())
+        try:
+            metadata = reader.read_metadata()
+            found.append((dict(metadata.state_dict_metadata), dict(metadata.planner_data)))
+        except Exception as error:  # whatever unpickling it may raise
+            raise RuntimeError(
+                f"{folder} was not loaded, because .metadata is damaged: {error!r}"
+            ) from error
 
     _raise_in_all(error_of(find), group)
-    (metadata,) = found
+    ((entries, paths),) = found
     flat: dict[str, Any] = {}
-    for key, entry in metadata.state_dict_metadata.items():
+    for key, entry in entries.items():
         if not isinstance(entry, TensorStorageMetadata):
             flat[key] = None
             continue
@@ -209,7 +215,7 @@ def _load(
             read(flat, storage_reader=reader, process_group=group)
     except (CheckpointException, OSError) as error:
         raise RuntimeError(f"{folder} was not loaded: {error}") from error
-    return _nested(flat, metadata.planner_data)
+    return _nested(flat, paths)
 
 
 def save_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any = None) -> None:

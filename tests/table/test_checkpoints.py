@@ -294,6 +294,24 @@ def test_an_error_while_writing_leaves_the_last_state(rank: int, tmp_path: Path)
     check_next(folder)
 
 
+def load_damaged(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"was not loaded, because .metadata is damaged: "):
+        checkpoints.load_table(ScoreTable(N, "cpu", shard=True), folder)
+    with pytest.raises(RuntimeError, match=r"was not loaded, because .metadata is damaged: "):
+        checkpoints.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04K\x01.", None])
+def test_a_damaged_index_of_a_state(content: bytes | None, tmp_path: Path) -> None:
+    """It is empty, or no pickle, or that of another object, or cut off."""
+    folder = tmp_path / "state"
+    checkpoints.save_table(whole_table(1), folder)
+    metadata = folder / ".metadata"
+    metadata.write_bytes(metadata.read_bytes()[:100] if content is None else content)
+    load_damaged(folder)
+    assert together(2, tmp_path, load_damaged, folder) == [0] * 2
+
+
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows must be the 5 rows \[0, 5\) of 5, got \[4, 2\]"):
         checkpoints.rows_as_dtensor(torch.zeros(4, 2), 5)
