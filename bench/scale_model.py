@@ -22,13 +22,22 @@ ROW, SENT_LOSS = 24, 12
 ROWS_AT_A_TIME = 2**18
 HEAD = 8 * 8
 # Of a table: score, record, number of selections; with several processes that each hold all rows,
-# also the visits that all know of.
-TABLE_ROW, KNOWN_VISITS = 24, 4
-# A loss kept until it is sent: sample, loss, update.
-KEPT_LOSS = 16
+# also the visits that all know of, and the loss weight if samples have some.
+TABLE_ROW, KNOWN_VISITS, WEIGHT = 24, 4, 4
+# A loss kept until it is sent: sample, loss, update. While losses are sent, its place in the order
+# of the rounds; while they are recorded, a copy of the sample's row and its number.
+KEPT_LOSS, PLACE, COPIED_ROW = 16, 4, 24 + 4
+# A sample of an epoch, in the process that selected it, and in the one that feeds it; there, it is
+# kept once more with its weight.
+KEPT, FED = 8, 8
+# Losses of a round of the exchange in shards, unless there would be more rounds than these.
+LOSSES_AT_A_TIME, MOST_ROUNDS = 2**18, 64
+# A loss in its round: measured at 90 bytes, and at 210 if all samples have several.
+ROUND_LOSS = 210
 # How many histograms of digits of the keys find a threshold at the most, and the arguments that
 # processes compare before.
 DIGITS, MEETING = 4, 15 * 8
+SHARDED_HEAD = 7 * 8
 
 LINKS = {
     # https://docs.nvidia.com: "18x 4th Gen NVLink, 900 GB/s", both directions together.
@@ -127,17 +136,40 @@ class Call(NamedTuple):
         return (gather if self.name == "all_gather" else reduce)(int(self.size), processes)
 
 
-def sharded_exchange(fed: float, processes: int) -> list[Call]:
+def losses_of_a_round(fed: float) -> float:
+    """Return how many losses a process sends in a round at the most."""
+    return max(LOSSES_AT_A_TIME, math.ceil(fed / MOST_ROUNDS))
+
+
+def exchange_rounds(n: int, fed: float, processes: int) -> int:
+    """Return the number of rounds in which losses go to their owners.
+
+    Args:
+        n: number of samples of all processes.
+        fed: number of losses of the process that sends or receives the most.
+        processes: number of processes.
+    """
+    rows = math.ceil(n / processes)
+    if fed == 0:
+        return 0
+    return math.ceil(rows / max(1, min(rows, int(losses_of_a_round(fed) * rows // fed))))
+
+
+def sharded_exchange(n: int, fed: float, processes: int) -> list[Call]:
     """Each loss goes to the owner of its sample; what is told of all rows is added up.
 
     Args:
-        fed: number of losses of the process.
+        n: number of samples of all processes.
+        fed: number of losses of the process, as many as it receives.
         processes: number of processes.
     """
+    count = exchange_rounds(n, fed, processes)
     return [
-        Call("all_gather", 5 * 8),
+        Call("all_gather", SHARDED_HEAD),
         Call("all_to_all", 8 * processes),
-        Call("all_to_all", fed * SENT_LOSS),
+        Call("all_gather", 8),
+        Call("all_to_all", 8 * processes * (count + 1)),
+        *[Call("all_to_all", fed * SENT_LOSS / count)] * count,
         Call("all_gather", MEETING),
         Call("all_gather", 8),
     ]
@@ -173,12 +205,29 @@ def feeding(fed: float, processes: int) -> list[Call]:
     return [Call("all_to_all", 8 * processes), *asked]
 
 
-def memory(n: int, fed: int, processes: int) -> dict[str, float]:
-    """Return the bytes of a process: in shards and replicated, the latter with what it receives."""
-    each = math.ceil(n / processes)
+def memory(n: int, fed: int, processes: int, *, is_weighted: bool = False) -> dict[str, float]:
+    """Return the bytes of a process at the end of an epoch.
+
+    Args:
+        n: number of samples of all processes.
+        fed: number of samples that all processes feed.
+        processes: number of processes.
+        is_weighted: whether samples have loss weights.
+
+    Returns:
+        In shards, before and in the exchange of losses, with received rows; and replicated, with
+        received rows.
+    """
+    rows, each = math.ceil(n / processes), math.ceil(fed / processes)
+    of_epoch, weight = KEPT + FED, 0
+    if is_weighted:
+        of_epoch, weight = KEPT + WEIGHT + 2 * FED + WEIGHT, WEIGHT
+    sharded = rows * TABLE_ROW + each * (KEPT_LOSS + of_epoch)
+    in_round = ROUND_LOSS * min(each, losses_of_a_round(each))
     return {
-        "sharded": each * TABLE_ROW + math.ceil(fed / processes) * (KEPT_LOSS + 8),
-        "replicated": n * (TABLE_ROW + KNOWN_VISITS) + fed * ROW,
+        "sharded": sharded,
+        "exchanging": sharded + each * (PLACE + COPIED_ROW) + in_round,
+        "replicated": n * (TABLE_ROW + KNOWN_VISITS + weight) + fed * (KEPT + ROW),
     }
 
 
@@ -187,7 +236,7 @@ def computed(n: int, processes: int) -> dict[str, Any]:
     fed = n // 2
     each = math.ceil(fed / processes)
     calls = {
-        "exchange": sharded_exchange(each, processes),
+        "exchange": sharded_exchange(n, each, processes),
         "selection": selection(n, each, processes),
         "feeding": feeding(each, processes),
     }
@@ -199,7 +248,7 @@ def computed(n: int, processes: int) -> dict[str, Any]:
     return {
         "n": n,
         "processes": processes,
-        "memory": memory(n, fed, processes),
+        "memory": memory(n, fed, processes, is_weighted=True),
         "sharded": {name: cost._asdict() for name, cost in sharded.items()},
         "replicated": replicated._asdict(),
         "seconds": {
@@ -225,10 +274,11 @@ def table_of(result: dict[str, Any]) -> str:
         "Computed, not measured: what each process holds and sends in an epoch that feeds half of "
         "the samples",
         "",
-        "| samples | processes | memory, replicated | in shards | sent, replicated | in shards | "
+        "| samples | processes | memory, replicated | in shards | while exchanging "
+        "| sent, replicated | in shards | "
         + " | ".join(f"seconds in shards, {name}" for name in names)
         + " |",
-        "| ---: " * (6 + len(names)) + "|",
+        "| ---: " * (7 + len(names)) + "|",
     ]
     for found in result["computed"]:
         n, processes = found["n"], found["processes"]
@@ -244,6 +294,7 @@ def table_of(result: dict[str, Any]) -> str:
             f"{processes:,}",
             human(found["memory"]["replicated"]) if whole else "-",
             human(found["memory"]["sharded"]) if part else "-",
+            human(found["memory"]["exchanging"]) if part else "-",
             human(found["replicated"]["sent"]) if whole else "-",
             human(sent) if part else "-",
             *(seconds.get(name, "-") for name in names),
@@ -252,6 +303,9 @@ def table_of(result: dict[str, Any]) -> str:
     speeds = ", ".join(f"{name} {speed / 1e9:.4g} GB/s" for name, speed in LINKS.items())
     lines += [
         "",
+        "*Memory*: with loss weights and without a history; what a selection, or a request for "
+        "samples, needs for a moment is not included. *While exchanging*: with the losses of a "
+        "round and copies of the rows that are written. "
         f"*Seconds*: bytes sent / speed of the link of one process in one direction ({speeds}), "
         f"plus {LATENCY * 1e6:g} us (assumed) for each of the messages that follow each other. "
         "Selecting, recording and waiting for others are not included. *-*: a process holds "

@@ -3,7 +3,7 @@
 They use ``torch.distributed.checkpoint``, so a state saved by some number of processes can be
 loaded by any other number, and by ``torch.distributed.checkpoint`` itself. Everything is written
 beside the last state, which is replaced only when the new one is complete. If a process dies while
-it saves, the last state is whole.
+it saves, the last state is whole, or the new one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ __all__ = [
 
 # Of the state of a table in shards, what is that of one process.
 _OWN = ("shard", "shared_updates", "unsent")
+# What has a row for each sample.
+_OF_ROWS = ("scores", "records", "selections", "forgetting", "history")
 
 _NEW, _OLD = ".saving", ".replaced"
+_NOT_REPLACED = "was not replaced by a new state"
 
 
 def __dir__() -> list[str]:
@@ -100,32 +103,45 @@ def save(state: Mapping[str, Any], folder: str | os.PathLike[str], *, group: Any
             process saves alone.
 
     Raises:
-        RuntimeError: a process died, or could not write. The last state is whole.
+        RuntimeError: a process died, or could not write. The last state is whole; or the new one,
+            if all processes had written their parts. The message tells which, as far as this
+            process can know.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save as write
 
     folder = Path(folder)
     new, old = _beside(folder, _NEW), _beside(folder, _OLD)
+    outcome = _NOT_REPLACED
 
     def prepare() -> None:
         _settle(folder)
         shutil.rmtree(new, ignore_errors=True)
 
     def replace() -> None:
+        nonlocal outcome
         if folder.exists():
             os.rename(folder, old)
         os.rename(new, folder)
+        outcome = "was replaced by the new state, but not all processes may know"
         shutil.rmtree(old, ignore_errors=True)
 
     try:
         _first_only(prepare, group)
+        if not _is_first(group):
+            # Until the first process tells, this one does not know how far that has come.
+            outcome = "holds the last state or the new one, whole"
         with _alone_without_warning():
             write(dict(state), checkpoint_id=new, process_group=group)
         # That returns in the first process when all have written everything.
-        _first_only(replace, group)
-    except (CheckpointException, OSError, RuntimeError) as error:
-        raise RuntimeError(f"{folder} was not replaced by a new state: {error}") from error
+        error = _error_in_any(error_of(replace) if _is_first(group) else None, group)
+        if error is not None:
+            outcome = _NOT_REPLACED
+            raise error
+    except CheckpointException as error:  # told by the first process
+        raise RuntimeError(f"{folder} {_NOT_REPLACED}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(f"{folder} {outcome}: {error}") from error
 
 
 def load(
@@ -172,12 +188,18 @@ def _load(
     def find() -> None:
         if not (where / ".metadata").exists():
             raise FileNotFoundError(f"folder must hold a state that was saved, got {folder}")
-        found.append(reader.read_metadata())
+        try:
+            metadata = reader.read_metadata()
+            found.append((dict(metadata.state_dict_metadata), dict(metadata.planner_data)))
+        except Exception as error:  # whatever unpickling it may raise
+            raise RuntimeError(
+                f"{folder} was not loaded, because .metadata is damaged: {error!r}"
+            ) from error
 
     _raise_in_all(error_of(find), group)
-    (metadata,) = found
+    ((entries, paths),) = found
     flat: dict[str, Any] = {}
-    for key, entry in metadata.state_dict_metadata.items():
+    for key, entry in entries.items():
         if not isinstance(entry, TensorStorageMetadata):
             flat[key] = None
             continue
@@ -193,7 +215,7 @@ def _load(
             read(flat, storage_reader=reader, process_group=group)
     except (CheckpointException, OSError) as error:
         raise RuntimeError(f"{folder} was not loaded: {error}") from error
-    return _nested(flat, metadata.planner_data)
+    return _nested(flat, paths)
 
 
 def save_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any = None) -> None:
@@ -207,7 +229,7 @@ def save_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any 
 
     Raises:
         RuntimeError: losses were recorded since the last ``table.synchronize()``; or a process
-            died, or could not write, and the last state is whole.
+            died, or could not write, see :func:`save`.
     """
     group = group if table.shard is None else table.shard.group
     _check_exchanged(table, group)
@@ -270,8 +292,23 @@ def load_table(table: ScoreTable, folder: str | os.PathLike[str], *, group: Any 
     if table.shard is None:
         table.load_state_dict(load(folder, group=group))
         return
-    state = load(folder, num_rows=len(table), group=table.shard.group)
+    n = len(table)
+    state = _load(folder, lambda name, length: _has_rows(name, length, n), table.shard.group)
     table.load_state_dict(_own_state(table, state))
+
+
+def _has_rows(name: str, length: int, n: int) -> bool:
+    """Return whether a tensor of the state of a table has a row for each sample.
+
+    Raises:
+        ValueError: it has, but not ``n`` of them. All processes read the same names and lengths, so
+            this is raised in all of them.
+    """
+    if name not in _OF_ROWS:
+        return False
+    if length != n:
+        raise ValueError(f"{name} of the state must have {n} rows, got {length}")
+    return True
 
 
 def _own_state(table: ScoreTable, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,7 +331,7 @@ def save_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = Non
 
     Raises:
         RuntimeError: losses were recorded since the last ``loader.table.synchronize()`` or the end
-            of an epoch; or a process died, or could not write, and the last state is whole.
+            of an epoch; or a process died, or could not write, see :func:`save`.
         ValueError: with a table in shards, processes are at different batches.
     """
     table = loader.table
@@ -339,7 +376,10 @@ def load_loader(loader: Any, folder: str | os.PathLike[str], *, group: Any = Non
     n = len(table)
 
     def is_split(name: str, length: int) -> bool:
-        return name in ("indices", "weights") or (name.startswith("table.") and length == n)
+        of_table = name.removeprefix("table.")
+        return name in ("indices", "weights") or (
+            of_table != name and _has_rows(of_table, length, n)
+        )
 
     state = _load(folder, is_split, table.shard.group)
     indices = state.get("indices")
@@ -372,20 +412,28 @@ def _alone_without_warning() -> Iterator[None]:
 
 def _first_only(call: Callable[[], None], group: Any) -> None:
     """Call ``call`` in the process of rank 0, and raise in all processes if it raises."""
-    is_first = not _is_together() or dist.get_rank(group) == 0
-    _raise_in_all(error_of(call) if is_first else None, group)
+    _raise_in_all(error_of(call) if _is_first(group) else None, group)
+
+
+def _is_first(group: Any) -> bool:
+    return not _is_together() or dist.get_rank(group) == 0
 
 
 def _raise_in_all(error: Exception | None, group: Any) -> None:
     """Return when all processes are here; raise in all of them if one has an error."""
+    if (found := _error_in_any(error, group)) is not None:
+        raise found
+
+
+def _error_in_any(error: Exception | None, group: Any) -> Exception | None:
+    """Return the error of this process or else that of another; all must call this."""
     if _is_together():
         device = device_for(group, torch.device("cpu"))
         texts = all_texts("" if error is None else f"{error} ", group, device)
         if error is None and any(texts):
             rank = next(rank for rank, text in enumerate(texts) if text)
-            raise RuntimeError(f"{texts[rank].strip()} (in process {rank})")
-    if error is not None:
-        raise error
+            return RuntimeError(f"{texts[rank].strip()} (in process {rank})")
+    return error
 
 
 def _beside(folder: Path, ending: str) -> Path:

@@ -83,10 +83,11 @@ def meet(op: str, group: Any, tell: Callable[[], Told]) -> tuple[Told, Meeting]:
         TypeError: ``group`` is not a process group.
         ValueError: this process is not in the group; an argument differs between processes.
     """
+    # What new_group returns to a process that is not in the group is an int.
+    if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"{op}: group must contain this process, got a group without it")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"{op}: group must be a ProcessGroup or None, got {type(group).__name__}")
-    if dist.get_rank(group) < 0:
-        raise ValueError(f"{op}: group must have this process in it, got {group}")
     problem: Exception | None = None
     try:
         told = tell()

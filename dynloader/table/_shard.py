@@ -62,8 +62,15 @@ class Shard:
         """Return the rank of the process that owns each row, int64 in the shape of ``index``."""
         return index.div(self.rows_per_process, rounding_mode="floor")
 
-    def check(self) -> None:
-        """Raise RuntimeError if the group has changed since the table was created."""
+    def check(self, group: Any) -> None:
+        """Raise unless ``group`` is None or that of the shards, which must not have changed.
+
+        Raises:
+            ValueError: it is another group.
+            RuntimeError: the group has changed since the table was created.
+        """
+        if group is not None and group is not _resolved(self.group):
+            raise ValueError("group must be None or that of the shards, got another group")
         if _processes(self.group) != (self.size, self.rank):
             size, rank = _processes(self.group)
             raise RuntimeError(
@@ -110,12 +117,28 @@ class Shard:
         device = device_for(self.group, value.device)
         return all_reduce(value.to(device), "max", self.group).to(value.device)
 
-    def send(self, rank: Tensor, rows: Tensor) -> tuple[Tensor, list[int]]:
+    def swap(self, rows: Tensor) -> Tensor:
+        """Send row r to process r, and return the rows received, in order of rank.
+
+        Args:
+            rows: [processes, ...], of the same shape and dtype in all processes.
+        """
+        if self.size == 1:
+            return rows
+        one = [1] * self.size
+        home = device_for(self.group, rows.device)
+        received, _ = all_to_all(rows.to(home), one, self.group, received=one)
+        return received.to(rows.device)
+
+    def send(
+        self, rank: Tensor, rows: Tensor, received: list[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
         """Send each of ``rows`` to a process.
 
         Args:
             rank: the process that each row goes to, int64 [m].
             rows: [m, ...], on the same device.
+            received: the number of rows that each process sends to this one, if known.
 
         Returns:
             The rows that this process receives, in order of the sender's rank and then as sent, and
@@ -125,10 +148,9 @@ class Shard:
             return rows, [len(rows)]
         counts = torch.bincount(rank, minlength=self.size).tolist()
         rows = rows[rank.sort(stable=True).indices]
-        received, numbers = all_to_all(
-            rows.to(device_for(self.group, rows.device)), counts, self.group
-        )
-        return received.to(rows.device), numbers
+        home = device_for(self.group, rows.device)
+        found, numbers = all_to_all(rows.to(home), counts, self.group, received=received)
+        return found.to(rows.device), numbers
 
     def ask(self, rank: Tensor, places: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what the processes answer to requests.
@@ -163,6 +185,11 @@ class Shard:
     def describe(self) -> dict[str, int]:
         """Return the place of this process, as a saved state holds it."""
         return {"rank": self.rank, "size": self.size, "num_samples": self.num_samples}
+
+
+def _resolved(group: Any) -> Any:
+    is_there = dist.is_available() and dist.is_initialized()
+    return dist.group.WORLD if group is None and is_there else group
 
 
 def _processes(group: Any) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,14 @@ from dynloader import ops
 from dynloader._collectives import device_for
 from dynloader._version import __version__
 from dynloader.table._exchange import raise_difference, saying_what_failed
+from dynloader.table._outgoing import Outgoing
 from dynloader.table._recording import Recording
 from dynloader.table._shard import Shard
-from dynloader.table._unsent import SKIPPED, Entries, Unsent
+from dynloader.table._unsent import Entries, Unsent
 from dynloader.table._visits import visits_of
 
 _VISITS = 3  # the column of the records that counts visits
+_ROWS = 2**22  # rows read at a time
 
 
 class OfAll(NamedTuple):
@@ -44,6 +46,7 @@ class Sharding(Recording):
     """
 
     num_selections: int
+    _clamped_of_all: int | None
     _figures: Tensor | None
     _history: Tensor | None
     _num_loaded: int
@@ -101,15 +104,7 @@ class Sharding(Recording):
 
     def _synchronize_shards(self, shard: Shard, unsent: Unsent, group: Any, of: str) -> None:
         """Send the losses of this process to the owners of the samples, and record what arrives."""
-        if group is not None and group is not shard.group:
-            raise ValueError("group must be None or that of the shards, got another group")
-        shard.check()
-        entries = unsent.entries()
-        is_inside = (entries.samples >= 0) & (entries.samples < len(self))
-        outside = entries.samples[~is_inside]
-        outside = outside[outside != SKIPPED]
-        if not bool(is_inside.all()):
-            entries = entries.at(is_inside)
+        shard.check(group)
         history = 0 if self._history is None else self._history.shape[1]
         of = f"{of} in dynloader {__version__}"
         head = [
@@ -118,47 +113,58 @@ class Sharding(Recording):
             history,
             unsent.num_updates,
             unsent.is_judged or self.forgetting is not None,
+            self._has_reduced,
+            int(self._num_clamped),
         ]
         with saying_what_failed():
             heads = shard.gather(head)
-        digests, lengths, histories, updates, judged = zip(*heads, strict=True)
+        digests, lengths, histories, updates, judged, reduced, clamped = zip(*heads, strict=True)
         if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
             kept = f", {history} losses of each" if any(histories) else ""
             device = device_for(shard.group, self.scores.device)
             raise_difference(f"{of} ({len(self)} samples in shards{kept})", shard.group, device)
-        owner = shard.owner(entries.samples)
-        row = (entries.samples - owner * shard.rows_per_process).int()
-        columns = [row, entries.losses.view(torch.int32), entries.codes]
-        with saying_what_failed():
-            received, counts = shard.send(owner, torch.stack(columns, 1))
-        row, losses, codes = received.unbind(1)
-        found = Entries(row.long(), losses.contiguous().view(torch.float32), codes.contiguous())
-        with self._restoring(found.samples), saying_what_failed():
+        with saying_what_failed(), self._restoring() as note:
+            outgoing = Outgoing(unsent, shard)
             if any(judged) and self.forgetting is None:
                 self.forgetting = torch.zeros_like(self.selections)
-            for visit in visits_of(found, counts):
-                self._record_visit(visit)
+            for number in range(outgoing.num_rounds):
+                found, counts = outgoing.exchange(number)
+                note(found.samples)
+                for visit in visits_of(found, counts):
+                    self._record_visit(visit)
             # Also the vote: a process that could not receive or record does not come here.
             self._figures = self._figures_of_all(self.scores, self.records)
-        if len(outside):
-            self._faults[0] += len(outside)
-            self._faults[1] = outside[0]
+        if outgoing.num_outside:
+            self._faults[0] += outgoing.num_outside
+            self._faults[1] = outgoing.outside
+        self._clamped_of_all = sum(clamped) if any(reduced) else None
         self._shared_updates += sum(updates)
         self.num_updates_known = self._shared_updates
         unsent.clear()
 
     @contextlib.contextmanager
-    def _restoring(self, rows: Tensor) -> Iterator[None]:
-        """Restore the rows that are written inside if that raises."""
+    def _restoring(self) -> Iterator[Callable[[Tensor], None]]:
+        """Restore all as it was if the code inside raises.
+
+        Yields:
+            A function that must be called with rows before they are written, once for each row. It
+            keeps a copy of them.
+        """
         forgetting, figures = self.forgetting, self._figures
         parts = [self.scores, self.records]
         parts += [part for part in (forgetting, self._history) if part is not None]
-        before = [part[rows] for part in parts]
+        before: list[tuple[Tensor, list[Tensor]]] = []
+
+        def note(rows: Tensor) -> None:
+            rows = torch.unique(rows)
+            before.append((rows.int(), [part[rows] for part in parts]))
+
         try:
-            yield
+            yield note
         except BaseException:
-            for part, values in zip(parts, before, strict=True):
-                part[rows] = values
+            for rows, values in before:
+                for part, value in zip(parts, values, strict=True):
+                    part[rows.long()] = value
             self.forgetting, self._figures = forgetting, figures
             raise
 
@@ -183,7 +189,8 @@ class Sharding(Recording):
     def _figures_of_all(self, scores: Tensor, records: Tensor) -> Tensor:
         """Compute what :meth:`stats` returns of the rows, so that it need not communicate."""
         mean = ops.score_mean(scores, **self.group_arguments)
-        return figures_of(mean, self.total((records[:, _VISITS] == 0).sum()))
+        parts = torch.split(records[:, _VISITS], _ROWS)
+        return figures_of(mean, self.total(sum(int((visits == 0).sum()) for visits in parts)))
 
     def _retained_of_all(self, selections: Tensor, num_selections: int) -> tuple[int, int]:
         """Compute what :meth:`retention` returns of the rows, so that it need not communicate."""
@@ -209,7 +216,7 @@ class Sharding(Recording):
         return {
             "shard": self.shard.describe(),
             "shared_updates": self._shared_updates,
-            "unsent": self._unsent.state_dict(),
+            "unsent": self._unsent.state_dict(len(self)),
         }
 
     def _agree_to_load(

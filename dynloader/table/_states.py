@@ -47,7 +47,7 @@ def check_table_state(state: Mapping[str, Any], n: int, shard: Shard | None = No
     keys = _KEYS if shard is None else _KEYS | {"unsent", "shared_updates"}
     check_state(state, expected, keys)
     if shard is not None:
-        check_unsent_state(state["unsent"])
+        check_unsent_state(state["unsent"], shard.num_samples)
         with refusing_states():
             check_integer("shared_updates of the state", state["shared_updates"], 0, 2**63)
     history = state["history"]
@@ -63,6 +63,8 @@ def check_table_state(state: Mapping[str, Any], n: int, shard: Shard | None = No
         length = history.shape[-1] if has_shape else 1
         check_state_tensor("history", history, torch.float32, [n, max(1, length)])
     if state.get("passes") is not None:
+        if shard is not None:
+            raise ValueError("passes of the state must be None for a table in shards, got a record")
         check_pass_state(state["passes"], n)
     for name, values in counts.items():
         if len(values) and (lowest := int(values.min())) < 0:

@@ -118,6 +118,7 @@ class ScoreTable(Sharding):
         self._shared_updates = 0
         # Of all processes: the numbers of samples always and never kept, and those of stats().
         self._retained, self._figures = (len(self), 0), None
+        self._clamped_of_all: int | None = None
         if self.shard is not None:
             self._figures = unseen_figures(len(self), device)
         self.keep_history(history)
@@ -352,14 +353,17 @@ class ScoreTable(Sharding):
         """Exchange the updates since the last call, so that all processes have the same table.
 
         Every process of the group must call it. The samplers call it when they settle an epoch;
-        call it yourself before you save the state of one process in the middle of an epoch. It does
-        nothing without ``torch.distributed`` or in a group of one process.
+        call it yourself before you save the state of one process in the middle of an epoch. Without
+        ``torch.distributed`` or in a group of one process, only a table in shards does something:
+        it records the losses that it kept.
 
         If several processes recorded the same sample, the record with the most visits is used. If
         these are equal, the record of the lowest rank is used.
 
         A table in shards sends the losses of each sample to the process that owns it, which records
-        them; the same processes' records are used. Until then, no losses are recorded.
+        those of the process that the same rule chooses. Until then, no losses are recorded. They
+        are sent and recorded some at a time; until the last are, each process holds 28 bytes more
+        for each sample that it records, 4 for each loss of its history, and 4 for each loss sent.
 
         Args:
             group: a process group; None means all processes, or those of the shards.
@@ -416,8 +420,8 @@ class ScoreTable(Sharding):
         - ``num_unseen``: number of samples never seen.
         - ``num_selections``: number of selections made.
         - ``num_clamped``: number of losses beyond +-2**30 that ``update`` with ``reduce="mean"`` or
-          ``"sum"`` clamped to +-2**30 since the table was created. Only present after an update
-          with ``reduce``.
+          ``"sum"`` clamped to +-2**30 in this process since the table was created; in any process,
+          if the table is in shards. Only present after an update with ``reduce``.
 
         With :attr:`passes`, also those of :meth:`PassRecord.stats`.
         """
@@ -430,8 +434,12 @@ class ScoreTable(Sharding):
         names = ("mean_score", "num_nonfinite", "num_saturated", "num_unseen")
         stats = {f"dynloader/{name}": value for name, value in zip(names, figures, strict=True)}
         stats["dynloader/num_selections"] = float(self.num_selections)
-        if self._has_reduced:
-            stats["dynloader/num_clamped"] = float(self._num_clamped)
+        if self.shard is not None:
+            num_clamped = self._clamped_of_all
+        else:
+            num_clamped = int(self._num_clamped) if self._has_reduced else None
+        if num_clamped is not None:
+            stats["dynloader/num_clamped"] = float(num_clamped)
         return stats if self.passes is None else stats | self.passes.stats()
 
     def state_dict(self) -> dict[str, Any]:

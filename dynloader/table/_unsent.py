@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dynloader._checks import check_integer, check_state, check_state_tensor, refusing_states
+from dynloader._checks import (
+    check_integer,
+    check_range,
+    check_state,
+    check_state_tensor,
+    refusing_states,
+)
 
 # Entries that a block of memory holds.
 _BLOCK = 2**16
@@ -32,6 +38,15 @@ class Entries(NamedTuple):
     samples: Tensor
     losses: Tensor
     codes: Tensor
+
+    @classmethod
+    def empty(cls, size: int, device: torch.device) -> Entries:
+        """Return ``size`` entries with undefined values."""
+        return cls(
+            torch.empty(size, dtype=torch.int64, device=device),
+            torch.empty(size, dtype=torch.float32, device=device),
+            torch.empty(size, dtype=torch.int32, device=device),
+        )
 
     def at(self, which: Tensor) -> Entries:
         """Return the entries ``which``, a mask or indices."""
@@ -64,12 +79,13 @@ class Unsent:
         device: device of the entries.
 
     Attributes:
+        device: device of the entries.
         num_updates: number of updates they come from.
         is_judged: whether an update said which samples were predicted correctly.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self.clear()
 
     def clear(self) -> None:
@@ -115,47 +131,64 @@ class Unsent:
 
     def _block(self, size: int) -> Entries:
         with torch.inference_mode(False):
-            return Entries(
-                torch.empty(size, dtype=torch.int64, device=self._device),
-                torch.empty(size, dtype=torch.float32, device=self._device),
-                torch.empty(size, dtype=torch.int32, device=self._device),
-            )
+            return Entries.empty(size, self.device)
+
+    def blocks(self) -> list[Entries]:
+        """Return views of all entries, in the order of the updates."""
+        return [
+            Entries(*(column[:used] for column in block))
+            for block, used in zip(self._blocks, self._used, strict=True)
+        ]
 
     def entries(self) -> Entries:
-        """Return all entries."""
-        if not self._blocks:
-            return self._block(0)
-        columns = zip(*self._blocks, strict=True)
-        parts = [
-            torch.cat([block[:used] for block, used in zip(column, self._used, strict=True)])
-            for column in columns
-        ]
-        return Entries(*parts)
+        """Return a copy of all entries."""
+        blocks = self.blocks() or [self._block(0)]
+        return Entries(*(torch.cat(column) for column in zip(*blocks, strict=True)))
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return a copy of the entries; None if there are none."""
+    def state_dict(self, n: int) -> dict[str, Any] | None:
+        """Return a copy of the entries; None if there are none.
+
+        Args:
+            n: number of samples; entries of others, which an exchange reports, are skipped.
+        """
         if self.num_updates == 0:
             return None
-        return {**self.entries()._asdict(), "num_updates": self.num_updates}
+        samples, losses, codes = self.entries()
+        samples = samples.where((samples >= 0) & (samples < n), SKIPPED)
+        entries = Entries(samples, losses, codes)
+        return {**entries._asdict(), "num_updates": self.num_updates}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load a copy of ``state``, which must have passed :func:`check_unsent_state`."""
         self.clear()
         if state is None:
             return
-        found = Entries(*(state[name].to(self._device, copy=True) for name in Entries._fields))
+        found = Entries(*(state[name].to(self.device, copy=True) for name in Entries._fields))
         self._blocks, self._used = [found], [len(found.samples)]
         self.num_updates, self.is_judged = int(state["num_updates"]), bool(found.is_judged.any())
 
 
-def check_unsent_state(state: Any) -> None:
-    """Raise ValueError unless ``state`` is a state of :class:`Unsent`."""
+def check_unsent_state(state: Any, n: int) -> None:
+    """Raise ValueError unless ``state`` is a state of :class:`Unsent` for ``n`` samples."""
     if state is None:
         return
     check_state(state, {}, {*Entries._fields, "num_updates"})
-    check_state_tensor("samples", state["samples"], torch.int64, [None])
-    count = len(state["samples"])
-    check_state_tensor("losses", state["losses"], torch.float32, [count])
-    check_state_tensor("codes", state["codes"], torch.int32, [count])
+    samples, losses, codes = (state[name] for name in Entries._fields)
+    check_state_tensor("samples", samples, torch.int64, [None])
+    check_state_tensor("losses", losses, torch.float32, [len(samples)])
+    check_state_tensor("codes", codes, torch.int32, [len(samples)])
+    num_updates = state["num_updates"]
     with refusing_states():
-        check_integer("num_updates of the state", state["num_updates"], 1, _MOST_UPDATES)
+        check_integer("num_updates of the state", num_updates, 1, _MOST_UPDATES + 1)
+        check_range("samples of the state", samples[samples != SKIPPED], n)
+    # Every update has entries, in the order of the updates.
+    updates = Entries(samples, losses, codes).updates
+    steps = torch.diff(updates, prepend=updates.new_tensor([-1]))
+    is_good = len(updates) > 0 and int(updates[-1]) == num_updates - 1 and int(updates[0]) == 0
+    if not is_good or bool(((steps < 0) | (steps > 1)).any()):
+        raise ValueError(
+            f"codes of the state must be of updates 0 to {num_updates - 1} in ascending order, "
+            "got others"
+        )
+    if bool(((codes & (2**_BITS - 1)) > _RIGHT).any()):
+        raise ValueError("codes of the state must tell what is known of each sample, got others")

@@ -11,24 +11,28 @@ from dynloader.table._unsent import Entries
 
 
 def visits_of(received: Entries, counts: list[int]) -> Iterator[Entries]:
-    """Yield the entries of the first visit of each sample, then those of the second, and so on.
+    """Yield the entries of each visit of a sample before those of the next one.
 
-    Entries of one sample in one update are one visit. If several processes recorded a sample, only
-    the visits of the process with the most of them are used, and of the lowest rank if several have
-    as many, as in the exchange of tables that are not in shards.
+    Samples with one entry come first. Entries of one sample in one update are one visit. If several
+    processes recorded a sample, only the visits of the process with the most of them are used, and
+    of the lowest rank if several have as many, as in the exchange of tables that are not in shards.
 
     Args:
         received: the entries of all processes, in order of rank and then of update.
         counts: the number of entries of each process.
     """
-    index = received.samples
-    if len(index) == 0:
+    if len(received.samples) == 0:
         return
-    order = index.sort(stable=True).indices
-    index = index[order]
-    if not bool((index[1:] == index[:-1]).any()):  # the usual case
+    index, order = received.samples.sort(stable=True)
+    is_same = index[1:] == index[:-1]
+    if not bool(is_same.any()):  # the usual case
         yield received
         return
+    is_repeated = torch.zeros_like(index, dtype=torch.bool)
+    is_repeated[1:] |= is_same
+    is_repeated[:-1] |= is_same
+    yield received.at(order[~is_repeated])
+    index, order = index[is_repeated], order[is_repeated]
     received = received.at(order)
     device = index.device
     bounds = torch.tensor(counts, device=device).cumsum(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ from forked import together
 from ledger import Numbers
 from paths import TESTS, load_script
 
-from dynloader import UCB, DataLoader, ScoreTable
+from dynloader import UCB, DataLoader, Policy, ScoreTable, Weighted
 from dynloader.ops import _group
 from dynloader.ops._meeting import Meeting
 from dynloader.table import _exchange as exchange
+from dynloader.table import _outgoing, _unsent
 
 
 def script(name: str) -> ModuleType:
@@ -114,43 +116,100 @@ def test_loaded_rows_are_sent_only_if_processes_loaded_different_ones(
     assert tables[0].visits[:4].tolist() == [3, 3, 3, 1]
 
 
-N, PROCESSES = 120, 3
-
-
-def count_in_shards(folder: Path) -> None:
+def count_in_shards(folder: Path, n: int, keep: float, losses: int) -> None:
     """Write what a process of an epoch in shards passes to collectives."""
-    table = ScoreTable(N, "cpu", shard=True)
-    loader = DataLoader(Numbers(N), 5, policy=UCB(keep=0.5), table=table, seed=1)
+    _outgoing._LOSSES = losses
+    table = ScoreTable(n, "cpu", shard=True)
+    loader = DataLoader(Numbers(n), 5, policy=UCB(keep=keep), table=table, seed=1)
     counted = script("scale_run.py").Counted()
-    found = {}
+    recorded = 0
     for samples in loader:
         loader.update(samples.float())
+        recorded += len(samples)
     # The end of the epoch exchanges and selects.
-    found = {"exchange": counted.passed[:5], "selection": counted.passed[5:]}
-    before = len(counted.passed)
-    iter(loader)
-    found["feeding"] = counted.passed[before:]
+    settling = list(counted.passed)
+    batches = iter(loader)
+    feeding = counted.passed[len(settling) :]
+    found = {
+        "settling": settling,
+        "feeding": feeding,
+        "recorded": recorded,
+        "kept": loader.num_selected,
+        "fed": sum(len(samples) for samples in batches),
+    }
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
-def test_an_epoch_in_shards_sends_what_the_formulas_say(model: ModuleType, tmp_path: Path) -> None:
-    assert together(PROCESSES, tmp_path, count_in_shards, tmp_path) == [0] * PROCESSES
-    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
-    each = N // 2 // PROCESSES
-    digits = sum(name == "all_reduce" for name, _ in parts[0]["selection"])
+@pytest.mark.parametrize(
+    ("processes", "n", "keep", "losses"),
+    [
+        (3, 120, 0.5, 2**18),
+        (3, 120, 0.5, 7),
+        (2, 121, 0.3, 16),
+        (4, 1000, 0.9, 50),
+        (4, 10, 0.5, 1),
+        (8, 500, 0.25, 2**18),
+    ],
+)
+def test_an_epoch_in_shards_sends_what_the_formulas_say(
+    processes: int,
+    n: int,
+    keep: float,
+    losses: int,
+    model: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model, "LOSSES_AT_A_TIME", losses)
+    codes = together(processes, tmp_path, count_in_shards, tmp_path, n, keep, losses)
+    assert codes == [0] * processes
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
+    recorded, fed = ([part[name] for part in parts] for name in ("recorded", "fed"))
+    # The first epoch feeds all samples, so each process receives the losses of its rows.
+    most = max(*recorded, math.ceil(n / processes))
+    exchange = model.sharded_exchange(n, most, processes)
+    digits = sum(name == "all_reduce" for name, _ in parts[0]["settling"])
     assert 1 <= digits <= model.DIGITS
-    wanted = {
-        "exchange": model.sharded_exchange(2 * each, PROCESSES),  # of an epoch of all samples
-        "selection": model.selection(N, each, PROCESSES, digits),
-        "feeding": model.feeding(each, PROCESSES),
-    }
-    for step, calls in wanted.items():
+    selection = model.selection(n, parts[0]["kept"] / processes, processes, digits)
+    feeding = model.feeding(sum(fed) / processes, processes)
+    for step, calls in (("settling", exchange + selection), ("feeding", feeding)):
         names = [[name for name, _ in part[step]] for part in parts]
-        assert names == [[call.name for call in calls]] * PROCESSES, step
-        # A process may keep and answer more than another.
+        assert names == [[call.name for call in calls]] * processes, step
+        # A process may send, keep and answer more than another, and a round have more losses.
         sizes = [[size for _, size in part[step]] for part in parts]
         total = [sum(column) for column in zip(*sizes, strict=True)]
-        assert total == [PROCESSES * call.size for call in calls], step
+        wanted = [processes * call.size for call in calls]
+        if step == "settling":
+            rounds = slice(4, 4 + model.exchange_rounds(n, most, processes))
+            assert sum(total[rounds]) == model.SENT_LOSS * sum(recorded)
+            assert sum(wanted[rounds]) == pytest.approx(processes * model.SENT_LOSS * most)
+            total[rounds] = wanted[rounds] = []
+        assert total == pytest.approx(wanted, abs=1e-6), step
+
+
+@pytest.mark.parametrize("policy", [UCB(keep=0.5), Weighted(keep=0.5)])
+def test_a_process_holds_what_the_formula_says(
+    policy: Policy, model: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count the tensors that one process holds at the end of an epoch in shards."""
+    monkeypatch.setattr(_unsent, "_BLOCK", 1)
+    table = ScoreTable(1000, "cpu", shard=True)
+    loader = DataLoader(Numbers(1000), 50, policy=policy, table=table, seed=1)
+    for samples in loader:
+        loader.update(samples.float() + 1)
+    batches = iter(loader)
+    for _ in range(10):
+        samples = next(batches)
+        table.update(samples, samples.float())
+    plan = loader.sampler.epochs.plan
+    (fed,) = plan._fed
+    tensors = [table.scores, table.records, table.selections]
+    tensors += [column for block in table._unsent._blocks for column in block]
+    tensors += [plan.kept.indices, plan.kept.weights, fed.samples, fed.ascending, fed.weights]
+    held = sum(each.nbytes for each in tensors if each is not None)
+    is_weighted = fed.weights is not None
+    assert is_weighted == isinstance(policy, Weighted)
+    assert held == model.memory(1000, 500, 1, is_weighted=is_weighted)["sharded"]
 
 
 @pytest.mark.parametrize("n", [2**31 - 1, 2**31])
@@ -175,4 +234,20 @@ def test_costs_of_collectives(model: ModuleType) -> None:
     assert model.Call("all_to_all", 8.0).cost(4) == (1, 6.0, 3)
     assert model.Call("all_to_all", 8.0, stays=True).cost(4) == (1, 0, 3)
     found = model.computed(10**9, 8)
-    assert found["memory"]["sharded"] == 10**9 // 8 * 24 + 10**9 // 16 * 24
+    each = 10**9 // 16
+    sharded = 2 * each * 24 + each * (16 + 8 + 4 + 8 + 8 + 4)
+    round_bytes = model.ROUND_LOSS * math.ceil(each / 64)
+    assert found["memory"] == {
+        "sharded": sharded,
+        "exchanging": sharded + each * 32 + round_bytes,
+        "replicated": 10**9 * 32 + 5 * 10**8 * 32,
+    }
+
+
+def test_rounds(model: ModuleType) -> None:
+    assert model.exchange_rounds(100, 0, 4) == 0
+    assert model.exchange_rounds(100, 25, 4) == 1
+    assert model.exchange_rounds(2**30, 2**20, 64) == 4
+    # A round is for whole rows, at least one.
+    assert model.exchange_rounds(12, 2**20, 4) == 3
+    assert 64 <= model.exchange_rounds(10**12, 5 * 10**11 // 512, 512) <= 65

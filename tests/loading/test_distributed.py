@@ -179,6 +179,7 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
         "killed_at_the_end",
         "late",
         "killed_in_all_to_all",
+        "killed_in_a_later_round",
         "late_in_all_to_all",
         "killed_loading_a_table",
         "killed_loading_a_loader",

@@ -15,6 +15,7 @@ import reference
 import torch
 import torch.distributed as dist
 from cases import SCORES, WEIGHTS, Array, address, counts_of, has_memory, same, tensor, values
+from forked import together
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import TESTS, python_path
@@ -110,6 +111,24 @@ def test_a_group_must_be_one(group_of_one: Any) -> None:
     assert ops.top_k(scores.requires_grad_(), 1, group=group_of_one).tolist() == [
         int(scores.argmax())
     ]
+
+
+def within_a_group() -> None:
+    """A process that is not in the group gets an error; the others select among their rows."""
+    rank = dist.get_rank()
+    group = dist.new_group([1, 2])
+    scores = torch.arange(4.0) + 4 * rank
+    if rank == 0:
+        for call in (ops.top_k, ops.sample):
+            message = f"{call.__name__}: group must contain this process, got a group without it"
+            with pytest.raises(ValueError, match=message):
+                call(scores, 3, seed=0, group=group)
+    else:
+        assert ops.top_k(scores, 3, group=group).tolist() == ([] if rank == 1 else [5, 6, 7])
+
+
+def test_a_process_that_is_not_in_the_group(tmp_path: Path) -> None:
+    assert together(3, tmp_path, within_a_group) == [0] * 3
 
 
 # --- rows of any number, in one process -----------------------------------------------------------

@@ -53,7 +53,7 @@ from dynloader._collectives import (
     all_to_all,
 )
 from dynloader.table import _exchange as exchange
-from dynloader.table import _shard
+from dynloader.table import _outgoing, _shard
 from dynloader.table._passes import PassCounting
 
 
@@ -807,6 +807,18 @@ def killed_in_all_to_all(folder: Path) -> None:
     leave("all_to_all", lambda *_: os.kill(os.getpid(), signal.SIGKILL), shard=True)
 
 
+def killed_in_a_later_round(folder: Path) -> None:
+    """A process is killed when the others have recorded some of the losses of all."""
+    calls = itertools.count()
+
+    def send(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 5:  # two are about the numbers of losses
+            os.kill(os.getpid(), signal.SIGKILL)
+        return all_to_all(*arguments, **options)
+
+    leave("all_to_all", send, shard=True)
+
+
 def late_in_all_to_all(folder: Path) -> None:
     """A process takes longer than the timeout of the group."""
 
@@ -827,7 +839,7 @@ def leave(name: str, replacement: Callable[..., Any], *, shard: bool = False) ->
         (torch.arange(100) + 100 * rank + 50) % 300, torch.rand(100), correct=torch.rand(100) < 0.5
     )
     before, visits = table.state_dict(), table.visits.clone()
-    exchange._ROWS = 16
+    exchange._ROWS = _outgoing._LOSSES = 16
     if rank == 1:
         setattr(_shard if shard else exchange, name, replacement)
     with pytest.raises(RuntimeError, match="scores between processes failed, and the table is"):

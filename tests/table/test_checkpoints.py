@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,35 @@ def test_a_table_is_loaded_in_shards_or_whole(saved: bool, tmp_path: Path) -> No
         checkpoints.load_table(ScoreTable(12, "cpu"), folder)
 
 
+def load_other(folder: Path, n: int) -> None:
+    """Load a table of N samples and a loader of as many into some of ``n`` samples in shards."""
+    table = ScoreTable(n, "cpu", history=2, shard=True)
+    table.update([0], torch.tensor([4.0]))
+    table.synchronize()
+    before = table.state_dict()
+    with pytest.raises(ValueError, match=rf"of the state must have {n} rows, got {N}$"):
+        checkpoints.load_table(table, folder / "table")
+    data = TensorDataset(torch.arange(n))
+    loader = DataLoader(data, policy=UCB(keep=0.5), table=table, seed=3)
+    with pytest.raises(ValueError, match=rf"of the state must have {n} rows, got {N}$"):
+        checkpoints.load_loader(loader, folder / "loader")
+    for name, value in table.state_dict().items():
+        if torch.is_tensor(value):
+            assert torch.equal(value.view(torch.int32), before[name].view(torch.int32)), name
+
+
+@pytest.mark.parametrize(("world", "n"), [(2, 2 * N), (2, 2 * N - 1), (3, 3 * N), (2, N + 1)])
+def test_a_state_of_another_number_of_samples_is_refused(
+    world: int, n: int, tmp_path: Path
+) -> None:
+    """In the first cases, the first process has as many rows as the state."""
+    checkpoints.save_table(whole_table(3), tmp_path / "table")
+    data = TensorDataset(torch.arange(N))
+    loader = DataLoader(data, policy=UCB(keep=0.5), table=ScoreTable(N, "cpu"), seed=3)
+    checkpoints.save_loader(loader, tmp_path / "loader")
+    assert together(world, tmp_path, load_other, tmp_path, n) == [0] * world
+
+
 def test_a_process_alone_loads_and_saves(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     assert together(3, tmp_path, save, folder, 1) == [0] * 3
@@ -157,11 +187,54 @@ def test_a_process_alone_loads_and_saves(tmp_path: Path) -> None:
         checkpoints.load(tmp_path / "other")
 
 
+# What a process says that lost the first one.
+UNKNOWN = "holds the last state or the new one, whole: "
+
+
 def die_writing(folder: Path, rank: int) -> None:
     """Save, but kill the process ``rank`` when it is to write its rows."""
     if dist.get_rank() == rank:
         FileSystemWriter.write_data = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+    told = UNKNOWN if dist.get_rank() else "was not replaced by a new state: "
+    with pytest.raises(RuntimeError, match=told):
+        save(folder, 2)
+
+
+def die_told(folder: Path) -> None:
+    """Save, but kill the last process before the first one tells that it has renamed the state."""
+    rank, rename, tell = dist.get_rank(), os.rename, checkpoints._error_in_any
+    is_renamed = folder.parent / "renamed"
+    num_told = 0
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target == folder:
+            is_renamed.touch()
+
+    def dies(error: Exception | None, group: Any) -> Exception | None:
+        nonlocal num_told
+        num_told += 1
+        if num_told == 2 and rank == 2:
+            while not is_renamed.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tell(error, group)
+
+    os.rename, checkpoints._error_in_any = renamed, dies
+    told = UNKNOWN if rank else "was replaced by the new state, but not all processes may know: "
+    with pytest.raises(RuntimeError, match=told):
+        save(folder, 2)
+
+
+def write_error(folder: Path, rank: int) -> None:
+    """Save, but raise in the process ``rank`` when it is to write its rows."""
+
+    def fails(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    if dist.get_rank() == rank:
+        FileSystemWriter.write_data = fails
+    with pytest.raises(RuntimeError, match=r"(?s)was not replaced by a new state: .*disk is full"):
         save(folder, 2)
 
 
@@ -175,7 +248,7 @@ def die_renaming(folder: Path) -> None:
         rename(source, target)
 
     os.rename = dies
-    with pytest.raises(RuntimeError, match="was not replaced by a new state: "):
+    with pytest.raises(RuntimeError, match=UNKNOWN):
         save(folder, 2)
 
 
@@ -204,6 +277,39 @@ def test_a_process_that_dies_while_it_renames_leaves_the_last_state(tmp_path: Pa
     assert together(2, tmp_path, die_renaming, folder) == [-signal.SIGKILL, 0]
     assert not folder.exists()
     check_next(folder)
+
+
+def test_a_process_that_dies_when_all_is_written_leaves_the_new_state(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert together(3, tmp_path, save, folder, 1) == [0] * 3
+    assert together(3, tmp_path, die_told, folder) == [0, 0, -signal.SIGKILL]
+    equal_parts(checkpoints.load(folder), state_of(2))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_while_writing_leaves_the_last_state(rank: int, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert together(3, tmp_path, save, folder, 1) == [0] * 3
+    assert together(3, tmp_path, write_error, folder, rank) == [0] * 3
+    check_next(folder)
+
+
+def load_damaged(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"was not loaded, because .metadata is damaged: "):
+        checkpoints.load_table(ScoreTable(N, "cpu", shard=True), folder)
+    with pytest.raises(RuntimeError, match=r"was not loaded, because .metadata is damaged: "):
+        checkpoints.load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04K\x01.", None])
+def test_a_damaged_index_of_a_state(content: bytes | None, tmp_path: Path) -> None:
+    """It is empty, or no pickle, or that of another object, or cut off."""
+    folder = tmp_path / "state"
+    checkpoints.save_table(whole_table(1), folder)
+    metadata = folder / ".metadata"
+    metadata.write_bytes(metadata.read_bytes()[:100] if content is None else content)
+    load_damaged(folder)
+    assert together(2, tmp_path, load_damaged, folder) == [0] * 2
 
 
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ledger import Numbers, train
 import dynloader
 from dynloader import IES, DataLoader, ScoreTable
 from dynloader.ops import ScoreRule
+from dynloader.table import PassCounting
 from dynloader.table import _exchange as exchange
 from dynloader.table._candidates import Candidates
 from dynloader.table._scoring import Scoring
@@ -338,6 +340,61 @@ def test_a_state_that_does_not_fit(change: dict[str, object], message: str) -> N
     with pytest.raises(ValueError, match=message):
         table.load_state_dict(ScoreTable(4).state_dict() | change)
     assert_same(table, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("samples", [1, 10, 2, 3], r"samples of the state must be in \[0, 10\), got 10"),
+        ("samples", [1, -1, 2, 3], r"samples of the state must be in \[0, 10\), got -1"),
+        ("samples", [1, 2, 3], r"losses of the state must be torch.float32 \[3\], got"),
+        ("codes", [0, 0, 4, -4], "codes of the state must be of updates 0 to 1 in ascending order"),
+        ("codes", [-4, 0, 4, 4], "codes of the state must be of updates 0 to 1 in ascending order"),
+        ("codes", [0, 0, 4, 8], "codes of the state must be of updates 0 to 1 in ascending order"),
+        ("codes", [4, 4, 4, 4], "codes of the state must be of updates 0 to 1 in ascending order"),
+        ("codes", [0, 0, 4, 7], "codes of the state must tell what is known of each sample"),
+        ("num_updates", 1, "codes of the state must be of updates 0 to 0 in ascending order"),
+        ("num_updates", 3, "codes of the state must be of updates 0 to 2 in ascending order"),
+        ("num_updates", 0, "num_updates of the state must be in"),
+    ],
+)
+def test_kept_losses_of_a_state_that_do_not_fit(name: str, value: Any, message: str) -> None:
+    table = ScoreTable(10, "cpu", shard=True)
+    table.update([1, 9], torch.ones(2))
+    table.update([2, 3], torch.ones(2), correct=torch.tensor([True, False]))
+    state = table.state_dict()
+    before = state["unsent"]
+    after = torch.tensor(value, dtype=before[name].dtype) if isinstance(value, list) else value
+    table.update([4], torch.ones(1))
+    with pytest.raises(ValueError, match=message):
+        table.load_state_dict(state | {"unsent": before | {name: after}})
+    table.load_state_dict(state)
+    table.synchronize()
+    assert table.visits.tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_kept_losses_of_samples_that_do_not_exist_are_not_saved() -> None:
+    """A GPU does not wait for the check of an index."""
+    table = ScoreTable(10, "cpu", shard=True)
+    assert table._unsent is not None
+    table._unsent.add(torch.tensor([3, 10, -1]), torch.ones(3), None)
+    state = table.state_dict()
+    table.synchronize()
+    assert table._faults.tolist() == [2, 10]
+    table = ScoreTable(10, "cpu", shard=True)
+    table.load_state_dict(state)
+    table.synchronize()
+    assert table.visits.nonzero().tolist() == [[3]]
+    assert table._faults.tolist() == [0, 0]
+
+
+def test_a_table_in_shards_refuses_a_record_of_passes() -> None:
+    whole = ScoreTable(10, "cpu")
+    whole.record_passes(PassCounting())
+    table = ScoreTable(10, "cpu", shard=True)
+    state = table.state_dict() | {"passes": whole.state_dict()["passes"]}
+    with pytest.raises(ValueError, match="passes of the state must be None for a table in shards"):
+        table.load_state_dict(state)
 
 
 def test_loading_a_state_without_forgetting() -> None:
