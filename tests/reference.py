@@ -5,7 +5,7 @@ number of threads. Floating-point code uses only the IEEE 754 operations +, -, *
 after each.
 
 ``epoch`` may be an array of shape [e, 1]; the results then have one row for each epoch.
-reference_table.py specifies the score table.
+reference_table.py specifies the score table, reference_rounds.py selections within an epoch.
 """
 
 from __future__ import annotations

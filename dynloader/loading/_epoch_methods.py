@@ -133,8 +133,9 @@ class EpochMethods:
 
         - ``dynloader/selection_delay``: number of batches between a selection and the first batch
           that it fills.
-        - ``dynloader/round``: number of the selection that the next batch belongs to, from 0.
-        - ``dynloader/num_rounds``: number of selections made in this epoch.
+        - ``dynloader/round``: number of the round that the next batch belongs to, from 0. A round
+          is a selection, or what a warmup in steps feeds in its place.
+        - ``dynloader/num_rounds``: number of rounds begun in this epoch.
         """
         stats = {"dynloader/epoch": float(self.epoch)}
         if isinstance(self.dataset, Sized):

@@ -296,7 +296,7 @@ class PrunedEpochs(LoaderEpochs):
         return -(-(len(current.plan) - current.start) // self.samples_per_step)
 
     def batches_at_most(self, epoch: int, loader: Any) -> int:
-        num_kept = self.policy.num_kept_at_most(self.sampler.num_samples, epoch)
+        num_kept = self._epochs.num_fed_at_most(epoch)
         if self.batches is None:
             return -(-num_kept // self.sampler.num_replicas)
         if self.batches.steps_per_epoch is not None:
@@ -341,6 +341,8 @@ class PrunedEpochs(LoaderEpochs):
                 raise ValueError(
                     f"step of the state must be a multiple of batch_size={size}, got {step}"
                 )
+            if self.rounds is not None and state["checkpoint"] is not None:
+                num_fed = self.rounds.num_fed(state)
             _check_position(
                 state,
                 step=step,

@@ -10,7 +10,7 @@ from dynloader.loading._look_ahead import Ahead
 from dynloader.policies._steps import Steps
 from dynloader.sampling._batch_sampler import PruningBatchSampler
 from dynloader.sampling._epochs import Epochs
-from dynloader.sampling._layout import Layout, before
+from dynloader.sampling._layout import Layout, before, warmup_at
 from dynloader.sampling._round import Pace
 from dynloader.sampling._rounds import RoundPlan
 from dynloader.sampling._rounds_state import check_saved
@@ -27,6 +27,7 @@ class LoaderRounds:
 
     def __init__(self, steps: Steps, epochs: Epochs, batches: PruningBatchSampler) -> None:
         self._steps, self._epochs, self._batches = steps, epochs, batches
+        epochs.grid = batches.grid
 
     def check(self, loader: Any) -> None:
         """Raise ValueError if ``loader`` cannot select within an epoch."""
@@ -55,11 +56,11 @@ class LoaderRounds:
             return
         delay = self._epochs.delay = self._delay(loader)
         share, start = batches.share, current.start
-        options = (self._epochs.policy, plan.num_samples, plan.epoch, share.step)
+        options = (self._epochs.policy, plan.num_samples, plan.epoch, batches.grid_of(share.step))
         plan.open(
             Pace(share, start, batches.stop_of(plan, share, start), delay),
             Layout(*options),
-            before(*options, batches.drop_last, batches.steps_per_epoch),
+            before(*options),
         )
 
     def _delay(self, loader: Any) -> int:
@@ -104,14 +105,36 @@ class LoaderRounds:
                 f"step of the state must be {share.step} within an epoch with every={steps}, "
                 f"got {step}: resume with as many processes as before, or from the end of an epoch"
             )
-        num_samples = self._epochs.num_samples
-        layout = Layout(self._epochs.policy, num_samples, state["epoch"], step)
-        stop = layout.num_kept
+        self._check_warmup(state)
+        num_samples, layout = self._epochs.num_samples, self._layout_of(state)
+        stop = layout.num_fed
         if self._batches.steps_per_epoch is not None:
             stop = self._batches.steps_per_epoch * step
         elif self._batches.drop_last:
             stop -= (stop - state["start"]) % step
         check_saved(state, layout, num_samples, stop)
+
+    def num_fed(self, state: Mapping[str, Any]) -> int:
+        """Return the number of samples that the epoch of ``state`` feeds."""
+        return self._layout_of(state).num_fed
+
+    def _layout_of(self, state: Mapping[str, Any]) -> Layout:
+        epochs, grid = self._epochs, self._batches.grid_of(state["step"])
+        return Layout(epochs.policy, epochs.num_samples, state["epoch"], grid)
+
+    def _check_warmup(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if the warmup of ``state`` had steps of another size and goes on."""
+        step, epoch = self._batches.share.step, state["epoch"] + state["is_exhausted"]
+        if state["step"] == step or (epoch == 0 and state["position"] == 0):
+            return
+        grids = [self._batches.grid_of(each) for each in (step, state["step"])]
+        options = (self._epochs.policy, self._epochs.num_samples, epoch)
+        if any(warmup_at(*options, grid).num_left for grid in grids):
+            raise ValueError(
+                f"step of the state must be {step} up to the epoch that ends the warmup of "
+                f"every={self._steps}, got {state['step']}: resume with as many processes as "
+                "before, or from a later epoch"
+            )
 
     def _check_delay(self, delay: Any, ahead: Ahead) -> None:
         if delay is None:

@@ -45,7 +45,8 @@ class Policy(abc.ABC):
             checkpoint to that fraction.
         every: number of epochs between selections; arXiv 2111.12621 uses 10. :class:`Steps` selects
             several times within each epoch; then no first epoch is needed to record scores.
-        warmup: number of epochs at the beginning that use all samples.
+        warmup: number of epochs at the beginning that use all samples. For a number of steps, use
+            ``every=Steps(..., warmup=...)``.
         anneal: fraction of training, in (0, 1], after which all samples are used again: from epoch
             ``ceil(anneal * epochs)`` on. None means never.
         epochs: number of training epochs; required by ``anneal``.
@@ -89,6 +90,11 @@ class Policy(abc.ABC):
         else:
             check_integer("every", self.every, 1)
         check_integer("warmup", self.warmup, 0)
+        if isinstance(self.every, Steps) and self.every.warmup and self.warmup:
+            raise ValueError(
+                f"warmup must be 0 with every={self.every}, which has a warmup in steps, "
+                f"got {self.warmup}"
+            )
         check_flag("rescale", self.rescale)
         if self.epochs is not None:
             check_integer("epochs", self.epochs, 1)

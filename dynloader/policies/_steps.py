@@ -30,6 +30,12 @@ class Steps:
     then. Which losses these are depends only on the number of steps, not on the speed of workers.
     Batches that were drawn before stay as they are.
 
+    With ``warmup``, the first steps of training choose nothing, and their losses have weight 1.
+    With ``window``, the windows whose samples fill those steps are kept whole, so these epochs are
+    longer. With ``n``, those steps go through all samples in shuffled order, each once before any
+    comes again, and epochs are as long as without. The first selection follows, from the losses
+    recorded until then.
+
     Args:
         n: number of steps between selections, at least 1.
         window: fraction of the samples that a selection chooses from, in (0, 1].
@@ -37,6 +43,9 @@ class Steps:
             many as the loader draws ahead: ``num_workers * prefetch_factor`` with workers. None:
             as many as the loader draws ahead. Set it to get the same batches for any number of
             workers.
+        warmup: number of steps at the beginning of the training, from epoch 0 on, that choose
+            nothing. A step is one batch of the loader in every process. Earlier epochs count as if
+            they had been trained to their end. The policy's own ``warmup``, in epochs, must be 0.
 
     Raises:
         TypeError: an argument is not a number.
@@ -47,6 +56,7 @@ class Steps:
     n: int | None = None
     window: float | None = dataclasses.field(default=None, kw_only=True)
     delay: int | None = dataclasses.field(default=None, kw_only=True)
+    warmup: int = dataclasses.field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -60,11 +70,12 @@ class Steps:
             check_number("window", self.window, "(0, 1]")
         if self.delay is not None:
             check_integer("delay", self.delay, 0)
+        check_integer("warmup", self.warmup, 0)
 
     def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
         options = ", ".join(
-            f"{name}={value!r}" for name, value in given.items() if value is not None
+            f"{field.name}={value!r}" for field, value in given if value != field.default
         )
         return f"Steps({options})"
 

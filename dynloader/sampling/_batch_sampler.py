@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from dynloader._checks import check_integer
+from dynloader.sampling._layout import Grid
 from dynloader.sampling._plan import CHUNK, EpochPlan
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._sampler import PruningSampler
@@ -66,6 +67,14 @@ class PruningBatchSampler(BatchSampler):
     def share(self) -> Share:
         """The share of each step that this process feeds."""
         return self._share(self.sampler.epochs.world.now())
+
+    def grid(self) -> Grid:
+        """Return how the samples are divided into steps."""
+        return self.grid_of(self.share.step)
+
+    def grid_of(self, step: int) -> Grid:
+        """Return how the samples are divided into steps of ``step`` samples."""
+        return Grid(step, self.drop_last, self.steps_per_epoch)
 
     def _share(self, world: tuple[int, int]) -> Share:
         is_alone = world[0] == 1 and self.sampler.epochs.world.given[0] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from dynloader.policies._steps import Steps
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._constraints import choose
 from dynloader.sampling._kept_state import check_parts, check_saved_kept, restored, saved
+from dynloader.sampling._layout import Grid, num_fed_at_most
 from dynloader.sampling._plan import EpochPlan, Kept, Plan
 from dynloader.sampling._progress import EpochProgress
 from dynloader.sampling._rounds import RoundPlan
@@ -59,6 +61,7 @@ class Epochs:
         is_resident: whether the samples are on a GPU, so that the indices are needed there.
         delay: number of batches between a selection within an epoch and the first batch that it
             fills, once that is known.
+        grid: returns how the samples are divided into steps, once a loader selects within epochs.
         when_over: functions to call with an epoch that is over, before the next is settled.
     """
 
@@ -82,6 +85,7 @@ class Epochs:
         self.select_seconds = 0.0
         self.is_resident = False
         self.delay: int | None = None
+        self.grid: Callable[[], Grid] | None = None
         self.when_over: list[Callable[[EpochProgress], None]] = []
         self._num_updates_outside = 0
         self._checked_epoch = -1
@@ -125,8 +129,16 @@ class Epochs:
         """
         epoch = self.number
         if self._awaits_others:
-            return self.policy.num_kept_at_most(self.num_samples, epoch)
+            return self.num_fed_at_most(epoch)
         return len(self.current.plan)
+
+    def num_fed_at_most(self, epoch: int) -> int:
+        """Return the number of samples that ``epoch`` feeds, or an upper bound if it is not known.
+
+        Raises:
+            RuntimeError: it depends on a warmup in steps, but there is no loader.
+        """
+        return num_fed_at_most(self.policy, self.num_samples, epoch, self.grid)
 
     @property
     def plan(self) -> EpochPlan:
@@ -224,7 +236,10 @@ class Epochs:
             position: first position of the next batch; None when the iterator is created.
         """
         plan = epoch.plan
-        if not isinstance(plan, RoundPlan) or not plan.is_due(position):
+        if not isinstance(plan, RoundPlan):
+            return
+        plan.add_whole(position)
+        if not plan.is_due(position):
             return
         if self.world.size > 1:
             moment = f"selecting in round {plan.num_rounds} of epoch {plan.epoch}"
@@ -309,6 +324,7 @@ class Epochs:
             self.table,
             shuffle=self.shuffle,
             is_resident=self.is_resident,
+            length=functools.partial(self.num_fed_at_most, epoch),
         )
 
     def _warn_if_no_scores(self, moment: str) -> None:

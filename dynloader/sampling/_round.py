@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynloader import ops
 from dynloader._address import Address
@@ -43,9 +44,10 @@ class Round:
         number: number of the round in its epoch.
         start: its first position.
         stop: the position after its last.
-        kept: the samples that it selected.
+        kept: the samples that it selected; None if they are not stored (:class:`Passes`).
         weights: their loss weights, float32 [k] on the device of the table, or None.
         address: the seed and epoch of its order; None feeds the samples in their order in ``kept``.
+        is_whole: whether it keeps all samples of its window, because it belongs to the warmup.
     """
 
     def __init__(
@@ -53,17 +55,21 @@ class Round:
         number: int,
         start: int,
         stop: int,
-        kept: Kept,
+        kept: Kept | None,
         weights: Tensor | None,
         address: Address | None,
+        *,
+        is_whole: bool = False,
     ) -> None:
         self.number = number
         self.start, self.stop = start, stop
         self.kept, self.weights = kept, weights
+        self.is_whole = is_whole
         self._address = address
 
     def _laps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Split positions into ranges within the order, which starts over at its end."""
+        assert self.kept is not None
         start, stop, n = start - self.start, stop - self.start, len(self.kept)
         while start < stop:
             begin = start % n
@@ -85,18 +91,66 @@ class Round:
 
     def samples(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
         """Return the samples at positions [start, stop), int64, by default on the host."""
+        assert self.kept is not None
         kept = self.kept.indices if device is None else self.kept.on(device)
         return self._ordered(kept, start, stop)
 
     def weights_at(self, start: int, stop: int, device: torch.device) -> Tensor:
         """Return the loss weights of the samples at positions [start, stop), on ``device``."""
-        if self.weights is None:
+        if self.weights is None or self.kept is None:
             return torch.ones(stop - start, device=device)
         places = self._ordered(len(self.kept), start, stop)
         return self.weights[to_device(places, device)]
 
     def fed(self) -> Tensor:
-        """Return the samples that the round feeds, without repetitions, int64."""
+        """Return the samples that the round feeds, int64."""
+        assert self.kept is not None
         num_fed = min(len(self.kept), self.stop - self.start)
         device = None if self.kept.is_on_host else self.kept.device
         return self.samples(self.start, self.start + num_fed, device)
+
+
+class Passes(Round):
+    """The warmup of an epoch without windows: all samples, in one random order after another.
+
+    No order is stored.
+
+    Args:
+        stop: the position after its last; the first is 0.
+        num_samples: number of samples in the dataset.
+        num_before: number of samples that the warmup fed in earlier epochs.
+        address: the address from which those of the orders are derived.
+        first_number: the number of the first of them.
+        device: the device on which :meth:`fed` returns the samples.
+    """
+
+    def __init__(
+        self,
+        stop: int,
+        num_samples: int,
+        num_before: int,
+        address: Address,
+        first_number: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(0, 0, stop, None, None, None, is_whole=True)
+        self._num_samples, self._num_before = num_samples, num_before
+        self._base, self._first_number, self._device = address, first_number, device
+
+    @override
+    def samples(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
+        start, stop, n = start + self._num_before, stop + self._num_before, self._num_samples
+        parts = []
+        while start < stop:
+            lap, begin = divmod(start, n)
+            end = min(n, begin + stop - start)
+            address = self._base.derived(self._first_number + lap)._asdict()
+            parts.append(ops.subset(n, begin, end, **address, device=device or "cpu"))
+            start += end - begin
+        return torch.cat(parts)
+
+    @override
+    def fed(self) -> Tensor:
+        if self.stop >= 2 * self._num_samples - 1:  # these include a whole order
+            return torch.arange(self._num_samples, device=self._device)
+        return self.samples(0, self.stop, self._device)

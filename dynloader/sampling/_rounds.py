@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from dynloader.sampling._constraints import choose, num_explored, turn_after
 from dynloader.sampling._fed import Fed
 from dynloader.sampling._layout import Before, Layout, Window
 from dynloader.sampling._plan import EpochPlan, Kept, Order
-from dynloader.sampling._round import Pace, Round
+from dynloader.sampling._round import Pace, Passes, Round
 from dynloader.sampling._rounds_state import Saved
 from dynloader.table._candidates import Candidates
 from dynloader.table._device import to_device
@@ -33,8 +33,8 @@ _ROUNDS, _LAPS = 2**40, 2**41
 class RoundPlan(EpochPlan):
     """The samples of an epoch in rounds: each has a selection of its own, made just before.
 
-    Call :meth:`open` before each iteration, then :meth:`select` while one :meth:`is_due`.
-    Rounds that no batch needs any more are dropped.
+    Call :meth:`open` before each iteration. Then, before each batch, call :meth:`add_whole`, and
+    :meth:`select` while one :meth:`is_due`. Rounds that no batch needs any more are dropped.
 
     Args:
         address: seed and number of the epoch.
@@ -43,6 +43,7 @@ class RoundPlan(EpochPlan):
         shuffle: feed the samples of a round in random order; if False, windows are ranges of the
             dataset, and their samples are fed in ascending order.
         is_resident: whether the samples are on a GPU, so that the indices are needed there.
+        length: returns the number of samples that the epoch feeds, unless its steps are fixed.
     """
 
     def __init__(
@@ -53,13 +54,15 @@ class RoundPlan(EpochPlan):
         *,
         shuffle: bool,
         is_resident: bool,
+        length: Callable[[], int],
     ) -> None:
         assert isinstance(policy.every, Steps)
         self.address = address
         self.num_samples = len(table)
         self._policy, self._table = policy, table
         self._shuffle, self._is_resident = shuffle, is_resident
-        self._num_kept = policy.num_kept(self.num_samples, address.epoch)
+        policy.num_kept(self.num_samples, address.epoch)  # may raise, rather now than later
+        self._length = length
         self._pace: Pace | None = None
         self._layout: Layout | None = None
         self._before = Before(0, 0)
@@ -72,7 +75,7 @@ class RoundPlan(EpochPlan):
         self._fed = Fed(self.num_samples, self._table.device)
 
     def __len__(self) -> int:
-        return self._num_kept
+        return self._length()
 
     @property
     def checkpoint(self) -> int:
@@ -89,7 +92,7 @@ class RoundPlan(EpochPlan):
 
     @property
     def num_rounds(self) -> int:
-        """The number of rounds selected so far."""
+        """The number of rounds so far, including those of the warmup."""
         return self._next
 
     def round_at(self, position: int) -> int:
@@ -105,7 +108,7 @@ class RoundPlan(EpochPlan):
         """Prepare for an iteration; it selects nothing."""
         self._pace, self._layout, self._before = pace, layout, before
         for number, selection in self._saved:
-            self._add(number, selection)
+            self._add(number, None if number < layout.num_whole else selection)
         self._saved = []
         for found in self._rounds:
             found.stop = min(pace.stop, layout.start_of(found.number + 1))
@@ -136,17 +139,24 @@ class RoundPlan(EpochPlan):
         batch = -1 if position is None else self._pace.batch_at(position)
         return self._next_batch <= batch
 
+    def add_whole(self, position: int | None) -> None:
+        """Add the rounds of the warmup that are due; they need no scores."""
+        while self.is_due(position) and self._next < self._opened()[1].num_whole:
+            self._add(self._next, None)
+            self._find_next()
+
     def select(self) -> None:
         """Select the samples of the next round."""
         _, layout = self._opened()
         number, policy, epoch = self._next, self._policy, self.address.epoch
-        k, num_before = layout.num_kept_by(number), self._before.num_rounds + number
+        k, num_earlier = layout.num_kept_by(number), number - layout.num_whole
+        num_before = self._before.num_selections + num_earlier
         window = layout.window_of(number)
         rows = None if window is None else self._rows_of(window)
         candidates = Candidates(self._table, rows, num_before)
         seed, turn = self._address_of(number).seed, None
         if policy.explore:
-            num_turns = self._before.num_turns + number * num_explored(policy.explore, k)
+            num_turns = self._before.num_turns + num_earlier * num_explored(policy.explore, k)
             turn = turn_after(num_turns, policy, self._table, k, seed=self.address.seed)
         selection = choose(policy, candidates, k, seed=seed, epoch=epoch, turn=turn).cut()
         if rows is not None:
@@ -160,7 +170,7 @@ class RoundPlan(EpochPlan):
             chosen = to_device(selection.indices, rows.device)
             selection = selection._replace(indices=rows[chosen])
         self._add(number, selection)
-        is_new = window is None or window.start == 0
+        is_new = window is None or window.start == 0 or num_earlier == 0
         self._table.count_selection(selection.indices, is_new=is_new)
         self._find_next()
 
@@ -183,8 +193,18 @@ class RoundPlan(EpochPlan):
     def _address_of(self, number: int) -> Address:
         return self.address.derived(_ROUNDS + number)
 
-    def _add(self, number: int, selection: Selection) -> None:
+    def _add(self, number: int, selection: Selection | None) -> None:
+        """Add round ``number``; None stands for one of the warmup."""
         pace, layout = self._opened()
+        stop = min(pace.stop, layout.start_of(number + 1))
+        if selection is None:
+            window = layout.window_of(number)
+            if window is None:
+                self._rounds.append(self._passes(layout, stop))
+                self._next = number + 1
+                return
+            selection = Selection(self._rows_of(window))
+        is_whole = number < layout.num_whole
         indices, weights, _ = selection
         if weights is not None:
             weights = weights.to(self._table.device)
@@ -195,20 +215,27 @@ class RoundPlan(EpochPlan):
             Selection(indices),
             self.address.epoch,
             self.num_samples,
-            is_trusted=is_built_in(self._policy),
+            is_trusted=is_whole or is_built_in(self._policy),
             is_resident=self._is_resident,
         )
         self._rounds.append(
             Round(
                 number,
                 layout.start_of(number),
-                min(pace.stop, layout.start_of(number + 1)),
+                stop,
                 kept,
                 weights,
                 self._address_of(number) if self._shuffle else None,
+                is_whole=is_whole,
             )
         )
         self._next = number + 1
+
+    def _passes(self, layout: Layout, stop: int) -> Passes:
+        n, device = self.num_samples, self._table.device
+        at = Address(self.address.seed, 0)  # the orders go on from epoch to epoch
+        here = device if self._is_resident else torch.device("cpu")
+        return Passes(stop, n, layout.num_fed_before, at, _LAPS, here)
 
     # Feeding
 
@@ -265,15 +292,18 @@ class RoundPlan(EpochPlan):
         begin = pace.start + pace.batch_at(position - 1) * pace.share.step
         while self._rounds[0].stop <= begin:
             self._fed.add(self._rounds.popleft().fed())
-        if any(found.weights is not None for found in self._rounds):
-            may_repeat = layout.window_of(0) is None or pace.stop > len(self)
+        may_repeat = layout.window_of(0) is None or pace.stop > layout.num_fed
+        # Losses of the warmup may arrive after a selection has weighed the same samples.
+        if any(
+            found.weights is not None or (may_repeat and found.is_whole) for found in self._rounds
+        ):
             self._weigh(as_index(index), begin, position, may_repeat)
 
     def _weigh(self, index: Tensor, begin: int, end: int, may_repeat: bool) -> None:
         """Note the weights of the batch ``index``, this process's part of [begin, end)."""
         pace, _ = self._opened()
         for found in self._rounds:
-            if found.start < end:
+            if found.start < end and found.kept is not None and not found.is_whole:
                 self._fed.weigh(found.number, found.kept.on(self._table.device), found.weights)
         if may_repeat:  # the weight of a sample depends on the batch
             places = torch.arange(begin, end).view(1, -1)
@@ -299,7 +329,10 @@ class RoundPlan(EpochPlan):
                 is_fed[found.fed().cpu()] = True
             else:
                 weights = None if found.weights is None else found.weights.cpu()
-                selections.append((found.number, Selection(found.kept.indices.clone(), weights)))
+                indices = torch.empty(0, dtype=torch.int64)  # the options determine the warmup
+                if found.kept is not None and not found.is_whole:
+                    indices = found.kept.indices.clone()
+                selections.append((found.number, Selection(indices, weights)))
         return Saved(selections, is_fed)
 
     def restore(self, saved: Saved) -> None:
@@ -315,7 +348,7 @@ class RoundPlan(EpochPlan):
         return is_fed
 
     def left_out(self) -> Tensor:
-        if self._next == 0 or self._layout is None:
+        if self._layout is None or self._next <= self._layout.num_whole:
             return torch.empty(0, dtype=torch.int64)
         is_left_out = ~self.is_fed()
         window = self._layout.window_of(self._next - 1)

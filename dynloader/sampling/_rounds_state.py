@@ -17,7 +17,8 @@ class Saved(NamedTuple):
     """What the state of an epoch in rounds holds.
 
     Attributes:
-        selections: the number and the selection of each round that is not fed completely.
+        selections: the number and the selection of each round that is not fed completely. Those of
+            rounds of the warmup are empty.
         is_fed: whether each sample was fed by earlier rounds, bool [n] on the host.
     """
 
@@ -77,7 +78,7 @@ def check_saved(state: Mapping[str, Any], layout: Layout, num_samples: int, stop
         check_range("indices of the state", indices, num_samples)
         check_integer("position of the state", state["position"], 0)
     sizes = rounds[:, 1]
-    if len(rounds) and (int(sizes.min()) < 1 or int(sizes.sum()) != len(indices)):
+    if len(rounds) and (int(sizes.min()) < 0 or int(sizes.sum()) != len(indices)):
         raise ValueError(
             f"rounds of the state must hold the sizes of selections of {len(indices)} indices, "
             f"got {sizes.tolist()}"
@@ -109,8 +110,9 @@ def _check_numbers(rounds: Tensor, position: int, is_open: bool, layout: Layout)
             f"before it, got {numbers}"
         )
     for number, size in rounds.tolist():
-        most = layout.num_kept_by(number)
-        if size > most or (size < most and layout.window_of(number) is not None):
+        most = 0 if number < layout.num_whole else layout.num_kept_by(number)
+        least = most if layout.window_of(number) is not None else min(1, most)
+        if not least <= size <= most:
             raise ValueError(f"round {number} of the state must have {most} samples, got {size}")
     if current not in numbers and is_open and layout.start_of(current) != position:
         raise ValueError(

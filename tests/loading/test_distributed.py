@@ -124,8 +124,8 @@ def test_rows_reach_the_processes_they_are_for(world: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_select_alike_within_an_epoch(world: int, tmp_path: Path) -> None:
-    for text in together("within_epoch", tmp_path, world):
-        assert text.endswith("done within_epoch\n"), text
+    for text in together("within_epoch,warmup_in_steps", tmp_path, world):
+        assert text.endswith("done within_epoch,warmup_in_steps\n"), text
 
 
 def test_a_state_is_loaded_by_another_number_of_processes(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from chance import check_frequencies
 from ledger import Numbers, loss_of
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from within_epoch import N, Noted, arrays, epoch_of, expected, make, samples_of, trace
 
 from dynloader import (
     IES,
@@ -44,53 +43,9 @@ from dynloader import (
     StaticRandom,
     Steps,
     Weighted,
-    ops,
     prefetch_to_device,
 )
-from dynloader._address import Address
 from dynloader.scores import rescore
-
-N = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noted(Policy):
-    """Keeps the lowest scores, and notes what it knew and which samples it chose from."""
-
-    every: int | Steps = 1
-
-    calls: ClassVar[list[dict[str, Any]]] = []
-
-    def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
-        rows = table.restrict(torch.arange(N))
-        call = {"k": k, "seed": seed, "epoch": epoch, "rows": rows.tolist()}
-        self.calls.append(call | {"updates": table.num_updates_known})
-        return table.scores.argsort(stable=True)[:k]
-
-
-def arrays(n: int) -> TensorDataset:
-    return TensorDataset(torch.arange(n))
-
-
-def samples_of(batch: Any) -> Tensor:
-    return batch[0] if isinstance(batch, list | tuple) else batch
-
-
-def epoch_of(loader: DataLoader[Any]) -> list[list[int]]:
-    """Train one epoch with updates, and return its batches."""
-    batches = []
-    for batch in loader:
-        loader.update(loss_of(samples_of(batch)))
-        batches.append(samples_of(batch).tolist())
-    return batches
-
-
-def make(every: Steps, policy: type[Policy] = UCB, **options: Any) -> DataLoader[Any]:
-    own = {name: options.pop(name) for name in ("keep", "rescale", "explore") if name in options}
-    dataset = options.pop("dataset", Numbers)(N)
-    rule = policy(**{"keep": 0.5, "every": every} | own)
-    return DataLoader(dataset, policy=rule, **{"batch_size": 4, "seed": 3} | options)
-
 
 # By hand
 
@@ -130,51 +85,6 @@ def test_steps_by_hand() -> None:
 # Against a plain program
 
 
-def expected(
-    n: int, size: int, keep: str, every: Steps, seed: int, epochs: int, steps: int | None = None
-) -> list[list[list[int]]]:
-    """The batches of ``Noted``, whose losses are ``loss_of``."""
-    ratio, delay = Fraction(keep), every.delay or 0
-    scores = [math.inf] * n
-    found = []
-    for epoch in range(epochs):
-        address = Address(seed, epoch)
-        total = math.floor(ratio * n)
-        stop = total if steps is None else steps * size
-        parts: list[tuple[int, int, list[int], int]] = []  # start, stop, candidates, number kept
-        while not parts or parts[-1][1] < stop:
-            number, start = len(parts), parts[-1][1] if parts else 0
-            if every.n is not None:
-                parts.append((start, start + every.n * size, list(range(n)), total))
-                continue
-            assert every.window is not None
-            count = math.ceil(1 / Fraction(str(every.window)))
-            lap, window = divmod(number, count)
-            low, high = window * n // count, (window + 1) * n // count
-            where = address.derived(2**41 + lap)._asdict()
-            rows = ops.subset(n, low, high, **where).tolist()
-            kept = math.floor(ratio * high) - math.floor(ratio * low)
-            parts.append((start, start + kept, rows, kept))
-        order: dict[int, list[int]] = {}
-        batches = []
-        for batch in range(-(-stop // size)):
-            for number, (start, end, rows, kept) in enumerate(parts):
-                if number not in order and start // size - delay <= batch:
-                    best = sorted(rows, key=lambda row: scores[row])[:kept]
-                    where = address.derived(2**40 + number)._asdict()
-                    best = ops.order(torch.tensor(best), 0, kept, **where).tolist()
-                    order[number] = [best[p % kept] for p in range(end - start)]
-            fed = []
-            for position in range(batch * size, min(stop, (batch + 1) * size)):
-                number = next(i for i, part in enumerate(parts) if position < part[1])
-                fed.append(order[number][position - parts[number][0]])
-            for sample, loss in zip(fed, loss_of(torch.tensor(fed)).tolist(), strict=True):
-                scores[sample] = loss
-            batches.append(fed)
-        found.append(batches)
-    return found
-
-
 EVERY = [
     Steps(1, delay=0),
     Steps(2, delay=1),
@@ -195,7 +105,7 @@ def test_equals_a_plain_program(every: Steps, size: int, keep: str) -> None:
         loader = make(
             every, Noted, keep=float(keep), batch_size=size, dataset=dataset, steps_per_epoch=steps
         )
-        wanted = expected(N, size, keep, every, 3, 3, steps)
+        wanted = expected(every, 3, size=size, keep=keep, steps_per_epoch=steps)
         assert [len(loader)] + [epoch_of(loader) for _ in range(3)] == [len(wanted[0]), *wanted]
         assert loader.total_steps(3) == sum(map(len, wanted))
 
@@ -203,7 +113,7 @@ def test_equals_a_plain_program(every: Steps, size: int, keep: str) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("every", [Steps(2, delay=6), Steps(window=0.2, delay=6)], ids=str)
 def test_workers_do_not_matter(every: Steps) -> None:
-    wanted = expected(N, 4, "0.5", every, 3, 3)
+    wanted = expected(every, 3)
     for options in (
         {"num_workers": 1},
         {"num_workers": 3},
@@ -552,11 +462,6 @@ def test_weighted_losses_are_unbiased() -> None:
 
 
 # Saving and resuming
-
-
-def trace(loader: DataLoader[Any], iterator: Any) -> Iterator[tuple[list[int], float]]:
-    for batch in iterator:
-        yield samples_of(batch).tolist(), float(loader.update(loss_of(samples_of(batch))))
 
 
 @pytest.mark.parametrize("every", [Steps(1), Steps(3, delay=2), Steps(window=0.15)], ids=str)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import random
 import resource
 import signal
 import sys
@@ -31,6 +32,8 @@ import torch.distributed as dist
 from cut_short import ACTS, check_same, cut_short, known, trained
 from ledger import Numbers, loss_of
 from torch.utils.data import DistributedSampler, TensorDataset
+from within_epoch import Noted, arrays, expected, samples_of
+from within_epoch import make as make_loader
 
 from dynloader import (
     UCB,
@@ -127,7 +130,13 @@ def shares(folder: Path) -> None:
 def within_epoch(folder: Path) -> None:
     """Selections within an epoch are those of a single process that takes the same steps."""
     world = dist.get_world_size()
-    everies = (Steps(1, delay=4), Steps(3, delay=4), Steps(window=0.15, delay=4))
+    everies = (
+        Steps(1, delay=4),
+        Steps(3, delay=4),
+        Steps(window=0.15, delay=4),
+        Steps(3, delay=4, warmup=5),
+        Steps(window=0.15, delay=4, warmup=3),
+    )
     kinds = itertools.product(everies, (UCB, Weighted), enumerate(DATASETS.values()))
     for every, rule, (number, make) in kinds:
         policy = rule(keep=0.5, every=every)
@@ -166,7 +175,8 @@ def within_epoch(folder: Path) -> None:
         assert {len(batch) for batch in mine} == {7}
         fed = [sample for theirs in gathered(mine) for batch in theirs for sample in batch]
         if every.window is not None:
-            assert len(set(fed)) == 101
+            assert len(set(fed)) == padded.pruning_sampler.epochs.num_fed_at_most(0)
+            assert every.warmup or len(set(fed)) == 101
         # Resume all processes from the state of one of them, within an epoch.
         batches = iter(ours)
         for _ in range(3):
@@ -181,6 +191,47 @@ def within_epoch(folder: Path) -> None:
             one, other = (b[0] if isinstance(b, list) else b for b in (one, other))
             assert one.tolist() == other.tolist()
             assert torch.equal(ours.update(loss_of(one)), resumed.update(loss_of(other)))
+
+
+def warmup_in_steps(folder: Path) -> None:
+    """Any options feed what the specification says, also after resuming within an epoch."""
+    world = dist.get_world_size()
+    for number in range(16):
+        draw = random.Random(number)
+        warmup, delay = draw.choice([1, 2, 4, 7, 30]), draw.choice([2, 5])
+        every = Steps(draw.choice([1, 2, 50]), delay=delay, warmup=warmup)
+        if number % 2:
+            every = Steps(window=draw.choice([1, 0.5, 0.3, 0.1]), delay=delay, warmup=warmup)
+        common = {
+            "steps_per_epoch": draw.choice([None, None, None, 9]),
+            "drop_last": draw.random() < 0.4,
+            "shuffle": every.n is not None or draw.random() < 0.7,
+            "seed": draw.randrange(2**64),
+        }
+        options = {"keep": 0.5, "batch_size": draw.choice([2, 3, 5]), **common}
+        options["dataset"] = draw.choice([Numbers, arrays])
+        wanted = expected(every, 3, size=options["batch_size"] * world, **common)
+        loader = make_loader(every, Noted, num_workers=draw.choice([0, 0, 1]), **options)
+        broken = draw.randrange(3)
+        assert [loader.batches_at_most(each) for each in range(3)] == list(map(len, wanted))
+        for number_of_epoch, steps in enumerate(wanted):
+            assert [loader.epoch, len(loader)] == [number_of_epoch, len(steps)]
+            batches = iter(loader)
+            for place, step in enumerate(steps):
+                batch = samples_of(next(batches))
+                loader.update(loss_of(batch))
+                together = list(itertools.chain(*gathered(batch.tolist())))
+                if len(step) >= world:
+                    assert together == step, (number, every, number_of_epoch, place)
+                else:
+                    assert set(step) <= set(together)
+                if number_of_epoch == broken and place == len(steps) // 2 > 0:
+                    loader.table.synchronize()
+                    state = loader.state_dict()
+                    batches, loader = iter(()), make_loader(every, Noted, **options)
+                    loader.load_state_dict(state)
+                    batches = iter(loader)
+            assert next(batches, None) is None
 
 
 def last_steps(folder: Path) -> None:
