@@ -199,16 +199,13 @@ class Epochs:
         """End an exhausted epoch that may be the last of the training; see :meth:`finish`.
 
         The function ``keep`` of a policy may cover only the epochs of the training. If the next
-        epoch cannot be settled, the error is raised only when that epoch is requested. Errors of
-        :attr:`when_over` are raised immediately.
+        epoch cannot be selected, the error is raised only when that epoch is requested. Errors of
+        the exchange between processes and of :attr:`when_over` are raised immediately.
         """
         if epoch is not self.current:
             return
         number = epoch.plan.epoch + 1
-        try:
-            self._synchronize(number)
-        except Exception:
-            return
+        self._synchronize(number)
         self._call_when_over()
         with contextlib.suppress(Exception):
             self.current = self._settle(number)
