@@ -20,15 +20,15 @@ import outputs
 # the loss, and which update it came from.
 ROW, SENT_LOSS = 24, 12
 ROWS_AT_A_TIME = 2**18
-HEAD = 8 * 8
+# What processes tell each other before a call.
+HEAD = 15 * 8
 # Of a table: score, record, number of selections; with several processes that each hold all rows,
 # also the visits that all know of.
 TABLE_ROW, KNOWN_VISITS = 24, 4
 # A loss kept until it is sent: sample, loss, update.
 KEPT_LOSS = 16
-# How many histograms of digits of the keys find a threshold at the most, and the arguments that
-# processes compare before.
-DIGITS, MEETING = 4, 15 * 8
+# How many histograms of digits of the keys find a threshold at the most.
+DIGITS = 4
 
 LINKS = {
     # https://docs.nvidia.com: "18x 4th Gen NVLink, 900 GB/s", both directions together.
@@ -135,11 +135,10 @@ def sharded_exchange(fed: float, processes: int) -> list[Call]:
         processes: number of processes.
     """
     return [
-        Call("all_gather", 5 * 8),
+        Call("all_gather", HEAD),
         Call("all_to_all", 8 * processes),
         Call("all_to_all", fed * SENT_LOSS),
-        Call("all_gather", MEETING),
-        Call("all_gather", 8),
+        *[Call("all_gather", HEAD)] * 2,
     ]
 
 
@@ -153,12 +152,12 @@ def selection(n: int, kept: float, processes: int, digits: int = DIGITS) -> list
         digits: number of histograms.
     """
     return [
-        Call("all_gather", MEETING),
+        Call("all_gather", HEAD),
         *[Call("all_reduce", histogram(n))] * digits,
-        Call("all_gather", 4 * 8),
+        Call("all_gather", HEAD),
         Call("all_to_all", 8 * processes),
         Call("all_to_all", 8 * kept, stays=True),
-        Call("all_gather", 2 * 8),
+        Call("all_gather", HEAD),
     ]
 
 
@@ -170,7 +169,7 @@ def feeding(fed: float, processes: int) -> list[Call]:
         processes: number of processes.
     """
     asked = [Call("all_to_all", fed * 8)] * 2
-    return [Call("all_to_all", 8 * processes), *asked]
+    return [Call("all_gather", HEAD), Call("all_to_all", 8 * processes), *asked]
 
 
 def memory(n: int, fed: int, processes: int) -> dict[str, float]:

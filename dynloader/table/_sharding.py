@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dynloader import ops
-from dynloader._collectives import device_for
 from dynloader._version import __version__
-from dynloader.table._exchange import raise_difference, saying_what_failed
+from dynloader.table._exchange import saying_what_failed
 from dynloader.table._recording import Recording
 from dynloader.table._shard import Shard
 from dynloader.table._unsent import SKIPPED, Entries, Unsent
@@ -39,8 +37,8 @@ class OfAll(NamedTuple):
 class Sharding(Recording):
     """Mixin of :class:`dynloader.ScoreTable`: what a policy needs to select from rows in shards.
 
-    In a table with all rows, these methods return what they are given, and communicate nothing. In
-    a table in shards, all processes must call them.
+    In a table with all rows, these methods communicate nothing: all samples are those of this
+    process. In a table in shards, all processes must call them.
     """
 
     num_selections: int
@@ -75,7 +73,10 @@ class Sharding(Recording):
 
     def owned(self, index: Tensor) -> Tensor:
         """Return those of the samples passed by any process that this one owns, ascending."""
-        return index.sort().values if self.shard is None else self.shard.to_owners(index)
+        if self.shard is None:
+            return index.sort().values
+        self.shard.gather([], "samples for their owners")
+        return self.shard.to_owners(index)
 
     def first_of(self, count: int) -> int:
         """Return the number of elements in processes before this one, which has ``count``."""
@@ -97,6 +98,7 @@ class Sharding(Recording):
         """Return the highest value of all processes, 0-dimensional; values are at least 0."""
         if self.shard is None:
             return values.amax()
+        self.shard.gather([], "the highest value")
         return self.shard.highest(values.amax() if len(values) else values.new_zeros(()))
 
     def _synchronize_shards(self, shard: Shard, unsent: Unsent, group: Any, of: str) -> None:
@@ -111,21 +113,11 @@ class Sharding(Recording):
         if not bool(is_inside.all()):
             entries = entries.at(is_inside)
         history = 0 if self._history is None else self._history.shape[1]
-        of = f"{of} in dynloader {__version__}"
-        head = [
-            zlib.crc32(of.encode()),
-            len(self),
-            history,
-            unsent.num_updates,
-            unsent.is_judged or self.forgetting is not None,
-        ]
+        kept = f", {history} losses of each" if history else ""
+        of = f"{of} in dynloader {__version__} ({len(self)} samples in shards{kept})"
+        head = [unsent.num_updates, unsent.is_judged or self.forgetting is not None]
         with saying_what_failed():
-            heads = shard.gather(head)
-        digests, lengths, histories, updates, judged = zip(*heads, strict=True)
-        if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
-            kept = f", {history} losses of each" if any(histories) else ""
-            device = device_for(shard.group, self.scores.device)
-            raise_difference(f"{of} ({len(self)} samples in shards{kept})", shard.group, device)
+            updates, judged = zip(*shard.gather(head, of), strict=True)
         owner = shard.owner(entries.samples)
         row = (entries.samples - owner * shard.rows_per_process).int()
         columns = [row, entries.losses.view(torch.int32), entries.codes]
@@ -191,11 +183,11 @@ class Sharding(Recording):
         always, never = self.all_counts(counts)[0]
         return always, never if num_selections else 0
 
-    def _count_in_shards(self, indices: Tensor, *, is_new: bool) -> None:
+    def _count_in_shards(self, shard: Shard, indices: Tensor, *, is_new: bool) -> None:
         """Count one selection, of which this process holds the samples ``indices``."""
         num_selections = self.num_selections + is_new
         with saying_what_failed("counting a selection"):
-            rows = self.rows_of(self.owned(indices))
+            rows = self.rows_of(shard.to_owners(indices))
             # A copy, so that no process has written before all have received their samples.
             selections = self.selections.clone()
             ops.count_selected(selections, rows, self._faults)
