@@ -265,7 +265,7 @@ class ShardedPlan(SettledPlan):
 
     @override
     def check_fed(self, index: Tensor) -> None:
-        if not self._has_weights or not index.is_cpu:
+        if not self._has_weights:
             return
         is_fed = self._find_fed(index)[1]
         if not bool(is_fed.all()):

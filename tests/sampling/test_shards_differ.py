@@ -347,3 +347,18 @@ def test_a_process_that_dies_in_the_last_epoch(shard: bool, tmp_path: Path) -> N
     codes = together(3, tmp_path, dies_in_the_last_epoch, tmp_path, shard)
     assert codes == [0, -signal.SIGKILL, 0]
     assert {path.name for path in tmp_path.glob("told.*")} == {"told.0", "told.2"}
+
+
+def test_weights_that_a_process_does_not_know(device: torch.device) -> None:
+    table = ScoreTable(N, device, shard=True)
+    loader = loader_of(Weighted(keep=0.5), table=table)
+    losses = torch.ones(4, device=device)
+    for samples in loader:
+        loader.update(losses, samples.to(device))
+    batches = iter(loader)
+    loader.update(losses, next(batches).to(device))
+    index = loader.pruning_sampler.left_out()[:1].to(device)
+    before = table.num_updates_known
+    with told("a process knows the weights of the samples that it feeds", f"as {int(index)}:"):
+        loader.update(losses[:1], index)
+    assert table.num_updates_known == before
