@@ -20,7 +20,8 @@ import outputs
 # the loss, and which update it came from.
 ROW, SENT_LOSS = 24, 12
 ROWS_AT_A_TIME = 2**18
-HEAD = 8 * 8
+# What processes tell each other before a call.
+HEAD = 15 * 8
 # Of a table: score, record, number of selections; with several processes that each hold all rows,
 # also the visits that all know of, and the loss weight if samples have some.
 TABLE_ROW, KNOWN_VISITS, WEIGHT = 24, 4, 4
@@ -34,10 +35,8 @@ KEPT, FED = 8, 8
 LOSSES_AT_A_TIME, MOST_ROUNDS = 2**18, 64
 # A loss in its round: measured at 90 bytes, and at 210 if all samples have several.
 ROUND_LOSS = 210
-# How many histograms of digits of the keys find a threshold at the most, and the arguments that
-# processes compare before.
-DIGITS, MEETING = 4, 15 * 8
-SHARDED_HEAD = 7 * 8
+# How many histograms of digits of the keys find a threshold at the most.
+DIGITS = 4
 
 LINKS = {
     # https://docs.nvidia.com: "18x 4th Gen NVLink, 900 GB/s", both directions together.
@@ -165,13 +164,12 @@ def sharded_exchange(n: int, fed: float, processes: int) -> list[Call]:
     """
     count = exchange_rounds(n, fed, processes)
     return [
-        Call("all_gather", SHARDED_HEAD),
+        Call("all_gather", HEAD),
         Call("all_to_all", 8 * processes),
-        Call("all_gather", 8),
+        Call("all_gather", HEAD),
         Call("all_to_all", 8 * processes * (count + 1)),
         *[Call("all_to_all", fed * SENT_LOSS / count)] * count,
-        Call("all_gather", MEETING),
-        Call("all_gather", 8),
+        *[Call("all_gather", HEAD)] * 2,
     ]
 
 
@@ -185,12 +183,12 @@ def selection(n: int, kept: float, processes: int, digits: int = DIGITS) -> list
         digits: number of histograms.
     """
     return [
-        Call("all_gather", MEETING),
+        Call("all_gather", HEAD),
         *[Call("all_reduce", histogram(n))] * digits,
-        Call("all_gather", 4 * 8),
+        Call("all_gather", HEAD),
         Call("all_to_all", 8 * processes),
         Call("all_to_all", 8 * kept, stays=True),
-        Call("all_gather", 2 * 8),
+        Call("all_gather", HEAD),
     ]
 
 
@@ -202,7 +200,7 @@ def feeding(fed: float, processes: int) -> list[Call]:
         processes: number of processes.
     """
     asked = [Call("all_to_all", fed * 8)] * 2
-    return [Call("all_to_all", 8 * processes), *asked]
+    return [Call("all_gather", HEAD), Call("all_to_all", 8 * processes), *asked]
 
 
 def memory(n: int, fed: int, processes: int, *, is_weighted: bool = False) -> dict[str, float]:

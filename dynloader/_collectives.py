@@ -13,12 +13,19 @@ from __future__ import annotations
 
 import functools
 import sys
+import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_E = TypeVar("_E", bound=Exception)
+
+# How many numbers processes tell each other before a call. They are as many in all calls, so that
+# processes that make different calls find that out.
+HEAD = 15
 
 _FORK_MAY_HANG = sys.version_info < (3, 10, 15) or (3, 11) <= sys.version_info < (3, 11, 10)
 
@@ -147,6 +154,28 @@ def _check_counts(name: str, counts: Sequence[int], processes: int) -> None:
         raise ValueError(
             f"all_to_all: {name} must be {processes} numbers of at least 0, got {list(counts)}"
         )
+
+
+def head_of(of: str, numbers: Sequence[int]) -> list[int]:
+    """Return what a process tells the others before a call: a checksum, and then the numbers.
+
+    Args:
+        of: the call; processes whose checksums differ make different calls.
+        numbers: fewer than ``HEAD``.
+    """
+    assert len(numbers) < HEAD
+    return [zlib.crc32(of.encode()), *numbers, *[0] * (HEAD - 1 - len(numbers))]
+
+
+def as_told(error: _E) -> _E:
+    """Mark and return an error that all processes raise, so that none of them tells it again."""
+    error.__dict__["is_told"] = True
+    return error
+
+
+def is_told(error: Exception) -> bool:
+    """Return whether all processes raise this error, or one like it."""
+    return bool(error.__dict__.get("is_told"))
 
 
 def all_texts(mine: str, group: Any = None, device: torch.device | None = None) -> list[str]:

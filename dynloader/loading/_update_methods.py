@@ -34,7 +34,8 @@ class UpdateMethods:
     ) -> Tensor:
         """Record the losses of a batch and return their mean, the loss to minimize.
 
-        The host does not wait for the GPU.
+        The host does not wait for the GPU, unless the table is in shards, the samples have weights
+        and ``index`` is on a GPU.
 
         With ``reduce``, a sample may have any number of losses: tokens, boxes, pixels, rollouts.
         All losses of a sample in the batch are reduced to one, as

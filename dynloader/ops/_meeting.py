@@ -5,25 +5,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dynloader._address import signed
-from dynloader._collectives import all_gather, all_texts, device_for
+from dynloader._collectives import all_gather, all_texts, as_told, device_for, head_of
 from dynloader.ops._arguments import integer_argument, values_argument
 
 MOST_SAMPLES = 2**40
-_OPERATIONS = (
-    "top_k",
-    "epsilon_greedy",
-    "info_batch",
-    "sample",
-    "priority_sample",
-    "score_mean",
-)
 # Arguments that must be equal in all processes, and the only one that is no integer.
 _EQUAL = ("k", "num_random", "num_kept", "drop_probability", "validate", "seed", "epoch")
 _FLOAT = "drop_probability"
@@ -99,18 +91,22 @@ def meet(op: str, group: Any, tell: Callable[[], Told]) -> tuple[Told, Meeting]:
     device = device_for(group, home)
     row = [
         next((i for i, kind in enumerate(_ERRORS, 1) if isinstance(problem, kind)), 0),
-        _OPERATIONS.index(op),
         len(told.values),
         *(_bits(name, told.equal.get(name, -1)) for name in _EQUAL),
     ]
     row += [*told.sums, *[0] * (_NUM_SUMS - len(told.sums))]
-    rows = all_gather(torch.tensor(row, device=device), group).tolist()
+    heads = all_gather(torch.tensor(head_of(op, row), device=device), group).tolist()
+    rows = [head[1:] for head in heads]
+    if len({head[0] for head in heads}) > 1:
+        _raise_other_call(op, problem, group, device)
     _raise_problem(problem, [found[0] for found in rows], group, device)
     _check_equal(op, rows)
-    lengths = [found[2] for found in rows]
+    lengths = [found[1] for found in rows]
     n = sum(lengths)
     if n > MOST_SAMPLES:
-        raise ValueError(f"{op}: there must be at most 2**40 samples in all processes, got {n}")
+        raise as_told(
+            ValueError(f"{op}: there must be at most 2**40 samples in all processes, got {n}")
+        )
     added = tuple(sum(found[-_NUM_SUMS + j] for found in rows) for j in range(_NUM_SUMS))
     first = sum(lengths[: dist.get_rank(group)])
     seed, epoch = (int(told.equal.get(name, 0)) for name in ("seed", "epoch"))
@@ -179,6 +175,20 @@ def _shown(name: str, bits: int) -> int | float:
     return bits % 2**64 if name == "seed" else bits
 
 
+def _raise_other_call(
+    op: str, problem: Exception | None, group: Any, device: torch.device
+) -> NoReturn:
+    """Raise ValueError with the calls of two processes that differ."""
+    calls = all_texts(op if problem is None else f"{op}: {problem}", group, device)
+    other = next(rank for rank, call in enumerate(calls) if call != calls[0])
+    raise as_told(
+        ValueError(
+            "all processes must call the same operation, but process 0 calls "
+            f"{calls[0]}, process {other} calls {calls[other]}"
+        )
+    )
+
+
 def _raise_problem(
     problem: Exception | None, kinds: list[int], group: Any, device: torch.device
 ) -> None:
@@ -187,22 +197,18 @@ def _raise_problem(
         return
     texts = all_texts("" if problem is None else str(problem), group, device)
     rank = next(rank for rank, kind in enumerate(kinds) if kind)
-    raise _ERRORS[kinds[rank] - 1](f"{texts[rank]} (in process {rank})") from problem
+    raise as_told(_ERRORS[kinds[rank] - 1](f"{texts[rank]} (in process {rank})")) from problem
 
 
 def _check_equal(op: str, rows: list[list[int]]) -> None:
-    """Raise ValueError if processes call different operations or with different arguments."""
-    for other, row in enumerate(rows):
-        if row[1] != rows[0][1]:
-            raise ValueError(
-                "all processes must call the same operation, but process 0 calls "
-                f"{_OPERATIONS[rows[0][1]]}, process {other} calls {_OPERATIONS[row[1]]}"
-            )
-    for place, name in enumerate(_EQUAL, 3):
+    """Raise ValueError if processes call an operation with different arguments."""
+    for place, name in enumerate(_EQUAL, 2):
         for other, row in enumerate(rows):
             if row[place] != rows[0][place]:
                 mine, theirs = (_shown(name, found[place]) for found in (rows[0], row))
-                raise ValueError(
-                    f"{op}: {name} must be equal in all processes, but process 0 has {mine}, "
-                    f"process {other} has {theirs}"
+                raise as_told(
+                    ValueError(
+                        f"{op}: {name} must be equal in all processes, but process 0 has {mine}, "
+                        f"process {other} has {theirs}"
+                    )
                 )

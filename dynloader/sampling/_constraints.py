@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dynloader import ops
 from dynloader._checks import exact
+from dynloader._collectives import is_told
 from dynloader.ops import Selection
 from dynloader.policies._policy import (
     Policy,
@@ -65,23 +67,28 @@ def choose(
 
 
 def _select(policy: Policy, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-    chosen = policy.select(table, k, seed=seed, epoch=epoch)
+    def selected() -> Any:
+        return policy.select(table, k, seed=seed, epoch=epoch)
+
     if table.shard is None:
-        return as_selection(chosen, policy, len(table), k)
+        return as_selection(selected(), policy, len(table), k)
     if is_built_in(policy):
-        return as_selection(chosen, policy, len(table), len(table), is_part=True)
-    return _checked_part(chosen, policy, table.shard, k)
+        return as_selection(selected(), policy, len(table), len(table), is_part=True)
+    return _checked_part(selected, policy, table.shard, k)
 
 
-def _checked_part(chosen: Any, policy: Policy, shard: Shard, k: int) -> Selection:
+def _checked_part(selected: Callable[[], Any], policy: Policy, shard: Shard, k: int) -> Selection:
     """Return the part of this process; raise in all processes if one of them is wrong."""
     source = f"{type(policy).__name__}.select"
     found: list[Selection] = []
 
-    def check() -> None:
-        found.append(as_selection(chosen, policy, shard.num_samples, k, is_part=True))
+    def select() -> None:
+        found.append(as_selection(selected(), policy, shard.num_samples, k, is_part=True))
 
-    shard.agree(error_of(check), f"return a part of a selection from {source}")
+    error = error_of(select)
+    if error is not None and is_told(error):
+        raise error
+    shard.agree(error, f"return a part of a selection from {source}")
     total = shard.total(len(found[0].indices))
     if total == 0 or (total > k and not policy.keeps_more):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 import warnings
@@ -12,15 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from dynloader._address import Address
-from dynloader._checks import (
-    check_flag,
-    check_integer,
-    check_number,
-    refusing_states,
-)
+from dynloader._checks import check_flag, check_integer, check_number, refusing_states
 from dynloader.ops import Selection
 from dynloader.policies._policy import Policy, is_built_in
 from dynloader.policies._steps import Steps
+from dynloader.sampling._agreement import identity_of, kept_together
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._constraints import choose
 from dynloader.sampling._kept_state import check_parts, check_saved_kept, restored, saved
@@ -31,6 +26,7 @@ from dynloader.sampling._rounds import RoundPlan
 from dynloader.sampling._rounds_state import saved_in
 from dynloader.sampling._sharded import ShardedKept, ShardedPlan
 from dynloader.sampling._share import World
+from dynloader.table._shard import error_of
 from dynloader.table._table import ScoreTable
 
 NUM_EPOCHS = 2**32
@@ -92,6 +88,7 @@ class Epochs:
         self._followed: Any = None
         self._followed_epoch = 0
         self._kept: Kept | ShardedKept | None = None
+        self._failed: tuple[int, Exception] | None = None
         self.current = self._settle(0)
 
     # Progress
@@ -211,19 +208,18 @@ class Epochs:
         """End an exhausted epoch that may be the last of the training; see :meth:`finish`.
 
         The function ``keep`` of a policy may cover only the epochs of the training. If the next
-        epoch cannot be settled, the error is raised only when that epoch is requested. Errors of
-        :attr:`when_over` are raised immediately.
+        epoch cannot be selected, the error is raised only when that epoch is requested. Errors of
+        the exchange between processes and of :attr:`when_over` are raised immediately.
         """
         if epoch is not self.current:
             return
         number = epoch.plan.epoch + 1
-        try:
-            self._synchronize(number)
-        except Exception:
-            return
+        self._synchronize(number)
         self._call_when_over()
-        with contextlib.suppress(Exception):
-            self.current = self._settle(number)
+        error = error_of(lambda: self._make_current(number))
+        # Other processes may not try again, so this one does not wait for them.
+        if error is not None and self._is_shared:
+            self._failed = number, error
 
     def select_rounds(self, epoch: EpochProgress, position: int | None) -> None:
         """Make the selections that are due before the batch at ``position`` of ``epoch``.
@@ -282,8 +278,14 @@ class Epochs:
         return self.current.plan.left_out()
 
     def _move_to(self, epoch: int) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None and failed[0] == epoch:
+            raise failed[1]
         self._synchronize(epoch)
         self._call_when_over()
+        self._make_current(epoch)
+
+    def _make_current(self, epoch: int) -> None:
         self.current = self._settle(epoch)
 
     def _synchronize(self, epoch: int) -> None:
@@ -336,25 +338,29 @@ class Epochs:
                 stacklevel=3,
             )
 
-    def _kept_of(
-        self, selection: Selection, checkpoint: int, *, is_trusted: bool
-    ) -> Kept | ShardedKept:
-        if (shard := self.table.shard) is not None:
-            is_ascending = not self.shuffle
-            return ShardedKept(
-                selection, checkpoint, shard, ascending=is_ascending, is_trusted=is_trusted
-            )
-        n, is_resident = self.num_samples, self.is_resident
-        return Kept(selection, checkpoint, n, is_trusted=is_trusted, is_resident=is_resident)
+    def _choose(self, checkpoint: int) -> Selection:
+        num_kept = self.policy.num_kept(self.num_samples, checkpoint)
+        return choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
 
     def _select(self, checkpoint: int) -> Kept | ShardedKept:
         if self.policy.needs_scores or checkpoint > self.policy.first_checkpoint:
             self._warn_if_no_scores(f"epoch {checkpoint}")
         begin = time.perf_counter()
-        num_kept = self.policy.num_kept(self.num_samples, checkpoint)
-        selection = choose(self.policy, self.table, num_kept, seed=self.seed, epoch=checkpoint)
-        kept = self._kept_of(selection, checkpoint, is_trusted=is_built_in(self.policy))
-        self.table.count_selection(selection.indices, selection.num_used)
+        kept: Kept | ShardedKept
+        is_trusted = is_built_in(self.policy)
+        if (shard := self.table.shard) is None:
+            n, is_resident = self.num_samples, self.is_resident
+            chosen = self._choose(checkpoint)
+            kept = Kept(chosen, checkpoint, n, is_trusted=is_trusted, is_resident=is_resident)
+        else:
+            chosen, kept = kept_together(
+                lambda: self._choose(checkpoint),
+                checkpoint,
+                shard,
+                ascending=not self.shuffle,
+                is_trusted=is_trusted,
+            )
+        self.table.count_selection(chosen.indices, chosen.num_used)
         self.select_seconds += time.perf_counter() - begin
         return kept
 
@@ -362,13 +368,9 @@ class Epochs:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that, together with the scores, determine the samples fed."""
-        return {
-            "num_samples": self.num_samples,
-            "policy": self.policy.describe(),
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "blocks": None if self._blocks is None else self._blocks.describe(),
-        }
+        return identity_of(
+            self.policy, self.num_samples, self.seed, shuffle=self.shuffle, blocks=self._blocks
+        )
 
     def state(self) -> dict[str, Any]:
         """Return the state of the current epoch and the selection it uses."""
@@ -444,7 +446,7 @@ class Epochs:
         """
         if isinstance(self.policy.every, Steps):
             self.delay = state["delay"]
-        self._kept = kept
+        self._kept, self._failed = kept, None
         self.current = self._settle(
             int(state["epoch"]), start=int(state["position"]), is_exhausted=state["is_exhausted"]
         )
@@ -453,4 +455,4 @@ class Epochs:
         self.select_seconds = float(state["select_seconds"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"when_over": []}
+        return self.__dict__ | {"when_over": [], "_failed": None}

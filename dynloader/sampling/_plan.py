@@ -233,8 +233,10 @@ class EpochPlan(abc.ABC):
     def check_fed(self, index: Tensor) -> None:  # noqa: B027
         """Raise RuntimeError if the weights of samples are known, but not to this process.
 
+        The host waits for the GPU if it must look at an index there.
+
         Args:
-            index: int64 [b]; not checked on a GPU.
+            index: int64 [b], on any device.
         """
 
     def steps(self, start: int, stop: int, share: Share, chunk: int = CHUNK) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler
 from dynloader._checks import check_flag, check_integer
 from dynloader.policies._policy import Policy, check_shards
 from dynloader.policies._steps import Steps
+from dynloader.sampling._agreement import check_replicas, check_same_loader, identity_of
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._epochs import Epochs
 from dynloader.sampling._plan import EpochPlan
@@ -66,6 +67,8 @@ class PruningSampler(DistributedSampler[int]):
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, or ``policy``, ``table`` or ``blocks`` do not fit
             the number of samples.
+        RuntimeError: with a table in shards, processes have different policies, seeds, orders,
+            versions or numbers of samples, and all raise it.
 
     Attributes:
         policy: the policy that selects samples.
@@ -116,16 +119,29 @@ class PruningSampler(DistributedSampler[int]):
                     "first samples of each selection, got False"
                 )
         stored = None if blocks is None else Blocks(blocks, window, num_samples)
-        policy.check(num_samples)
         check_flag("shard_table", shard_table)
         if table is None:
+            if not shard_table:
+                policy.check(num_samples)
             table = ScoreTable(num_samples, shard=shard_table)
-        else:
+        elif not isinstance(table, ScoreTable) or table.shard is None:
+            policy.check(num_samples)
             check_table(table, num_samples, in_shards=shard_table)
-        if table.shard is not None:
-            check_shards(policy)
-            if blocks is not None:
-                raise ValueError(f"blocks must be None with a table in shards, got {blocks!r}")
+        if (shard := table.shard) is not None:
+
+            def check() -> None:
+                shard.check()
+                policy.check(num_samples)
+                check_table(table, num_samples, in_shards=shard_table)
+                check_shards(policy)
+                if blocks is not None:
+                    raise ValueError(f"blocks must be None with a table in shards, got {blocks!r}")
+                check_replicas(world, shard)
+
+            identity = identity_of(
+                policy, num_samples, int(seed or 0), shuffle=shuffle, blocks=stored
+            )
+            check_same_loader(shard, identity, check)
         claims = table.claims
         self.num_samples = num_samples
         self.policy = policy

@@ -29,11 +29,13 @@ class ShardedKept:
     must create this together.
 
     Args:
-        selection: the part of this process, on any device.
+        selection: the part of this process, on any device; None if ``error`` is not.
         checkpoint: the epoch of the selection.
         shard: the place of this process.
         ascending: whether to divide the samples by their owners and in ascending order.
         is_trusted: whether the indices are known to be in range, so that they need no check.
+        error: what this process raised instead of making its part, or None. All processes raise
+            then: this one that error, and the others a ValueError.
 
     Attributes:
         checkpoint: the epoch of the selection.
@@ -46,21 +48,26 @@ class ShardedKept:
 
     def __init__(
         self,
-        selection: Selection,
+        selection: Selection | None,
         checkpoint: int,
         shard: Shard,
         *,
         ascending: bool = False,
         is_trusted: bool = False,
+        error: Exception | None = None,
     ) -> None:
         self.checkpoint, self.shard = checkpoint, shard
+        if selection is None:
+            selection = Selection(torch.empty(0, dtype=torch.int64))
         indices, weights, _ = selection.cut()
         self.indices = indices.cpu()
         self.weights = None if weights is None else weights.cpu()
         self._ascending = ascending
         is_wrong = not is_trusted and _is_outside(self.indices, shard.num_samples)
         has_weights = self.weights is not None
-        heads = shard.gather([len(indices), not self._is_in_place(), is_wrong, has_weights])
+        of = f"the selection of epoch {checkpoint}"
+        told = [len(indices), not self._is_in_place(), is_wrong, has_weights]
+        heads = shard.agree(error, f"make {of}", of, told)
         counts, is_moved, are_wrong, are_weighted = zip(*heads, strict=True)
         if any(are_wrong):
             check_range("indices selected", self.indices, shard.num_samples)
@@ -187,6 +194,10 @@ class ShardedPlan(SettledPlan):
     def prepare(self, share: Share, start: int, stop: int) -> None:
         if self.kept is None or self._find(share, start, stop) is not None:
             return
+        of = f"the batches of epoch {self.epoch}"
+        if len(share.sizes) > 1:
+            of += f" at positions [{start}, {stop}) in steps of {share.step}"
+        self.kept.shard.gather([], of)
         parts = [each.flatten() for each in self._places(share, start, stop, CHUNK)]
         samples, weights = self.kept.at(torch.cat(parts) if parts else torch.empty(0).long())
         fed = _Fed(share, start, stop, samples)
@@ -254,7 +265,7 @@ class ShardedPlan(SettledPlan):
 
     @override
     def check_fed(self, index: Tensor) -> None:
-        if not self._has_weights or not index.is_cpu:
+        if not self._has_weights:
             return
         is_fed = self._find_fed(index)[1]
         if not bool(is_fed.all()):
@@ -305,6 +316,7 @@ class ShardedPlan(SettledPlan):
         if self.kept is None:
             return torch.empty(0, dtype=torch.int64)
         shard = self.kept.shard
+        shard.gather([], f"the samples left out of epoch {self.epoch}")
         is_left_out = torch.ones(len(shard), dtype=torch.bool)
         is_left_out[self.kept.own() - shard.first] = False
         return is_left_out.nonzero().view(-1) + shard.first

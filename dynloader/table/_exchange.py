@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dynloader import ops
-from dynloader._collectives import all_gather, all_reduce, all_texts, broadcast, device_for
+from dynloader._collectives import (
+    all_gather,
+    all_reduce,
+    all_texts,
+    as_told,
+    broadcast,
+    device_for,
+    head_of,
+    is_told,
+)
 from dynloader._version import __version__
 
 # Rows sent at a time. Each process sends 24 bytes per row, plus 4 per loss of the history, and 16
@@ -122,7 +131,6 @@ def exchange(
         0,
         num_updates - shared.num_updates,
         rows.forgetting is not None,
-        zlib.crc32(of.encode()),
         num_samples,
         0 if rows.history is None else rows.history.shape[1],
         rows.passes is not None,
@@ -133,10 +141,11 @@ def exchange(
         changed = ops.changed_rows(rows.records, shared.visits)
         head[0] = len(changed)
         with saying_what_failed():
-            heads = all_gather(torch.tensor(head, device=device), group)
-        return changed, heads.cpu().T.tolist()
+            heads = all_gather(torch.tensor(head_of(of, head), device=device), group)
+        return changed, heads.cpu().T.tolist()[: 1 + len(head)]
 
-    changed, (counts, updates, forgetting, digests, lengths, histories, passes, loaded) = gathered()
+    changed, (digests, counts, *told) = gathered()
+    updates, forgetting, lengths, histories, passes, loaded = told
     if any(len(set(found)) > 1 for found in (digests, lengths, histories, passes)):
         rank = dist.get_rank(group)
         kept = f", {histories[rank]} losses of each" if any(histories) else ""
@@ -145,7 +154,7 @@ def exchange(
     if len(set(loaded)) > 1:
         # Processes that did not load the same state have no visits in common.
         shared = shared._replace(visits=torch.zeros_like(shared.visits))
-        changed, (counts, *_) = gathered()
+        changed, (_, counts, *_) = gathered()
     shared = shared._replace(digest=0)
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
@@ -184,6 +193,8 @@ def saying_what_failed(
     try:
         yield
     except RuntimeError as error:
+        if is_told(error):
+            raise
         raise RuntimeError(f"{what} failed, and the table is unchanged: {error}") from error
 
 
@@ -291,11 +302,13 @@ def _write(rows: Rows, known_visits: Tensor, columns: list[Tensor]) -> None:
             part.index_copy_(0, samples, values[is_newer])
 
 
-def raise_difference(of: str, group: Any, device: torch.device) -> None:
+def raise_difference(of: str, group: Any, device: torch.device) -> NoReturn:
     """Raise RuntimeError with the texts of two processes that differ."""
     found = all_texts(of, group, device)
     other = next(rank for rank, text in enumerate(found) if text != found[0])
-    raise RuntimeError(
-        f"all processes must make the same selection, but process 0 has {found[0]}, "
-        f"process {other} has {found[other]}"
+    raise as_told(
+        RuntimeError(
+            f"all processes must make the same selection, but process 0 has {found[0]}, "
+            f"process {other} has {found[other]}"
+        )
     )

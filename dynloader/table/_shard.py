@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dynloader._collectives import all_gather, all_reduce, all_to_all, device_for
+from dynloader._collectives import (
+    HEAD,
+    all_gather,
+    all_reduce,
+    all_texts,
+    all_to_all,
+    as_told,
+    device_for,
+    head_of,
+)
+from dynloader.table._exchange import raise_difference
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Shard:
         """Return the rank of the process that owns each row, int64 in the shape of ``index``."""
         return index.div(self.rows_per_process, rounding_mode="floor")
 
-    def check(self, group: Any) -> None:
+    def check(self, group: Any = None) -> None:
         """Raise unless ``group`` is None or that of the shards, which must not have changed.
 
         Raises:
@@ -81,30 +91,79 @@ class Shard:
 
     # Communication. All processes of the group must call each of these.
 
-    def gather(self, numbers: list[int]) -> list[list[int]]:
-        """Return the numbers of each process, in order of rank."""
+    def gather(self, numbers: list[int], of: str = "", problem: str = "") -> list[list[int]]:
+        """Return the numbers of each process, in order of rank.
+
+        Args:
+            numbers: those of this process; all processes must pass as many.
+            of: what these are, a text that must be equal in all processes.
+            problem: what the error says of this process, in addition to ``of``.
+
+        Raises:
+            RuntimeError: ``of`` or the count of numbers differs between processes.
+        """
         if self.size == 1:
             return [numbers]
         device = device_for(self.group, torch.device("cpu"))
-        found: list[list[int]] = all_gather(
-            torch.tensor(numbers, dtype=torch.int64, device=device), self.group
-        ).tolist()
-        return found
+        of = of or f"{len(numbers)} numbers to add up"
+        is_long = len(numbers) >= HEAD
+        head = head_of(of, [] if is_long else numbers)
+        rows: list[list[int]] = all_gather(torch.tensor(head, device=device), self.group).tolist()
+        if len({row[0] for row in rows}) > 1:
+            raise_difference(of + problem, self.group, device)
+        if is_long:
+            rows = all_gather(torch.tensor(numbers, device=device), self.group).tolist()
+            return rows
+        return [row[1 : 1 + len(numbers)] for row in rows]
 
-    def agree(self, error: Exception | None, requirement: str) -> None:
+    def agree(
+        self,
+        error: Exception | None,
+        requirement: str,
+        of: str = "",
+        numbers: Sequence[int] = (),
+    ) -> list[list[int]]:
         """Raise in all processes if one of them has an error: its own, or a ValueError.
 
         Args:
             error: the error of this process, or None.
             requirement: what all processes must do.
+            of: a text that must be equal in all processes; "" means the requirement.
+            numbers: what this process tells the others.
+
+        Returns:
+            The numbers of each process, in order of rank.
+
+        Raises:
+            RuntimeError: ``of`` differs between processes, or another process does something else.
         """
-        failed = [row[0] for row in self.gather([error is not None])]
+        text = "" if error is None else f"{type(error).__name__}: {error}"
+        of = of or f"a check that all {requirement}"
+        try:
+            told = [error is not None, *numbers]
+            rows = self.gather(told, of, text and f", where it raised {text}")
+            failed = [row[0] for row in rows]
+            texts = self._texts(text) if any(failed) else []
+        except RuntimeError as difference:
+            if error is not None:
+                raise as_told(error) from difference
+            raise
         if error is not None:
-            raise error
+            raise as_told(error)
         if any(failed):
-            raise ValueError(
-                f"all processes must {requirement}, got an error in process {failed.index(1)}"
+            rank = failed.index(1)
+            raise as_told(
+                ValueError(
+                    f"all processes must {requirement}, got an error in process {rank}: "
+                    f"{texts[rank]}"
+                )
             )
+        return [row[1:] for row in rows]
+
+    def _texts(self, mine: str) -> list[str]:
+        if self.size == 1:
+            return [mine]
+        return all_texts(mine, self.group, device_for(self.group, torch.device("cpu")))
 
     def total(self, number: int) -> int:
         """Return the sum of the numbers of all processes."""
@@ -199,7 +258,7 @@ def _processes(group: Any) -> tuple[int, int]:
     return dist.get_world_size(group), dist.get_rank(group)
 
 
-def error_of(call: Callable[[], None]) -> Exception | None:
+def error_of(call: Callable[[], object]) -> Exception | None:
     """Call ``call``, and return the error that it raises, or None."""
     try:
         call()

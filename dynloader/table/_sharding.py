@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dynloader import ops
-from dynloader._collectives import device_for
 from dynloader._version import __version__
-from dynloader.table._exchange import raise_difference, saying_what_failed
+from dynloader.table._exchange import saying_what_failed
 from dynloader.table._outgoing import Outgoing
 from dynloader.table._recording import Recording
 from dynloader.table._shard import Shard
@@ -41,8 +39,8 @@ class OfAll(NamedTuple):
 class Sharding(Recording):
     """Mixin of :class:`dynloader.ScoreTable`: what a policy needs to select from rows in shards.
 
-    In a table with all rows, these methods return what they are given, and communicate nothing. In
-    a table in shards, all processes must call them.
+    In a table with all rows, these methods communicate nothing: all samples are those of this
+    process. In a table in shards, all processes must call them.
     """
 
     num_selections: int
@@ -78,7 +76,10 @@ class Sharding(Recording):
 
     def owned(self, index: Tensor) -> Tensor:
         """Return those of the samples passed by any process that this one owns, ascending."""
-        return index.sort().values if self.shard is None else self.shard.to_owners(index)
+        if self.shard is None:
+            return index.sort().values
+        self.shard.gather([], "samples for their owners")
+        return self.shard.to_owners(index)
 
     def first_of(self, count: int) -> int:
         """Return the number of elements in processes before this one, which has ``count``."""
@@ -100,29 +101,23 @@ class Sharding(Recording):
         """Return the highest value of all processes, 0-dimensional; values are at least 0."""
         if self.shard is None:
             return values.amax()
+        self.shard.gather([], "the highest value")
         return self.shard.highest(values.amax() if len(values) else values.new_zeros(()))
 
     def _synchronize_shards(self, shard: Shard, unsent: Unsent, group: Any, of: str) -> None:
         """Send the losses of this process to the owners of the samples, and record what arrives."""
         shard.check(group)
         history = 0 if self._history is None else self._history.shape[1]
-        of = f"{of} in dynloader {__version__}"
+        kept = f", {history} losses of each" if history else ""
+        of = f"{of} in dynloader {__version__} ({len(self)} samples in shards{kept})"
         head = [
-            zlib.crc32(of.encode()),
-            len(self),
-            history,
             unsent.num_updates,
             unsent.is_judged or self.forgetting is not None,
             self._has_reduced,
             int(self._num_clamped),
         ]
         with saying_what_failed():
-            heads = shard.gather(head)
-        digests, lengths, histories, updates, judged, reduced, clamped = zip(*heads, strict=True)
-        if any(len(set(found)) > 1 for found in (digests, lengths, histories)):
-            kept = f", {history} losses of each" if any(histories) else ""
-            device = device_for(shard.group, self.scores.device)
-            raise_difference(f"{of} ({len(self)} samples in shards{kept})", shard.group, device)
+            updates, judged, reduced, clamped = zip(*shard.gather(head, of), strict=True)
         with saying_what_failed(), self._restoring() as note:
             outgoing = Outgoing(unsent, shard)
             if any(judged) and self.forgetting is None:
@@ -198,11 +193,11 @@ class Sharding(Recording):
         always, never = self.all_counts(counts)[0]
         return always, never if num_selections else 0
 
-    def _count_in_shards(self, indices: Tensor, *, is_new: bool) -> None:
+    def _count_in_shards(self, shard: Shard, indices: Tensor, *, is_new: bool) -> None:
         """Count one selection, of which this process holds the samples ``indices``."""
         num_selections = self.num_selections + is_new
         with saying_what_failed("counting a selection"):
-            rows = self.rows_of(self.owned(indices))
+            rows = self.rows_of(shard.to_owners(indices))
             # A copy, so that no process has written before all have received their samples.
             selections = self.selections.clone()
             ops.count_selected(selections, rows, self._faults)

@@ -299,7 +299,7 @@ class ScoreTable(Sharding):
         """
         if self.shard is not None:
             part = indices if num_used is None else indices[: int(num_used)]
-            self._count_in_shards(self._here(part), is_new=is_new)
+            self._count_in_shards(self.shard, self._here(part), is_new=is_new)
             return
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)

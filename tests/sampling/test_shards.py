@@ -19,23 +19,32 @@ from dynloader.table._shard import Shard
 PROGRAM = str(TESTS / "support" / "shards.py")
 # What each number of processes runs; the program forks them, so they start quickly.
 NAMES = {
-    1: "updates,stock,one_raises,own_policies,refusals",
-    2: "updates,stock,resumes,large",
+    1: "few_samples,updates,stock,one_raises,own_policies,refusals",
+    2: "few_samples,updates,stock,resumes,large",
     3: "all_policies,one_raises,partial_group,own_policies,refusals,left_out",
-    4: "sizes,memory",
-    8: "updates,some_policies",
+    4: "few_samples,sizes,memory",
+    8: "few_samples,updates",
 }
 
 
 @pytest.mark.parametrize("world", NAMES)
 def test_processes_with_a_table_in_shards(world: int, tmp_path: Path) -> None:
+    run(NAMES[world], world, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_million_samples_in_shards(tmp_path: Path) -> None:
+    run("million", 4, tmp_path)
+
+
+def run(names: str, world: int, folder: Path) -> None:
     paths = {"PYTHONPATH": python_path(Path(dynloader.__file__).parent.parent)}
-    command = [sys.executable, PROGRAM, NAMES[world], str(world), str(tmp_path)]
+    command = [sys.executable, PROGRAM, names, str(world), str(folder)]
     result = subprocess.run(
         command, env=os.environ | paths, capture_output=True, text=True, timeout=560
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("done") == len(NAMES[world].split(","))
+    assert result.stdout.count("done") == len(names.split(","))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8, 9, 10, 100])

@@ -811,14 +811,12 @@ def lose(folder: Path) -> None:
     loader.table.synchronize()
     if dist.get_rank() == 0:
         torch.save(loader.state_dict(), folder / "checkpoint.pt")
-    for number, samples in enumerate(loader):
-        loader.update(loss_of(samples))
-        if number == 1 and dist.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-    before = loader.table.scores.clone()
     try:
-        iter(loader)
-        loader.table.synchronize()
+        for number, samples in enumerate(loader):
+            loader.update(loss_of(samples))
+            before = loader.table.scores.clone()
+            if number == 1 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
     except (RuntimeError, dist.DistBackendError) as error:
         assert torch.equal(loader.table.scores, before)
         print("lost:", type(error).__name__, flush=True)

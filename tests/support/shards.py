@@ -158,17 +158,28 @@ def pair(data: Any, size: int, policy: Policy, **options: Any) -> list[DataLoade
 
 def all_policies(folder: Path) -> None:
     """Every policy feeds the same batches, with the same weights, as with a whole table."""
-    for number, policy in enumerate(policies(83)):
+    every_policy(83, 4, 5)
+
+
+def few_samples(folder: Path) -> None:
+    """Every policy, with a few rows in each process; of 8 processes, the last has none."""
+    every_policy(25, 1, 3)
+
+
+def every_policy(n: int, size: int, num_epochs: int) -> None:
+    for number, policy in enumerate(policies(n)):
         options = {"seed": 2**63 + number, "shuffle": number % 3 != 1}
-        data = TensorDataset(torch.arange(83)) if number % 2 else Numbers(83)
-        same_epochs(policy, data, options, 5)
+        data = TensorDataset(torch.arange(n)) if number % 2 else Numbers(n)
+        same_epochs(policy, data, options, num_epochs, size)
 
 
-def same_epochs(policy: Policy, data: Any, options: dict[str, Any], num_epochs: int) -> None:
+def same_epochs(
+    policy: Policy, data: Any, options: dict[str, Any], num_epochs: int, size: int = 4
+) -> None:
     """Compare epochs with those of a whole table, and of a process that feeds all samples."""
     world, rank = world_and_rank()
-    ours, theirs = pair(data, 4, policy, **options)
-    alone = DataLoader(data, 4 * world, policy=policy, num_replicas=1, **options)
+    ours, theirs = pair(data, size, policy, **options)
+    alone = DataLoader(data, size * world, policy=policy, num_replicas=1, **options)
     is_as_alone = True
     for epoch in range(num_epochs):
         assert len(ours) == len(theirs)
@@ -187,16 +198,6 @@ def same_epochs(policy: Policy, data: Any, options: dict[str, Any], num_epochs: 
             loader.set_epoch(epoch + 1)
         same_rows(ours.table, theirs.table)
         same_figures(ours.table, theirs.table)
-
-
-def some_policies(folder: Path) -> None:
-    """A few policies, for many processes."""
-    chosen = (UCB, EpsilonGreedy, InfoBatch, Weighted, IES, SeTa, RandomDynamic, Static)
-    seen: set[type] = set()
-    for policy in policies(83):
-        if isinstance(policy, chosen) and (policy.explore or type(policy) not in seen):
-            seen.add(type(policy))
-            same_epochs(policy, Numbers(83), {"seed": 5}, 3)
 
 
 def one_of(number: int, n: int) -> Policy:
@@ -255,6 +256,18 @@ def large(folder: Path) -> None:
     same_rows(ours.table, theirs.table)
     if world > 1:
         assert len(ours.table.scores) <= -(-100_000 // world)
+
+
+def million(folder: Path) -> None:
+    """Tables of 1,000,000 samples."""
+    n = 10**6
+    for policy in (UCB(keep=0.5), InfoBatch(anneal=None), Weighted(keep=0.5)):
+        ours, theirs = pair(TensorDataset(torch.arange(n)), 8192, policy, seed=1)
+        for epoch in range(3):
+            assert one_epoch(ours, epoch) == one_epoch(theirs, epoch), (policy, epoch)
+        for loader in (ours, theirs):
+            loader.set_epoch(4)
+        same_rows(ours.table, theirs.table)
 
 
 def updates(folder: Path) -> None:
