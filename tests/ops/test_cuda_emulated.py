@@ -67,7 +67,7 @@ def pool() -> Iterator[Executor]:
 def run(library: Path, suite: str, seed: int) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CHECK), str(library), suite, str(seed)]
     env = environment(library.stem)
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=1200)
 
 
 def library(kind: str, changes: tuple[Change, ...], folder: Path) -> Path:
