@@ -1,11 +1,13 @@
 """Records, exchanges and selects with a table in shards, and notes what each process needs.
 
-    python bench/scale_run.py --samples 1000000000 --processes 4 --out bench/results/scale-run
+    python bench/scale_run.py --samples 500000000 --processes 4 --out bench/results/scale-run
+    python bench/scale_run.py --samples 1000000000 --processes 4 --only-selection
 
 Processes with gloo on one machine. Each records the losses of its share of the kept samples, as in
 an epoch, in ``--rounds`` parts; all exchange them, and select half of the samples for the next
 epoch. It notes the highest memory of each process, and the calls and bytes passed to collectives,
-beside the formulas of scale_model.py. At 10^9 samples, 4 processes need about 20 GiB together.
+beside the formulas of scale_model.py. With ``--only-selection`` there is no table: each process has
+the scores of its rows, and the selection is compared with that of one process, to the bit.
 """
 
 from __future__ import annotations
@@ -108,12 +110,56 @@ def process(rank: int, store: str, options: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
+def scores_of(n: int, first: int, stop: int) -> torch.Tensor:
+    """Return the scores of some samples, float32 [stop - first]. Many samples have equal ones."""
+    scores = torch.empty(stop - first)
+    for at in range(first, stop, BATCH):
+        end = min(stop, at + BATCH)
+        scores[at - first : end - first] = ops.subset(n, at, end, seed=2).float()
+    return scores
+
+
+def digest(kept: torch.Tensor) -> torch.Tensor:
+    """Return numbers that add up over the parts of a selection, int64 [3]."""
+    mixed = sum(((part * part) ^ (part * 31)).sum() for part in kept.split(2**20))
+    return torch.stack([torch.tensor(len(kept)), kept.sum(), torch.as_tensor(mixed)])
+
+
+def alone(rank: int, n: int, out: str) -> None:
+    """Select in one process, and save the digest of the selection."""
+    torch.set_num_threads(1)
+    torch.save(digest(ops.top_k(scores_of(n, 0, n), n // 2, seed=1, epoch=1)), out)
+
+
+def selection(rank: int, store: str, options: argparse.Namespace) -> None:
+    """Run one process of a selection without a table. Rank 0 writes results.json and table.md."""
+    torch.set_num_threads(1)
+    n, world = options.samples, options.processes
+    dist.init_process_group("gloo", f"file://{store}", world_size=world, rank=rank)
+    counted = Counted()
+    each = -(-n // world)
+    scores = scores_of(n, min(n, rank * each), min(n, (rank + 1) * each))
+    dist.barrier()
+    begin = time.perf_counter()
+    kept = ops.top_k(scores, n // 2, seed=1, epoch=1, group=dist.group.WORLD)
+    step = {"seconds": time.perf_counter() - begin, **counted.taken()}
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = digest(kept)
+    dist.all_reduce(found)
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, {"memory": highest, "steps": {"selection": step}})
+    if rank == 0:
+        torch.save({"n": n, "processes": parts, "digest": found.tolist()}, f"{store}.results")
+    dist.destroy_process_group()
+
+
 def table_of(result: dict[str, Any]) -> str:
     """Format the calls and bytes of the process that passed most of them."""
     about, parts = result["about"], result["processes"]
     memory = max(part["memory"] for part in parts)
     lines = [
-        f"A table of {result['n']:,} samples in {len(parts)} processes with gloo on one machine",
+        f"{'The scores' if 'digest' in result else 'A table'} of {result['n']:,} samples in "
+        f"{len(parts)} processes with gloo on one machine",
         "",
         "| step | calls | bytes passed to them |",
         "| --- | ---: | ---: |",
@@ -124,9 +170,11 @@ def table_of(result: dict[str, Any]) -> str:
         passed = max(sum(each["bytes"].values()) for each in found)
         if calls:
             lines.append(f"| {name} | {calls} | {scale_model.human(passed)} |")
+    same = " The selection is that of one process." if "digest" in result else ""
     lines += [
         "",
         f"The most of any process. Highest memory of a process: {scale_model.human(memory)}. "
+        f"All processes: {scale_model.human(sum(part['memory'] for part in parts))}.{same} "
         f"{about['machine']['cpu']}, torch {about['versions']['torch']}, "
         f"commit {about['commit']['hash'][:10]}",
     ]
@@ -139,11 +187,23 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10**9)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=8, help="exchanges in the epoch")
-    parser.add_argument("--out", default="bench/results/scale-run")
+    parser.add_argument("--only-selection", action="store_true", help="of scores, without a table")
+    parser.add_argument("--out")
     options = parser.parse_args()
+    name = "scale-selection" if options.only_selection else "scale-run"
+    options.out = options.out or f"bench/results/{name}"
+    spawn = torch.multiprocessing.spawn
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (str(Path(folder) / "store"), options)
-        torch.multiprocessing.spawn(process, arguments, nprocs=options.processes)
+        store = str(Path(folder) / "store")
+        if not options.only_selection:
+            spawn(process, (store, options), nprocs=options.processes)
+            return
+        spawn(selection, (store, options), nprocs=options.processes)
+        spawn(alone, (options.samples, f"{store}.alone"), nprocs=1)
+        result, expected = torch.load(f"{store}.results"), torch.load(f"{store}.alone")
+        assert result["digest"] == expected.tolist(), (result["digest"], expected)
+        result["about"] = machine.describe()
+        outputs.write(Path(options.out), result, table_of(result))
 
 
 if __name__ == "__main__":
