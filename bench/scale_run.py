@@ -2,12 +2,14 @@
 
     python bench/scale_run.py --samples 500000000 --processes 4 --out bench/results/scale-run
     python bench/scale_run.py --samples 1000000000 --processes 4 --only-selection
+    python bench/scale_run.py --samples 20000000 --weak 1,2,4
 
 Processes with gloo on one machine. Each records the losses of its share of the kept samples, as in
 an epoch, in ``--rounds`` parts; all exchange them, and select half of the samples for the next
 epoch. It notes the highest memory of each process, and the calls and bytes passed to collectives,
 beside the formulas of scale_model.py. With ``--only-selection`` there is no table: each process has
-the scores of its rows, and the selection is compared with that of one process, to the bit.
+the scores of its rows, and the selection is compared with that of one process, to the bit. With
+``--weak``, each number of processes has ``--samples`` for each process, and one exchange.
 """
 
 from __future__ import annotations
@@ -65,12 +67,12 @@ class Counted:
         return found
 
 
-def process(rank: int, store: str, options: argparse.Namespace) -> None:
-    """Run one process. Rank 0 writes results.json and table.md."""
+def process(rank: int, store: str, n: int, world: int, rounds: int) -> None:
+    """Run one process with a table. Rank 0 saves what was counted."""
     torch.set_num_threads(1)
-    n, world = options.samples, options.processes
     dist.init_process_group("gloo", f"file://{store}", world_size=world, rank=rank)
     counted = Counted()
+    ops.subset(1, 0, 1)  # loads the library
     table = ScoreTable(n, "cpu", shard=True)
     fed = n // 2
     first, last = fed * rank // world, fed * (rank + 1) // world
@@ -80,9 +82,9 @@ def process(rank: int, store: str, options: argparse.Namespace) -> None:
         steps[name] = {"seconds": time.perf_counter() - begin, **counted.taken()}
 
     begin = time.perf_counter()
-    for part in range(options.rounds):
-        start = first + (last - first) * part // options.rounds
-        stop = first + (last - first) * (part + 1) // options.rounds
+    for part in range(rounds):
+        start = first + (last - first) * part // rounds
+        stop = first + (last - first) * (part + 1) // rounds
         for at in range(start, stop, BATCH):
             index = ops.subset(n, at, min(stop, at + BATCH), seed=1)
             table.update(index, (index % 1009).float())
@@ -91,6 +93,9 @@ def process(rank: int, store: str, options: argparse.Namespace) -> None:
         table.synchronize()
         note(f"exchange {part}", begin)
         begin = time.perf_counter()
+    ops.top_k(table.scores, n // 2, seed=1, epoch=0, group=dist.group.WORLD)  # its pages are new
+    counted.taken()
+    begin = time.perf_counter()
     kept = ops.top_k(table.scores, n // 2, seed=1, epoch=1, group=dist.group.WORLD)
     note("selection", begin)
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -100,13 +105,7 @@ def process(rank: int, store: str, options: argparse.Namespace) -> None:
     parts: list[Any] = [None] * world
     dist.all_gather_object(parts, {"memory": highest, "steps": steps})
     if rank == 0:
-        result = {
-            "about": machine.describe(),
-            "n": n,
-            "processes": parts,
-            "computed": scale_model.computed(n, world),
-        }
-        outputs.write(Path(options.out), result, table_of(result))
+        torch.save({"n": n, "processes": parts}, f"{store}.results")
     dist.destroy_process_group()
 
 
@@ -131,10 +130,9 @@ def alone(rank: int, n: int, out: str) -> None:
     torch.save(digest(ops.top_k(scores_of(n, 0, n), n // 2, seed=1, epoch=1)), out)
 
 
-def selection(rank: int, store: str, options: argparse.Namespace) -> None:
-    """Run one process of a selection without a table. Rank 0 writes results.json and table.md."""
+def selection(rank: int, store: str, n: int, world: int) -> None:
+    """Run one process of a selection without a table. Rank 0 saves what was counted."""
     torch.set_num_threads(1)
-    n, world = options.samples, options.processes
     dist.init_process_group("gloo", f"file://{store}", world_size=world, rank=rank)
     counted = Counted()
     each = -(-n // world)
@@ -181,6 +179,60 @@ def table_of(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def weak_table_of(result: dict[str, Any]) -> str:
+    """Format what each number of processes needs, beside one process."""
+    about, runs = result["about"], result["runs"]
+    lines = [
+        f"{runs[0]['n']:,} samples for each process, with gloo on one machine of "
+        f"{about['machine']['cores']} cores",
+        "",
+        "| processes | exchange, bytes passed | selection, bytes passed "
+        "| exchange, of the time of one | selection, of the time of one |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+
+    def largest(run: dict[str, Any], step: str, what: str) -> float:
+        found = (part["steps"][step][what] for part in run["processes"])
+        return max(sum(each.values()) if isinstance(each, dict) else each for each in found)
+
+    for run in runs:
+        steps = ("exchange 0", "selection")
+        passed = [scale_model.human(largest(run, step, "bytes")) for step in steps]
+        times = [
+            largest(run, step, "seconds") / largest(runs[0], step, "seconds") for step in steps
+        ]
+        cells = [*passed, *(f"{ratio:.2f}" for ratio in times)]
+        lines.append(f"| {len(run['processes'])} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "The most of any process; the fastest of three runs. More processes than cores share them. "
+        f"{about['machine']['cpu']}, torch {about['versions']['torch']}, "
+        f"commit {about['commit']['hash'][:10]}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def run(function: Any, store: str, world: int, *arguments: Any) -> dict[str, Any]:
+    """Run processes, and return what rank 0 saved."""
+    Path(store).unlink(missing_ok=True)
+    torch.multiprocessing.spawn(function, (store, *arguments), nprocs=world)
+    found: dict[str, Any] = torch.load(f"{store}.results")
+    return found
+
+
+def weak(store: str, worlds: list[int], each: int) -> list[dict[str, Any]]:
+    """Run each number of processes three times; keep the fastest of each step."""
+    runs: list[dict[str, Any]] = []
+    for world in worlds:
+        tries = [run(process, store, world, each * world, world, 1) for _ in range(3)]
+        for name in ("exchange 0", "selection"):
+            found = [[part["steps"][name]["seconds"] for part in one["processes"]] for one in tries]
+            for part, seconds in zip(tries[0]["processes"], min(found, key=max), strict=True):
+                part["steps"][name]["seconds"] = seconds
+        runs.append(tries[0])
+    return runs
+
+
 def main() -> None:
     """Start the processes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -188,22 +240,28 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=8, help="exchanges in the epoch")
     parser.add_argument("--only-selection", action="store_true", help="of scores, without a table")
+    parser.add_argument("--weak", metavar="1,2,...", help="numbers of processes")
     parser.add_argument("--out")
     options = parser.parse_args()
-    name = "scale-selection" if options.only_selection else "scale-run"
-    options.out = options.out or f"bench/results/{name}"
-    spawn = torch.multiprocessing.spawn
+    n, world = options.samples, options.processes
+    result: dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        if not options.only_selection:
-            spawn(process, (store, options), nprocs=options.processes)
-            return
-        spawn(selection, (store, options), nprocs=options.processes)
-        spawn(alone, (options.samples, f"{store}.alone"), nprocs=1)
-        result, expected = torch.load(f"{store}.results"), torch.load(f"{store}.alone")
-        assert result["digest"] == expected.tolist(), (result["digest"], expected)
-        result["about"] = machine.describe()
-        outputs.write(Path(options.out), result, table_of(result))
+        if options.weak:
+            name, table = "scale-weak", weak_table_of
+            result = {"runs": weak(store, [int(size) for size in options.weak.split(",")], n)}
+        elif options.only_selection:
+            name, table = "scale-selection", table_of
+            result = run(selection, store, world, n, world)
+            torch.multiprocessing.spawn(alone, (n, f"{store}.alone"), nprocs=1)
+            expected = torch.load(f"{store}.alone").tolist()
+            assert result["digest"] == expected, (result["digest"], expected)
+        else:
+            name, table = "scale-run", table_of
+            result = run(process, store, world, n, world, options.rounds)
+            result["computed"] = scale_model.computed(n, world)
+    result["about"] = machine.describe()
+    outputs.write(Path(options.out or f"bench/results/{name}"), result, table(result))
 
 
 if __name__ == "__main__":
