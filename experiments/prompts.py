@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import platform
 import statistics
 import time
@@ -149,7 +150,7 @@ def report(out: Path) -> str:
     for method, (name, _) in METHODS.items():
         if mine := [run for run in runs if run["method"] == method]:
             found.append({"name": name, "runs": len(mine)} | summary(mine))
-    reference = [p["value"] for p in found[0]["curve"]] if found else []
+    last = found[0]["curve"][-1]["value"] if found[0]["name"] == METHODS["random"][0] else math.inf
     rollouts = settings.prompts * settings.rollouts * settings.steps
     lines = [
         f"A policy gradient on {len(OPERATIONS)} operations on digits, {settings.steps:,} steps of "
@@ -160,8 +161,9 @@ def report(out: Path) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for line in found:
-        share = share_to_reach(line["curve"], reference[-1])
+        share = share_to_reach(line["curve"], last)
         reached = "not reached" if share is None else f"{share * rollouts / 1e3:,.0f} k"
+        reached = reached if last < math.inf else ""
         lines.append(
             f"| {line['name']} | {spread(line['final'])} | {spread(line['mean'])} | {reached} | "
             f"{statistics.mean(line['without_signal']):.0%} | "
@@ -173,7 +175,9 @@ def report(out: Path) -> str:
         "",
         f"{found[0]['runs']} seeds, mean ± standard deviation. *Reward*: the mean probability of "
         "the right answer to prompts that are not trained on. *Without signal*: drawn prompts of "
-        "which all rollouts passed or all failed. "
+        "which all rollouts passed or all failed. *Time for the draws*: the share of the processor "
+        "time that draws and records of rewards take; random prompts are drawn by the rule "
+        '"band", from a band of all pass rates. '
         f"{about['machine']['cpu']}, one thread, torch {about['versions']['torch']}, "
         f"{grid.named(commits)}",
     ]
@@ -211,8 +215,8 @@ def spread(values: list[float]) -> str:
     return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def main() -> None:
-    """Train the missing cells, and report."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("experiments/results/prompts"))
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -221,7 +225,21 @@ def main() -> None:
     for field in dataclasses.fields(Recipe):
         kind = type(field.default)
         parser.add_argument(f"--{field.name}", type=kind, default=field.default)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    args.methods = args.methods.split(",")
+    for name in args.methods:
+        if name not in METHODS:
+            parser.error(f"--methods must be among {', '.join(METHODS)}, got {name!r}")
+    if args.evaluations < 1 or args.steps < 1 or args.steps % args.evaluations:
+        parser.error(
+            f"--steps must be a multiple of --evaluations, {args.evaluations}, got {args.steps}"
+        )
+    return args
+
+
+def main() -> None:
+    """Train the missing cells, and report."""
+    args = parse()
     torch.set_num_threads(1)
     if not args.report:
         recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
@@ -230,7 +248,7 @@ def main() -> None:
             [
                 grid.Cell(method, 1.0, 1, seed)
                 for seed in range(args.seeds)
-                for method in args.methods.split(",")
+                for method in args.methods
             ],
             {"recipe": dataclasses.asdict(recipe), "python": platform.python_version()},
             lambda cell: train(cell.method, recipe, cell.seed),

@@ -78,7 +78,8 @@ def reduce_by_index(
         index: int64 [b] on the device of ``losses``: the sample of each row of ``losses``, or of
             each sequence. Not checked, because the number of samples is unknown here.
         reduce: "max", "mean" or "sum".
-        mask: bool, in the shape of ``losses``; True for the losses that count. None means all.
+        mask: bool, in the shape of ``losses``; True for the losses that count. None means all, and
+            is required with ``cu_seqlens``.
         cu_seqlens: int32 or int64 [b + 1], ascending from 0 to total: sequence j has the losses
             ``[cu_seqlens[j], cu_seqlens[j + 1])``. On CUDA, if they are not, no loss counts, and
             the offsets at fault are counted in ``faults``.

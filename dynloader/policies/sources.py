@@ -80,7 +80,8 @@ class Sources(Policy):
 
     Args:
         policy: selects inside each source. It must not hold values for each sample (``Static``,
-            ``Replay``, ``Sources``), select once, or have ``explore`` or ``min_per_class``.
+            ``Replay``, ``Sources``), select once, or have ``explore``, ``min_per_class`` or
+            ``every=Steps(window=...)``.
         groups: the source of each sample, integers [n] from 0 on.
         weights: the weight of each source, at least 0; or a function from the epoch of a checkpoint
             to them; or a :class:`LossMixer`. None: the sizes of the sources, so that the same

@@ -77,12 +77,22 @@ def warmup_at(policy: Policy, num_samples: int, epoch: int, grid: Grid) -> Warmu
         is_whole = policy.every.window is not None
         stop = grid.stop(num_samples if is_whole else policy.num_kept(num_samples, 0))
         return Warmup(max(0, left - epoch * -(-stop // grid.step)), epoch * stop)
+    found = Warmup(left, num_fed)
     for number in range(epoch):
-        if left <= 0:
+        if found.num_left == 0:
             break
-        stop = grid.stop(policy.num_kept(num_samples, number))
-        left, num_fed = left - -(-stop // grid.step), num_fed + stop
-    return Warmup(max(0, left), num_fed)
+        found = _warmup_after(found, policy, num_samples, number, grid)
+    return found
+
+
+def _warmup_after(
+    warmup: Warmup, policy: Policy, num_samples: int, epoch: int, grid: Grid
+) -> Warmup:
+    """Return the warmup after ``epoch``, at whose beginning it was ``warmup``; without windows."""
+    if warmup.num_left == 0:
+        return warmup
+    stop = grid.stop(policy.num_kept(num_samples, epoch))
+    return Warmup(max(0, warmup.num_left - -(-stop // grid.step)), warmup.num_fed + stop)
 
 
 class Layout:
@@ -96,6 +106,7 @@ class Layout:
         num_samples: number of samples in the dataset.
         epoch: the epoch.
         grid: how the samples are divided into steps.
+        warmup: the warmup at the beginning of the epoch. None computes it.
 
     Attributes:
         num_kept: number of samples that a selection among all samples keeps, or the selections of
@@ -106,13 +117,22 @@ class Layout:
         num_fed_before: number of samples that the warmup fed in earlier epochs.
     """
 
-    def __init__(self, policy: Policy, num_samples: int, epoch: int, grid: Grid) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        num_samples: int,
+        epoch: int,
+        grid: Grid,
+        warmup: Warmup | None = None,
+    ) -> None:
         assert isinstance(policy.every, Steps)
         self.num_kept = policy.num_kept(num_samples, epoch)
         self._num_samples, self._keep = num_samples, policy.keep_at(epoch)
         self._num_windows = policy.every.num_windows
         self._length = 0 if policy.every.n is None else policy.every.n * grid.step
-        num_left, self.num_fed_before = warmup_at(policy, num_samples, epoch, grid)
+        if warmup is None:
+            warmup = warmup_at(policy, num_samples, epoch, grid)
+        num_left, self.num_fed_before = warmup
         # The first position that need not belong to the warmup.
         self._begin = num_left * grid.step
         if self._num_windows is None:
@@ -243,14 +263,15 @@ def before(policy: Policy, num_samples: int, epoch: int, grid: Grid) -> Before:
         grid: how the samples are divided into steps.
     """
 
-    def of(number: int) -> Before:
-        layout = Layout(policy, num_samples, number, grid)
+    def of(number: int, warmup: Warmup | None = None) -> Before:
+        layout = Layout(policy, num_samples, number, grid, warmup)
         count = layout.num_selections(grid.stop(layout.num_fed))
         return Before(count, count * num_explored(policy.explore, layout.num_kept))
 
     def is_over(number: int) -> bool:
         return warmup_at(policy, num_samples, number, grid).num_left == 0
 
+    assert isinstance(policy.every, Steps)
     first = policy.first_checkpoint
     earlier = range(first, epoch)
     if not callable(policy.keep):
@@ -260,6 +281,11 @@ def before(policy: Policy, num_samples: int, epoch: int, grid: Grid) -> Before:
         each = of(rest[0]) if rest else Before(0, 0)
         found = [of(number) for number in last]
         found.append(Before(*(value * len(rest) for value in each)))
-    else:
+    elif policy.every.window is not None:
         found = [of(number) for number in earlier]
+    else:
+        found, warmup = [], warmup_at(policy, num_samples, first, grid)
+        for number in earlier:
+            found.append(of(number, warmup))
+            warmup = _warmup_after(warmup, policy, num_samples, number, grid)
     return Before(sum(e.num_selections for e in found), sum(e.num_turns for e in found))

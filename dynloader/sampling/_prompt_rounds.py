@@ -67,10 +67,11 @@ class PromptRounds:
     def draw(self) -> list[int]:
         """Return the distinct prompts of the next round, in random order.
 
-        There are fewer than the policy's number if too few have not retired.
+        There are fewer than the policy's number if too few have not retired. If none are left,
+        these are the prompts that ``explore`` brings back.
 
         Raises:
-            RuntimeError: all prompts have retired.
+            RuntimeError: all prompts have retired, and the policy has no ``explore``.
         """
         seed, epoch = self.seed, self.number
         if self.policy.checkpoint(self.number) is None:  # warmup, or after anneal

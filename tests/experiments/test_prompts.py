@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -44,6 +45,27 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(grid.read(tmp_path)) == 4
     table = (tmp_path / "table.md").read_text()
     assert table.count("\n| random prompts |") == table.count("\n| Gaussian, target 0.5 |") == 1
+    for path in (tmp_path / "cells").glob("random-*"):
+        path.unlink()
+    rows = [row.split("|") for row in prompts.report(tmp_path).splitlines() if "Gaussian" in row]
+    assert [row[4].strip() for row in rows] == [""]  # there is no reward of random prompts
     curve = [{"share": 0.5, "value": 0.2}, {"share": 1.0, "value": 0.4}]
     assert prompts.share_to_reach(curve, 0.3) == 1.0
     assert prompts.share_to_reach(curve, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "random,best"], "--methods must be among random, .* got 'best'"),
+        (["--steps", "10"], "--steps must be a multiple of --evaluations, 20, got 10"),
+        (["--steps", "50"], "--steps must be a multiple of --evaluations, 20, got 50"),
+        (["--evaluations", "0"], "--steps must be a multiple of --evaluations, 0, got 2000"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        prompts.parse(arguments)
+    assert re.search(message, capsys.readouterr().err)

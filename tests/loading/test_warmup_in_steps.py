@@ -603,6 +603,23 @@ def test_setting_epochs_counts_earlier_ones_as_whole() -> None:
         assert epoch_of(other) == epochs[0]
 
 
+def test_a_changing_keep_is_asked_a_few_times_for_each_epoch() -> None:
+    calls = 0
+
+    def keep(epoch: int) -> float:
+        nonlocal calls
+        calls += 1
+        return 0.5 if epoch % 2 else 0.25
+
+    for options in ({"n": 2}, {"window": 0.2}):
+        for warmup in (0, 10, 10**6):
+            loader = make(Steps(**options, warmup=warmup), RandomDynamic, keep=keep)
+            loader.set_epoch(200)
+            calls = 0
+            next(iter(loader))
+            assert calls < 20 * 200, (options, warmup)
+
+
 # Errors
 
 

@@ -67,6 +67,23 @@ def test_late_rewards_count_in_the_next_draw() -> None:
         assert one.draw() == other.draw()
 
 
+def test_rounds_of_retired_prompts_take_turns() -> None:
+    options = {"keep": 0.5, "retire_above": 0.9, "evidence": 1}
+    rounds = PromptRounds(PassRate(explore=0.4, **options), N)
+    rounds.update(range(N), torch.ones(N))
+    drawn = [rounds.draw() for _ in range(5)]  # 10 of the 25 prompts of a round take turns
+    assert sorted(prompt for prompts in drawn for prompt in prompts) == list(range(N))
+    state = rounds.state_dict()
+    again = PromptRounds(PassRate(explore=0.4, **options), N)
+    again.load_state_dict(state)
+    assert again.draw() == rounds.draw()
+    ended = PromptRounds(PassRate(**options), N, table=rounds.table)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="all 50 prompts have retired"):
+            ended.draw()
+    assert ended.number == 0
+
+
 def test_a_resumed_run_draws_the_same() -> None:
     rounds = PromptRounds(PassRate(prompts=9, rule="gaussian", explore=0.0), N, seed=2**64 - 1)
     run(rounds, 3)
