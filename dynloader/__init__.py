@@ -1,6 +1,6 @@
 """A data loader that trains on the samples that matter now."""
 
-from dynloader import ops, schedules, scores, transforms
+from dynloader import checkpoints, ops, schedules, scores, transforms
 from dynloader._native import build_info
 from dynloader._version import __version__
 from dynloader.arrays import ArrayDataset
@@ -77,6 +77,7 @@ __all__ = [
     "Weighted",
     "__version__",
     "build_info",
+    "checkpoints",
     "ops",
     "prefetch_to_device",
     "schedules",

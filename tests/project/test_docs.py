@@ -169,7 +169,7 @@ NOT_IN_REFERENCE = {
 
 def public_names() -> set[str]:
     found = {f"dynloader.{name}" for name in dynloader.__all__}
-    for room in ("ops", "scores", "schedules", "transforms"):
+    for room in ("checkpoints", "ops", "scores", "schedules", "transforms"):
         module = getattr(dynloader, room)
         found.remove(f"dynloader.{room}")
         found |= {f"dynloader.{room}.{name}" for name in module.__all__}
