@@ -15,6 +15,9 @@ from dynloader.policies._steps import Steps
 from dynloader.table._scoring import Scoring
 from dynloader.table._table import ScoreTable
 
+# The mean of a batch is of losses in steps of 2^-32, so equal losses may differ from it by as much.
+_STEP = 2.0**-32
+
 
 @dataclass(frozen=True, kw_only=True)
 class RePB(Policy):
@@ -29,7 +32,8 @@ class RePB(Policy):
     The loss of a sample is weighted by ``E / N``: E is the number of epochs before this one, and N
     in how many of them the sample was used.
 
-    The paper's windows may span several batches; here a window is one update. Exactly a fraction
+    The paper's windows may span several batches; here a window is one update, so an update of one
+    sample lets none be dropped. Exactly a fraction
     ``drop_probability`` of the candidates is dropped, as by :class:`InfoBatch`.
 
     Args:
@@ -56,9 +60,9 @@ class RePB(Policy):
 
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
-        # A sample left out has a negative score, that of its last batch, so all candidates have.
+        # A sample left out has such a score, that of its last batch, so all candidates have.
         # Those are the scores below the mean of these marks.
-        marks = -(table.scores < 0).float()
+        marks = -(table.scores < -_STEP).float()
         drop = ops.info_batch if marks.is_cpu else ops.info_batch_uncut
         chosen = drop(marks, self.drop_probability, seed=seed, epoch=epoch)
         if not self.rescale:

@@ -187,10 +187,11 @@ def test_repb_lets_samples_return() -> None:
     assert 0.5 < fed[1:].mean() < 0.9
 
 
-def test_repb_drops_nothing_of_equal_losses() -> None:
+@pytest.mark.parametrize("loss", [0.5, 1e-4, -1e-4, -1e-3, -0.1, 1e-12])
+def test_repb_drops_nothing_of_equal_losses(loss: float) -> None:
     table = ScoreTable(30, "cpu")
     table.scoring = RePB().scoring
-    table.update(torch.arange(30), torch.full((30,), 0.5))
+    table.update(torch.arange(30), torch.full((30,), loss))
     found = on_host(RePB(drop_probability=0.9).select(table, 30, seed=0, epoch=1))
     assert found.indices.tolist() == list(range(30))
 
