@@ -37,6 +37,9 @@ class EvolvedSampling(Policy):
         chosen = dynloader.select_batch(weights, 32, rule="proportional", step=step)
         losses[chosen.positions].mean().backward()
 
+    There the loader should feed all samples: ``policy=Full()``, and before the first batch
+    ``loader.table.scoring = EvolvedSampling().scoring``.
+
     As a policy of the loader, it draws by the weights of the samples' last visits, and needs no
     forward pass over the others. With ``every=Steps(window=...)``, it draws from each window. The
     rule by which the paper also leaves samples out of an epoch (ESWP) is not included.

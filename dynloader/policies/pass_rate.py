@@ -70,7 +70,8 @@ class PassRate(Policy):
         retire_above: retire prompts whose rate s / (s + f) is at least this, in [0, 1]. A retired
             prompt is not selected again, unless ``explore`` brings it back. If fewer prompts
             remain than a round needs, the round has only those. If none remain, it has only those
-            of ``explore``; without ``explore``, that raises RuntimeError. None retires none.
+            of ``explore``; without ``explore``, that raises RuntimeError, and with ``drop_last``,
+            ValueError if they do not fill a batch. None retires none.
         retire_below: retire prompts whose rate is at most this, in [0, 1]. None retires none.
         evidence: number of rollouts, without decay, before a prompt may retire; at least 1.
     """
