@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 import torch.distributed as dist
-from forked import together
 from ledger import Numbers
 from paths import TESTS, load_script
+from together import together
 
 from dynloader import UCB, DataLoader, Policy, ScoreTable, Weighted
 from dynloader.ops import _group

@@ -15,10 +15,10 @@ import reference
 import torch
 import torch.distributed as dist
 from cases import SCORES, WEIGHTS, Array, address, counts_of, has_memory, same, tensor, values
-from forked import together
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import TESTS, python_path
+from together import together
 from torch import Tensor
 
 import dynloader

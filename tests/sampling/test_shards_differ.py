@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed as dist
-from forked import together
 from ledger import Numbers
+from together import together
 from torch import Tensor
 
 from dynloader import (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from forked import together
+from together import together
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.utils.data import TensorDataset
 

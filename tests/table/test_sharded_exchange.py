@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from cut_short import check_same
-from forked import together
 from shards import updates
+from together import together
 
 from dynloader import ScoreTable
 from dynloader.table import _outgoing
