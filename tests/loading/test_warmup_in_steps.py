@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import pickle
 import random
@@ -14,11 +15,22 @@ import pytest
 import torch
 from ledger import Numbers, loss_of
 from torch import Tensor
-from within_epoch import N, Noted, arrays, epoch_of, expected, make, samples_of, trace
+from within_epoch import (
+    N,
+    Noted,
+    arrays,
+    epoch_of,
+    expected,
+    make,
+    of_arrays,
+    samples_of,
+    trace,
+    train_alike,
+    train_without_waiting,
+)
 
 from dynloader import (
     UCB,
-    ArrayDataset,
     DataLoader,
     PassRate,
     Policy,
@@ -678,24 +690,12 @@ def test_a_missing_update_is_noticed_after_the_warmup() -> None:
 def test_arrays_and_tables_on_any_device(
     every: Steps, policy: type[Policy], device: torch.device
 ) -> None:
-    def made(place: torch.device, dataset: torch.device) -> DataLoader[Any]:
-        return DataLoader(
-            ArrayDataset(torch.arange(N), device=dataset),
-            4,
-            policy=policy(keep=0.5, every=every),
-            table=ScoreTable(N, place),
-            seed=3,
-            return_index=True,
-        )
-
     host = torch.device("cpu")
+    made = functools.partial(of_arrays, every, policy)
     wanted, others = made(host, host), [made(device, device), made(device, host)]
     for _ in range(3):
-        for (batch, index), *found in zip(wanted, *others, strict=True):
-            loss = float(wanted.update(loss_of(batch), index))
-            for loader, (there, place) in zip(others, found, strict=True):
-                assert there.tolist() == place.tolist() == batch.tolist()
-                assert float(loader.update(loss_of(there), place)) == pytest.approx(loss)
+        for _ in train_alike(wanted, others):
+            pass
         for loader in others:
             assert loader.table.num_selections == wanted.table.num_selections
             assert torch.equal(loader.table.selections.cpu(), wanted.table.selections)
@@ -707,18 +707,4 @@ def test_arrays_and_tables_on_any_device(
 )
 def test_the_host_does_not_wait_in_the_warmup_on_the_gpu(every: Steps, cuda: torch.device) -> None:
     for policy in (UCB, Weighted):
-        loader = DataLoader(
-            ArrayDataset(torch.arange(1000), device=cuda),
-            50,
-            policy=policy(keep=0.5, every=every),
-            table=ScoreTable(1000, cuda),
-            return_index=True,
-        )
-        for _ in range(3):
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                for batch, index in loader:
-                    loader.update(loss_of(batch), index)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        loader.table.check()
+        train_without_waiting(every, policy, cuda, 3)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from ledger import Numbers, loss_of
 from reference_rounds import Options, batches
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from dynloader import UCB, DataLoader, Policy, ScoreTable, Steps
+from dynloader import UCB, ArrayDataset, DataLoader, Policy, ScoreTable, Steps
 
 N = 60
 
@@ -56,6 +57,51 @@ def make(every: Steps, policy: type[Policy] = UCB, **options: Any) -> DataLoader
     dataset = options.pop("dataset", Numbers)(N)
     rule = policy(**{"keep": 0.5, "every": every} | own)
     return DataLoader(dataset, policy=rule, **{"batch_size": 4, "seed": 3} | options)
+
+
+def of_arrays(
+    every: Steps,
+    policy: type[Policy],
+    place: torch.device,
+    dataset: torch.device,
+    *,
+    n: int = N,
+    size: int = 4,
+) -> DataLoader[Any]:
+    """Return a loader with its table at ``place`` and its arrays at ``dataset``."""
+    return DataLoader(
+        ArrayDataset(torch.arange(n), device=dataset),
+        size,
+        policy=policy(keep=0.5, every=every),
+        table=ScoreTable(n, place),
+        seed=3,
+        return_index=True,
+    )
+
+
+def train_alike(wanted: DataLoader[Any], others: list[DataLoader[Any]]) -> Iterator[None]:
+    """Train an epoch of all, which must feed and weight the same; yield after each batch."""
+    for (batch, index), *found in zip(wanted, *others, strict=True):
+        loss = float(wanted.update(loss_of(batch), index))
+        for loader, (there, place) in zip(others, found, strict=True):
+            assert there.tolist() == place.tolist() == batch.tolist()
+            assert float(loader.update(loss_of(there), place)) == pytest.approx(loss)
+        yield
+
+
+def train_without_waiting(
+    every: Steps, policy: type[Policy], cuda: torch.device, epochs: int
+) -> None:
+    """Train with all arrays on the GPU, for which the host must not wait."""
+    loader = of_arrays(every, policy, cuda, cuda, n=1000, size=50)
+    for _ in range(epochs):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch, index in loader:
+                loader.update(loss_of(batch), index)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    loader.table.check()
 
 
 def trace(loader: DataLoader[Any], iterator: Any) -> Iterator[tuple[list[int], float]]:
