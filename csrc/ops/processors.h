@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <thread>
 
 #if defined(__linux__)
@@ -32,14 +33,17 @@ inline void relax() {
 #endif
 }
 
-// Sleeps unless the word has another value, until a call of wake(). May return for no reason.
-// Unlike std::atomic::wait, does not yield first: a thread that yields to one that spins comes back
-// only after a time slice, and cannot be woken before.
-inline void sleep_while(const std::atomic<uint32_t>& word, uint32_t value) {
+// Sleeps unless the word has another value, until a call of wake(); on Linux at most for `limit`,
+// unless that is 0. May return for no reason. Unlike std::atomic::wait, does not yield first: a
+// thread that yields to one that spins comes back only after a time slice, and cannot be woken
+// before.
+inline void sleep_while(const std::atomic<uint32_t>& word, uint32_t value, Nanoseconds limit = 0) {
 #if defined(__linux__)
   static_assert(sizeof(word) == sizeof(value), "the kernel compares 32 bits");
-  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+  const timespec time = {limit / 1'000'000'000, limit % 1'000'000'000};
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, limit > 0 ? &time : nullptr, nullptr, 0);
 #else
+  static_cast<void>(limit);
   word.wait(value);
 #endif
 }
@@ -89,6 +93,30 @@ inline void keep_off(int32_t thread, int processor) {
   if (!CPU_ISSET(processor, &mask) || CPU_COUNT(&mask) < 2) return;
   CPU_CLR(processor, &mask);
   sched_setaffinity(thread, sizeof(mask), &mask);
+#endif
+}
+
+// Lets another thread of the process run on this processor only, at once if it waits for another.
+inline void move_to(int32_t thread, int processor) {
+#if defined(__linux__)
+  if (thread == 0 || processor < 0) return;
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  CPU_SET(processor, &mask);
+  sched_setaffinity(thread, sizeof(mask), &mask);
+#endif
+}
+
+// Returns the processor time that another thread of the process has used, or -1 if it is unknown.
+inline Nanoseconds time_used_by(int32_t thread) {
+#if defined(__linux__)
+  // The clock that pthread_getcpuclockid() returns, for the kernel's number of a thread.
+  const auto clock = static_cast<clockid_t>((~static_cast<uint32_t>(thread) << 3) | 6);
+  timespec time = {};
+  if (thread == 0 || clock_gettime(clock, &time) != 0) return -1;
+  return time.tv_sec * Nanoseconds{1'000'000'000} + time.tv_nsec;
+#else
+  return -1;
 #endif
 }
 

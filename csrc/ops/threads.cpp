@@ -27,6 +27,8 @@ constexpr Nanoseconds kClaim = 10'000;
 // How long a helper without a tile spins before it sleeps, and how long a caller spins while it
 // waits for helpers.
 constexpr Nanoseconds kLook = 50'000;
+// How often a caller that sleeps looks whether the helpers with a tile have a processor.
+constexpr Nanoseconds kCheck = 200'000;
 // How long a helper spins between two loops of an operation.
 constexpr Nanoseconds kPause = 1'000'000;
 // The kernel preempts a thread after 3 ms or more if other threads want the processor. A helper
@@ -93,7 +95,11 @@ class Threads {
     std::atomic<uint32_t> calls = 0;
     std::atomic<bool> is_asleep = false;
     std::atomic<int32_t> thread = 0;
-    int avoids = -1;  // a processor; accessed by the caller
+    std::atomic<bool> is_at_work = false;  // may have a tile
+    std::atomic<bool> is_moved = false;    // to the caller's processor
+    // Accessed by the caller.
+    int avoids = -1;        // a processor
+    Nanoseconds used = -1;  // processor time, when the caller last looked
   };
 
   // Makes sure that this many helpers look for work.
@@ -104,6 +110,7 @@ class Threads {
       Helper& helper = *helpers_[static_cast<size_t>(j)];
       if (!helper.is_asleep.load(std::memory_order_relaxed)) continue;
       helper.is_asleep.store(false, std::memory_order_relaxed);
+      helper.is_moved.store(false, std::memory_order_relaxed);
       if (helper.avoids != here) {
         keep_off(helper.thread, here);
         helper.avoids = here;
@@ -214,15 +221,38 @@ class Threads {
   // Waits until the helpers have finished this many tiles.
   void wait_for(int64_t tiles) {
     const auto wanted = static_cast<uint32_t>(tiles);
-    uint32_t done = done_.load(std::memory_order_acquire);
-    if (done == wanted) return;
-    for (const Nanoseconds until = now() + kLook; done != wanted && now() < until;) {
-      relax();
-      done = done_.load(std::memory_order_acquire);
-    }
+    if (spin_until(wanted)) return;
+    move_waiting_helpers();  // notes what time they have used
+    if (spin_until(wanted)) return;
     is_waiting_.store(true);
-    for (done = done_.load(); done != wanted; done = done_.load()) sleep_while(done_, done);
+    for (uint32_t done = done_.load(); done != wanted; done = done_.load()) {
+      move_waiting_helpers();
+      sleep_while(done_, done, kCheck);
+    }
     is_waiting_.store(false);
+  }
+
+  // Returns whether the helpers finish this many tiles while the caller spins.
+  bool spin_until(uint32_t wanted) {
+    for (const Nanoseconds until = now() + kLook / 2;; relax()) {
+      if (done_.load(std::memory_order_acquire) == wanted) return true;
+      if (now() >= until) return false;
+    }
+  }
+
+  // Lets helpers with a tile that have not run since the last call use the caller's processor,
+  // which is about to be free. They would wait for theirs until another thread's turn is over.
+  void move_waiting_helpers() {
+    for (const auto& helper : helpers_) {
+      if (!helper->is_at_work.load(std::memory_order_relaxed)) continue;
+      const Nanoseconds used = time_used_by(helper->thread);
+      if (used >= 0 && used == helper->used && !helper->is_moved.load(std::memory_order_relaxed)) {
+        helper->is_moved.store(true, std::memory_order_relaxed);
+        helper->avoids = -1;
+        move_to(helper->thread, current_processor());
+      }
+      helper->used = used;
+    }
   }
 
   [[noreturn]] void help(int64_t slot, Helper& helper) {
@@ -236,6 +266,7 @@ class Threads {
       // use up its time, and wake even later for the next operation.
       Nanoseconds last = now() - kLook;
       for (;; relax()) {
+        if (helper.is_moved.load(std::memory_order_relaxed)) break;
         const Nanoseconds idle = now() - last;
         if (idle > kLook && (idle > kPause || !is_in_use_.load(std::memory_order_relaxed))) break;
         const uint64_t place = place_.load(std::memory_order_acquire);
@@ -243,7 +274,9 @@ class Threads {
         if (number == seen || (place & kTileMask) == kTileMask) continue;
         seen = number;
         // Only after work, so that jobs with fewer threads do not keep the other helpers awake.
+        helper.is_at_work.store(true, std::memory_order_relaxed);
         if (work(slot, place) > 0) last = now();
+        helper.is_at_work.store(false, std::memory_order_relaxed);
       }
       helper.is_asleep.store(true, std::memory_order_relaxed);
       sleep_while(helper.calls, calls);
