@@ -49,15 +49,12 @@ struct Reducing {
   uint32_t* representatives;  // [rows.count], for each entry
   LossSum* sums;              // [rows.count], used by those that represent a sample
   int64_t* totals;            // [2]: samples with losses, losses clamped
-  int64_t* wrong_offsets;     // [1]
+  int64_t* wrong_offsets;     // [1], after the places of the table
 };
 
-struct ClearTable {
-  Reducing work;
-  DYNLOADER_FN void operator()(int64_t i) const {
-    work.table.places[i] = 0;
-    if (i == 0) *work.wrong_offsets = 0;
-  }
+struct Clear {
+  uint32_t* places;
+  DYNLOADER_FN void operator()(int64_t i) const { places[i] = 0; }
 };
 
 DYNLOADER_FN int64_t offset_at(const LossRows& rows, int64_t i) {
@@ -143,19 +140,34 @@ struct AddLosses {
         sum = {};
         sample = next;
       }
+#if !DYNLOADER_ON_GPU  // see add_all
+      while (end_of_this < end && work.representatives[row + 1] == sample) {
+        end_of_this = end_of_row(call.rows, ++row);
+      }
+#endif
       const int64_t stop = end_of_this < end ? end_of_this : end;
-      for (; j < stop; ++j) add(sum, j);
+      add_all(sum, j, stop);
+      j = stop;
     }
     flush<Access>(sum, sample);
   }
 
+  DYNLOADER_FN void add_all(LossSum& sum, int64_t begin, int64_t end) const {
+#if !DYNLOADER_ON_GPU  // whose threads have few losses each, and no vector instructions
+    float losses[LossSum::kMost];
+    while (call.mask == nullptr && begin < end) {
+      const int64_t count = end - begin < LossSum::kMost ? end - begin : LossSum::kMost;
+      for (int64_t j = 0; j < count; ++j) losses[j] = load(call.losses, begin + j);
+      sum.add_all(losses, count, call.reduction == Reduction::kMax);
+      begin += count;
+    }
+#endif
+    for (int64_t j = begin; j < end; ++j) add(sum, j);
+  }
+
   DYNLOADER_FN void add(LossSum& sum, int64_t j) const {
     if (call.mask != nullptr && !call.mask[j]) return;
-    if (call.reduction == Reduction::kMax) {
-      sum.add_to_highest(load(call.losses, j));
-    } else {
-      sum.add(load(call.losses, j));
-    }
+    sum.add(load(call.losses, j), call.reduction == Reduction::kMax);
   }
 
   template <class Access>
@@ -210,12 +222,13 @@ void run(Backend& backend, const ReduceByIndex& call) {
   const int64_t num_rows = call.rows.count;
   Reducing work = {};
   work.table.bits = SampleTable::bits_for(num_rows);
-  work.table.places = backend.template allocate<uint32_t>(work.table.size());
+  const int64_t cleared = work.table.size() + 2;
+  work.table.places = backend.template allocate<uint32_t>(cleared);
+  work.wrong_offsets = reinterpret_cast<int64_t*>(work.table.places + work.table.size());
   work.representatives = backend.template allocate<uint32_t>(num_rows);
   work.sums = backend.template allocate<LossSum>(num_rows);
   work.totals = backend.template allocate<int64_t>(2);
-  work.wrong_offsets = backend.template allocate<int64_t>(1);
-  backend.for_each(work.table.size(), ClearTable{work});
+  backend.for_each(cleared, Clear{work.table.places});
   if (call.rows.offsets != nullptr) {
     backend.for_each(num_rows + 1, CheckOffset{call, work.wrong_offsets});
   }

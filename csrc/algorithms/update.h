@@ -28,6 +28,12 @@ DYNLOADER_FN bool is_skipped(const Call& call, int64_t j) {
   return call.counts != nullptr && call.counts[j] == 0;
 }
 
+// Returns whether the entry before names the same sample, as those of a sequence's tokens do. Then
+// that entry, or one before it, does what is done once for a sample.
+DYNLOADER_FN bool repeats(const int64_t* index, int64_t j) {
+  return j > 0 && index[j - 1] == index[j];
+}
+
 template <class Load>
 struct StageLoss {
   Update call;
@@ -41,9 +47,14 @@ struct StageLoss {
     if (j == 0 && call.num_updates != nullptr) ++*call.num_updates;
     const int64_t index = call.index[j];
     if (!is_within<Access>(index, call.n, call.faults) || is_skipped(call, j)) return;
+    const float loss = load(call.losses, j);
+    if (repeats(call.index, j) && !is_skipped(call, j - 1) &&
+        bit_cast<uint32_t>(load(call.losses, j - 1)) == bit_cast<uint32_t>(loss)) {
+      return;
+    }
     uint64_t* word = staging_word(call.records + index);
     const uint64_t visits = (Access::atomic_load(word) >> 32) & kMaxVisits;
-    Access::raise_to(word, kStaged | (visits << 32) | ordered_bits(load(call.losses, j)));
+    Access::raise_to(word, kStaged | (visits << 32) | ordered_bits(loss));
   }
 };
 
@@ -73,6 +84,7 @@ struct SettleLoss {
   DYNLOADER_FN void element(int64_t j) const {
     const int64_t index = call.index[j];
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(call.n)) return;
+    if (repeats(call.index, j)) return;
     Record* place = call.records + index;
     const uint64_t staged = Access::atomic_load(staging_word(place));
     if ((staged & kStaged) == 0) return;

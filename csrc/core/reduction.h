@@ -29,8 +29,9 @@ struct LossSum {
     ++count;
   }
 
-  DYNLOADER_FN void add(float loss) {
+  DYNLOADER_FN void add(float loss, bool only_highest) {
     add_to_highest(loss);
+    if (only_highest) return;
     const uint32_t magnitude = bit_cast<uint32_t>(loss) & kCanonicalNanBits;
     if (magnitude <= kFixedPointLimitBits) {  // to_fixed_point() without the clamp, which is slow
       const int64_t value = static_cast<int64_t>(static_cast<double>(loss) * kFixedPointOne);
@@ -42,6 +43,36 @@ struct LossSum {
     } else if (loss < 0.0f) {
       ++unusual;
     }
+  }
+
+  // The same for up to kMost losses. If all are below 2^17 in magnitude, as most are, none needs a
+  // look of its own, and their sum fits in 64 bits; so vector instructions can add them.
+  static constexpr int64_t kMost = 256;
+  DYNLOADER_FN void add_all(const float* losses, int64_t number, bool only_highest) {
+    constexpr uint32_t kNearBits = 0x48000000u;  // 2^17 as a float
+    uint32_t largest = 0;
+    int32_t most = INT32_MIN;  // in the order of the losses, except that -0 comes below +0
+    for (int64_t j = 0; j < number; ++j) {
+      const int32_t bits = bit_cast<int32_t>(losses[j]);
+      const uint32_t magnitude = static_cast<uint32_t>(bits) & kCanonicalNanBits;
+      const int32_t ordered = bits ^ ((bits >> 31) & 0x7fffffff);
+      largest = magnitude > largest ? magnitude : largest;
+      most = ordered > most ? ordered : most;
+    }
+    if (largest >= kNearBits) {
+      for (int64_t j = 0; j < number; ++j) add(losses[j], only_highest);
+      return;
+    }
+    const uint64_t bits = ordered_bits(bit_cast<float>(most ^ ((most >> 31) & 0x7fffffff)));
+    highest = bits > highest ? bits : highest;
+    count += number;
+    if (only_highest) return;
+    int64_t sum = 0;
+    for (int64_t j = 0; j < number; ++j) {
+      sum += static_cast<int64_t>(losses[j] * static_cast<float>(kFixedPointOne));
+    }
+    high += sum >> 32;
+    low += sum & 0xffffffff;
   }
 
   // A single loss is not rounded to fixed point, so nothing was clamped.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 
 from dynloader.bench import epoch_cases, order_cases, select_cases
 from dynloader.bench.case import Case
@@ -92,7 +93,11 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("subset", [order_cases.subset]),
     Operation("update", [_update(1024), _update(128)]),
-    Operation("update-reduced", [order_cases.update_reduced], only=usual),
+    Operation(
+        "update-reduced",
+        [order_cases.update_reduced, partial(order_cases.update_reduced, is_packed=True)],
+        only=usual,
+    ),
     Operation("reselect", [_reselect(0), _reselect(1)], most=100_000_000),
     Operation("epoch", [_walk("tensors"), _walk("lists")], most=10_000_000, is_of_host=True),
     Operation("replay", [epoch_cases.replay], most=10_000_000),

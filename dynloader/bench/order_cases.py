@@ -146,64 +146,80 @@ def update(n: int, device: str, batch: int) -> list[Case]:
     ]
 
 
-def update_reduced(n: int, device: str) -> list[Case]:
+def update_reduced(n: int, device: str, *, is_packed: bool = False) -> list[Case]:
     """Make cases that record the mean loss of up to 512 samples, each of up to 128 tokens.
 
-    The peers know the number of each token's sample within the batch, which ours finds out, and
-    write a score only. Their sums of floats depend on the order on a GPU.
+    The peers write a score only. ``index_add_`` and ``segment_reduce`` are told what ours and
+    ``unique`` find out: the number of each token's sample within the batch. Sums of floats depend
+    on the order on a GPU.
+
+    Args:
+        n: number of samples.
+        device: where they are.
+        is_packed: whether the index has an entry for each sample, and ``cu_seqlens`` says where its
+            tokens are. If not, it has one for each token.
     """
     k = min(512, n)
     length = max(1, min(n, 65_536) // k)
-    # Per token: read index and loss. Per sample: read and write the record, write the score.
-    num_bytes = (8 + 4) * k * length + (2 * 16 + 4) * k
+    num_entries = k if is_packed else k * length
+    # Read the index and the losses. Read and write the record of each sample, write its score.
+    num_bytes = 8 * num_entries + 4 * k * length + (2 * 16 + 4) * k
     group = Group(
-        operation="update of 65536 tokens", n=n, k=k * length, device=device, num_bytes=num_bytes
+        operation="65536 tokens, packed" if is_packed else "update of 65536 tokens",
+        n=n,
+        k=k * length,
+        device=device,
+        num_bytes=num_bytes,
     )
+    memory = 32 * n + 64 * k * length
 
     def inputs() -> tuple[Tensor, Tensor, Tensor]:
         samples = ops.subset(n, 0, k, seed=3, device=device)
-        number = torch.arange(k, device=device).repeat_interleave(length)
-        return samples, number, losses(k * length, device)
+        return samples, samples.repeat_interleave(length), losses(k * length, device)
 
     def ours() -> Call:
-        samples, number, new = inputs()
-        table, index = ScoreTable(n, device), samples[number]
+        samples, sample_of_token, new = inputs()
+        table, index = ScoreTable(n, device), samples if is_packed else sample_of_token
+        starts = torch.arange(0, k * length + 1, length, device=device, dtype=torch.int32)
+        cu_seqlens = starts if is_packed else None
 
         def call() -> Tensor:
-            table.update(index, new, reduce="mean")
+            table.update(index, new, reduce="mean", cu_seqlens=cu_seqlens)
             return table.scores[samples]
 
         return call
 
-    def peer(mean: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Call]:
+    def peer(what: str, record: Callable[[Tensor, Tensor, Tensor, Tensor], None]) -> Case:
         def build() -> Call:
-            samples, number, new = inputs()
+            samples, sample_of_token, new = inputs()
             scores = torch.full((n,), torch.inf, device=device)
 
             def call() -> Tensor:
-                scores[samples] = mean(number, new)
+                record(scores, samples, sample_of_token, new)
                 return scores[samples]
 
             return call
 
-        return build
+        return Case(group=group, what=what, role="peer", build=build, memory=memory)
 
-    def scatter(number: Tensor, new: Tensor) -> Tensor:
-        return new.new_zeros(k).scatter_reduce_(0, number, new, "mean", include_self=False)
+    def unique(scores: Tensor, _: Tensor, sample_of_token: Tensor, new: Tensor) -> None:
+        found, place = torch.unique(sample_of_token, return_inverse=True)
+        mean = new.new_zeros(len(found))
+        scores[found] = mean.scatter_reduce_(0, place, new, "mean", include_self=False)
 
-    def add(number: Tensor, new: Tensor) -> Tensor:
-        return new.new_zeros(k).index_add_(0, number, new) / length
+    number = torch.arange(k, device=device).repeat_interleave(length)
+
+    def add(scores: Tensor, samples: Tensor, _: Tensor, new: Tensor) -> None:
+        scores[samples] = new.new_zeros(k).index_add_(0, number, new) / length
 
     lengths = torch.full((k,), length, device=device)
 
-    def segments(_: Tensor, new: Tensor) -> Tensor:
-        return torch.segment_reduce(new, "mean", lengths=lengths)
+    def segments(scores: Tensor, samples: Tensor, _: Tensor, new: Tensor) -> None:
+        scores[samples] = torch.segment_reduce(new, "mean", lengths=lengths)
 
-    memory = 32 * n + 64 * k * length
+    by_index = [peer("unique + scatter_reduce", unique), peer("index_add", add)]
     return [
         Case(group=group, what=OURS, role="ours", build=ours, memory=memory),
-        Case(group=group, what="scatter_reduce", role="peer", build=peer(scatter), memory=memory),
-        Case(group=group, what="index_add", role="peer", build=peer(add), memory=memory),
-        Case(group=group, what="segment_reduce", role="peer", build=peer(segments), memory=memory),
+        *([peer("segment_reduce", segments)] if is_packed else by_index),
         copy(group),
     ]

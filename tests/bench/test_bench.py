@@ -129,6 +129,7 @@ CHECKS: dict[str, Callable[[Group, dict[str, Any]], None]] = {
     "update of 1024": finite,
     "update of 128": finite,
     "update of 65536 tokens": same_means,
+    "65536 tokens, packed": same_means,
     "re-selection, UCB": first_batch,
     "re-selection, InfoBatch": first_batch,
     "epoch as tensors": as_many_batches,

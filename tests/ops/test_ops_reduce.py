@@ -121,6 +121,27 @@ def test_sequences(reduce: str, place: torch.device) -> None:
             check(losses, rng.integers(0, b + 1, b), reduce, place, cu_seqlens=ends)
 
 
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_long_runs_of_losses(reduce: str, place: torch.device) -> None:
+    """Hundreds of adjacent losses of a sample are added together if none is 2**17 or above."""
+    rng = np.random.default_rng(9)
+    below, zeros = np.float32(np.nextafter(2.0**17, 0)), np.float32([0.0, -0.0])
+    for length in (15, 255, 256, 257, 511, 512, 700):
+        for largest in (below, np.float32(2.0**17), np.float32(2.0**30), np.float32(2.0**31)):
+            losses = rng.normal(size=4 * length).astype(np.float32)
+            losses[rng.integers(0, length)] = largest
+            losses[2 * length - 1] = -largest
+            losses[2 * length : 3 * length] = -below
+            losses[3 * length :] = rng.choice(zeros, length)
+            index = np.arange(4)
+            check(tensor(losses), np.repeat(index, length), reduce, place)
+            check(tensor(losses), index, reduce, place, cu_seqlens=np.arange(5) * length)
+            check(tensor(losses).reshape(4, length), index, reduce, place)
+            check(tensor(losses), np.repeat([7, 3, 7, 1], length), reduce, place)
+            losses[rng.integers(0, 4 * length, 3)] = rng.choice([np.nan, np.inf, -np.inf], 3)
+            check(tensor(losses), np.repeat([7, 3, 7, 1], length), reduce, place)
+
+
 def test_losses_beyond_the_range_are_clamped_and_counted(place: torch.device) -> None:
     most = 2.0**30
     index = torch.tensor([0, 0, 1, 2, 2, 2], device=place)
@@ -234,6 +255,25 @@ def test_any_layout(device: torch.device) -> None:
         there, where.repeat_interleave(2)[::2], "mean", mask=masked.T.contiguous().T
     )
     same(found.losses, wanted)
+
+
+def test_an_update_with_runs_of_equal_entries(place: torch.device) -> None:
+    rng = np.random.default_rng(10)
+    n = 50
+    for number in range(60):
+        scores, records = np.full(n, np.inf, np.float32), np.zeros((n, 4), np.int32)
+        there = [tensor(x, place) for x in (scores, records)]
+        faults = torch.zeros(2, dtype=torch.int64, device=place)
+        b = (7, 700, 20_000)[number % 3]
+        index = np.repeat(rng.integers(0, n, b), 1 + number % 4)
+        losses = rng.choice(np.float32([0.5, 2, 2, -0.0, 0.0, np.nan]), len(index))
+        counts = rng.integers(0, 2, len(index)) if number % 2 else None
+        where = tensor(index, place)
+        given = None if counts is None else tensor(counts, place)
+        ops.update(*there, where, tensor(losses, place), faults, rule=1, counts=given)
+        reference.update(scores, records, index, losses, rule=1, counts=counts)
+        same(there[0], scores, number)
+        same(there[1], records, number)
 
 
 def test_an_update_with_reduced_losses(place: torch.device) -> None:
