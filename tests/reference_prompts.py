@@ -97,6 +97,18 @@ def power_of(p: float, count: Array) -> Array:
     return power
 
 
+def next_retry(
+    retry: float, share: float, found: int, tried: int, step: float, low: float, high: float
+) -> float:
+    """Return the probability of the next round, if ``found`` of ``tried`` prompts were of a kind.
+
+    This is what the authors of GRESO (arXiv 2506.02177) do in ``ray_trainer.py``.
+    """
+    if tried and found / tried >= share:
+        return max(retry - step, low)
+    return min(retry + step, high) if tried else retry
+
+
 def pass_scores(
     passes: Array,
     *,

@@ -9,7 +9,7 @@ import torch
 
 from dynloader._checks import check_integer, refusing_states
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._prompt_rounds import METRICS, PromptRounds
+from dynloader.sampling._prompt_rounds import PromptRounds, metrics_of
 from dynloader.table._table import ScoreTable
 
 
@@ -133,7 +133,6 @@ class PassRateSampler(Iterator[Any]):
 
     def metrics(self) -> dict[str, float]:
         """Return metrics relative to the sampler's namespace."""
-        stats = self.rounds.table.stats()
-        return {name: stats[f"dynloader/{name}"] for name in METRICS} | {
+        return metrics_of(self.rounds.table) | {
             "num_retired": float(self.rounds.policy.num_retired(self.rounds.table))
         }

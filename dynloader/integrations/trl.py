@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 from dynloader.integrations._trainer_loader import STATE_NAME, state_path
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._prompt_rounds import METRICS, PromptRounds
+from dynloader.sampling._prompt_rounds import PromptRounds, metrics_of
 from dynloader.table._table import ScoreTable
 
 
@@ -146,10 +146,8 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"{error}; or pass a function `passes` to PruningGRPOTrainer that returns numbers "
                 "in [0, 1]"
             ) from None
-        stats = self.rounds.table.stats()
-        for name in METRICS:
-            key = f"dynloader/{name}"
-            self._metrics["train"][key].append(stats[key])
+        for name, value in metrics_of(self.rounds.table).items():
+            self._metrics["train"][f"dynloader/{name}"].append(value)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -16,6 +16,7 @@ from dynloader._checks import check_integer, check_number, plain_number
 from dynloader.ops import PassRule
 from dynloader.policies._policy import Keep, Policy, refuse_rescale
 from dynloader.policies._steps import Steps
+from dynloader.table._backoff import Backoff
 from dynloader.table._passes import PassCounting
 from dynloader.table._table import ScoreTable
 
@@ -64,9 +65,15 @@ class PassRate(Policy):
             has its own reward.
         retry_easy: a prompt of which all rollouts passed in the last z visits is skipped in a round
             with probability ``1 - retry_easy**z``, in [0, 1]. This is GRESO (Zheng et al. 2025,
-            arXiv 2506.02177) with fixed probabilities; the paper adjusts them in training. Skipped
-            prompts are used only if there are too few others.
+            arXiv 2506.02177). Skipped prompts are used only if there are too few others.
         retry_hard: the same for prompts of which all rollouts failed.
+        easy_share: share of the prompts of a round that may be all right, in [0, 1]. If at least as
+            many of those tried since the last selection were, ``retry_easy`` falls by
+            ``retry_step`` before the next; if not, it rises. None leaves it as it is. GRESO takes
+            1/12, and starts at ``retry_easy=0.5``.
+        hard_share: the same for prompts of which all rollouts failed. GRESO takes 1/6.
+        retry_step: how much ``retry_easy`` and ``retry_hard`` change at a time, in (0, 1].
+        retry_range: the lowest and the highest value that they may then have, each in [0, 1].
         retire_above: retire prompts whose rate s / (s + f) is at least this, in [0, 1]. A retired
             prompt is not selected again, unless ``explore`` brings it back. If fewer prompts
             remain than a round needs, the round has only those. If none remain, it has only those
@@ -88,6 +95,10 @@ class PassRate(Policy):
     rollouts: int = 1
     retry_easy: float = 1.0
     retry_hard: float = 1.0
+    easy_share: float | None = None
+    hard_share: float | None = None
+    retry_step: float = 0.01
+    retry_range: tuple[float, float] = (0.05, 0.95)
     retire_above: float | None = None
     retire_below: float | None = None
     evidence: int = 16
@@ -106,12 +117,14 @@ class PassRate(Policy):
         check_number("width", self.width, "[1e-6, inf)")
         check_number("low", self.low, "[0, 1]")
         check_number("high", self.high, f"[{self.low}, 1]")
-        self._check_prior()
+        for name, interval in (("prior", "[1, 1e30]"), ("retry_range", "[0, 1]")):
+            self._check_pair(name, interval)
         check_number("decay", self.decay, "[0, 1]")
         check_integer("rollouts", self.rollouts, 1, 2**31)
         check_integer("evidence", self.evidence, 1, 2**31 - 1)
         for name in ("retry_easy", "retry_hard"):
             check_number(name, getattr(self, name), "[0, 1]")
+        self._backoff.check()
         for name in ("retire_above", "retire_below"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), "[0, 1]")
@@ -145,18 +158,29 @@ class PassRate(Policy):
         else:
             super()._check_keep()
 
-    def _check_prior(self) -> None:
-        prior = self.prior
-        if not isinstance(prior, (tuple, list)) or len(prior) != 2:
-            raise TypeError(f"prior must be two numbers, got {prior!r}")
-        for parameter in prior:
-            check_number("prior", parameter, "[1, 1e30]")
-        object.__setattr__(self, "prior", tuple(float(plain_number(x)) for x in prior))
+    def _check_pair(self, name: str, interval: str) -> None:
+        pair = getattr(self, name)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"{name} must be two numbers, got {pair!r}")
+        for value in pair:
+            check_number(name, value, interval)
+        object.__setattr__(self, name, tuple(float(plain_number(value)) for value in pair))
+
+    @property
+    def _backoff(self) -> Backoff:
+        low, high = self.retry_range
+        shares = self.easy_share, self.hard_share
+        return Backoff(self.retry_easy, self.retry_hard, *shares, self.retry_step, low, high)
+
+    @property
+    def _is_adjusted(self) -> bool:
+        return self.easy_share is not None or self.hard_share is not None
 
     @property
     @override
     def passes(self) -> PassCounting:
-        return PassCounting(self.decay, self.rollouts)
+        backoff = self._backoff if self._is_adjusted else None
+        return PassCounting(self.decay, self.rollouts, backoff)
 
     @override
     def check(self, num_samples: int) -> None:
@@ -180,17 +204,34 @@ class PassRate(Policy):
         check_number(f"target({epoch})", target, "[0, 1]")
         return float(target)
 
+    def retries(self, table: ScoreTable) -> tuple[float, float]:
+        """Return the probabilities for the next selection in place of both ``retry_`` options.
+
+        Raises:
+            ValueError: ``table.passes`` adjusts them otherwise.
+        """
+        if not self._is_adjusted:
+            return self.retry_easy, self.retry_hard
+        found = None if table.passes is None else table.passes.counting.backoff
+        if table.passes is None or found != self._backoff:
+            raise ValueError(
+                f"table.passes must adjust probabilities by {self._backoff}, got {found}: call "
+                "table.record_passes(policy.passes) before the first update"
+            )
+        return table.passes.next_retries()
+
     def scores(self, table: ScoreTable, *, seed: int, epoch: int) -> Tensor:
         """Return scores whose highest are selected, float32 [n]; -inf for retired prompts.
 
         Raises:
-            ValueError: ``table.passes`` is None.
+            ValueError: ``table.passes`` is None, or adjusts probabilities otherwise.
         """
         if table.passes is None:
             raise ValueError(
                 "table must record passes for PassRate, got a table without: call "
                 "table.record_passes(policy.passes) before the first update"
             )
+        retry_easy, retry_hard = self.retries(table)
         return ops.pass_scores(
             table.passes.records,
             rule=_RULES[self.rule],
@@ -199,8 +240,8 @@ class PassRate(Policy):
             low=self.low,
             high=self.high,
             prior=self.prior,
-            retry_easy=self.retry_easy,
-            retry_hard=self.retry_hard,
+            retry_easy=retry_easy,
+            retry_hard=retry_hard,
             retire_below=self.retire_below,
             retire_above=self.retire_above,
             evidence=self.evidence,
@@ -213,7 +254,15 @@ class PassRate(Policy):
         if self.retire_above is None and self.retire_below is None:
             return 0
         # Retirement depends neither on the rule nor on the round, and a band is the fastest rule.
-        rule = dataclasses.replace(self, rule="band", target=0.5, retry_easy=1.0, retry_hard=1.0)
+        rule = dataclasses.replace(
+            self,
+            rule="band",
+            target=0.5,
+            retry_easy=1.0,
+            retry_hard=1.0,
+            easy_share=None,
+            hard_share=None,
+        )
         return int(torch.isneginf(rule.scores(table, seed=0, epoch=0)).sum())
 
     @override

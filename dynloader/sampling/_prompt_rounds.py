@@ -15,8 +15,21 @@ from dynloader.sampling._sampler import check_table
 from dynloader.table._table import ScoreTable
 
 _VERSION = 1
-# What a training logs of ``table.stats()``, without the prefix.
-METRICS = ("pass_rate", "num_all_right", "num_all_wrong", "num_unseen")
+_METRICS = (
+    "pass_rate",
+    "num_all_right",
+    "num_all_wrong",
+    "num_unseen",
+    "retry_easy",
+    "retry_hard",
+)
+
+
+def metrics_of(table: ScoreTable) -> dict[str, float]:
+    """Return what a training logs of ``table.stats()``, by names without the prefix."""
+    stats = table.stats()
+    found = {name: stats.get(f"dynloader/{name}") for name in _METRICS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class PromptRounds:

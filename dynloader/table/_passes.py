@@ -17,6 +17,7 @@ from dynloader._checks import (
     check_state_tensor,
     refusing_states,
 )
+from dynloader.table._backoff import Backoff
 from dynloader.table._device import is_captured
 
 _RIGHT, _WRONG, _ROLLOUTS, _STREAK = range(4)
@@ -31,10 +32,12 @@ class PassCounting(NamedTuple):
     Attributes:
         decay: factor of the earlier numbers at each visit of a prompt, in [0, 1].
         rollouts: number of rollouts that one reward is the mean of, at least 1.
+        backoff: how :attr:`PassRecord.retries` change in training; None leaves them out.
     """
 
     decay: float = 1.0
     rollouts: int = 1
+    backoff: Backoff | None = None
 
 
 class PassRecord:
@@ -59,6 +62,8 @@ class PassRecord:
         records: int32 [n, 4], the bits of :attr:`right` and :attr:`wrong` as float32,
             :attr:`rollouts` and :attr:`streak`.
         counting: the decay, and the number of rollouts of a reward.
+        retries: with a ``backoff``, the probabilities with which the last selection tried prompts
+            again that were all right, and those that were all wrong.
     """
 
     def __init__(self, n: int, device: torch.device, counting: PassCounting) -> None:
@@ -66,6 +71,9 @@ class PassRecord:
         check_integer("rollouts", counting.rollouts, 1, 2**31)
         self.counting = counting
         self.records = ops.zeros((n, 4), torch.int32, device)
+        if counting.backoff is not None:
+            counting.backoff.check()
+        self._start_backoff()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,6 +82,8 @@ class PassRecord:
         """Return a copy of some rows, as ``torch.Tensor.index_select`` does; ``dim`` must be 0."""
         part = PassRecord(0, self.records.device, self.counting)
         part.records = self.records.index_select(dim, index)
+        part.retries = self.next_retries()  # those of all prompts, not of these alone
+        part._counted = part.rollouts
         return part
 
     @property
@@ -144,6 +154,38 @@ class PassRecord:
         rows[:, _STREAK] = streak.int()
         self.records[prompts] = rows
 
+    def next_retries(self) -> tuple[float, float]:
+        """Return the probabilities for the next selection: :attr:`retries`, adjusted.
+
+        They follow from the prompts tried since the last call of :meth:`count_selection`, each by
+        its last visit. The host waits for the GPU.
+        """
+        if self.counting.backoff is None:
+            return self.retries
+        is_tried = self.rollouts != self._counted
+        streak = self.streak
+        tallies = (is_tried, is_tried & (streak > 0), is_tried & (streak < 0))
+        num_tried, num_easy, num_hard = torch.stack([each.sum() for each in tallies]).tolist()
+        return self.counting.backoff.adjusted(self.retries, num_tried, num_easy, num_hard)
+
+    def count_selection(self) -> None:
+        """Keep :meth:`next_retries`, which a selection has used."""
+        if self.counting.backoff is not None:
+            self.retries, self._counted = self.next_retries(), self.rollouts.clone()
+
+    def clear(self) -> None:
+        """Forget all rewards, and the adjustments by them."""
+        self.records.zero_()
+        self._start_backoff()
+
+    def _start_backoff(self) -> None:
+        backoff = self.counting.backoff
+        self.retries = (1.0, 1.0)
+        self._counted = self.records[:0, _ROLLOUTS]  # as they were at the last selection
+        if backoff is not None:
+            self.retries = (float(backoff.retry_easy), float(backoff.retry_hard))
+            self._counted = self.rollouts.clone()
+
     def rates(self) -> Tensor:
         """Return ``right / (right + wrong)`` of each prompt, float32 [n]; NaN if never tried."""
         return self.right / (self.right + self.wrong)
@@ -154,6 +196,8 @@ class PassRecord:
         - ``dynloader/pass_rate``: mean of :meth:`rates` over the prompts that were tried.
         - ``dynloader/num_all_right``, ``dynloader/num_all_wrong``: number of prompts of which all
           rollouts passed, or failed, at the last visit.
+        - ``dynloader/retry_easy``, ``dynloader/retry_hard``: :attr:`retries`. Only present if they
+          are adjusted.
         """
         figures = [
             self.rates().double().nanmean(),
@@ -161,20 +205,39 @@ class PassRecord:
             (self.streak < 0).sum(),
         ]
         names = ("pass_rate", "num_all_right", "num_all_wrong")
-        return {f"dynloader/{name}": float(x) for name, x in zip(names, figures, strict=True)}
+        stats = {f"dynloader/{name}": float(x) for name, x in zip(names, figures, strict=True)}
+        if self.counting.backoff is not None:
+            stats["dynloader/retry_easy"], stats["dynloader/retry_hard"] = self.retries
+        return stats
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the record. The host waits for the GPU."""
-        return {"records": self.records.clone(), **self.counting._asdict()}
+        decay, rollouts, backoff = self.counting
+        state = {"records": self.records.clone(), "decay": decay, "rollouts": rollouts}
+        if backoff is not None:
+            state["backoff"] = {
+                **backoff._asdict(),
+                "retries": list(self.retries),
+                "counted": self._counted.clone(),
+            }
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a copy of the records in ``state``, and keep the own :attr:`counting`.
+
+        If only this record has a ``backoff``, it begins with the next selection.
 
         Raises:
             ValueError: the state is for another number of prompts, or damaged. Nothing is changed.
         """
         check_pass_state(state, len(self))
         self.records.copy_(state["records"])
+        self._start_backoff()
+        backoff = state.get("backoff")
+        if self.counting.backoff is not None and backoff is not None:
+            easy, hard = backoff["retries"]
+            self.retries = (float(easy), float(hard))
+            self._counted = backoff["counted"].to(self.records.device, copy=True)
 
 
 def check_pass_state(state: Any, n: int) -> None:
@@ -189,3 +252,27 @@ def check_pass_state(state: Any, n: int) -> None:
         if not bool((counts.isfinite() & (counts >= 0)).all()):
             raise ValueError("passes of the state must hold finite numbers of at least 0")
         check_range("rollouts of the state", records[:, _ROLLOUTS], 2**31)
+        if state.get("backoff") is not None:
+            _check_backoff_state(state["backoff"], n)
+
+
+def _check_backoff_state(state: Any, n: int) -> None:
+    check_state(state, {}, {*Backoff._fields, "retries", "counted"})
+    backoff_of(state).check()
+    retries = state["retries"]
+    if not isinstance(retries, (list, tuple)) or len(retries) != 2:
+        raise ValueError(f"retries of the state must be two numbers, got {retries!r}")
+    for retry in retries:
+        check_number("retries of the state", retry, "[0, 1]")
+    check_state_tensor("counted", state["counted"], torch.int32, [n])
+
+
+def backoff_of(state: Mapping[str, Any]) -> Backoff:
+    """Return the backoff that a state describes."""
+    return Backoff(*(state[name] for name in Backoff._fields))
+
+
+def counting_of(state: Mapping[str, Any]) -> PassCounting:
+    """Return the counting of the record that saved ``state``."""
+    backoff = None if state.get("backoff") is None else backoff_of(state["backoff"])
+    return PassCounting(float(state["decay"]), int(state["rollouts"]), backoff)

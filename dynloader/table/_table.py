@@ -14,7 +14,7 @@ from dynloader.ops import ScoreRule
 from dynloader.table._device import resolve_device
 from dynloader.table._exchange import Rows, Shared, exchange, is_alone
 from dynloader.table._on_host import OnHost
-from dynloader.table._passes import PassCounting, PassRecord
+from dynloader.table._passes import PassCounting, PassRecord, counting_of
 from dynloader.table._scoring import Scoring
 from dynloader.table._shard import Shard, error_of
 from dynloader.table._sharding import Sharding, figures_of, unseen_figures
@@ -304,6 +304,8 @@ class ScoreTable(Sharding):
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)
         self.num_selections += is_new
+        if self.passes is not None:
+            self.passes.count_selection()
 
     def check(self) -> None:
         """Raise if an argument of an update on the GPU was wrong since the last check.
@@ -483,11 +485,10 @@ class ScoreTable(Sharding):
             self.keep_history(history.shape[1])
         if (passes := state.get("passes")) is not None:
             if self.passes is None:
-                counting = PassCounting(float(passes["decay"]), int(passes["rollouts"]))
-                self.passes = PassRecord(len(self), self.device, counting)
+                self.passes = PassRecord(len(self), self.device, counting_of(passes))
             self.passes.load_state_dict(passes)
         elif self.passes is not None:
-            self.passes.records.zero_()
+            self.passes.clear()
         if forgetting is not None:
             forgetting = forgetting.to(self.device, copy=True)
         self.scores.copy_(state["scores"].detach())

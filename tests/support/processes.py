@@ -42,6 +42,7 @@ from dynloader import (
     Full,
     InfoBatch,
     PassRate,
+    PromptRounds,
     RandomDynamic,
     ScoreTable,
     Static,
@@ -956,11 +957,26 @@ def scoring(folder: Path) -> None:
 
 
 def prompts(folder: Path) -> None:
-    """All processes draw the same prompts, and know what the rollouts of the others earned."""
-    loader = DataLoader(Numbers(400), 8, policy=PassRate(prompts=64, retry_hard=0.5), seed=4)
-    alone = ScoreTable(400, "cpu")
-    alone.record_passes(loader.policy.passes)
-    for _ in range(4):
+    """All processes draw the same prompts as one, and know what the rollouts of others earned."""
+    policy = PassRate(
+        prompts=64,
+        retry_easy=0.5,
+        retry_hard=0.5,
+        easy_share=0.1,
+        hard_share=0.2,
+        retry_step=0.1,
+    )
+
+    def fresh() -> DataLoader[int]:
+        return DataLoader(Numbers(400), 8, policy=policy, seed=4)
+
+    loader = fresh()
+    alone = PromptRounds(policy, 400, seed=4)
+    retries = set()
+    for step in range(8):
+        if step == 5:
+            state, loader = loader.state_dict(), fresh()
+            loader.load_state_dict(state)
         fed = []
         for index in loader:
             repeated = index.repeat_interleave(3)
@@ -970,11 +986,16 @@ def prompts(folder: Path) -> None:
         everyone = gathered(fed)
         samples = [sample for theirs in everyone for index, _ in theirs for sample in index]
         assert len(samples) == 3 * 64
-        assert len(set(samples)) == 64
+        assert set(samples) == set(alone.draw())
         for theirs in everyone:
             for index, rewards in theirs:
                 alone.update(index, torch.tensor(rewards))
-        assert torch.equal(loader.table.passes.records, alone.passes.records)
+        passes = loader.table.passes
+        assert torch.equal(passes.records, alone.table.passes.records)
+        assert loader.num_selected == 64  # the next round is settled
+        assert passes.retries == alone.table.passes.next_retries()
+        retries.add(passes.retries)
+    assert len(retries) > 3
     only_here = ScoreTable(20, "cpu")
     if dist.get_rank() == 0:
         only_here.record_passes(PassCounting())
