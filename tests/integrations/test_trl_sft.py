@@ -209,6 +209,63 @@ def test_each_row_gets_its_own_loss(kind: str, tmp_path: Path) -> None:
     assert len(set(wanted.tolist())) > len(kept) // 2
 
 
+@pytest.mark.parametrize("kind", ["prompts", "packed", "wrapped"])
+def test_all_samples_train_as_without_pruning_in_bf16(kind: str, tmp_path: Path) -> None:
+    options = {
+        "train_sampling_strategy": "sequential",
+        "gradient_accumulation_steps": 2,
+        "bf16": True,
+    }
+    stock = trainer_of(tmp_path / "a", kind, trl.SFTTrainer, options=options)
+    stock.train()
+    ours = trainer_of(tmp_path / "b", kind, policy=Full(), options=options)
+    ours.train()
+    assert len(lost(stock)) == len(lost(ours)) >= 4
+    for line, other in zip(lost(stock), lost(ours), strict=True):
+        assert other == pytest.approx(line, rel=2e-2, abs=2e-3)
+    for one, two in zip(stock.model.parameters(), ours.model.parameters(), strict=True):
+        assert two.dtype == torch.float32
+        torch.testing.assert_close(one, two, rtol=2e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("way", ["bf16", "bfloat16 model"])
+@pytest.mark.parametrize("tokens", [None, 0.5])
+def test_losses_in_bf16_are_float32_of_bfloat16_logits(
+    way: str, tokens: float | None, tmp_path: Path
+) -> None:
+    """With ``bf16=True``, the model runs under autocast; or its parameters are bfloat16."""
+    model = llama() if way == "bf16" else llama().bfloat16()
+    trainer = trainer_of(
+        tmp_path,
+        "prompts",
+        policy=Full(),
+        model=model,
+        keep_tokens=tokens,
+        options={"learning_rate": 0.0, "num_train_epochs": 1, "bf16": way == "bf16"},
+    )
+    trainer.train()
+    found, rows = trainer.loader.table.last_loss.cpu(), 0
+    assert found.dtype == torch.float32
+    for batch in trainer.batches:
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"), torch.no_grad():
+            output = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            )
+        logits = output.logits[:, :-1].detach()
+        assert torch.equal(logits, logits.bfloat16().to(logits.dtype))
+        wanted = batch["labels"][:, 1:]
+        losses = torch.nn.functional.cross_entropy(logits.float().mT, wanted, reduction="none")
+        means = losses.sum(1) / (wanted != -100).sum(1).clamp(min=1)
+        torch.testing.assert_close(found[batch["index"]], means, rtol=1e-6, atol=1e-7)
+        rows += len(means)
+    assert rows == N
+    assert (found != found.bfloat16().float()).sum() > N // 2  # not rounded to bfloat16
+    with torch.no_grad():  # and not those of a model in float32
+        exact = torch.tensor([mean_alone(llama(), row) for row in trainer.train_dataset])
+    assert (found - exact).abs().max() > 1e-4
+    torch.testing.assert_close(found, exact, rtol=2e-2, atol=2e-2)
+
+
 def test_samples_joined_by_transformers(tmp_path: Path) -> None:
     arguments = transformers.TrainingArguments(
         str(tmp_path),
