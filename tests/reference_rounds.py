@@ -131,7 +131,10 @@ def filled(options: Options, epoch: int, number: int, part: Part, scores: list[f
 
 
 def batches(
-    options: Options, epochs: int, loss_of: Callable[[int], float]
+    options: Options,
+    epochs: int,
+    loss_of: Callable[[int], float],
+    known: list[float] | None = None,
 ) -> list[list[list[int]]]:
     """Return the steps of each epoch, as the samples of all processes.
 
@@ -139,8 +142,9 @@ def batches(
         options: the training.
         epochs: number of epochs.
         loss_of: returns the loss of a sample, which becomes its score after the step.
+        known: the scores of the samples before the training; None if there are none.
     """
-    scores = [math.inf] * options.n
+    scores = [math.inf] * options.n if known is None else list(known)
     warm_steps, warm_samples = options.warmup, 0
     found = []
     for epoch in range(epochs):

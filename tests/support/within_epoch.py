@@ -117,6 +117,7 @@ def expected(
     size: int = 4,
     keep: str | Callable[[int], float] = "0.5",
     seed: int = 3,
+    known: list[float] | None = None,
     **options: Any,
 ) -> list[list[list[int]]]:
     """Return the batches of :class:`Noted`, whose losses are ``loss_of``, by the specification."""
@@ -129,4 +130,4 @@ def expected(
     training = Options(
         n, size, share, every.n, windows, every.delay or 0, every.warmup, seed, **options
     )
-    return batches(training, epochs, losses.__getitem__)
+    return batches(training, epochs, losses.__getitem__, known)
