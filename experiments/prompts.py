@@ -145,6 +145,8 @@ def evaluate(net: nn.Module, inputs: Tensor, answers: Tensor) -> float:
 def report(out: Path) -> str:
     """Write results.json and table.md, and return the table."""
     runs = grid.read(out)
+    if not runs:
+        raise SystemExit(f"--out must hold finished cells, got none in {out}")
     settings = Recipe(**grid.json.loads((out / "settings.json").read_text())["recipe"])
     found = []
     for method, (name, _) in METHODS.items():

@@ -54,6 +54,15 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prompts.share_to_reach(curve, 0.5) is None
 
 
+@pytest.mark.parametrize("name", ["", "missing"])
+def test_nothing_to_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / name
+    monkeypatch.setattr(sys, "argv", ["prompts.py", "--out", str(out), "--report"])
+    with pytest.raises(SystemExit, match=f"--out must hold finished cells, got none in {out}"):
+        prompts.main()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
