@@ -275,10 +275,11 @@ class PassRate(Policy):
         if self.retire_above is not None or self.retire_below is not None:
             num_left = len(table) - int(torch.isneginf(scores).sum())
             if num_left == 0:
+                needed = "" if self.prompts is None else ", which needs keep instead of prompts"
                 raise RuntimeError(
                     f"all {len(table)} prompts have retired, by retire_above={self.retire_above} "
                     f"and retire_below={self.retire_below}: end the training, retire fewer, or "
-                    "let them take turns with explore"
+                    f"let them take turns with explore{needed}"
                 )
             k = min(k, num_left)
         return ops.top_k(scores, k, seed=seed, epoch=epoch)

@@ -234,7 +234,11 @@ class Sources(Policy):
         if sum(sizes) < len(table):
             num_left = sum(size for size, weight in zip(sizes, weights, strict=True) if weight > 0)
             if num_left == 0:
-                raise RuntimeError("all prompts of the sources with a weight above 0 have retired")
+                raise RuntimeError(
+                    f"all prompts of the sources with a weight above 0 have retired, with weights "
+                    f"{tuple(weights)} at epoch {epoch}: end the training, retire fewer, or give "
+                    "weight to other sources"
+                )
             k = min(k, num_left)
         quotas = shares(sizes, weights, k)
         parts = []

@@ -170,9 +170,13 @@ class PruningBatchSampler(BatchSampler):
             stop -= (stop - start) % step
         if stop == 0:
             among = "" if step == self.batch_size else f" ({step} in all processes)"
+            table = self.sampler.table
+            num_retired = len(table) - self.sampler.policy.num_selectable(table)
+            retired = f", of which {num_retired:,} have retired" if num_retired else ""
             raise ValueError(
                 f"drop_last must be False if batch_size={self.batch_size}{among} is more than "
-                f"the {len(plan)} samples kept in epoch {plan.epoch}, got True"
+                f"the {len(plan)} samples kept in epoch {plan.epoch} out of {len(table)}{retired}, "
+                "got True"
             )
         return stop
 

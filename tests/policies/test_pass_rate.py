@@ -16,7 +16,15 @@ from ledger import Numbers
 from reference import top_k
 from torch import Tensor
 
-from dynloader import DataLoader, PassRate, PruningSampler, ScoreTable, Steps
+from dynloader import (
+    DataLoader,
+    PassRate,
+    Policy,
+    PruningSampler,
+    ScoreTable,
+    Sources,
+    Steps,
+)
 from dynloader.sampling._constraints import choose
 
 N = 60
@@ -283,8 +291,57 @@ def test_errors_about_rewards_say_rewards() -> None:
 def test_without_explore_there_is_an_error_if_all_have_retired() -> None:
     policy = PassRate(prompts=2, retire_above=0.9, evidence=1)
     table = table_of(policy, [[1.0]] * 4)
-    with pytest.raises(RuntimeError, match=r"all 4 prompts have retired.*take turns with explore"):
+    with pytest.raises(
+        RuntimeError, match=r"all 4 prompts have retired.*with explore, which needs keep instead"
+    ):
         chosen(policy, table)
+    with pytest.raises(RuntimeError, match=r"take turns with explore$"):
+        chosen(PassRate(keep=0.5, retire_above=0.9, evidence=1), table)
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        (
+            PassRate(prompts=10, retire_above=0.9, evidence=1),
+            {},
+            "all 20 prompts have retired, by retire_above=0.9 .*: end the training",
+        ),
+        (
+            PassRate(keep=0.5, retire_above=0.9, evidence=1, every=Steps(2)),
+            {},
+            "all 20 prompts have retired, by retire_above=0.9 .*: end the training",
+        ),
+        (
+            Sources(
+                policy=PassRate(prompts=10, retire_above=0.9, evidence=1),
+                groups=torch.arange(20) % 2,
+                weights=(1, 0),
+            ),
+            {},
+            r"all prompts of the sources .* \(1, 0\) at epoch 1: end the training",
+        ),
+        (
+            PassRate(keep=0.5, retire_above=0.9, evidence=1, explore=0.1),
+            {"drop_last": True},
+            "the 1 samples kept in epoch 3 out of 20, of which 20 have retired, got True",
+        ),
+    ],
+    ids=["prompts", "steps", "sources", "drop_last"],
+)
+def test_a_training_that_retires_all_prompts_says_so(
+    policy: Policy, options: dict[str, Any], message: str
+) -> None:
+    loader = DataLoader(Numbers(20), 2, policy=policy, seed=1, **options)
+    error = ValueError if options else RuntimeError
+
+    def train_on() -> None:
+        for _ in range(20):
+            for index in loader:
+                loader.update(torch.ones(len(index)), index)
+
+    with pytest.raises(error, match=message):
+        train_on()
 
 
 def test_a_table_without_a_record_is_refused() -> None:
