@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynloader import DataLoader, PassRate, PromptRounds, ScoreTable, Sources, Steps
 from dynloader.table import Backoff, PassCounting
+from dynloader.table._candidates import Candidates
 
 N, SEED = 70, 2**63 + 3
 SHARES = {"easy_share": 1 / 12, "hard_share": 1 / 6}
@@ -260,6 +261,19 @@ def test_selections_within_an_epoch_adjust_too() -> None:
         # A window of seven has more than one of six all wrong, whichever are kept.
         assert len(set(found)) > 2, every
         assert found[0] == (0.5, 0.5)
+
+
+def test_a_part_of_the_prompts_is_drawn_by_the_shares_of_all() -> None:
+    """As in windows and sources, whose own prompts may not have been tried."""
+    policy = make_policy(prompts=2, retry_step=0.25, easy_share=0.5, hard_share=0.5)
+    table = ScoreTable(8, "cpu")
+    table.record_passes(policy.passes)
+    table.update([0, 1, 2], torch.tensor([1.0, 1.0, 0.5]))
+    part = Candidates(table, torch.tensor([5, 6, 0]), 0)
+    assert policy.retries(part) == policy.retries(table) == (0.25, 0.75)
+    table.count_selection(torch.tensor([5, 6]))
+    part = Candidates(table, torch.tensor([5, 6, 0]), 1)
+    assert policy.retries(part) == policy.retries(table) == (0.25, 0.75)
 
 
 def test_within_sources() -> None:
