@@ -31,10 +31,18 @@ KEPT_LOSS, PLACE, COPIED_ROW = 16, 4, 24 + 4
 # A sample of an epoch, in the process that selected it, and in the one that feeds it; there, it is
 # kept once more with its weight.
 KEPT, FED = 8, 8
-# Losses of a round of the exchange in shards, unless there would be more rounds than these.
-LOSSES_AT_A_TIME, MOST_ROUNDS = 2**18, 64
-# A loss in its round: measured at 90 bytes, and at 210 if all samples have several.
-ROUND_LOSS = 210
+# Losses, and samples, of a round in shards, unless there would be more rounds than these.
+AT_A_TIME, MOST_ROUNDS_OF_LOSSES, MOST_ROUNDS = 2**18, 64, 16
+# A loss in its round: measured at 90 bytes, and at 210 if all samples have several. A sample in its
+# round: measured at 67 bytes while it is asked for, and at 87 with loss weights.
+ROUND_LOSS, ROUND_SAMPLE = 210, 90
+# Of a selection by weights: the weight of a row, and twice the precision for a sample kept.
+DRAW_WEIGHT, WIDE_WEIGHT = 4, 8
+# Marks of the rows kept, and the keys around the threshold: measured at less than this for a row.
+MARK = 1
+# While a selection is counted, a copy of the counts; until samples are sorted, their weights in the
+# order of the epoch and their places.
+COPIED_COUNT, UNSORTED = 4, 4 + 4
 # How many histograms of digits of the keys find a threshold at the most.
 DIGITS = 4
 
@@ -137,7 +145,16 @@ class Call(NamedTuple):
 
 def losses_of_a_round(fed: float) -> float:
     """Return how many losses a process sends in a round at the most."""
-    return max(LOSSES_AT_A_TIME, math.ceil(fed / MOST_ROUNDS))
+    return max(AT_A_TIME, math.ceil(fed / MOST_ROUNDS_OF_LOSSES))
+
+
+def sample_rounds(most: float) -> int:
+    """Return the number of rounds in which samples are sent or asked for.
+
+    Args:
+        most: number of samples of the process that sends or asks for the most.
+    """
+    return max(1, min(MOST_ROUNDS, math.ceil(most / AT_A_TIME)))
 
 
 def exchange_rounds(n: int, fed: float, processes: int) -> int:
@@ -173,7 +190,9 @@ def sharded_exchange(n: int, fed: float, processes: int) -> list[Call]:
     ]
 
 
-def selection(n: int, kept: float, processes: int, digits: int = DIGITS) -> list[Call]:
+def selection(
+    n: int, kept: float, processes: int, digits: int = DIGITS, most: float | None = None
+) -> list[Call]:
     """Compare the arguments, add up histograms of digits of the keys, and count the selection.
 
     Args:
@@ -181,26 +200,57 @@ def selection(n: int, kept: float, processes: int, digits: int = DIGITS) -> list
         kept: number of samples of this process that are kept.
         processes: number of processes.
         digits: number of histograms.
+        most: number of samples kept of the process that keeps the most; None means ``kept``.
     """
+    count = sample_rounds(kept if most is None else most)
     return [
         Call("all_gather", HEAD),
         *[Call("all_reduce", histogram(n))] * digits,
         Call("all_gather", HEAD),
-        Call("all_to_all", 8 * processes),
-        Call("all_to_all", 8 * kept, stays=True),
+        Call("all_to_all", 8 * processes * count),
+        *[Call("all_to_all", 8 * kept / count, stays=True)] * count,
         Call("all_gather", HEAD),
     ]
 
 
-def feeding(fed: float, processes: int) -> list[Call]:
+def feeding(fed: float, processes: int, most: float | None = None) -> list[Call]:
     """Each process asks for the samples at its positions of the epoch: a number, and a number back.
 
     Args:
         fed: number of samples that the process feeds.
         processes: number of processes.
+        most: that of the process that feeds the most; None means ``fed``.
     """
-    asked = [Call("all_to_all", fed * 8)] * 2
-    return [Call("all_gather", HEAD), Call("all_to_all", 8 * processes), *asked]
+    count = sample_rounds(fed if most is None else most)
+    asked = [Call("all_to_all", fed * 8 / count)] * 2 * count
+    return [Call("all_gather", HEAD), Call("all_to_all", 8 * processes * count), *asked]
+
+
+def to_select(rows: int, kept: int, is_weighted: bool) -> float:
+    """Return the bytes that a process needs for a moment to select, and to count the selection.
+
+    Args:
+        rows: number of rows of the process.
+        kept: number of samples that it keeps.
+        is_weighted: whether the policy draws by weights, and samples have loss weights.
+    """
+    choosing = rows * MARK + kept * KEPT
+    counting = rows * COPIED_COUNT + kept * KEPT + in_a_round(kept)
+    if is_weighted:
+        choosing += rows * DRAW_WEIGHT + kept * (WIDE_WEIGHT + WEIGHT)
+        counting += kept * WEIGHT
+    return max(choosing, counting)
+
+
+def to_feed(fed: int, is_weighted: bool) -> float:
+    """Return the bytes that a process needs for a moment to ask for samples, with the samples."""
+    held = fed * (FED + (FED + WEIGHT + UNSORTED if is_weighted else 0))
+    return held + in_a_round(fed)
+
+
+def in_a_round(samples: int) -> float:
+    """Return the bytes that samples need in a round."""
+    return ROUND_SAMPLE * math.ceil(samples / sample_rounds(samples))
 
 
 def memory(n: int, fed: int, processes: int, *, is_weighted: bool = False) -> dict[str, float]:
@@ -213,8 +263,8 @@ def memory(n: int, fed: int, processes: int, *, is_weighted: bool = False) -> di
         is_weighted: whether samples have loss weights.
 
     Returns:
-        In shards, before and in the exchange of losses, with received rows; and replicated, with
-        received rows.
+        In shards, before and in the exchange of losses, in a selection after it, and when samples
+        are asked for; replicated, with received rows; and the most in shards.
     """
     rows, each = math.ceil(n / processes), math.ceil(fed / processes)
     of_epoch, weight = KEPT + FED, 0
@@ -222,9 +272,16 @@ def memory(n: int, fed: int, processes: int, *, is_weighted: bool = False) -> di
         of_epoch, weight = KEPT + WEIGHT + 2 * FED + WEIGHT, WEIGHT
     sharded = rows * TABLE_ROW + each * (KEPT_LOSS + of_epoch)
     in_round = ROUND_LOSS * min(each, losses_of_a_round(each))
-    return {
+    found = {
         "sharded": sharded,
         "exchanging": sharded + each * (PLACE + COPIED_ROW) + in_round,
+        # The samples of the last epoch are there until the next ones are selected.
+        "selecting": rows * TABLE_ROW + each * of_epoch + to_select(rows, each, is_weighted),
+        "feeding": rows * TABLE_ROW + each * (KEPT + weight) + to_feed(each, is_weighted),
+    }
+    return {
+        **found,
+        "most": max(found.values()),
         "replicated": n * (TABLE_ROW + KNOWN_VISITS + weight) + fed * (KEPT + ROW),
     }
 
@@ -272,7 +329,7 @@ def table_of(result: dict[str, Any]) -> str:
         "Computed, not measured: what each process holds and sends in an epoch that feeds half of "
         "the samples",
         "",
-        "| samples | processes | memory, replicated | in shards | while exchanging "
+        "| samples | processes | memory, replicated | in shards | in shards, at most "
         "| sent, replicated | in shards | "
         + " | ".join(f"seconds in shards, {name}" for name in names)
         + " |",
@@ -292,7 +349,7 @@ def table_of(result: dict[str, Any]) -> str:
             f"{processes:,}",
             human(found["memory"]["replicated"]) if whole else "-",
             human(found["memory"]["sharded"]) if part else "-",
-            human(found["memory"]["exchanging"]) if part else "-",
+            human(found["memory"]["most"]) if part else "-",
             human(found["replicated"]["sent"]) if whole else "-",
             human(sent) if part else "-",
             *(seconds.get(name, "-") for name in names),
@@ -301,9 +358,10 @@ def table_of(result: dict[str, Any]) -> str:
     speeds = ", ".join(f"{name} {speed / 1e9:.4g} GB/s" for name, speed in LINKS.items())
     lines += [
         "",
-        "*Memory*: with loss weights and without a history; what a selection, or a request for "
-        "samples, needs for a moment is not included. *While exchanging*: with the losses of a "
-        "round and copies of the rows that are written. "
+        "*Memory*: at the end of an epoch, with loss weights and without a history. *At most*: "
+        "while losses are exchanged, with those of a round and copies of the rows that are "
+        "written. Selecting the next epoch, counting the selection and asking for its samples need "
+        "less, with what they need for a moment. "
         f"*Seconds*: bytes sent / speed of the link of one process in one direction ({speeds}), "
         f"plus {LATENCY * 1e6:g} us (assumed) for each of the messages that follow each other. "
         "Selecting, recording and waiting for others are not included. *-*: a process holds "

@@ -29,6 +29,8 @@ from dynloader.table._table import ScoreTable
 
 Keep = float | Callable[[int], float]
 
+_ROWS = 2**20  # labels counted at a time
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy(abc.ABC):
@@ -420,13 +422,24 @@ def _check_dtype(name: str, value: Any, dtype: torch.dtype) -> None:
 
 def check_room_for_classes(policy: Policy, k: int) -> None:
     """Raise ValueError if ``k`` samples cannot hold ``min_per_class`` of each class."""
-    counts = policy.labels.unique(return_counts=True)[1]
+    counts = class_counts(policy.labels)[1]
     needed = int(counts.clamp(max=policy.min_per_class).sum())
     if needed > k:
         raise ValueError(
             f"min_per_class={policy.min_per_class} needs at least {needed} samples to be kept, "
             f"got {k}"
         )
+
+
+def class_counts(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes in ascending order, and the number of samples of each.
+
+    Equivalent to ``labels.unique(return_counts=True)``, which would sort all labels at once.
+    """
+    found = [torch.unique(part, return_counts=True) for part in torch.split(labels, _ROWS)]
+    classes, place = torch.unique(torch.cat([part for part, _ in found]), return_inverse=True)
+    counts = torch.zeros_like(classes).index_add_(0, place, torch.cat([part for _, part in found]))
+    return classes, counts
 
 
 def check_shards(policy: Policy) -> None:

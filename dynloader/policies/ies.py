@@ -74,5 +74,5 @@ class IES(Policy):
     @override
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Tensor:
         change = self.mean_change(table)
-        num_kept = max(k, table.total((change >= self.threshold).sum()))
+        num_kept = max(k, table.total(torch.count_nonzero(change >= self.threshold)))
         return ops.top_k(change, num_kept, seed=seed, epoch=epoch, **table.group_arguments)

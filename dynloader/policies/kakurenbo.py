@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from typing_extensions import override
 
 from dynloader import ops
@@ -48,7 +49,7 @@ class Kakurenbo(Policy):
     def select(self, table: ScoreTable, k: int, *, seed: int, epoch: int) -> Selection:
         scores, n = table.scores, len(table)
         bound = -math.log(self.confidence)
-        num_kept = max(k, table.total((~(scores <= bound)).sum()))
+        num_kept = max(k, table.total(torch.count_nonzero(~(scores <= bound))))
         indices = ops.top_k(scores, num_kept, seed=seed, epoch=epoch, **table.group_arguments)
         if not self.rescale:
             return Selection(indices)

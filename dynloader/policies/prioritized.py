@@ -64,5 +64,6 @@ class Prioritized(Policy):
             beta = plain_number(beta(epoch))
             check_number(f"beta({epoch})", beta, "[0, 1]")
         # Division by the highest weight cancels n and the sum.
-        corrections = weights[table.rows_of(indices)].double() ** -beta
-        return Selection(indices, (corrections / table.highest(corrections)).float())
+        corrections = weights[table.rows_of(indices)].double().pow_(-beta)
+        corrections /= table.highest(corrections)
+        return Selection(indices, corrections.float())

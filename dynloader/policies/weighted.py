@@ -104,5 +104,6 @@ class Weighted(Policy):
         if not self.rescale:
             return Selection(ops.sample(weights, k, **options))
         indices, threshold = ops.priority_sample(weights, k, **options)
-        num_represented = (threshold / weights[table.rows_of(indices)].double()).clamp(min=1)
-        return Selection(indices, (num_represented * (k / len(table))).float())
+        num_represented = weights[table.rows_of(indices)].double()  # then written in place
+        torch.div(threshold, num_represented, out=num_represented).clamp_(min=1)
+        return Selection(indices, num_represented.mul_(k / len(table)).float())

@@ -67,7 +67,7 @@ def kept_together(
     *,
     ascending: bool,
     is_trusted: bool,
-) -> tuple[Selection, ShardedKept]:
+) -> ShardedKept:
     """Make one selection of all processes; if one of them fails, all raise.
 
     Args:
@@ -81,12 +81,11 @@ def kept_together(
     error = error_of(lambda: made.append(choose()))
     if error is not None and is_told(error):
         raise error
-    kept = ShardedKept(
-        made[0] if made else None,
+    return ShardedKept(
+        made.pop() if made else None,
         checkpoint,
         shard,
         ascending=ascending,
         is_trusted=is_trusted,
         error=error,
     )
-    return made[0], kept

@@ -17,6 +17,7 @@ from dynloader.policies._policy import (
     Policy,
     as_selection,
     check_room_for_classes,
+    class_counts,
     is_built_in,
 )
 from dynloader.policies._steps import Steps
@@ -172,7 +173,7 @@ def with_turns(
             importance[_own_rows(table, chosen)] = value
     importance[rows] = 3.0
     if num_found < k:
-        k = table.total((importance > 0).sum())
+        k = table.total(torch.count_nonzero(importance))
     return ops.top_k(importance, k, seed=seed, epoch=epoch, **table.group_arguments)
 
 
@@ -221,7 +222,9 @@ def with_classes(
     options = {"seed": seed, "epoch": epoch, **table.group_arguments}
     is_chosen = torch.zeros(len(ranking), dtype=torch.bool)
     is_chosen[rows] = True
-    parts = _parts_of_classes(table.restrict(policy.labels), policy.labels.unique(), is_chosen)
+    parts = _parts_of_classes(
+        table.restrict(policy.labels), class_counts(policy.labels)[0], is_chosen
+    )
     totals, before = table.all_counts([len(part) for part in parts])
     needed, num_needed, num_inside = [], 0, 0
     for number, (part, total, first) in enumerate(zip(parts, totals, before, strict=True)):

@@ -352,15 +352,16 @@ class Epochs:
             n, is_resident = self.num_samples, self.is_resident
             chosen = self._choose(checkpoint)
             kept = Kept(chosen, checkpoint, n, is_trusted=is_trusted, is_resident=is_resident)
+            self.table.count_selection(chosen.indices, chosen.num_used)
         else:
-            chosen, kept = kept_together(
+            kept = kept_together(
                 lambda: self._choose(checkpoint),
                 checkpoint,
                 shard,
                 ascending=not self.shuffle,
                 is_trusted=is_trusted,
             )
-        self.table.count_selection(chosen.indices, chosen.num_used)
+            self.table.count_part(kept.indices, kept.largest)
         self.select_seconds += time.perf_counter() - begin
         return kept
 

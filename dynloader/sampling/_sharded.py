@@ -15,7 +15,8 @@ from dynloader._checks import check_range
 from dynloader.ops import Selection
 from dynloader.sampling._plan import CHUNK, Order, SettledPlan
 from dynloader.sampling._share import Share
-from dynloader.table._shard import Shard
+from dynloader.table._parts import bounds_of, num_rounds, sorted_with_weights
+from dynloader.table._shard import Shard, unpacked, with_bits
 
 # Below this many samples in a step, computing the order of all processes takes less time than a
 # call for each step of this one.
@@ -79,7 +80,7 @@ class ShardedKept:
             # What processes send each other must have the same columns.
             self.weights = torch.ones(len(self.indices), dtype=torch.float32)
         if any(is_moved):
-            self._send_to_owners()
+            self.indices, self.weights = shard.owned(self.indices, max(counts), self.weights)
             counts = tuple(row[0] for row in shard.gather([len(self.indices)]))
         self.bounds = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
 
@@ -94,43 +95,48 @@ class ShardedKept:
         is_own = shard.first <= int(indices[0]) and int(indices[-1]) < shard.stop
         return is_own and bool((indices[1:] > indices[:-1]).all())
 
-    def _send_to_owners(self) -> None:
-        shard, columns = self.shard, self._columns()
-        received, _ = shard.send(shard.owner(self.indices), columns)
-        received = received[received[:, 0].sort().indices]
-        self.indices = received[:, 0].clone()
-        self.weights = None if self.weights is None else _as_weights(received)
+    def holder(self, places: Tensor) -> Tensor:
+        """Return the rank of the process that has each place of the whole selection, int64 [m]."""
+        return torch.searchsorted(self.bounds[1:], places, right=True)
 
-    def _columns(self) -> Tensor:
-        """Return the samples and, in a second column, the bits of their weights; int64."""
-        if self.weights is None:
-            return self.indices.unsqueeze(1)
-        return torch.stack([self.indices, self.weights.view(torch.int32).long()], 1)
-
-    def at(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+    def at(self, places: Tensor, received: list[int] | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the samples at places of the whole selection, and their weights.
 
         All processes must call this together.
 
         Args:
             places: int64 [m] on the host, in [0, len(self)).
+            received: the number of places that each process asks this one for, if known.
         """
-        holder = torch.searchsorted(self.bounds[1:], places, right=True)
-        columns = self._columns()
-        found = self.shard.ask(holder, places - self.bounds[holder], columns.__getitem__)
-        weights = None if self.weights is None else _as_weights(found)
-        return found[:, 0].contiguous(), weights
+        holder = self.holder(places)
+        places = places - self.bounds[holder]
+        found = self.shard.ask(holder, places, self._answer, received)
+        if self.weights is None:
+            return found.view(-1), None
+        return unpacked(found)
+
+    def _answer(self, places: Tensor) -> Tensor:
+        indices = self.indices[places]
+        if self.weights is None:
+            return indices.unsqueeze(1)
+        return with_bits(indices, self.weights[places])
 
     def selection(self) -> Selection:
         """Return the part of this process, on the host."""
         return Selection(self.indices, self.weights)
 
-    def own(self) -> Tensor:
-        """Return the kept samples that this process owns, int64 on the host, ascending.
+    @property
+    def largest(self) -> int:
+        """The number of samples of the largest part."""
+        return int(self.bounds.diff().max())
+
+    def own(self) -> Iterator[Tensor]:
+        """Yield the kept samples that this process owns, some at a time, int64 on the host.
 
         All processes must call this together.
         """
-        return self.shard.to_owners(self.indices)
+        for samples, _ in self.shard.to_owners(self.indices, self.largest):
+            yield samples
 
 
 @dataclass
@@ -197,14 +203,48 @@ class ShardedPlan(SettledPlan):
         of = f"the batches of epoch {self.epoch}"
         if len(share.sizes) > 1:
             of += f" at positions [{start}, {stop}) in steps of {share.step}"
-        self.kept.shard.gather([], of)
-        parts = [each.flatten() for each in self._places(share, start, stop, CHUNK)]
-        samples, weights = self.kept.at(torch.cat(parts) if parts else torch.empty(0).long())
+        samples, weights = self._ask(self.kept, share, start, stop, of)
         fed = _Fed(share, start, stop, samples)
         if weights is not None:
-            fed.ascending, order = samples.sort()
-            fed.weights = weights[order]
+            fed.ascending, fed.weights = sorted_with_weights(samples, weights)
         self._fed[:] = [fed]
+
+    def _ask(
+        self,
+        kept: ShardedKept,
+        share: Share,
+        start: int,
+        stop: int,
+        of: str,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the samples that this process feeds, and their weights, asked for in rounds."""
+        stop = max(start, stop)
+        size, num_steps = share.sizes[share.rank], -(-(stop - start) // share.step)
+        count = share.num_fed(stop - start)
+        most = max(row[0] for row in kept.shard.gather([count], of))
+        samples = torch.empty(count, dtype=torch.int64)
+        weights = None
+        if kept.weights is not None:
+            weights = torch.empty(count, dtype=torch.float32)
+        rounds = list(bounds_of(num_steps, num_rounds(most)))
+        # Without shuffling, processes that all began with their first step would ask the same one.
+        first = len(rounds) * kept.shard.rank // kept.shard.size
+        rounds = [*rounds[first:], *rounds[:first]]
+
+        def places_of(begin: int, end: int) -> Tensor:
+            steps = (start + begin * share.step, min(stop, start + end * share.step))
+            places = [each.flatten() for each in self._places(share, *steps, CHUNK)]
+            return torch.cat([torch.empty(0, dtype=torch.int64), *places])
+
+        holders = (kept.holder(places_of(*each)) for each in rounds)
+        received = kept.shard.received(holders, len(rounds))
+        for (begin, end), numbers in zip(rounds, received, strict=True):
+            places = places_of(begin, end)
+            here = slice(begin * size, begin * size + len(places))
+            samples[here], found = kept.at(places, numbers)
+            if weights is not None and found is not None:
+                weights[here] = found
+        return samples, weights
 
     def _find(self, share: Share, start: int, stop: int) -> _Fed | None:
         for fed in self._fed:
@@ -318,18 +358,15 @@ class ShardedPlan(SettledPlan):
         shard = self.kept.shard
         shard.gather([], f"the samples left out of epoch {self.epoch}")
         is_left_out = torch.ones(len(shard), dtype=torch.bool)
-        is_left_out[self.kept.own() - shard.first] = False
-        return is_left_out.nonzero().view(-1) + shard.first
+        for samples in self.kept.own():
+            is_left_out[samples - shard.first] = False
+        return is_left_out.nonzero().view(-1).add_(shard.first)
 
     def _refusal(self, what: str) -> RuntimeError:
         return RuntimeError(
             f"{what} is not known with a table in shards: use a table with all rows in every "
             "process (shard_table=False)"
         )
-
-
-def _as_weights(columns: Tensor) -> Tensor:
-    return columns[:, 1].int().view(torch.float32)
 
 
 def _is_outside(indices: Tensor, n: int) -> bool:

@@ -130,12 +130,31 @@ class Share:
         if self.last_batch == "pad":
             block = torch.cat([block, beginning(0, self.step - width).view(1, -1)], dim=1)
             return block[:, before : before + size]
-        # Cut in proportion to the sizes: each sample goes to one process, and none gets more than a
-        # batch.
-        begin, end = (width * bound // self.step for bound in (before, before + size))
+        begin, end = self._cut(width)
         if begin < end:
             return block[:, begin:end]
         return beginning(self.rank, self.rank + 1).view(1, 1)
+
+    def _cut(self, width: int) -> tuple[int, int]:
+        """Return the columns of this process in a last step of ``width`` samples; may be none."""
+        # Cut in proportion to the sizes: each sample goes to one process, and none gets more than a
+        # batch.
+        before = sum(self.sizes[: self.rank])
+        begin, end = (
+            width * bound // self.step for bound in (before, before + self.sizes[self.rank])
+        )
+        return begin, end
+
+    def num_fed(self, length: int) -> int:
+        """Return how many samples this process feeds in ``length`` samples of all processes."""
+        whole, width = divmod(length, self.step)
+        size = self.sizes[self.rank]
+        if width == 0 or len(self.sizes) == 1:
+            return whole * size + width
+        if self.last_batch == "pad":
+            return (whole + 1) * size
+        begin, end = self._cut(width)
+        return whole * size + max(1, end - begin)
 
 
 def share_of(

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynloader.table._parts import losses_of_a_round
 from dynloader.table._shard import Shard
 from dynloader.table._unsent import SKIPPED, Entries, Unsent
-
-# Losses that a process sends or receives in a round, unless there would be more rounds than these.
-_LOSSES = 2**18
-_MOST_ROUNDS = 64
 
 
 class Outgoing:
@@ -46,7 +43,7 @@ class Outgoing:
                 self.outside = int(outside[0])
         most = max(int(sent.sum()), int(shard.swap(sent).sum()))
         most = max(row[0] for row in shard.gather([most]))
-        losses = max(_LOSSES, -(-most // _MOST_ROUNDS))
+        losses = losses_of_a_round(most)
         rows = shard.rows_per_process
         self._rows = max(1, min(rows, losses * rows // max(1, most)))
         self.num_rounds = -(-rows // self._rows) if most else 0

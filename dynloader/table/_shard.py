@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from dynloader._collectives import (
     head_of,
 )
 from dynloader.table._exchange import raise_difference
+from dynloader.table._parts import bounds_of, num_rounds, sorted_with_weights
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,26 @@ class Shard:
         found, numbers = all_to_all(rows.to(home), counts, self.group, received=received)
         return found.to(rows.device), numbers
 
-    def ask(self, rank: Tensor, places: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+    def received(self, ranks: Iterator[Tensor], num_rounds: int) -> list[list[int] | None]:
+        """Return how many rows each process sends to this one in each round; None for a single one.
+
+        Args:
+            ranks: for each round, the process that each row goes to, int64 [m].
+            num_rounds: number of rounds, equal in all processes.
+        """
+        if num_rounds == 1 or self.size == 1:
+            return [None] * num_rounds
+        sent = torch.stack([torch.bincount(rank, minlength=self.size) for rank in ranks], 1)
+        received: list[list[int] | None] = self.swap(sent).T.tolist()
+        return received
+
+    def ask(
+        self,
+        rank: Tensor,
+        places: Tensor,
+        answer: Callable[[Tensor], Tensor],
+        received: list[int] | None = None,
+    ) -> Tensor:
         """Return what the processes answer to requests.
 
         Args:
@@ -219,6 +239,7 @@ class Shard:
             places: the requests, int64 [m] on the same device.
             answer: returns the answer to requests of any process, [requests, columns], on the same
                 device; all processes must agree on its dtype and columns.
+            received: the number of requests from each process to this one, if known.
 
         Returns:
             [m, columns], in the order of the requests.
@@ -228,22 +249,62 @@ class Shard:
         counts = torch.bincount(rank, minlength=self.size).tolist()
         order = rank.sort(stable=True).indices
         home = device_for(self.group, places.device)
-        asked, numbers = all_to_all(places[order].to(home), counts, self.group)
-        answers = answer(asked.to(places.device)).to(home)
+        places = places[order].to(home)
+        asked, numbers = all_to_all(places, counts, self.group, received=received)
+        answers = answer(asked.to(rank.device)).to(home)
         sorted_answers, _ = all_to_all(answers, numbers, self.group, received=counts)
-        sorted_answers = sorted_answers.to(places.device)
+        sorted_answers = sorted_answers.to(rank.device)
         found = torch.empty_like(sorted_answers)
         found[order] = sorted_answers
         return found
 
-    def to_owners(self, index: Tensor) -> Tensor:
-        """Send each sample to its owner, and return those that this process owns, ascending."""
-        received, _ = self.send(self.owner(index), index)
-        return received.sort().values
+    def to_owners(
+        self, samples: Tensor, most: int, weights: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Send each sample to its owner, some at a time; yield those that this process receives.
+
+        Args:
+            samples: int64 [m].
+            most: the largest m of all processes.
+            weights: their weights, float32 [m] on the same device; None, in all processes, if there
+                are none.
+        """
+        bounds = list(bounds_of(len(samples), num_rounds(most)))
+        owners = (self.owner(samples[begin:end]) for begin, end in bounds)
+        for (begin, end), numbers in zip(bounds, self.received(owners, len(bounds)), strict=True):
+            part = samples[begin:end]
+            if weights is None:
+                yield self.send(self.owner(part), part, numbers)[0], None
+            else:
+                columns = with_bits(part, weights[begin:end])
+                yield unpacked(self.send(self.owner(part), columns, numbers)[0])
+
+    def owned(
+        self, samples: Tensor, most: int, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what :meth:`to_owners` yields, in ascending order."""
+        parts = list(self.to_owners(samples, most, weights))
+        if len(parts) == 1:
+            return sorted_with_weights(*parts[0])
+        # Not by zip, which would keep the parts of the samples until the weights are joined.
+        samples = torch.cat([part[0] for part in parts])
+        found = [part[1] for part in parts if part[1] is not None]
+        del parts
+        return sorted_with_weights(samples, torch.cat(found) if found else None)
 
     def describe(self) -> dict[str, int]:
         """Return the place of this process, as a saved state holds it."""
         return {"rank": self.rank, "size": self.size, "num_samples": self.num_samples}
+
+
+def with_bits(samples: Tensor, weights: Tensor) -> Tensor:
+    """Return the samples and, in a second column, the bits of their weights; int64 [m, 2]."""
+    return torch.stack([samples, weights.view(torch.int32).long()], 1)
+
+
+def unpacked(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the samples and the weights of :func:`with_bits`."""
+    return columns[:, 0].contiguous(), columns[:, 1].int().view(torch.float32)
 
 
 def _resolved(group: Any) -> Any:

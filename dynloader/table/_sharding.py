@@ -12,16 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dynloader import ops
+from dynloader._checks import check_integer, check_range
 from dynloader._version import __version__
 from dynloader.table._exchange import saying_what_failed
 from dynloader.table._outgoing import Outgoing
 from dynloader.table._recording import Recording
-from dynloader.table._shard import Shard
+from dynloader.table._shard import Shard, error_of
 from dynloader.table._unsent import Entries, Unsent
 from dynloader.table._visits import visits_of
 
 _VISITS = 3  # the column of the records that counts visits
-_ROWS = 2**22  # rows read at a time
+_ROWS = 2**20  # rows read at a time
 
 
 class OfAll(NamedTuple):
@@ -78,8 +79,8 @@ class Sharding(Recording):
         """Return those of the samples passed by any process that this one owns, ascending."""
         if self.shard is None:
             return index.sort().values
-        self.shard.gather([], "samples for their owners")
-        return self.shard.to_owners(index)
+        counts = self.shard.gather([len(index)], "samples for their owners")
+        return self.shard.owned(index, max(row[0] for row in counts))[0]
 
     def first_of(self, count: int) -> int:
         """Return the number of elements in processes before this one, which has ``count``."""
@@ -106,7 +107,7 @@ class Sharding(Recording):
 
     def _synchronize_shards(self, shard: Shard, unsent: Unsent, group: Any, of: str) -> None:
         """Send the losses of this process to the owners of the samples, and record what arrives."""
-        shard.check(group)
+        error = error_of(lambda: shard.check(group))
         history = 0 if self._history is None else self._history.shape[1]
         kept = f", {history} losses of each" if history else ""
         of = f"{of} in dynloader {__version__} ({len(self)} samples in shards{kept})"
@@ -117,7 +118,8 @@ class Sharding(Recording):
             int(self._num_clamped),
         ]
         with saying_what_failed():
-            updates, judged, reduced, clamped = zip(*shard.gather(head, of), strict=True)
+            heads = shard.agree(error, "exchange scores with those of the shards", of, head)
+            updates, judged, reduced, clamped = zip(*heads, strict=True)
         with saying_what_failed(), self._restoring() as note:
             outgoing = Outgoing(unsent, shard)
             if any(judged) and self.forgetting is None:
@@ -185,22 +187,54 @@ class Sharding(Recording):
         """Compute what :meth:`stats` returns of the rows, so that it need not communicate."""
         mean = ops.score_mean(scores, **self.group_arguments)
         parts = torch.split(records[:, _VISITS], _ROWS)
-        return figures_of(mean, self.total(sum(int((visits == 0).sum()) for visits in parts)))
+        num_seen = sum(int(torch.count_nonzero(visits)) for visits in parts)
+        return figures_of(mean, self.total(len(records) - num_seen))
 
     def _retained_of_all(self, selections: Tensor, num_selections: int) -> tuple[int, int]:
         """Compute what :meth:`retention` returns of the rows, so that it need not communicate."""
-        counts = [int((selections == number).sum()) for number in (num_selections, 0)]
+        counts = [_count_equal(selections, number) for number in (num_selections, 0)]
         always, never = self.all_counts(counts)[0]
         return always, never if num_selections else 0
 
-    def _count_in_shards(self, shard: Shard, indices: Tensor, *, is_new: bool) -> None:
-        """Count one selection, of which this process holds the samples ``indices``."""
+    def _count_in_shards(
+        self, shard: Shard, indices: Tensor, num_used: Tensor | None, *, is_new: bool
+    ) -> None:
+        """Count one selection as :meth:`count_selection` does."""
+        parts: list[Tensor] = []
+        error = error_of(lambda: parts.append(self._checked_part(indices, num_used)))
+        of = f"counting {'a selection' if is_new else 'a further part of the last selection'}"
+        with saying_what_failed("counting a selection"):
+            count = len(parts[0]) if parts else 0
+            counts = shard.agree(error, "pass samples to count", of, [count])
+        self.count_part(parts[0], max(row[0] for row in counts), is_new=is_new)
+
+    def _checked_part(self, indices: Tensor, num_used: Tensor | None) -> Tensor:
+        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
+            found: Any = type(indices).__name__
+            if isinstance(indices, Tensor):
+                found = f"{indices.dtype} {list(indices.shape)}"
+            raise TypeError(f"indices must be a tensor of torch.int64 [k], got {found}")
+        if num_used is not None:
+            check_integer("num_used", int(num_used), 0, len(indices) + 1)
+            indices = indices[: int(num_used)]
+        check_range("indices", indices, len(self))
+        return indices
+
+    def count_part(self, indices: Tensor, most: int, *, is_new: bool = True) -> None:
+        """Count one selection, which was checked; all processes of a table in shards must call it.
+
+        Args:
+            indices: the samples of this process's part, int64 [k] in range, on any device.
+            most: the largest k of all processes.
+            is_new: whether this is a new selection, and not a further part of the last one.
+        """
+        assert self.shard is not None
         num_selections = self.num_selections + is_new
         with saying_what_failed("counting a selection"):
-            rows = self.rows_of(shard.to_owners(indices))
             # A copy, so that no process has written before all have received their samples.
             selections = self.selections.clone()
-            ops.count_selected(selections, rows, self._faults)
+            for samples, _ in self.shard.to_owners(self._here(indices), most):
+                ops.count_selected(selections, self.rows_of(samples), self._faults)
             retained = self._retained_of_all(selections, num_selections)
         self.selections.copy_(selections)
         self.num_selections, self._retained = num_selections, retained
@@ -239,6 +273,11 @@ class Sharding(Recording):
         unsent.load_state_dict(state["unsent"])
         self._shared_updates = self._num_loaded = int(state["shared_updates"])
         self._retained, self._figures = of_all
+
+
+def _count_equal(values: Tensor, value: int) -> int:
+    """Return how many values are ``value``, without a copy of all of them."""
+    return sum(int(torch.count_nonzero(part.eq(value))) for part in torch.split(values, _ROWS))
 
 
 def unseen_figures(n: int, device: torch.device) -> Tensor:

@@ -295,11 +295,14 @@ class ScoreTable(Sharding):
             is_new: whether this is a new selection, and not a further part of the last one.
 
         Raises:
-            RuntimeError: a process died. The table is unchanged.
+            IndexError: a sample is out of range, and ``indices`` is on the CPU or the table in
+                shards.
+            TypeError, ValueError: ``indices`` or ``num_used`` is wrong, in this process or, with a
+                table in shards, in another, whose error is then quoted. The table is unchanged.
+            RuntimeError: a process of a table in shards died. The table is unchanged.
         """
         if self.shard is not None:
-            part = indices if num_used is None else indices[: int(num_used)]
-            self._count_in_shards(self.shard, self._here(part), is_new=is_new)
+            self._count_in_shards(self.shard, indices, num_used, is_new=is_new)
             return
         used = None if num_used is None else self._here(num_used)
         ops.count_selected(self.selections, self._here(indices), self._faults, num_used=used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import threading
@@ -14,13 +15,14 @@ import torch
 import torch.distributed as dist
 from ledger import Numbers
 from paths import TESTS, load_script
+from resident import most_of, needs_linux
 from together import together
 
 from dynloader import UCB, DataLoader, Policy, ScoreTable, Weighted
 from dynloader.ops import _group
 from dynloader.ops._meeting import Meeting
 from dynloader.table import _exchange as exchange
-from dynloader.table import _outgoing, _unsent
+from dynloader.table import _parts, _unsent
 
 
 def script(name: str) -> ModuleType:
@@ -118,7 +120,7 @@ def test_loaded_rows_are_sent_only_if_processes_loaded_different_ones(
 
 def count_in_shards(folder: Path, n: int, keep: float, losses: int) -> None:
     """Write what a process of an epoch in shards passes to collectives."""
-    _outgoing._LOSSES = losses
+    _parts._ROWS = losses
     table = ScoreTable(n, "cpu", shard=True)
     loader = DataLoader(Numbers(n), 5, policy=UCB(keep=keep), table=table, seed=1)
     counted = script("scale_run.py").Counted()
@@ -135,6 +137,7 @@ def count_in_shards(folder: Path, n: int, keep: float, losses: int) -> None:
         "feeding": feeding,
         "recorded": recorded,
         "kept": loader.num_selected,
+        "most_kept": loader.sampler.epochs.plan.kept.largest,
         "fed": sum(len(samples) for samples in batches),
     }
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
@@ -160,7 +163,7 @@ def test_an_epoch_in_shards_sends_what_the_formulas_say(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model, "LOSSES_AT_A_TIME", losses)
+    monkeypatch.setattr(model, "AT_A_TIME", losses)
     codes = together(processes, tmp_path, count_in_shards, tmp_path, n, keep, losses)
     assert codes == [0] * processes
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
@@ -170,12 +173,13 @@ def test_an_epoch_in_shards_sends_what_the_formulas_say(
     exchange = model.sharded_exchange(n, most, processes)
     digits = sum(name == "all_reduce" for name, _ in parts[0]["settling"])
     assert 1 <= digits <= model.DIGITS
-    selection = model.selection(n, parts[0]["kept"] / processes, processes, digits)
-    feeding = model.feeding(sum(fed) / processes, processes)
+    kept, most_kept = parts[0]["kept"] / processes, parts[0]["most_kept"]
+    selection = model.selection(n, kept, processes, digits, most_kept)
+    feeding = model.feeding(sum(fed) / processes, processes, max(fed))
     for step, calls in (("settling", exchange + selection), ("feeding", feeding)):
         names = [[name for name, _ in part[step]] for part in parts]
         assert names == [[call.name for call in calls]] * processes, step
-        # A process may send, keep and answer more than another, and a round have more losses.
+        # A process may send, keep and answer more than another, and so may it in one round.
         sizes = [[size for _, size in part[step]] for part in parts]
         total = [sum(column) for column in zip(*sizes, strict=True)]
         wanted = [processes * call.size for call in calls]
@@ -184,6 +188,10 @@ def test_an_epoch_in_shards_sends_what_the_formulas_say(
             assert sum(total[rounds]) == model.SENT_LOSS * sum(recorded)
             assert sum(wanted[rounds]) == pytest.approx(processes * model.SENT_LOSS * most)
             total[rounds] = wanted[rounds] = []
+        samples = model.sample_rounds(most_kept if step == "settling" else max(fed))
+        rounds = slice(-1 - samples, -1) if step == "settling" else slice(2, None)
+        assert sum(total[rounds]) == pytest.approx(sum(wanted[rounds]))
+        total[rounds] = wanted[rounds] = []
         assert total == pytest.approx(wanted, abs=1e-6), step
 
 
@@ -212,6 +220,39 @@ def test_a_process_holds_what_the_formula_says(
     assert held == model.memory(1000, 500, 1, is_weighted=is_weighted)["sharded"]
 
 
+def measure_in_shards(folder: Path, n: int, is_weighted: bool) -> None:
+    """Write the most memory that a selection and a request for samples need for a moment."""
+    # Let the allocator return what is freed, so that only what is in use counts.
+    ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
+    table = ScoreTable(n, "cpu", shard=True)
+    table.scores.copy_(torch.rand(len(table.scores)))
+    table.num_updates_known = 1
+    for column in (table.records, table.selections):
+        column.add_(0)  # let the system allocate it
+    policy = Weighted(keep=0.5) if is_weighted else UCB(keep=0.5)
+    loader = DataLoader(Numbers(n), 1024, policy=policy, table=table, seed=1)
+    found = [most_of(lambda: loader.set_epoch(1)), most_of(lambda: iter(loader))]
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
+
+
+@needs_linux
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_selecting_and_feeding_need_what_the_formulas_say(
+    is_weighted: bool, model: ModuleType, tmp_path: Path
+) -> None:
+    n = 2**23
+    each = n // 4
+    codes = together(2, tmp_path, measure_in_shards, tmp_path, n, is_weighted)
+    assert codes == [0, 0]
+    for rank in range(2):
+        selecting, feeding = json.loads((tmp_path / f"{rank}.json").read_text())
+        for found, formula in (
+            (selecting, model.to_select(n // 2, each, is_weighted)),
+            (feeding, model.to_feed(each, is_weighted)),
+        ):
+            assert 0.6 * formula < found < 1.05 * formula + 2**22
+
+
 @pytest.mark.parametrize("n", [2**31 - 1, 2**31])
 def test_a_histogram_has_the_bytes_of_the_formula(
     n: int, model: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -237,14 +278,23 @@ def test_costs_of_collectives(model: ModuleType) -> None:
     each = 10**9 // 16
     sharded = 2 * each * 24 + each * (16 + 8 + 4 + 8 + 8 + 4)
     round_bytes = model.ROUND_LOSS * math.ceil(each / 64)
+    rows_and_kept = 2 * each * 24 + each * 12
+    in_a_round = model.ROUND_SAMPLE * math.ceil(each / 16)
     assert found["memory"] == {
         "sharded": sharded,
         "exchanging": sharded + each * 32 + round_bytes,
+        "selecting": sharded - each * 16 + 2 * each * 5 + each * (8 + 8 + 4),
+        "feeding": rows_and_kept + each * (8 + 8 + 4 + 4 + 4) + in_a_round,
+        "most": sharded + each * 32 + round_bytes,
         "replicated": 10**9 * 32 + 5 * 10**8 * 32,
     }
+    counting = 2 * each * 4 + each * 8 + in_a_round
+    assert model.to_select(2 * each, each, is_weighted=False) == counting
+    assert model.to_feed(each, is_weighted=False) == each * 8 + in_a_round
 
 
 def test_rounds(model: ModuleType) -> None:
+    assert [model.sample_rounds(most) for most in (0, 2**18, 2**18 + 1, 10**9)] == [1, 1, 2, 16]
     assert model.exchange_rounds(100, 0, 4) == 0
     assert model.exchange_rounds(100, 25, 4) == 1
     assert model.exchange_rounds(2**30, 2**20, 64) == 4

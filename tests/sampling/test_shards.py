@@ -20,8 +20,8 @@ PROGRAM = str(TESTS / "support" / "shards.py")
 # What each number of processes runs; the program forks them, so they start quickly.
 NAMES = {
     1: "few_samples,updates,stock,one_raises,own_policies,refusals",
-    2: "few_samples,updates,stock,resumes,large",
-    3: "all_policies,one_raises,partial_group,own_policies,refusals,left_out",
+    2: "few_samples,updates,stock,resumes,large,in_rounds",
+    3: "all_policies,in_rounds,one_raises,partial_group,own_policies,refusals,left_out",
     4: "few_samples,sizes,memory",
     8: "few_samples,updates",
 }

@@ -57,7 +57,7 @@ from dynloader._collectives import (
     all_to_all,
 )
 from dynloader.table import _exchange as exchange
-from dynloader.table import _outgoing, _shard
+from dynloader.table import _parts, _shard
 from dynloader.table._passes import PassCounting
 
 
@@ -889,7 +889,7 @@ def leave(name: str, replacement: Callable[..., Any], *, shard: bool = False) ->
         (torch.arange(100) + 100 * rank + 50) % 300, torch.rand(100), correct=torch.rand(100) < 0.5
     )
     before, visits = table.state_dict(), table.visits.clone()
-    exchange._ROWS = _outgoing._LOSSES = 16
+    exchange._ROWS = _parts._ROWS = 16
     if rank == 1:
         setattr(_shard if shard else exchange, name, replacement)
     with pytest.raises(RuntimeError, match="scores between processes failed, and the table is"):

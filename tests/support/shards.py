@@ -53,7 +53,7 @@ from dynloader import (
     scores,
 )
 from dynloader._collectives import all_gather
-from dynloader.table import PassCounting, Scoring
+from dynloader.table import PassCounting, Scoring, _parts
 
 
 def world_and_rank() -> tuple[int, int]:
@@ -198,6 +198,26 @@ def same_epochs(
             loader.set_epoch(epoch + 1)
         same_rows(ours.table, theirs.table)
         same_figures(ours.table, theirs.table)
+
+
+def in_rounds(folder: Path) -> None:
+    """Samples are sent, asked for and sorted a few at a time."""
+    for rows, most in ((3, 10**6), (1, 5)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_parts, "_ROWS", rows)
+            patch.setattr(_parts, "_MOST_ROUNDS", most)
+            every_policy(41, 2, 3)
+            for number, n in enumerate((2, 5, 17, 100)):
+                for shuffle in (True, False):
+                    options = {"seed": number, "shuffle": shuffle, "steps_per_epoch": 9}
+                    data = Numbers(n)
+                    ours, theirs = pair(data, 1 + number, one_of(number, n), **options)
+                    for epoch in range(3):
+                        assert one_epoch(ours, epoch) == one_epoch(theirs, epoch), (n, epoch)
+                        for loader in (ours, theirs):
+                            loader.set_epoch(epoch + 1)
+            stock(folder)
+            left_out(folder)
 
 
 def one_of(number: int, n: int) -> Policy:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from cut_short import check_same
+from resident import most_of, needs_linux
 from shards import updates
 from together import together
 
 from dynloader import ScoreTable
-from dynloader.table import _outgoing
+from dynloader.table import _parts
 from dynloader.table._outgoing import Outgoing
 from dynloader.table._shard import Shard
 
@@ -27,8 +28,8 @@ def in_rounds(folder: Path, losses: int, most: int) -> None:
         return divide(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_outgoing, "_LOSSES", losses)
-        patch.setattr(_outgoing, "_MOST_ROUNDS", most)
+        patch.setattr(_parts, "_ROWS", losses)
+        patch.setattr(_parts, "_MOST_ROUNDS_OF_LOSSES", most)
         patch.setattr(Outgoing, "_divide", counted)
         ScoreTable(5, "cpu", shard=True).synchronize()  # nothing to send
         updates(folder)
@@ -63,7 +64,7 @@ def bounded(visits: int, is_one_owner: bool) -> None:
         return received
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_outgoing, "_LOSSES", 32)
+        patch.setattr(_parts, "_ROWS", 32)
         patch.setattr(Outgoing, "exchange", counted)
         table.synchronize()
     assert max(found) <= 32
@@ -82,7 +83,7 @@ def test_a_round_has_a_fixed_number_of_losses(
 def test_an_exchange_that_fails_in_any_round_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_outgoing, "_LOSSES", 2)
+    monkeypatch.setattr(_parts, "_ROWS", 2)
     table = ScoreTable(9, "cpu", shard=True, history=2)
     table.update([1, 2, 8], torch.ones(3))
     table.synchronize()
@@ -120,19 +121,10 @@ def peak(num_losses: int, most: int) -> None:
     for part in index.split(2**16):
         table.update(part, torch.ones(len(part)))
     del index
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    table.synchronize()
-    assert resident("VmHWM") - before < most
+    assert most_of(table.synchronize) < most
 
 
-def resident(name: str) -> int:
-    """Return a value of the memory of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@needs_linux
 def test_an_exchange_needs_little_memory(tmp_path: Path) -> None:
     """32 bytes for each loss, and those of a round."""
     num_losses = 2**21
