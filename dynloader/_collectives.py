@@ -11,10 +11,11 @@ a training, of DistributedDataParallel too, may still cause it: ``num_workers > 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -52,6 +53,22 @@ def all_to_all(mine: Tensor, received: List[int], counts: List[int], group: str)
 """
 
 
+@contextlib.contextmanager
+def _marking_lost() -> Iterator[None]:
+    """Mark the RuntimeError of a collective that fails, after which others may wait in vain."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.__dict__["is_lost"] = True
+        raise
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether this is the error of a collective that failed."""
+    return bool(error.__dict__.get("is_lost"))
+
+
+@_marking_lost()
 def all_gather(mine: Tensor, group: Any = None) -> Tensor:
     """Return the tensors of all processes, stacked: [processes, ...].
 
@@ -68,6 +85,7 @@ def all_gather(mine: Tensor, group: Any = None) -> Tensor:
     return whole
 
 
+@_marking_lost()
 def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None) -> Tensor:
     """Return the elementwise maximum or sum of the tensors of all processes.
 
@@ -86,6 +104,7 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
     return whole
 
 
+@_marking_lost()
 def broadcast(mine: Tensor, source: int, group: Any = None) -> Tensor:
     """Return the tensor of one process in all processes.
 
@@ -140,6 +159,7 @@ def all_to_all(
     return _all_to_all(mine, list(received), list(counts), group), list(received)
 
 
+@_marking_lost()
 def _all_to_all(mine: Tensor, received: list[int], counts: list[int], group: Any) -> Tensor:
     if _is_native(group):
         made: Tensor = _native().all_to_all(mine, received, counts, _name_of(group))

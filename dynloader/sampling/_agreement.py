@@ -12,6 +12,7 @@ from dynloader.policies._policy import Policy
 from dynloader.sampling._blocks import Blocks
 from dynloader.sampling._sharded import ShardedKept
 from dynloader.sampling._share import World
+from dynloader.table._exchange import saying_what_failed
 from dynloader.table._shard import Shard, error_of
 
 
@@ -43,7 +44,8 @@ def check_same_loader(shard: Shard, identity: dict[str, Any], check: Callable[[]
         ValueError: ``check`` raised in another process.
     """
     of = f"{identity} in dynloader {__version__}, creating a loader with a table in shards"
-    shard.agree(error_of(check), "create the same loader", of)
+    with saying_what_failed("creating a loader with a table in shards"):
+        shard.agree(error_of(check), "create the same loader", of)
 
 
 def check_replicas(world: World, shard: Shard) -> None:
@@ -81,11 +83,12 @@ def kept_together(
     error = error_of(lambda: made.append(choose()))
     if error is not None and is_told(error):
         raise error
-    return ShardedKept(
-        made.pop() if made else None,
-        checkpoint,
-        shard,
-        ascending=ascending,
-        is_trusted=is_trusted,
-        error=error,
-    )
+    with saying_what_failed(f"the selection of epoch {checkpoint}"):
+        return ShardedKept(
+            made.pop() if made else None,
+            checkpoint,
+            shard,
+            ascending=ascending,
+            is_trusted=is_trusted,
+            error=error,
+        )

@@ -15,6 +15,7 @@ from dynloader._checks import check_range
 from dynloader.ops import Selection
 from dynloader.sampling._plan import CHUNK, Order, SettledPlan
 from dynloader.sampling._share import Share
+from dynloader.table._exchange import saying_what_failed
 from dynloader.table._parts import bounds_of, num_rounds, sorted_with_weights
 from dynloader.table._shard import Shard, unpacked, with_bits
 
@@ -203,7 +204,8 @@ class ShardedPlan(SettledPlan):
         of = f"the batches of epoch {self.epoch}"
         if len(share.sizes) > 1:
             of += f" at positions [{start}, {stop}) in steps of {share.step}"
-        samples, weights = self._ask(self.kept, share, start, stop, of)
+        with saying_what_failed(f"asking for {of}"):
+            samples, weights = self._ask(self.kept, share, start, stop, of)
         fed = _Fed(share, start, stop, samples)
         if weights is not None:
             fed.ascending, fed.weights = sorted_with_weights(samples, weights)
@@ -356,10 +358,12 @@ class ShardedPlan(SettledPlan):
         if self.kept is None:
             return torch.empty(0, dtype=torch.int64)
         shard = self.kept.shard
-        shard.gather([], f"the samples left out of epoch {self.epoch}")
-        is_left_out = torch.ones(len(shard), dtype=torch.bool)
-        for samples in self.kept.own():
-            is_left_out[samples - shard.first] = False
+        of = f"the samples left out of epoch {self.epoch}"
+        with saying_what_failed(f"asking for {of}"):
+            shard.gather([], of)
+            is_left_out = torch.ones(len(shard), dtype=torch.bool)
+            for samples in self.kept.own():
+                is_left_out[samples - shard.first] = False
         return is_left_out.nonzero().view(-1).add_(shard.first)
 
     def _refusal(self, what: str) -> RuntimeError:

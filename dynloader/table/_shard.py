@@ -19,6 +19,7 @@ from dynloader._collectives import (
     as_told,
     device_for,
     head_of,
+    is_lost,
 )
 from dynloader.table._exchange import raise_difference
 from dynloader.table._parts import bounds_of, num_rounds, sorted_with_weights
@@ -136,10 +137,13 @@ class Shard:
             The numbers of each process, in order of rank.
 
         Raises:
-            RuntimeError: ``of`` differs between processes, or another process does something else.
+            RuntimeError: ``of`` differs between processes, or another process does something else;
+                or ``error`` is that of a collective that failed, which is raised alone.
         """
         text = "" if error is None else f"{type(error).__name__}: {error}"
         of = of or f"a check that all {requirement}"
+        if error is not None and is_lost(error):
+            raise error  # the others would not hear it
         try:
             told = [error is not None, *numbers]
             rows = self.gather(told, of, text and f", where it raised {text}")
@@ -147,7 +151,7 @@ class Shard:
             texts = self._texts(text) if any(failed) else []
         except RuntimeError as difference:
             if error is not None:
-                raise as_told(error) from difference
+                raise (error if is_lost(difference) else as_told(error)) from difference
             raise
         if error is not None:
             raise as_told(error)
