@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.utils.data
@@ -38,11 +38,13 @@ class LoaderEpochs(abc.ABC):
     Attributes:
         sampler: selects the samples; None without a policy.
         rounds: the selections within epochs; None if all are made before an epoch begins.
+        tells_errors: whether processes that prepare batches tell each other what is wrong.
         state_keys: keys that a state must have in addition to the loader's own.
     """
 
     sampler: PruningSampler | None
     rounds: LoaderRounds | None = None
+    tells_errors: bool = False
     state_keys: frozenset[str]
 
     @property
@@ -231,6 +233,7 @@ class PrunedEpochs(LoaderEpochs):
         self.sampler = sampler
         self.batches = batches
         self._epochs = sampler.epochs
+        self.tells_errors = sampler.table.has_other_owners
         if isinstance(every := self.policy.every, Steps):
             if batches is None:
                 raise ValueError(f"batch_size must be a number with every={every}, got None")
@@ -303,12 +306,13 @@ class PrunedEpochs(LoaderEpochs):
             return self.batches.steps_per_epoch
         return self.batches.num_batches(num_kept)
 
-    def prepare(self) -> None:
-        """Prepare the batches of the current epoch; all processes must call this together."""
-        if self.batches is None:
-            self.sampler.prepare()
-        else:
-            self.batches.prepare()
+    def prepare(self, *checks: Callable[[], None]) -> None:
+        """Prepare the batches of the current epoch; all processes must call this together.
+
+        Args:
+            checks: raise if this process cannot feed them.
+        """
+        (self.sampler if self.batches is None else self.batches).prepare(*checks)
 
     def skip(self, num_batches: int) -> None:
         current = self._epochs.begin()

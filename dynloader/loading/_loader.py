@@ -277,10 +277,9 @@ class DataLoader(
         return super()._index_sampler if self._recorded is None else self._recorded
 
     def __iter__(self) -> Any:
-        if isinstance(self._epochs, PrunedEpochs):
-            check_length(self.dataset, self._epochs.sampler.num_samples)
         gathering = self._gathering
-        gathering.refresh(self)
+        if not self._epochs.tells_errors:
+            self._check_data()
         if self._recorded is None:
             return gathering.gather_in(self, super().__iter__())
         iterator = None if self._iterating is None else self._iterating()
@@ -291,7 +290,8 @@ class DataLoader(
             epochs.begin()
             if self._epochs.rounds is not None:
                 self._epochs.rounds.open(self)
-            self._epochs.prepare()
+            checks = [self._check_data] if self._epochs.tells_errors else []
+            self._epochs.prepare(*checks)
             self._logs.begin(epochs)
             if not self._has_warned and warn_of_fixed_length(len(self)):
                 self._has_warned = True
@@ -313,6 +313,12 @@ class DataLoader(
             self._iterating = weakref.ref(iterator)
         iterator.begin(self._recorded.record, self._epochs.stop)
         return iterator
+
+    def _check_data(self) -> None:
+        """Raise if the dataset has another length, and find its arrays again."""
+        if isinstance(self._epochs, PrunedEpochs):
+            check_length(self.dataset, self._epochs.sampler.num_samples)
+        self._gathering.refresh(self)
 
     def _get_iterator(self) -> Any:
         if not self.seed_each_sample or self._gathering.columns is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -88,7 +88,7 @@ class PruningBatchSampler(BatchSampler):
         share = self._share(self.sampler.epochs.world.for_stock_loader())
         num_batches = self.num_left(current, share)
         stop = self.stop_of(current.plan, share, current.start)
-        current.plan.prepare(share, current.start, stop)
+        self.sampler.prepare_until(stop, share)
         blocks = self._blocks(current.plan, current.start, share)
         batches = chain.from_iterable(block.tolist() for block in blocks)
         return current.hand_out(batches, num_batches)
@@ -185,8 +185,12 @@ class PruningBatchSampler(BatchSampler):
     ) -> Iterator[Tensor]:
         return plan.steps(start, self.stop_of(plan, share, start), share, chunk)
 
-    def prepare(self) -> None:
-        """Prepare the batches of the current epoch; all processes must call this together."""
+    def prepare(self, *checks: Callable[[], None]) -> None:
+        """Prepare the batches of the current epoch; all processes must call this together.
+
+        Args:
+            checks: raise if this process cannot feed them.
+        """
         current, share = self.sampler.epochs.current, self.share
         stop = self.stop_of(current.plan, share, current.start)
-        current.plan.prepare(share, current.start, stop)
+        self.sampler.prepare_until(stop, share, *checks)

@@ -110,8 +110,7 @@ class Epochs:
     @property
     def _is_shared(self) -> bool:
         """Whether other processes take part in selections."""
-        shard = self.table.shard
-        return self.world.size > 1 or (shard is not None and shard.size > 1)
+        return self.world.size > 1 or self.table.has_other_owners
 
     @property
     def number(self) -> int:
@@ -177,7 +176,8 @@ class Epochs:
             self.finish(self.current)
         self._follow()
         self.current.plan.wait()
-        self.table.finish_check(wait=False)
+        if not self.table.has_other_owners:
+            self.table.finish_check(wait=False)
         self.current.begin(self.num_updates)
         return self.current
 

@@ -224,11 +224,19 @@ class EpochPlan(abc.ABC):
         if start < stop:
             yield self.batch(start, stop).view(1, -1)
 
-    def prepare(self, share: Share, start: int, stop: int) -> None:  # noqa: B027
+    def prepare(self, share: Share, start: int, stop: int, *checks: Callable[[], None]) -> None:
         """Prepare the batches of this process at positions [start, stop), unless they are ready.
 
         All processes must call this together.
+
+        Args:
+            share: the share of this process in each step.
+            start: the position of the first batch.
+            stop: the position after the last batch.
+            checks: raise if this process cannot feed them.
         """
+        for check in checks:
+            check()
 
     def check_fed(self, index: Tensor) -> None:  # noqa: B027
         """Raise RuntimeError if the weights of samples are known, but not to this process.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+import functools
+from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import chain
 from typing import Any
 
@@ -127,6 +128,16 @@ class PruningSampler(DistributedSampler[int]):
         elif not isinstance(table, ScoreTable) or table.shard is None:
             policy.check(num_samples)
             check_table(table, num_samples, in_shards=shard_table)
+        claims = table.claims
+
+        def claim() -> None:
+            # A policy that reads no scores leaves the scoring to policies that do.
+            if policy.needs_scores or policy.scoring != Scoring():
+                table.agree_on(policy.scoring, of=type(policy).__name__)
+            table.keep_history(policy.history)
+            if policy.passes is not None:
+                table.record_passes(policy.passes)
+
         if (shard := table.shard) is not None:
 
             def check() -> None:
@@ -137,24 +148,21 @@ class PruningSampler(DistributedSampler[int]):
                 if blocks is not None:
                     raise ValueError(f"blocks must be None with a table in shards, got {blocks!r}")
                 check_replicas(world, shard)
+                claim()
 
             identity = identity_of(
                 policy, num_samples, int(seed or 0), shuffle=shuffle, blocks=stored
             )
-            check_same_loader(shard, identity, check)
-        claims = table.claims
         self.num_samples = num_samples
         self.policy = policy
         self.table = table
         self.shuffle = shuffle
         self.seed = None if seed is None else int(seed)  # type: ignore[assignment]
         try:
-            # A policy that reads no scores leaves the scoring to policies that do.
-            if policy.needs_scores or policy.scoring != Scoring():
-                table.agree_on(policy.scoring, of=type(policy).__name__)
-            table.keep_history(policy.history)
-            if policy.passes is not None:
-                table.record_passes(policy.passes)
+            if shard is None:
+                claim()
+            else:
+                check_same_loader(shard, identity, check)
             self.epochs = Epochs(
                 policy, table, world, seed=self.seed or 0, shuffle=shuffle, blocks=stored
             )
@@ -198,7 +206,7 @@ class PruningSampler(DistributedSampler[int]):
         current = self.begin_for_stock_loader()
         share = share_of(1, self.epochs.world.for_stock_loader(), None, "pad")
         num_indices = -(-(len(current.plan) - current.start) // share.step)
-        current.plan.prepare(share, current.start, len(current.plan))
+        self.prepare_until(len(current.plan), share)
         return current.hand_out(self._indices(current.plan, current.start, share), num_indices)
 
     def begin_for_stock_loader(self) -> EpochProgress:
@@ -217,11 +225,29 @@ class PruningSampler(DistributedSampler[int]):
     def __len__(self) -> int:
         return -(-self.num_selected // self.epochs.world.for_stock_loader()[0])
 
-    def prepare(self) -> None:
-        """Prepare the indices of the current epoch; all processes must call this together."""
+    def prepare(self, *checks: Callable[[], None]) -> None:
+        """Prepare the indices of the current epoch; all processes must call this together.
+
+        Args:
+            checks: raise if this process cannot feed them.
+        """
         share = share_of(1, self.epochs.world.now(), None, "pad")
+        self.prepare_until(len(self.epochs.current.plan), share, *checks)
+
+    def prepare_until(self, stop: int, share: Share, *checks: Callable[[], None]) -> None:
+        """Prepare the batches of this process from where the current epoch starts to ``stop``.
+
+        All processes must call this together.
+
+        Args:
+            stop: the position after the last batch.
+            share: the share of this process in each step.
+            checks: raise if this process cannot feed them.
+        """
         current = self.epochs.current
-        current.plan.prepare(share, current.start, len(current.plan))
+        if self.table.has_other_owners:  # they hear of it; otherwise, begin() has checked
+            checks += (functools.partial(self.table.finish_check, wait=False),)
+        current.plan.prepare(share, current.start, stop, *checks)
 
     def replay(self) -> Iterator[int]:
         """Return the indices of the current epoch, without consuming the epoch."""

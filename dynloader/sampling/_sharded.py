@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from dynloader.sampling._plan import CHUNK, Order, SettledPlan
 from dynloader.sampling._share import Share
 from dynloader.table._exchange import saying_what_failed
 from dynloader.table._parts import bounds_of, num_rounds, sorted_with_weights
-from dynloader.table._shard import Shard, unpacked, with_bits
+from dynloader.table._shard import Shard, error_of, unpacked, with_bits
 
 # Below this many samples in a step, computing the order of all processes takes less time than a
 # call for each step of this one.
@@ -198,14 +198,17 @@ class ShardedPlan(SettledPlan):
         pass
 
     @override
-    def prepare(self, share: Share, start: int, stop: int) -> None:
+    def prepare(self, share: Share, start: int, stop: int, *checks: Callable[[], None]) -> None:
+        error = error_of(lambda: super(ShardedPlan, self).prepare(share, start, stop, *checks))
         if self.kept is None or self._find(share, start, stop) is not None:
+            if error is not None:
+                raise error
             return
         of = f"the batches of epoch {self.epoch}"
         if len(share.sizes) > 1:
             of += f" at positions [{start}, {stop}) in steps of {share.step}"
         with saying_what_failed(f"asking for {of}"):
-            samples, weights = self._ask(self.kept, share, start, stop, of)
+            samples, weights = self._ask(self.kept, share, start, stop, of, error)
         fed = _Fed(share, start, stop, samples)
         if weights is not None:
             fed.ascending, fed.weights = sorted_with_weights(samples, weights)
@@ -218,12 +221,14 @@ class ShardedPlan(SettledPlan):
         start: int,
         stop: int,
         of: str,
+        error: Exception | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the samples that this process feeds, and their weights, asked for in rounds."""
         stop = max(start, stop)
         size, num_steps = share.sizes[share.rank], -(-(stop - start) // share.step)
         count = share.num_fed(stop - start)
-        most = max(row[0] for row in kept.shard.gather([count], of))
+        counts = kept.shard.agree(error, f"be able to feed {of}", of, [count])
+        most = max(row[0] for row in counts)
         samples = torch.empty(count, dtype=torch.int64)
         weights = None
         if kept.weights is not None:

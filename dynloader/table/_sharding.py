@@ -53,6 +53,11 @@ class Sharding(Recording):
     _shared_updates: int
 
     @property
+    def has_other_owners(self) -> bool:
+        """Whether other processes own rows of this table."""
+        return self.shard is not None and self.shard.size > 1
+
+    @property
     def group_arguments(self) -> dict[str, Any]:
         """The arguments ``group=`` of :mod:`dynloader.ops`: none if this process has all rows."""
         if self.shard is None or self.shard.size == 1:

@@ -167,6 +167,8 @@ class ScoreTable(Sharding):
     def agree_on(self, scoring: Scoring, *, of: str) -> None:
         """Use ``scoring`` from now on.
 
+        The processes of a table in shards compare what this raises when they create a loader.
+
         Args:
             scoring: the scoring that a policy needs.
             of: the name of the policy.
@@ -199,7 +201,7 @@ class ScoreTable(Sharding):
         if num_updates == self._num_loaded:
             return False
         same_at_first = max(scoring.rule, self._scoring.rule) <= ScoreRule.MEAN_PLUS_VARIANCE
-        return self.total((self.visits > same_at_first).any()) > 0
+        return bool((self.visits > same_at_first).any())
 
     @property
     def num_updates(self) -> int:

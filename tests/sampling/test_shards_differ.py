@@ -30,6 +30,7 @@ from dynloader import (
     ops,
 )
 from dynloader.sampling import _agreement as agreement
+from dynloader.table import Scoring
 from dynloader.table import _sharding as sharding
 from dynloader.table._shard import Shard
 
@@ -252,6 +253,136 @@ def keep_fails() -> None:
     assert loader.epoch == 3
 
 
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "too high": (torch.tensor([3, N]), IndexError, f"indices must be in [0, {N}), got {N}"),
+    "below 0": (torch.tensor([-1, 3]), IndexError, f"indices must be in [0, {N}), got -1"),
+    "no tensor": ([3], TypeError, "indices must be a tensor of torch.int64 [k], got list"),
+    "dtype": (torch.ones(2), TypeError, "torch.int64 [k], got torch.float32 [2]"),
+    "shape": (torch.ones(2, 1, dtype=torch.int64), TypeError, "got torch.int64 [2, 1]"),
+}
+
+
+def cannot_count() -> None:
+    """A selection that one process cannot count is counted by none."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    table = ScoreTable(N, "cpu", shard=True)
+    mine = torch.arange(rank, N, last + 1)
+    table.count_selection(mine)
+    before, retention = table.state_dict(), table.retention()
+
+    def check_unchanged() -> None:
+        assert torch.equal(table.selections, before["selections"])
+        assert (table.num_selections, table.retention()) == (1, retention)
+
+    def fails(call: Callable[[], None], kind: type[Exception], text: str) -> None:
+        if rank == last:
+            with told(text, kind=kind):
+                call()
+        else:
+            quoted = f"pass samples to count, got an error in process {last}: {kind.__name__}: "
+            with told(quoted, text, kind=ValueError):
+                table.count_selection(mine)
+        check_unchanged()
+
+    for wrong, kind, text in WRONG.values():
+        fails(lambda wrong=wrong: table.count_selection(wrong), kind, text)
+    for number in (-1, N):
+        num_used = torch.tensor([number])
+        text = f"num_used must be in [0, {len(range(last, N, last + 1)) + 1}), got {number}"
+        fails(lambda used=num_used: table.count_selection(mine, used), ValueError, text)
+    with told(SAME, "counting a selection", "counting a further part of the last selection"):
+        table.count_selection(mine, is_new=rank < last)
+    with told(SAME, "counting a selection", "process 1 has one"):
+        table.count_selection(mine) if rank != 1 else table.synchronize(of="one")
+    check_unchanged()
+    table.count_selection(mine, torch.tensor([1]))
+    assert int(table.selections.sum()) == int(before["selections"].sum()) + (rank == 0) * (last + 1)
+    assert table.num_selections == 2
+
+
+def another_group() -> None:
+    """A process that exchanges with another group tells the others."""
+    rank, other = dist.get_rank(), dist.new_group()
+    table = ScoreTable(N, "cpu", shard=True)
+    table.update([rank], torch.ones(1))
+    text = "group must be None or that of the shards, got another group"
+    with told(text, "process 1" * (rank != 1), kind=ValueError):
+        table.synchronize(other if rank == 1 else None)
+    assert table.has_unshared_updates
+    table.synchronize()
+    assert table.stats()["dynloader/num_unseen"] == N - dist.get_world_size()
+
+
+def other_scoring() -> None:
+    """The scoring of the table is set, or was used to record losses, in one process."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    for seen in (False, True):
+        table = ScoreTable(N, "cpu", shard=True)
+        if seen:  # twice, by the process that owns the row
+            for _ in range(2):
+                table.update([N - 1] if rank == last else [], torch.ones(int(rank == last)))
+                table.synchronize()
+        elif rank == last:
+            table.scoring = Scoring(ops.ScoreRule.LAST_LOSS)
+        claims = table.claims
+        text = "table.scoring must be" if rank == last else f"error in process {last}: ValueError"
+        with told(text, "is already set or was used", kind=ValueError):
+            DataLoader(Numbers(N), 4, policy=UCB(keep=0.5, c=3.0), table=table, seed=1)
+        assert table.claims == claims
+    table.scoring = UCB(keep=0.5, c=3.0).scoring
+    loader = DataLoader(Numbers(N), 4, policy=UCB(keep=0.5, c=3.0), table=table, seed=1)
+    assert train(loader) > 0
+
+
+class Growing(Numbers):
+    """A dataset whose length may change."""
+
+    more = 0
+
+    def __len__(self) -> int:
+        return super().__len__() + self.more
+
+
+def cannot_feed() -> None:
+    """The dataset of one process has changed, or a sample out of range was found late."""
+    rank, last = dist.get_rank(), dist.get_world_size() - 1
+    data = Growing(N)
+    loader = DataLoader(data, 4, policy=Weighted(keep=0.5), seed=1, shard_table=True)
+    train(loader)
+    before = loader.table.state_dict()
+    quoted = (
+        f"be able to feed the batches of epoch 1 at positions [0, 20) in steps of {4 * last + 4}"
+    )
+
+    def fails(kind: type[Exception], text: str) -> None:
+        if rank == last:
+            with told(text, kind=kind):
+                iter(loader)
+        else:
+            with told(quoted, f"in process {last}: {kind.__name__}: {text}", kind=ValueError):
+                iter(loader)
+
+    data.more = int(rank == last)
+    fails(
+        RuntimeError, f"dataset must have {N} samples, as when the loader was created, got {N + 1}"
+    )
+    data.more = 0
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == last:
+            patch.setattr(ScoreTable, "finish_check", raise_late)
+        fails(IndexError, "index must be in [0, 40), got 1 out of range")
+    for name, value in loader.table.state_dict().items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, before[name]), name
+    fed = torch.tensor(train(loader))
+    dist.all_reduce(fed)
+    assert int(fed) == N // 2
+
+
+def raise_late(table: ScoreTable, *, wait: bool = True) -> None:
+    raise IndexError("index must be in [0, 40), got 1 out of range (skipped), such as 40")
+
+
 def move_apart() -> None:
     """Processes go to different epochs, or make different calls."""
     rank = dist.get_rank()
@@ -328,7 +459,18 @@ def dies_in_the_last_epoch(folder: Path, shard: bool) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize(
-    "call", [differ, versions_of_tables_differ, fails_at_creation, keep_fails, move_apart]
+    "call",
+    [
+        differ,
+        versions_of_tables_differ,
+        fails_at_creation,
+        keep_fails,
+        cannot_count,
+        another_group,
+        other_scoring,
+        cannot_feed,
+        move_apart,
+    ],
 )
 def test_a_process_that_differs(world: int, call: Callable[[], None], tmp_path: Path) -> None:
     assert together(world, tmp_path, call) == [0] * world
