@@ -38,10 +38,9 @@ struct AddScore {
   }
 };
 
-// A faster way for a stretch whose scores are all below 2^17 in magnitude, as most are: none needs
-// to be clamped or counted by itself, and the sum of the stretch fits in 64 bits.
+// A faster way for a stretch whose scores are all near, as most are: none needs to be counted by
+// itself.
 struct AddScores {
-  static constexpr uint32_t kNearBits = 0x48000000u;  // 2^17 as a float
   // So few that the next ones are on their way from memory while these are added.
   static constexpr int64_t kStretch = 256;
   AddScore one;
@@ -58,11 +57,7 @@ struct AddScores {
       largest = magnitude > largest ? magnitude : largest;
     }
     if (largest < kNearBits) {
-      int64_t sum = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        // Exact: a power of two, and no overflow.
-        sum += static_cast<int64_t>(one.scores[i] * static_cast<float>(kFixedPointOne));
-      }
+      const int64_t sum = sum_of_near(one.scores + begin, end - begin);
       sums[0] += sum >> 32;
       sums[1] = add_wrapping(sums[1], sum & 0xffffffff);
       sums[2] += end - begin;

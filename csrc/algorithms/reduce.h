@@ -46,15 +46,15 @@ struct SampleTable {
 // The working memory of a call.
 struct Reducing {
   SampleTable table;
-  uint32_t* representatives;  // [rows.count], for each entry
-  LossSum* sums;              // [rows.count], used by those that represent a sample
-  int64_t* totals;            // [2]: samples with losses, losses clamped
-  int64_t* wrong_offsets;     // [1], after the places of the table
+  uint32_t* representatives;   // [rows.count], for each entry
+  LossSum* sums;               // [rows.count], used by those that represent a sample
+  int64_t* totals;             // [2]: samples with losses, losses clamped
+  uint32_t* has_wrong_offset;  // [1], after the places of the table
 };
 
-struct Clear {
-  uint32_t* places;
-  DYNLOADER_FN void operator()(int64_t i) const { places[i] = 0; }
+struct ClearWords {
+  uint32_t* words;
+  DYNLOADER_FN void operator()(int64_t i) const { words[i] = 0; }
 };
 
 DYNLOADER_FN int64_t offset_at(const LossRows& rows, int64_t i) {
@@ -87,12 +87,12 @@ DYNLOADER_FN int64_t row_of_loss(const LossRows& rows, int64_t loss) {
 
 struct CheckOffset {
   ReduceByIndex call;
-  int64_t* wrong;
+  uint32_t* has_wrong;
   DYNLOADER_FN void operator()(int64_t i) const {
     const int64_t offset = offset_at(call.rows, i);
     const bool starts = i > 0 ? offset >= offset_at(call.rows, i - 1) : offset == 0;
     if (starts && (i < call.rows.count || offset == call.num_losses)) return;
-    Shared::fetch_add(wrong, int64_t{1});
+    Shared::fetch_or(has_wrong, 1u);
     if (call.faults == nullptr) return;
     Shared::fetch_add(call.faults, int64_t{1});
     Shared::raise_to(reinterpret_cast<uint64_t*>(call.faults + 1), static_cast<uint64_t>(offset));
@@ -122,7 +122,7 @@ struct AddLosses {
   Reducing work;
   Load load;
   bool is_right = true;
-  DYNLOADER_FN void fetch() { is_right = *work.wrong_offsets == 0; }
+  DYNLOADER_FN void fetch() { is_right = *work.has_wrong_offset == 0; }
 
   // Adds up adjacent losses of a sample before other threads see the sum.
   template <class Access>
@@ -155,7 +155,7 @@ struct AddLosses {
   DYNLOADER_FN void add_all(LossSum& sum, int64_t begin, int64_t end) const {
 #if !DYNLOADER_ON_GPU  // whose threads have few losses each, and no vector instructions
     float losses[LossSum::kMost];
-    while (call.mask == nullptr && begin < end) {
+    while (call.mask == nullptr && end - begin >= LossSum::kFewest) {
       const int64_t count = end - begin < LossSum::kMost ? end - begin : LossSum::kMost;
       for (int64_t j = 0; j < count; ++j) losses[j] = load(call.losses, begin + j);
       sum.add_all(losses, count, call.reduction == Reduction::kMax);
@@ -222,15 +222,14 @@ void run(Backend& backend, const ReduceByIndex& call) {
   const int64_t num_rows = call.rows.count;
   Reducing work = {};
   work.table.bits = SampleTable::bits_for(num_rows);
-  const int64_t cleared = work.table.size() + 2;
-  work.table.places = backend.template allocate<uint32_t>(cleared);
-  work.wrong_offsets = reinterpret_cast<int64_t*>(work.table.places + work.table.size());
+  work.table.places = backend.template allocate<uint32_t>(work.table.size() + 1);
+  work.has_wrong_offset = work.table.places + work.table.size();
   work.representatives = backend.template allocate<uint32_t>(num_rows);
   work.sums = backend.template allocate<LossSum>(num_rows);
   work.totals = backend.template allocate<int64_t>(2);
-  backend.for_each(cleared, Clear{work.table.places});
+  backend.for_each(work.table.size() + 1, ClearWords{work.table.places});
   if (call.rows.offsets != nullptr) {
-    backend.for_each(num_rows + 1, CheckOffset{call, work.wrong_offsets});
+    backend.for_each(num_rows + 1, CheckOffset{call, work.has_wrong_offset});
   }
   backend.in_stretches(num_rows, FindRepresentatives{call.index, work});
   with_load(call.loss_type, [&](auto load) {

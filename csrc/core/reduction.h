@@ -45,32 +45,29 @@ struct LossSum {
     }
   }
 
-  // The same for up to kMost losses. If all are below 2^17 in magnitude, as most are, none needs a
-  // look of its own, and their sum fits in 64 bits; so vector instructions can add them.
+  // The same for at most kMost losses, and faster for at least kFewest if all of them are near.
+  static constexpr int64_t kFewest = 16;
   static constexpr int64_t kMost = 256;
   DYNLOADER_FN void add_all(const float* losses, int64_t number, bool only_highest) {
-    constexpr uint32_t kNearBits = 0x48000000u;  // 2^17 as a float
-    uint32_t largest = 0;
-    int32_t most = INT32_MIN;  // in the order of the losses, except that -0 comes below +0
+    uint32_t farthest = 0;
+    // In the order of the losses, but for NaN, which is not near, and -0, which comes below +0.
+    int32_t top = INT32_MIN;
     for (int64_t j = 0; j < number; ++j) {
       const int32_t bits = bit_cast<int32_t>(losses[j]);
       const uint32_t magnitude = static_cast<uint32_t>(bits) & kCanonicalNanBits;
       const int32_t ordered = bits ^ ((bits >> 31) & 0x7fffffff);
-      largest = magnitude > largest ? magnitude : largest;
-      most = ordered > most ? ordered : most;
+      farthest = magnitude > farthest ? magnitude : farthest;
+      top = ordered > top ? ordered : top;
     }
-    if (largest >= kNearBits) {
+    if (farthest >= kNearBits) {
       for (int64_t j = 0; j < number; ++j) add(losses[j], only_highest);
       return;
     }
-    const uint64_t bits = ordered_bits(bit_cast<float>(most ^ ((most >> 31) & 0x7fffffff)));
+    const uint64_t bits = ordered_bits(bit_cast<float>(top ^ ((top >> 31) & 0x7fffffff)));
     highest = bits > highest ? bits : highest;
     count += number;
     if (only_highest) return;
-    int64_t sum = 0;
-    for (int64_t j = 0; j < number; ++j) {
-      sum += static_cast<int64_t>(losses[j] * static_cast<float>(kFixedPointOne));
-    }
+    const int64_t sum = sum_of_near(losses, number);
     high += sum >> 32;
     low += sum & 0xffffffff;
   }

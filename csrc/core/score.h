@@ -148,6 +148,20 @@ DYNLOADER_FN int64_t to_fixed_point(float score) {
   return static_cast<int64_t>(within * kFixedPointOne);
 }
 
+// Scores of which the sum of thousands, in fixed point, is below 2^63, and none needs a clamp:
+// those whose magnitude has lower bits than these, 2^17 as a float.
+constexpr uint32_t kNearBits = 0x48000000u;
+
+// Returns the sum of such scores in fixed point. It has no branch, so that it can be vectorized.
+DYNLOADER_FN int64_t sum_of_near(const float* scores, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    // Exact: a power of two, and no overflow.
+    sum += static_cast<int64_t>(scores[j] * static_cast<float>(kFixedPointOne));
+  }
+  return sum;
+}
+
 // Returns the sum whose halves in fixed point add up to `high` and, unsigned, `low`. Carries what
 // `low` has beyond 32 bits, so that the result depends only on the total.
 DYNLOADER_FN double from_fixed_point(int64_t high, int64_t low) {

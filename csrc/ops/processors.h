@@ -37,13 +37,15 @@ inline void relax() {
 // unless that is 0. May return for no reason. Unlike std::atomic::wait, does not yield first: a
 // thread that yields to one that spins comes back only after a time slice, and cannot be woken
 // before.
-inline void sleep_while(const std::atomic<uint32_t>& word, uint32_t value, Nanoseconds limit = 0) {
+inline void sleep_while(const std::atomic<uint32_t>& word, uint32_t value,
+                        [[maybe_unused]] Nanoseconds limit = 0) {
 #if defined(__linux__)
   static_assert(sizeof(word) == sizeof(value), "the kernel compares 32 bits");
-  const timespec time = {limit / 1'000'000'000, limit % 1'000'000'000};
+  timespec time = {};
+  time.tv_sec = static_cast<time_t>(limit / 1'000'000'000);
+  time.tv_nsec = static_cast<long>(limit % 1'000'000'000);
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, limit > 0 ? &time : nullptr, nullptr, 0);
 #else
-  static_cast<void>(limit);
   word.wait(value);
 #endif
 }
@@ -84,31 +86,46 @@ inline int current_processor() {
 #endif
 }
 
+#if defined(__linux__)
+// Returns whether the current thread may run on `processor` and on others, and sets `mask` to
+// those. Fails on a machine with more processors than the mask can hold.
+inline bool find_others(int processor, cpu_set_t& mask) {
+  if (processor < 0 || sched_getaffinity(0, sizeof(mask), &mask) != 0) return false;
+  if (!CPU_ISSET(processor, &mask) || CPU_COUNT(&mask) < 2) return false;
+  CPU_CLR(processor, &mask);
+  return true;
+}
+#endif
+
 // Lets another thread of the process run on all processors of the current thread but this one. If
 // all are busy, the kernel would often wake the thread on this one, where it would only interrupt.
-inline void keep_off(int32_t thread, int processor) {
+// Returns whether it does so.
+inline bool keep_off([[maybe_unused]] int32_t thread, [[maybe_unused]] int processor) {
 #if defined(__linux__)
   cpu_set_t mask;
-  if (thread == 0 || processor < 0 || sched_getaffinity(0, sizeof(mask), &mask) != 0) return;
-  if (!CPU_ISSET(processor, &mask) || CPU_COUNT(&mask) < 2) return;
-  CPU_CLR(processor, &mask);
-  sched_setaffinity(thread, sizeof(mask), &mask);
+  if (thread == 0 || !find_others(processor, mask)) return false;
+  return sched_setaffinity(thread, sizeof(mask), &mask) == 0;
+#else
+  return false;
 #endif
 }
 
 // Lets another thread of the process run on this processor only, at once if it waits for another.
-inline void move_to(int32_t thread, int processor) {
+// Returns false, and does nothing, if keep_off() could not undo it.
+inline bool move_to([[maybe_unused]] int32_t thread, [[maybe_unused]] int processor) {
 #if defined(__linux__)
-  if (thread == 0 || processor < 0) return;
   cpu_set_t mask;
+  if (thread == 0 || !find_others(processor, mask)) return false;
   CPU_ZERO(&mask);
   CPU_SET(processor, &mask);
-  sched_setaffinity(thread, sizeof(mask), &mask);
+  return sched_setaffinity(thread, sizeof(mask), &mask) == 0;
+#else
+  return false;
 #endif
 }
 
 // Returns the processor time that another thread of the process has used, or -1 if it is unknown.
-inline Nanoseconds time_used_by(int32_t thread) {
+inline Nanoseconds time_used_by([[maybe_unused]] int32_t thread) {
 #if defined(__linux__)
   // The clock that pthread_getcpuclockid() returns, for the kernel's number of a thread.
   const auto clock = static_cast<clockid_t>((~static_cast<uint32_t>(thread) << 3) | 6);

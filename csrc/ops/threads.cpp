@@ -95,8 +95,8 @@ class Threads {
     std::atomic<uint32_t> calls = 0;
     std::atomic<bool> is_asleep = false;
     std::atomic<int32_t> thread = 0;
-    std::atomic<bool> is_at_work = false;  // may have a tile
-    std::atomic<bool> is_moved = false;    // to the caller's processor
+    std::atomic<bool> may_have_tile = false;
+    std::atomic<bool> is_moved = false;  // to the caller's processor
     // Accessed by the caller.
     int avoids = -1;        // a processor
     Nanoseconds used = -1;  // processor time, when the caller last looked
@@ -111,10 +111,7 @@ class Threads {
       if (!helper.is_asleep.load(std::memory_order_relaxed)) continue;
       helper.is_asleep.store(false, std::memory_order_relaxed);
       helper.is_moved.store(false, std::memory_order_relaxed);
-      if (helper.avoids != here) {
-        keep_off(helper.thread, here);
-        helper.avoids = here;
-      }
+      if (helper.avoids != here && keep_off(helper.thread, here)) helper.avoids = here;
       helper.calls.fetch_add(1, std::memory_order_release);
       wake(helper.calls);
     }
@@ -241,17 +238,18 @@ class Threads {
   }
 
   // Lets helpers with a tile that have not run since the last call use the caller's processor,
-  // which is about to be free. They would wait for theirs until another thread's turn is over.
+  // which is about to be free. Most of them wait for their own until another thread's turn is over;
+  // to one that waits for a disk, it makes little difference.
   void move_waiting_helpers() {
     for (const auto& helper : helpers_) {
-      if (!helper->is_at_work.load(std::memory_order_relaxed)) continue;
+      if (!helper->may_have_tile.load(std::memory_order_relaxed)) continue;
       const Nanoseconds used = time_used_by(helper->thread);
-      if (used >= 0 && used == helper->used && !helper->is_moved.load(std::memory_order_relaxed)) {
-        helper->is_moved.store(true, std::memory_order_relaxed);
-        helper->avoids = -1;
-        move_to(helper->thread, current_processor());
-      }
+      const bool is_waiting = used >= 0 && used == helper->used;
       helper->used = used;
+      if (!is_waiting || helper->is_moved.load(std::memory_order_relaxed)) continue;
+      if (!move_to(helper->thread, current_processor())) continue;
+      helper->is_moved.store(true, std::memory_order_relaxed);
+      helper->avoids = -1;
     }
   }
 
@@ -274,9 +272,9 @@ class Threads {
         if (number == seen || (place & kTileMask) == kTileMask) continue;
         seen = number;
         // Only after work, so that jobs with fewer threads do not keep the other helpers awake.
-        helper.is_at_work.store(true, std::memory_order_relaxed);
+        helper.may_have_tile.store(true, std::memory_order_relaxed);
         if (work(slot, place) > 0) last = now();
-        helper.is_at_work.store(false, std::memory_order_relaxed);
+        helper.may_have_tile.store(false, std::memory_order_relaxed);
       }
       helper.is_asleep.store(true, std::memory_order_relaxed);
       sleep_while(helper.calls, calls);

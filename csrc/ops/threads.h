@@ -14,12 +14,14 @@ using TileTask = void (*)(void* context, int64_t slot, int64_t first, int64_t la
 // The caller takes tiles from the first to the last, and other threads that are awake take tiles
 // from the same counter. Others are woken only if the work takes longer than waking them. The
 // caller waits only for tiles that another thread has taken and not finished, so on a busy machine,
-// where the other threads get no processor, it processes all tiles itself. If the threads are
+// where the other threads get no processor, it processes all tiles itself; a thread that loses its
+// processor within a tile gets the caller's. The caller decides on which of its processors the
+// other threads may run. If the threads are
 // already working for another caller, or if a task calls this function, the caller works alone.
 void share_out(int64_t threads, int64_t tiles, TileTask task, void* context);
 
 // Lives for as long as an operation, which may have several loops. Between them, threads that were
-// woken stay awake.
+// woken stay awake, unless they work on the caller's processor.
 struct Sharing {
   Sharing() = default;
   Sharing(const Sharing&) = delete;

@@ -1,5 +1,6 @@
 // Checks the guarantees of csrc/ops/threads.h without Python and torch. Prints failures.
 #include <dirent.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -103,7 +104,7 @@ void helpers_wake_again() {
   for (int again = 0; again < 3; ++again) {
     usleep(20'000);  // they fall asleep
     bool is_helped = false;
-    for (int loop = 0; loop < 100 && !is_helped; ++loop) {
+    for (int loop = 0; loop < 3000 && !is_helped; ++loop) {
       std::atomic<bool> helps = false;
       share_out(2, 100, [&](int64_t slot, int64_t, int64_t) {
         if (slot != 0) helps = true;
@@ -112,6 +113,40 @@ void helpers_wake_again() {
     }
     check(is_helped, "a helper does not wake again");
   }
+}
+
+cpu_set_t allowed_processors() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  sched_getaffinity(0, sizeof(mask), &mask);
+  return mask;
+}
+
+// A helper that gets no processor within a tile, here because it sleeps, is moved to the caller's.
+// After it was woken again, it works on others.
+void helpers_move() {
+  const cpu_set_t all = allowed_processors();
+  if (CPU_COUNT(&all) < 2) return;
+  cpu_set_t moved;
+  CPU_ZERO(&moved);
+  for (int again = 0; again < 1000 && CPU_COUNT(&moved) == 0; ++again) {
+    share_out(2, 2, [&](int64_t slot, int64_t, int64_t) {
+      if (slot == 0) return;
+      const cpu_set_t before = allowed_processors();
+      usleep(20'000);
+      const cpu_set_t after = allowed_processors();
+      if (CPU_COUNT(&after) == 1 && !CPU_EQUAL(&before, &after)) moved = after;
+    });
+  }
+  check(CPU_COUNT(&moved) == 1, "a helper without a processor is not moved");
+  bool is_back = false;
+  for (int again = 0; again < 3000 && !is_back; ++again) {
+    share_out(2, 100, [&](int64_t slot, int64_t, int64_t) {
+      const cpu_set_t mask = allowed_processors();
+      if (slot != 0 && !CPU_EQUAL(&mask, &moved)) is_back = true;
+    });
+  }
+  check(is_back, "a helper stays on the caller's processor");
 }
 
 void loops_within_loops() {
@@ -214,6 +249,7 @@ int main() {
     errors();
     fewer_threads_than_before();
     if (eagerly) helpers_wake_again();
+    if (eagerly) helpers_move();
     loops_within_loops();
     several_callers();
     a_second_caller_does_not_wait();
