@@ -180,6 +180,14 @@ def figure(ratio: float) -> str:
     return "not reached" if math.isinf(ratio) else f"{ratio:.2f}"
 
 
+def interval(claim: dict[str, Any]) -> str:
+    """Format the ratio of a claim, with its interval unless no resample reached the accuracy."""
+    ratio = figure(claim["ratio"])
+    if math.isinf(claim["low"]):
+        return ratio
+    return f"{ratio} ({figure(claim['low'])} to {figure(claim['high'])})"
+
+
 def origin(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """The commits and machines of the cells."""
     return {
@@ -245,7 +253,7 @@ def write(folder: Path) -> str:
                     METHODS[c["method"]].name,
                     f"{c['keep']:g}",
                     f"{c['target_accuracy']:.2f} ({c['target_epochs']} epochs)",
-                    f"{figure(c['ratio'])} ({figure(c['low'])} to {figure(c['high'])})",
+                    interval(c),
                 ]
                 for c in found["cpu_seconds"]
             ],

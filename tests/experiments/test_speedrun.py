@@ -154,6 +154,8 @@ def test_the_claim_is_a_ratio_of_costs_with_an_interval() -> None:
     assert at_12["low"] < 0.5 < at_12["high"]
     assert at_24["ratio"] == math.inf
     assert report.figure(at_24["high"]) == "not reached"
+    assert report.interval(at_24) == "not reached"
+    assert report.interval(at_12 | {"high": math.inf}).endswith(" to not reached)")
 
 
 def test_a_fraction_moves_from_epoch_to_epoch() -> None:
