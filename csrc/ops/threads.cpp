@@ -12,6 +12,7 @@
 #endif
 
 #include "denormals.h"
+#include "helper.h"
 #include "pace.h"
 #include "processors.h"
 
@@ -91,29 +92,12 @@ class Threads {
   }
 
  private:
-  struct Helper {
-    std::atomic<uint32_t> calls = 0;
-    std::atomic<bool> is_asleep = false;
-    std::atomic<int32_t> thread = 0;
-    std::atomic<bool> may_have_tile = false;
-    std::atomic<bool> is_moved = false;  // to the caller's processor
-    // Accessed by the caller.
-    int avoids = -1;        // a processor
-    Nanoseconds used = -1;  // processor time, when the caller last looked
-  };
-
   // Makes sure that this many helpers look for work.
   void call(int64_t wanted) {
     const int64_t helpers = start(wanted);
     const int here = current_processor();
     for (int64_t j = 0; j < helpers; ++j) {
-      Helper& helper = *helpers_[static_cast<size_t>(j)];
-      if (!helper.is_asleep.load(std::memory_order_relaxed)) continue;
-      helper.is_asleep.store(false, std::memory_order_relaxed);
-      helper.is_moved.store(false, std::memory_order_relaxed);
-      if (helper.avoids != here && keep_off(helper.thread, here)) helper.avoids = here;
-      helper.calls.fetch_add(1, std::memory_order_release);
-      wake(helper.calls);
+      helpers_[static_cast<size_t>(j)]->call(here);
     }
   }
 
@@ -237,20 +221,8 @@ class Threads {
     }
   }
 
-  // Lets helpers with a tile that have not run since the last call use the caller's processor,
-  // which is about to be free. Most of them wait for their own until another thread's turn is over;
-  // to one that waits for a disk, it makes little difference.
   void move_waiting_helpers() {
-    for (const auto& helper : helpers_) {
-      if (!helper->may_have_tile.load(std::memory_order_relaxed)) continue;
-      const Nanoseconds used = time_used_by(helper->thread);
-      const bool is_waiting = used >= 0 && used == helper->used;
-      helper->used = used;
-      if (!is_waiting || helper->is_moved.load(std::memory_order_relaxed)) continue;
-      if (!move_to(helper->thread, current_processor())) continue;
-      helper->is_moved.store(true, std::memory_order_relaxed);
-      helper->avoids = -1;
-    }
+    for (const auto& helper : helpers_) helper->move_if_waiting();
   }
 
   [[noreturn]] void help(int64_t slot, Helper& helper) {
