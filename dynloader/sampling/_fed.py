@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 
 import torch
@@ -12,18 +11,6 @@ from dynloader.table._device import to_device
 
 # Batches delivered last, whose losses may still arrive.
 _NUM_BATCHES = 8
-
-
-@dataclasses.dataclass(eq=False)
-class _Batch:
-    """The weights of one batch, int64 and float32 [b].
-
-    ``is_used`` says whether its losses have arrived: a bool, or a tensor on the GPU of the losses.
-    """
-
-    index: Tensor
-    weights: Tensor
-    is_used: bool | Tensor = False
 
 
 class Fed:
@@ -42,7 +29,7 @@ class Fed:
             self._masks[torch.device("cpu")] = mask.clone()
         self._weights: Tensor | None = None
         self._last_round = -1
-        self._recent: deque[_Batch] = deque(maxlen=_NUM_BATCHES)
+        self._recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=_NUM_BATCHES)
 
     def add(self, samples: Tensor) -> None:
         """Count ``samples`` as fed. The host does not wait for the GPU."""
@@ -79,47 +66,35 @@ class Fed:
 
     def remember(self, index: Tensor, weights: Tensor) -> None:
         """Note the weights of one batch, whose samples other rounds may feed with other weights."""
-        self._recent.append(_Batch(index, weights))
+        self._recent.append((index, weights))
 
     def weights_of(self, index: Tensor) -> Tensor | None:
         """Return the loss weights of samples, or None if all are 1. The host does not wait.
 
         If ``index`` is one of the last batches delivered, the weights are those of the round that
-        fed each sample of it. Equal batches are taken in the order in which they were delivered,
-        and if the losses of all of them have arrived, the last one. Otherwise, the weights are
-        those of the last round that fed the sample.
+        fed each sample of it. Of equal batches, that is the one whose own tensor ``index`` is, or
+        else the last one. Otherwise, the weights are those of the last round that fed the sample.
 
         Args:
             index: int64 [b], on any device.
         """
         if self._weights is None:
             return None
-        same_size = [batch for batch in self._recent if batch.index.shape == index.shape]
-        same = [batch for batch in same_size if batch.index is index]
+        same_size = [pair for pair in self._recent if pair[0].shape == index.shape]
+        same = [weights for known, weights in same_size if known is index]
         if not same and index.is_cpu:
-            on_host = (batch for batch in same_size if batch.index.is_cpu)
-            same = [batch for batch in on_host if torch.equal(batch.index, index)]
+            on_host = (pair for pair in same_size if pair[0].is_cpu)
+            same = [weights for known, weights in on_host if torch.equal(known, index)]
         if same:
-            batch = next((batch for batch in same if not batch.is_used), same[-1])
-            batch.is_used = True
-            return batch.weights
+            return same[-1]
         here = to_device(index, self._device)
         found = self._weights[here.clamp(0, self._num_samples - 1)]
-        return found if index.is_cpu else _first_unused(same_size, index, found)
+        return found if index.is_cpu else _of_last_equal(same_size, index, found)
 
 
-def _first_unused(batches: list[_Batch], index: Tensor, found: Tensor) -> Tensor:
-    """Return the weights of the batch equal to ``index``, else ``found``, without waiting.
-
-    Of several, that is the first one that is not used, which is then used, else the last.
-    """
-    is_taken = torch.zeros((), dtype=torch.bool, device=index.device)
-    for batch in batches:
-        is_same = (to_device(batch.index, index.device) == index).all() & ~is_taken
-        found = torch.where(is_same.to(found.device), batch.weights, found)
-        used = batch.is_used
-        # Turning a bool into a tensor on a GPU would make the host wait.
-        is_new = is_same & (~used.to(index.device) if torch.is_tensor(used) else not used)
-        is_taken = is_taken | is_new
-        batch.is_used = is_new | used
+def _of_last_equal(batches: list[tuple[Tensor, Tensor]], index: Tensor, found: Tensor) -> Tensor:
+    """Return the weights of the last batch equal to ``index``, else ``found``, without waiting."""
+    for known, weights in batches:
+        is_same = (to_device(known, index.device) == index).all()
+        found = torch.where(is_same.to(found.device), weights, found)
     return found

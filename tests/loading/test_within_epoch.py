@@ -57,7 +57,7 @@ from dynloader import (
     Weighted,
     prefetch_to_device,
 )
-from dynloader.sampling._fed import Fed, _first_unused
+from dynloader.sampling._fed import Fed, _of_last_equal
 from dynloader.scores import rescore
 
 # By hand
@@ -408,49 +408,48 @@ def test_weights_of_losses_that_come_late(late: int) -> None:
     assert found == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-@pytest.mark.parametrize("dataset", [Numbers, arrays])
-@pytest.mark.parametrize("late", [0, 1, 3, 7])
-def test_late_weights_of_equal_batches_come_in_order(dataset: Any, late: int) -> None:
-    """Each round feeds the same two samples, so many batches are equal to the next one."""
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("skipped", [set(), {2, 5, 6}])
+def test_weights_of_equal_batches_at_once(skipped: set[int], warmup: int) -> None:
+    """A copy of the index has the weights of the last delivery, whichever losses were recorded."""
     Numbered.count.clear()
     loader = make(
-        Steps(1, delay=0),
+        Steps(1, delay=0, warmup=warmup),
         Numbered,
         return_index=True,
         batch_size=2,
         keep=2 / N,
         steps_per_epoch=12,
-        dataset=dataset,
     )
-    waiting: list[Tensor] = []
-    found, num_equal = [], 0
-    for _, index in loader:
-        num_equal += bool(waiting) and torch.equal(waiting[-1], index)
-        waiting.append(index)
-        if len(waiting) > late:
-            found.append(float(loader.update(torch.ones(2), waiting.pop(0))))
-    found += [float(loader.update(torch.ones(2), index)) for index in waiting]
-    assert found == list(range(1, 13))
-    assert num_equal >= 3 or late == 0
+    found = [
+        float(loader.update(torch.ones(2), index.clone()))
+        for step, (_, index) in enumerate(loader)
+        if step not in skipped
+    ]
+    weights = [1.0] * warmup + [float(round) for round in range(1, 13 - warmup)]
+    assert found == [weight for step, weight in enumerate(weights) if step not in skipped]
 
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_equal_batches_among_the_last(on_device: bool) -> None:
-    """In whatever order the losses of others arrive; once all have arrived, the last counts."""
     fed = Fed(10, torch.device("cpu"))
     fed.weigh(0, torch.arange(10), torch.full((10,), 99.0))
-    for number, index in enumerate(([1, 2], [2, 1], [1, 2], [3, 4], [1, 2])):
-        fed.remember(torch.tensor(index), torch.full((2,), float(number)))
-    asked = ([1, 2], [2, 1], [1, 2], [2, 1], [5, 1], [1, 2], [3, 4], [1, 2], [1, 2])
+    batches = [torch.tensor(index) for index in ([1, 2], [2, 1], [1, 2], [3, 4], [1, 2], [6, 7])]
+    for number, index in enumerate(batches):
+        fed.remember(index, torch.full((2,), float(number)))
     found = []
-    for index in asked:
+    for index in map(torch.tensor, ([1, 2], [2, 1], [5, 1], [1, 2], [3, 4])):
         if on_device:  # the way of indices on a GPU, for which the host does not wait
-            other = fed._weights[torch.tensor(index)]  # type: ignore[index]
-            weights = _first_unused(list(fed._recent), torch.tensor(index), other)
+            other = fed._weights[index]  # type: ignore[index]
+            weights = _of_last_equal(list(fed._recent), index, other)
         else:
-            weights = fed.weights_of(torch.tensor(index))  # type: ignore[assignment]
+            weights = fed.weights_of(index)  # type: ignore[assignment]
         found.append(weights.tolist())
-    assert found == [[w, w] for w in (0, 1, 2, 1, 99, 4, 3, 4, 4)]
+    assert found == [[w, w] for w in (4, 1, 99, 4, 3)]
+    of_own = [fed.weights_of(index) for index in batches]
+    assert [weights.tolist() for weights in of_own if weights is not None] == [
+        [w, w] for w in range(6)
+    ]
 
 
 def test_weights_of_a_batch_of_two_windows() -> None:
