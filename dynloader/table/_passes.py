@@ -70,6 +70,8 @@ class PassRecord:
         check_number("decay", counting.decay, "[0, 1]")
         check_integer("rollouts", counting.rollouts, 1, 2**31)
         self.counting = counting
+        # The result of next_retries(), and the version of the records that it is for.
+        self._next: tuple[int | None, tuple[float, float]] | None = None
         self.records = ops.zeros((n, 4), torch.int32, device)
         if counting.backoff is not None:
             counting.backoff.check()
@@ -162,16 +164,24 @@ class PassRecord:
         """
         if self.counting.backoff is None:
             return self.retries
+        # Each source of data asks for them again.
+        version = None if self.records.is_inference() else self.records._version
+        if self._next is None or version is None or version != self._next[0]:
+            self._next = (version, self._adjusted(self.counting.backoff))
+        return self._next[1]
+
+    def _adjusted(self, backoff: Backoff) -> tuple[float, float]:
         is_tried = self.rollouts != self._counted
         streak = self.streak
         tallies = (is_tried, is_tried & (streak > 0), is_tried & (streak < 0))
         num_tried, num_easy, num_hard = torch.stack([each.sum() for each in tallies]).tolist()
-        return self.counting.backoff.adjusted(self.retries, num_tried, num_easy, num_hard)
+        return backoff.adjusted(self.retries, num_tried, num_easy, num_hard)
 
     def count_selection(self) -> None:
         """Keep :meth:`next_retries`, which a selection has used."""
         if self.counting.backoff is not None:
             self.retries, self._counted = self.next_retries(), self.rollouts.clone()
+            self._next = None
 
     def clear(self) -> None:
         """Forget all rewards, and the adjustments by them."""
@@ -180,6 +190,7 @@ class PassRecord:
 
     def _start_backoff(self) -> None:
         backoff = self.counting.backoff
+        self._next = None
         self.retries = (1.0, 1.0)
         self._counted = self.records[:0, _ROLLOUTS]  # as they were at the last selection
         if backoff is not None:
@@ -225,7 +236,7 @@ class PassRecord:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a copy of the records in ``state``, and keep the own :attr:`counting`.
 
-        If only this record has a ``backoff``, it begins with the next selection.
+        Unless the state is of a record with the same ``backoff``, that of this record begins anew.
 
         Raises:
             ValueError: the state is for another number of prompts, or damaged. Nothing is changed.
@@ -234,7 +245,7 @@ class PassRecord:
         self.records.copy_(state["records"])
         self._start_backoff()
         backoff = state.get("backoff")
-        if self.counting.backoff is not None and backoff is not None:
+        if backoff is not None and backoff_of(backoff) == self.counting.backoff:
             easy, hard = backoff["retries"]
             self.retries = (float(easy), float(hard))
             self._counted = backoff["counted"].to(self.records.device, copy=True)
@@ -253,18 +264,25 @@ def check_pass_state(state: Any, n: int) -> None:
             raise ValueError("passes of the state must hold finite numbers of at least 0")
         check_range("rollouts of the state", records[:, _ROLLOUTS], 2**31)
         if state.get("backoff") is not None:
-            _check_backoff_state(state["backoff"], n)
+            _check_backoff_state(state["backoff"], records[:, _ROLLOUTS])
 
 
-def _check_backoff_state(state: Any, n: int) -> None:
+def _check_backoff_state(state: Any, rollouts: Tensor) -> None:
     check_state(state, {}, {*Backoff._fields, "retries", "counted"})
-    backoff_of(state).check()
+    backoff = backoff_of(state)
+    backoff.check()
     retries = state["retries"]
     if not isinstance(retries, (list, tuple)) or len(retries) != 2:
         raise ValueError(f"retries of the state must be two numbers, got {retries!r}")
-    for retry in retries:
-        check_number("retries of the state", retry, "[0, 1]")
-    check_state_tensor("counted", state["counted"], torch.int32, [n])
+    fixed = (backoff.retry_easy, backoff.retry_hard)
+    shares = (backoff.easy_share, backoff.hard_share)
+    for retry, share, same in zip(retries, shares, fixed, strict=True):
+        low, high = (same, same) if share is None else (backoff.low, backoff.high)
+        check_number("retries of the state", retry, f"[{low}, {high}]")
+    counted = state["counted"]
+    check_state_tensor("counted", counted, torch.int32, list(rollouts.shape))
+    if not bool(((counted >= 0) & (counted <= rollouts.to(counted.device))).all()):
+        raise ValueError("counted of the state must be at most the rollouts, and at least 0")
 
 
 def backoff_of(state: Mapping[str, Any]) -> Backoff:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dynloader import DataLoader, PassRate, PromptRounds, ScoreTable, Sources, Steps
 from dynloader.table import Backoff, PassCounting
 from dynloader.table._candidates import Candidates
+from dynloader.table._passes import PassRecord
 
 N, SEED = 70, 2**63 + 3
 SHARES = {"easy_share": 1 / 12, "hard_share": 1 / 6}
@@ -219,6 +220,11 @@ def test_states_of_tables() -> None:
     # And one without a record at all forgets them.
     bare.load_state_dict(ScoreTable(N, "cpu").state_dict())
     assert retries(bare) == bare.passes.next_retries() == (0.5, 0.5)
+    # One that adjusts in another way begins anew.
+    other = ScoreTable(N, "cpu")
+    other.record_passes(make_policy(easy_share=None, retry_easy=1.0).passes)
+    other.load_state_dict(state)
+    assert retries(other) == (1.0, 0.5)
     # A record that adjusts nothing ignores those of a state.
     plain.load_state_dict(state)
     assert retries(plain) == (1.0, 1.0)
@@ -228,7 +234,10 @@ def test_states_of_tables() -> None:
     ("wrong", "message"),
     [
         ({"retries": [0.5]}, r"retries of the state must be two numbers, got \[0.5\]"),
-        ({"retries": [0.5, 1.5]}, r"retries of the state must be in \[0, 1\], got 1.5"),
+        ({"retries": [0.5, 1.5]}, r"retries of the state must be in \[0.05, 0.95\], got 1.5"),
+        ({"retries": [0.0, 0.5]}, r"retries of the state must be in \[0.05, 0.95\], got 0.0"),
+        ({"counted": torch.full((N,), 99, dtype=torch.int32)}, "counted .* at most the rollouts"),
+        ({"counted": torch.full((N,), -1, dtype=torch.int32)}, "counted .* at least 0"),
         ({"counted": torch.zeros(3, dtype=torch.int32)}, r"counted .* got torch.int32 \[3\]"),
         ({"step": 0.0}, r"retry_step must be in \(0, 1\], got 0.0"),
         ({"low": "none"}, "retry_range must be a number, got 'none'"),
@@ -274,6 +283,20 @@ def test_a_part_of_the_prompts_is_drawn_by_the_shares_of_all() -> None:
     table.count_selection(torch.tensor([5, 6]))
     part = Candidates(table, torch.tensor([5, 6, 0]), 1)
     assert policy.retries(part) == policy.retries(table) == (0.25, 0.75)
+
+
+def test_the_shares_are_counted_once_for_all_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Sources(policy=make_policy(prompts=None, keep=0.5), groups=torch.arange(N) % 7)
+    loader = DataLoader(Numbers(N), 14, policy=policy, seed=SEED)
+    counts = []
+    adjusted = PassRecord._adjusted
+    monkeypatch.setattr(
+        PassRecord,
+        "_adjusted",
+        lambda self, *args: counts.append(len(self)) or adjusted(self, *args),
+    )
+    train(loader, 3)
+    assert counts.count(N) <= 3
 
 
 def test_within_sources() -> None:
