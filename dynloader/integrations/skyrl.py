@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -185,14 +186,17 @@ class PassRateTrainer:
             is_last = [True] * len(trajectories)
         rows = zip(trajectories, output["rewards"], is_last, strict=True)
         ended = [(trajectory.instance_id, reward) for trajectory, reward, ends in rows if ends]
-        rewards = [float(sum(each) if isinstance(each, list) else each) for _, each in ended]
+        rewards = [float(math.fsum(each) if isinstance(each, list) else each) for _, each in ended]
         passes = type(self).prompt_passes
         if passes is not None:
             rewards = [passes(reward) for reward in rewards]
-        try:
-            self.train_dataloader.record([uid for uid, _ in ended], rewards)
-        except ValueError as error:
-            raise ValueError(f"{error}; or set prompt_passes of {type(self).__name__}") from None
+        outside = [reward for reward in rewards if not 0 <= reward <= 1]
+        if outside:
+            raise ValueError(
+                f"rewards must be in [0, 1], got {outside[0]} ({len(outside)} of {len(rewards)} "
+                f"are outside): set prompt_passes of {type(self).__name__}"
+            )
+        self.train_dataloader.record([uid for uid, _ in ended], rewards)
         metrics = metrics_of(self.train_dataloader.rounds.table)
         self.all_metrics.update({f"dynloader/{name}": value for name, value in metrics.items()})
 

@@ -36,7 +36,8 @@ class PromptRounds:
     """The prompts of one round after another, drawn by the rewards known when each is drawn.
 
     Use it where there is no loop over a loader: an asynchronous training, or a library that asks
-    for prompts and reports rewards later. Rewards may arrive at any time and in any order.
+    for prompts and reports rewards later. Rewards may arrive at any time and in any order; those of
+    all rollouts of a prompt belong into one update, which counts as one visit.
 
     Args:
         policy: chooses the prompts of a round.

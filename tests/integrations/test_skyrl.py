@@ -269,12 +269,24 @@ def test_rewards_outside_the_range_need_a_function(tmp_path: Path) -> None:
 
     generator = Generator(scale=5.0)
     trainer = trainer_of(tmp_path / "a", generator=generator)
-    with pytest.raises(ValueError, match=r"rewards must be in .*; or set prompt_passes of Trainer"):
+    with pytest.raises(ValueError, match=r"rewards must be in .*: set prompt_passes of Trainer"):
         asyncio.run(trainer.train())
     assert not trainer.train_dataloader.rounds.table.passes.rollouts.any()
     scaled = trainer_of(tmp_path / "b", Scaled, generator=Generator(scale=5.0))
     asyncio.run(scaled.train())
     assert scaled.generator.prompts == drawn(3 * STEPS)[0]
+
+
+def test_rewards_of_tokens_are_added_exactly(tmp_path: Path) -> None:
+    class Steady(Generator):
+        async def generate(self, inputs: Any) -> Any:
+            output = await super().generate(inputs)
+            output["rewards"] = [[1 / 49] * 49 for _ in output["rewards"]]  # sum() is above 1
+            return output
+
+    trainer = trainer_of(tmp_path, generator=Steady(shape="tokens"))
+    asyncio.run(trainer.train())
+    assert trainer.train_dataloader.rounds.table.passes.streak.max() >= 1
 
 
 def test_without_a_dataset_nothing_is_drawn(tmp_path: Path) -> None:
