@@ -102,8 +102,10 @@ class Shard:
             problem: what the error says of this process, in addition to ``of``.
 
         Raises:
-            RuntimeError: ``of`` or the count of numbers differs between processes.
+            RuntimeError: ``of`` or the count of numbers differs between processes, or the group has
+                changed since the table was created.
         """
+        self.check()
         if self.size == 1:
             return [numbers]
         device = device_for(self.group, torch.device("cpu"))
