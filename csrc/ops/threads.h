@@ -16,8 +16,8 @@ using TileTask = void (*)(void* context, int64_t slot, int64_t first, int64_t la
 // caller waits only for tiles that another thread has taken and not finished, so on a busy machine,
 // where the other threads get no processor, it processes all tiles itself; a thread that loses its
 // processor within a tile gets the caller's. The caller decides on which of its processors the
-// other threads may run. If the threads are
-// already working for another caller, or if a task calls this function, the caller works alone.
+// other threads may run. If the threads are already working for another caller, or if a task calls
+// this function, the caller works alone.
 void share_out(int64_t threads, int64_t tiles, TileTask task, void* context);
 
 // Lives for as long as an operation, which may have several loops. Between them, threads that were
