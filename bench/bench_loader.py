@@ -266,10 +266,10 @@ def table_of(found: dict[str, Any]) -> str:
             cells = (f"{ratio:.{0 if ratio > 10 else 2}f}" for ratio in ratios)
             lines.append(f"| {name}: {peer} | {' | '.join(cells)} |")
     host = found["host_seconds_per_batch"]
-    ratio = host["torch DataLoader of ready batches"] / host["dynloader"]
+    ratio = host["dynloader"] / host["torch DataLoader of ready batches"]
     lines += [
         "",
-        f"*Besides moving data, a batch of 128 takes the host 1/{ratio:.2f} of the time that "
+        f"*Besides moving data, a batch of 128 takes the host {ratio:.2f} times the time that "
         "torch's loader takes to return ready-made batches. Medians of alternating epochs; torch "
         f"{found['versions']['torch']}, commit {str(found['commit']['hash'])[:10]}*",
     ]
