@@ -3,8 +3,9 @@
     python experiments/gpt_one_epoch.py --out experiments/results/gpt-one-epoch --seeds 3
 
 Every method sees the training set once. Processor time includes everything that a method needs:
-forward passes over sequences that it then leaves out, and the training of a reference model. The
-grid can be stopped and resumed like that of experiments/speedrun.py.
+forward passes over sequences that it then leaves out, the training of a reference model, and its
+pass over all sequences for the methods that choose from windows. The grid can be stopped and
+resumed like that of experiments/speedrun.py.
 
     python experiments/gpt_one_epoch.py --out experiments/results/gpt-one-epoch --report
 """
@@ -22,6 +23,7 @@ from typing import Any
 import gpt
 import grid
 import torch
+import torch.nn.functional as F
 from gpt_model import ByteGPT
 from torch import Tensor
 
@@ -37,9 +39,11 @@ class Method:
     Attributes:
         name: name in tables.
         keep: fraction of the sequences or of the tokens to train on.
-        chooses: what it chooses: "sequences" before the forward pass, "batch" for sequences after
-            it, or "tokens".
+        chooses: what it chooses: "sequences" before the epoch, "window" for sequences of each of
+            16 windows of the epoch, "batch" for sequences after the forward pass, or "tokens".
         by: how it chooses: "random", "loss" or "excess", the loss minus that of a reference model.
+            From a window, by the loss of the reference model: "reference" keeps the highest, and
+            "reference-weighted" draws.
     """
 
     name: str
@@ -52,6 +56,10 @@ METHODS = {
     "full": Method("full data", 1.0, "sequences", "random"),
     "random-0.5": Method("random sequences", 0.5, "sequences", "random"),
     "random-0.83": Method("random sequences", 0.83, "sequences", "random"),
+    "window": Method("windows, highest loss of a small model", 0.5, "window", "reference"),
+    "window-weighted": Method(
+        "windows, weighted by the loss of a small model", 0.5, "window", "reference-weighted"
+    ),
     "batch": Method("select_batch, highest loss", 0.5, "batch", "loss"),
     "batch-excess": Method("select_batch, highest excess loss", 0.5, "batch", "excess"),
     "tokens": Method("select_tokens, highest loss", 0.6, "tokens", "loss"),
@@ -59,6 +67,7 @@ METHODS = {
     "tokens-random": Method("random tokens", 0.6, "tokens", "random"),
 }
 
+NUM_WINDOWS = 16
 COUNTS, TIMES = ("samples", "scored", "tokens", "steps"), ("cpu_seconds", "reference_seconds")
 HEAD = [
     "method",
@@ -90,6 +99,18 @@ class Reference:
     num_sequences: int = 4096
 
 
+def policy_of(method: Method) -> dynloader.Policy:
+    """Return what chooses sequences before they are fed."""
+    if method.chooses == "window":
+        every = dynloader.Steps(window=1 / NUM_WINDOWS)
+        if method.by == "reference":
+            return dynloader.UCB(keep=method.keep, every=every)
+        return dynloader.Weighted(keep=method.keep, every=every, exponent=0.5, rescale=False)
+    if method.chooses == "sequences" and method.keep < 1:
+        return dynloader.StaticRandom(keep=method.keep)
+    return dynloader.Full()
+
+
 class Training:
     """One pass over the training set.
 
@@ -113,16 +134,17 @@ class Training:
         """Train and validate, and return the results. Times are processor seconds."""
         begin = time.process_time()
         method, recipe = self.method, self.recipe
-        if method.by == "excess":
+        table = dynloader.ScoreTable(len(self.data[0]), "cpu")
+        if method.by not in ("random", "loss"):
             self.reference = self._train_reference()
+        if method.chooses == "window":
+            table.update(torch.arange(len(table)), self._scores())
         reference_seconds = time.process_time() - begin
         torch.manual_seed(self.seed)
         model = ByteGPT(recipe.width, recipe.depth, recipe.num_heads, recipe.length)
         scale = round(1 / method.keep) if method.chooses == "batch" else 1
-        policy: dynloader.Policy = dynloader.Full()
-        if method.chooses == "sequences" and method.keep < 1:
-            policy = dynloader.StaticRandom(keep=method.keep)
-        self._epoch(model, self.data[0], scale * recipe.batch_size, policy, self._loss)
+        batch_size = scale * recipe.batch_size
+        self._epoch(model, self.data[0], batch_size, policy_of(method), table, self._loss)
         seconds = time.process_time() - begin
         return {
             "bits_per_byte": gpt.bits_per_byte(model, self.data[1]),
@@ -140,12 +162,29 @@ class Training:
         settings = self.settings
         model = ByteGPT(settings.width, settings.depth, settings.num_heads, self.recipe.length)
         sequences = self.data[0][: settings.num_sequences]
+        table = dynloader.ScoreTable(len(sequences), "cpu")
 
         def loss(model: ByteGPT, batch: Tensor, step: int) -> Tensor:
             return gpt.token_losses(model, batch).mean()
 
-        self._epoch(model, sequences, self.recipe.batch_size, dynloader.Full(), loss)
+        self._epoch(model, sequences, self.recipe.batch_size, dynloader.Full(), table, loss)
         return model.eval()
+
+    def _scores(self) -> Tensor:
+        """Return the loss of each training sequence by the reference model, float32 [n]."""
+        assert self.reference is not None
+        tokens = self.data[0].long()
+        loader = dynloader.DataLoader(
+            dynloader.ArrayDataset(tokens[:, :-1], tokens[:, 1:]), 256, shuffle=False
+        )
+        self.scored = len(tokens)
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            logits = logits.float().transpose(1, 2)
+            return F.cross_entropy(logits, labels, reduction="none").mean(1)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            return dynloader.scores.scoring_pass(self.reference, loader, loss).scores
 
     def _epoch(
         self,
@@ -153,6 +192,7 @@ class Training:
         sequences: Tensor,
         batch_size: int,
         policy: dynloader.Policy,
+        table: dynloader.ScoreTable,
         loss_of: Callable[[ByteGPT, Tensor, int], Tensor],
     ) -> None:
         """Train ``model`` for one epoch."""
@@ -161,7 +201,7 @@ class Training:
             batch_size,
             drop_last=True,
             policy=policy,
-            table=dynloader.ScoreTable(len(sequences), "cpu"),
+            table=table,
             seed=self.seed,
         )
         optimizer, num_steps = gpt.optimizer_of(model, self.recipe), loader.total_steps(1)

@@ -83,6 +83,8 @@ def grand(
         float32 [b].
     """
     check_integer("chunk_size", chunk_size, 1)
+    if labels.shape != (len(inputs),):
+        raise ValueError(f"labels must have shape [{len(inputs)}], got {list(labels.shape)}")
     trained = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("model must have a parameter that requires a gradient, got none")

@@ -48,10 +48,11 @@ def scoring_pass(
     Args:
         model: maps inputs to logits.
         loader: yields ``(inputs, labels, index)``, as ``DataLoader(..., return_index=True)``
-            without a policy does, or ``(inputs, labels)`` in dataset order.
-        score: a name in :data:`SCORES`; a function of logits and labels; "grand_last_layer", which
-            uses the model's last ``nn.Linear``; or "grand", which is exact and meant for small
-            models.
+            without a policy does, or ``(inputs, labels)`` in dataset order. Labels are [b], or
+            [b, ...] if ``score`` takes them, such as the tokens of sequences.
+        score: a name in :data:`SCORES`; a function of logits and labels that returns a number per
+            sample, [b]; "grand_last_layer", which uses the model's last ``nn.Linear``; or "grand",
+            which is exact and meant for small models.
         num_samples: number of samples in the dataset. Default: ``len(loader.dataset)``.
         device: device of the model. Default: the device of its first parameter.
         prepare: called with the inputs after they are moved to the device.
@@ -119,9 +120,9 @@ def scorer_of(score: str | Score, model: nn.Module) -> Callable[[Any, Tensor], T
 
     def scored(inputs: Any, labels: Tensor) -> Tensor:
         found = function(model(inputs), labels).float()
-        if found.shape != labels.shape:
+        if found.shape != labels.shape[:1]:
             raise ValueError(
-                f"score must return one number per sample, {list(labels.shape)}, "
+                f"score must return one number per sample, {list(labels.shape[:1])}, "
                 f"got {list(found.shape)}"
             )
         return found
@@ -160,9 +161,9 @@ def parts_of(batch: Any, loader: Any, position: int) -> tuple[Tensor, Tensor, An
             f"loader must yield (inputs, labels, index), got {type(batch).__name__}"
             + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
         )
-    if not isinstance(batch[1], Tensor) or batch[1].ndim != 1:
-        found = list(batch[1].shape) if isinstance(batch[1], Tensor) else type(batch[1]).__name__
-        raise ValueError(f"loader must yield batches with labels [b], got {found}")
+    if not isinstance(batch[1], Tensor) or batch[1].ndim == 0:
+        found = "a number" if isinstance(batch[1], Tensor) else type(batch[1]).__name__
+        raise ValueError(f"loader must yield batches with labels [b, ...], got {found}")
     if len(batch) == 3:
         return batch[0], batch[1], batch[2]
     if not _is_in_order(loader):

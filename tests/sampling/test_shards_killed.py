@@ -1,10 +1,11 @@
-"""A process that is killed before any collective of an epoch: the others say what failed."""
+"""A process killed before or inside a collective, or late for it: the others say what failed."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from dynloader import UCB, DataLoader, ScoreTable, _collectives
 from dynloader.table import _parts
 
 N, KILLED = 30, 1
+TIMEOUT = 5  # seconds
 UNCHANGED = " failed, and the table is unchanged: "
 EXCHANGE = "the exchange of scores between processes" + UNCHANGED
 SELECTION = "the selection of epoch 1" + UNCHANGED
@@ -84,8 +86,28 @@ def go_on(loader: DataLoader[Any]) -> None:
     loader.pruning_sampler.left_out()
 
 
-def dies(folder: Path, number: int | None) -> None:
-    """Kill a process before collective ``number``; the others find their tables as before."""
+def before() -> None:
+    """Kill a process before a collective."""
+    if dist.get_rank() == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def inside() -> None:
+    """Let a process begin a collective before the others, which find that it has died."""
+    if dist.get_rank() == KILLED:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)  # SIGALRM ends the process
+    else:
+        time.sleep(1.5)
+
+
+def late() -> None:
+    """Let a process begin a collective when the others no longer wait for it."""
+    if dist.get_rank() == KILLED:
+        time.sleep(TIMEOUT + 3)
+
+
+def fails(folder: Path, number: int | None, fault: Callable[[], None]) -> None:
+    """Call ``fault`` before collective ``number``; who lives says so, with the table as before."""
     _parts._ROWS = 4
     policy = UCB(keep=0.5)
     table = ScoreTable(N, "cpu", shard=True, history=2)
@@ -99,10 +121,10 @@ def dies(folder: Path, number: int | None) -> None:
     states: list[dict[str, Any]] = []
 
     def note(name: str) -> None:
-        if number is not None and len(made) == number and dist.get_rank() == KILLED:
-            os.kill(os.getpid(), signal.SIGKILL)
         states.append(all_that_is_known(loader))
         made.append(name)
+        if len(made) - 1 == number:
+            fault()
 
     with before_each(note):
         if number is None:
@@ -121,12 +143,35 @@ def dies(folder: Path, number: int | None) -> None:
     (folder / f"told.{dist.get_rank()}").touch()
 
 
+def told(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("told.*")}
+
+
 def test_the_collectives_of_an_epoch(tmp_path: Path) -> None:
-    assert together(3, tmp_path, dies, tmp_path, None) == [0] * 3
+    assert together(3, tmp_path, fails, tmp_path, None, before) == [0] * 3
 
 
 @pytest.mark.parametrize("number", range(len(COLLECTIVES)))
 def test_a_process_killed_before_any_collective(number: int, tmp_path: Path) -> None:
-    codes = together(3, tmp_path, dies, tmp_path, number)
+    codes = together(3, tmp_path, fails, tmp_path, number, before)
     assert codes == [0, -signal.SIGKILL, 0]
-    assert {path.name for path in tmp_path.glob("told.*")} == {"told.0", "told.2"}
+    assert told(tmp_path) == {"told.0", "told.2"}
+
+
+# Of each step, one of its last collectives; of the selection, a histogram.
+MAIN = [6, 10, 16, 22, 27]
+
+
+@pytest.mark.parametrize("number", MAIN)
+def test_a_process_killed_inside_a_collective(number: int, tmp_path: Path) -> None:
+    assert {COLLECTIVES[at][0] for at in MAIN} == {step for step, _ in COLLECTIVES}
+    codes = together(3, tmp_path, fails, tmp_path, number, inside)
+    assert codes == [0, -signal.SIGALRM, 0]
+    assert told(tmp_path) == {"told.0", "told.2"}
+
+
+@pytest.mark.parametrize("number", MAIN)
+def test_a_process_later_than_the_timeout(number: int, tmp_path: Path) -> None:
+    codes = together(3, tmp_path, fails, tmp_path, number, late, timeout=TIMEOUT)
+    assert codes == [0] * 3
+    assert told(tmp_path) == {"told.0", "told.1", "told.2"}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import BatchSampler, RandomSampler, TensorDataset
 from torch.utils.data import DataLoader as TorchDataLoader
 
@@ -254,10 +255,30 @@ def test_passes_that_cannot_score() -> None:
     assert len(found.scores) == 50
     with pytest.raises(ValueError, match="device must be given for a model without parameters"):
         scores.scoring_pass(nn.Identity(), TorchDataLoader(data, 8))
-    with pytest.raises(ValueError, match=r"batches with labels \[b\], got \[\]"):
+    with pytest.raises(ValueError, match=r"labels \[b, ...\], got a number"):
         scores.scoring_pass(model, TorchDataLoader(data, batch_size=None))
     with pytest.raises(TypeError, match=r"num_samples must be given if loader.dataset"):
         scores.scoring_pass(model, [next(iter(TorchDataLoader(data, 8)))])
+
+
+def test_sequences_are_scored_by_a_function() -> None:
+    words, classes = torch.arange(30).reshape(6, 5) % 7, 7
+    model = nn.Embedding(classes, classes)  # logits of the next word
+    data = TensorDataset(words[:, :-1], words[:, 1:])
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+
+    found = scores.scoring_pass(model, TorchDataLoader(data, 4), loss).scores
+    rows = model.weight.detach().log_softmax(1)
+    wanted = [-rows[row[:-1], row[1:]].mean().item() for row in words]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(ValueError, match=r"one number per sample, \[4\], got \[4, 4\]"):
+        scores.scoring_pass(model, TorchDataLoader(data, 4), lambda logits, labels: logits[..., 0])
+    with pytest.raises(ValueError, match=r"logits must be float \[b, classes\], got .*\[4, 4, 7\]"):
+        scores.scoring_pass(model, TorchDataLoader(data, 4))
+    with pytest.raises(ValueError, match=r"labels must have shape \[4\], got \[4, 4\]"):
+        scores.scoring_pass(model, TorchDataLoader(data, 4), "grand")
 
 
 def test_labels_out_of_range() -> None:

@@ -18,7 +18,12 @@ PRELOADED = ["dynloader", "pytest", "torch.distributed.checkpoint", "torch.distr
 
 
 def run(
-    rank: int, world: int, store: str, call: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    world: int,
+    store: str,
+    timeout: float,
+    call: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
     """Join the group, and make the call."""
     try:
@@ -28,7 +33,7 @@ def run(
             f"file://{store}",
             world_size=world,
             rank=rank,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=timeout),
         )
         call(*arguments)
         os._exit(0)
@@ -37,7 +42,9 @@ def run(
         os._exit(1)
 
 
-def together(world: int, folder: Path, call: Callable[..., None], *arguments: Any) -> list[int]:
+def together(
+    world: int, folder: Path, call: Callable[..., None], *arguments: Any, timeout: float = 60
+) -> list[int]:
     """Run ``call`` in the processes of a gloo group; return their exit codes.
 
     They are forked from a process that has imported dynloader and has no threads: the one that
@@ -48,12 +55,13 @@ def together(world: int, folder: Path, call: Callable[..., None], *arguments: An
         folder: a folder for the store of the group.
         call: what each process calls, a function of a module.
         arguments: what it is called with.
+        timeout: seconds after which a collective fails.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     store = str(folder / f"store.{len(list(folder.glob('store.*')))}")
     processes = [
-        context.Process(target=run, args=(rank, world, store, call, arguments))
+        context.Process(target=run, args=(rank, world, store, timeout, call, arguments))
         for rank in range(world)
     ]
     for process in processes:
