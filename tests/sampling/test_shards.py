@@ -23,7 +23,7 @@ NAMES = {
     2: "few_samples,updates,stock,resumes,large,in_rounds",
     3: "all_policies,in_rounds,one_raises,partial_group,own_policies,refusals,left_out",
     4: "few_samples,sizes,memory",
-    8: "few_samples,updates",
+    8: "few_samples,sizes,updates",
 }
 
 
@@ -33,8 +33,9 @@ def test_processes_with_a_table_in_shards(world: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_samples_in_shards(tmp_path: Path) -> None:
-    run("million", 4, tmp_path)
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_many_samples_in_shards(world: int, tmp_path: Path) -> None:
+    run("many", world, tmp_path)
 
 
 def run(names: str, world: int, folder: Path) -> None:

@@ -54,6 +54,7 @@ from dynloader import (
 )
 from dynloader._collectives import all_gather
 from dynloader.table import PassCounting, Scoring, _parts
+from dynloader.table._parts import num_rounds
 
 
 def world_and_rank() -> tuple[int, int]:
@@ -278,9 +279,11 @@ def large(folder: Path) -> None:
         assert len(ours.table.scores) <= -(-100_000 // world)
 
 
-def million(folder: Path) -> None:
-    """Tables of 1,000,000 samples."""
-    n = 10**6
+def many(folder: Path) -> None:
+    """Tables of a million samples; of 1.4 million, half need two rounds of two processes."""
+    world, _ = world_and_rank()
+    n = 10**6 if world > 2 else 1_400_000
+    assert world > 2 or num_rounds(n // 2 // world) == 2
     for policy in (UCB(keep=0.5), InfoBatch(anneal=None), Weighted(keep=0.5)):
         ours, theirs = pair(TensorDataset(torch.arange(n)), 8192, policy, seed=1)
         for epoch in range(3):
