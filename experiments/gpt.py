@@ -230,11 +230,13 @@ def write_report(
     from speedrun_report import finite
 
     about = cells[0]["about"]
-    grid.write(out / "results.json", finite({"about": about, "summary": rows}))
+    commits = sorted({cell["about"]["commit"]["hash"] or "unknown" for cell in cells})
+    summary = {"about": about, "summary": rows, "commits": commits}
+    grid.write(out / "results.json", finite(summary))
     text += (
         f"{cells[0]['parameters']:,} parameters; {about['machine']['cpu']}, one thread, torch "
         f"{about['versions']['torch']}, data: Python {about['versions']['python']}, "
-        f"commit {(about['commit']['hash'] or 'unknown')[:10]}\n"
+        f"{grid.named(commits)}\n"
     )
     (out / "table.md").write_text(text)
     return text
