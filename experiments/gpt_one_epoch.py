@@ -23,7 +23,6 @@ from typing import Any
 import gpt
 import grid
 import torch
-import torch.nn.functional as F
 from gpt_model import ByteGPT
 from torch import Tensor
 
@@ -173,18 +172,11 @@ class Training:
     def _scores(self) -> Tensor:
         """Return the loss of each training sequence by the reference model, float32 [n]."""
         assert self.reference is not None
-        tokens = self.data[0].long()
-        loader = dynloader.DataLoader(
-            dynloader.ArrayDataset(tokens[:, :-1], tokens[:, 1:]), 256, shuffle=False
-        )
-        self.scored = len(tokens)
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            logits = logits.float().transpose(1, 2)
-            return F.cross_entropy(logits, labels, reduction="none").mean(1)
-
-        with torch.autocast("cpu", torch.bfloat16):
-            return dynloader.scores.scoring_pass(self.reference, loader, loss).scores
+        self.scored = len(self.data[0])
+        with torch.no_grad():
+            return torch.cat(
+                [gpt.losses_of(self.reference, part) for part in self.data[0].split(256)]
+            )
 
     def _epoch(
         self,
