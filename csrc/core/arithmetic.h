@@ -121,22 +121,28 @@ DYNLOADER_FN float nearly_unit_interval(uint32_t high, uint32_t low) {
 // Returns -ln((u + 1/2) / 2^64), an exponential variate with mean 1. For u above 2^64 / sqrt(2),
 // computes it from the distance to 1, taken as an integer: the smallest variates win the race, and
 // must keep their relative precision.
+//
+// Chooses with masks: compilers would make two paths of conditions, and compute both.
 DYNLOADER_FN double exponential_variate(uint64_t u) {
-  const bool near_one = u >= 0xb504f333f9de6485u;
-  const Reduced elsewhere = reduce(static_cast<double>(u) + 0.5, 64);
-  const double distance = (static_cast<double>(~u) + 0.5) * kTwoToMinus64;
-  const double exponent = near_one ? 0.0 : elsewhere.exponent;
-  return -(exponent * kLn2 + log1p_reduced(near_one ? -distance : elsewhere.d));
+  const uint64_t near_one = u >= 0xb504f333f9de6485u ? ~uint64_t{0} : 0;
+  const double x = static_cast<double>(u ^ near_one) + 0.5;
+  const Reduced elsewhere = reduce(x, 64);
+  const double exponent = bit_cast<double>(bit_cast<uint64_t>(elsewhere.exponent) & ~near_one);
+  const double d = bit_cast<double>((bit_cast<uint64_t>(x * -kTwoToMinus64) & near_one) |
+                                    (bit_cast<uint64_t>(elsewhere.d) & ~near_one));
+  return -(exponent * kLn2 + log1p_reduced(d));
 }
 
 DYNLOADER_FN float nearly_exponential_variate(uint32_t high, uint32_t low) {
-  const bool near_one = high >= 0xb504f333u;
-  const float x = nearly_with_half(near_one ? ~high : high, near_one ? ~low : low);
+  const uint32_t near_one = high >= 0xb504f333u ? ~uint32_t{0} : 0;
+  const float x = nearly_with_half(high ^ near_one, low ^ near_one);
   const uint32_t bits = bit_cast<uint32_t>(x);
   const float m = bit_cast<float>((bits & 0x007fffffu) | 0x3f800000u);
   const bool above = m > 1.41421356f;
   const int32_t exponent = static_cast<int32_t>(bits >> 23) - 127 - 64 + (above ? 1 : 0);
-  const float d = near_one ? x * -0x1p-64f : (above ? m * 0.5f : m) - 1.0f;
+  const float elsewhere = (above ? m * 0.5f : m) - 1.0f;
+  const float d = bit_cast<float>((bit_cast<uint32_t>(x * -0x1p-64f) & near_one) |
+                                  (bit_cast<uint32_t>(elsewhere) & ~near_one));
   // ln(1 + d) / d for d in [sqrt(1/2) - 1, sqrt(2) - 1] to 8e-6, fitted at Chebyshev's points.
   float p = -0.143383130f;
   p = p * d + 0.220702991f;
@@ -144,7 +150,7 @@ DYNLOADER_FN float nearly_exponential_variate(uint32_t high, uint32_t low) {
   p = p * d + 0.332567781f;
   p = p * d - 0.499903619f;
   p = p * d + 1.00000465f;
-  const float whole = near_one ? 0.0f : static_cast<float>(exponent);
+  const auto whole = static_cast<float>(exponent & static_cast<int32_t>(~near_one));
   return -(whole * static_cast<float>(kLn2) + d * p);
 }
 
