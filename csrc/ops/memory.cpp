@@ -6,9 +6,9 @@
 // torch's allocator on CUDA. Large pages help a table just as much: its rows are visited at random,
 // and the processor's TLB covers far more of it.
 //
-// The stable ABI cannot create a resizable tensor from such memory, so the result of a selection is
-// in torch's own memory, but in large pages. glibc keeps up to 32 MB of freed memory for the next
-// result; a larger result takes fresh memory each time.
+// The stable ABI cannot create a resizable tensor from such memory, so a result of less than 32 MiB
+// is in torch's own memory, but in large pages: glibc keeps that much of freed memory for the next
+// result. It gives larger blocks back to the kernel at once, so larger results reuse memory, too.
 #include "memory.h"
 
 #include <algorithm>
@@ -27,6 +27,8 @@ namespace {
 
 constexpr size_t kLarge = size_t{1} << 20;
 constexpr size_t kPage = size_t{2} << 20;
+// The least block that glibc always gives back to the kernel.
+constexpr size_t kNeverKept = size_t{32} << 20;
 // The most memory to keep for the next call: enough for the batch before the last, and the working
 // memory of the last call.
 constexpr size_t kMostKept = size_t{1} << 30;
@@ -45,14 +47,14 @@ class LeftOver {
     return *left_over;
   }
 
-  // Returns a kept block that fits, or else a fresh one. Before allocating, frees as many bytes of
-  // kept blocks, oldest first, so that they do not add to the memory in use.
+  // Returns the last kept block that fits, or else a fresh one. Before allocating, frees as many
+  // bytes of kept blocks, oldest first, so that they do not add to the memory in use.
   Block take(size_t bytes) {
     Blocks surplus;
     {
       const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
       if (lock.owns_lock()) {
-        for (size_t j = 0; j < blocks_.count; ++j) {
+        for (size_t j = blocks_.count; j-- > 0;) {
           const Block block = blocks_.items[j];
           if (bytes <= block.bytes && block.bytes <= bytes + bytes / 4 + kPage) {
             blocks_.remove(j);
@@ -184,6 +186,14 @@ Tensor empty_tensor(Extents sizes, int32_t dtype, Device device) {
     apart *= std::max(sizes[d], int64_t{1});
   }
   return empty_strided(sizes, {strides, sizes.count}, dtype, device);
+}
+
+Tensor empty_vector(int64_t count, int32_t dtype, Device device) {
+  const int64_t stride = 1;
+  if (device.is_cpu() && bytes_of({&count, 1}, dtype).value_or(0) >= kNeverKept) {
+    return empty_reused({&count, 1}, {&stride, 1}, dtype, device);
+  }
+  return empty_strided({&count, 1}, {&stride, 1}, dtype, device);
 }
 
 Tensor empty_reused(Extents sizes, Extents strides, int32_t dtype, Device device) {

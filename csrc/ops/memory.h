@@ -13,9 +13,8 @@ namespace dynloader {
 // CPU use large pages if the kernel has some.
 Tensor empty_tensor(Extents sizes, int32_t dtype, Device device);
 Tensor empty_strided(Extents sizes, Extents strides, int32_t dtype, Device device);
-inline Tensor empty_vector(int64_t count, int32_t dtype, Device device) {
-  return empty_tensor({&count, 1}, dtype, device);
-}
+// A vector of 32 MiB or more on the CPU is like that of empty_reused.
+Tensor empty_vector(int64_t count, int32_t dtype, Device device);
 inline Tensor empty_scalar(int32_t dtype, Device device) {
   return empty_tensor({nullptr, 0}, dtype, device);
 }

@@ -10,7 +10,8 @@ epoch.
 All functions raise ``TypeError`` for a wrong type or dtype, ``ValueError`` for a wrong shape,
 device or value, and ``IndexError`` for an index out of range. The message names the function and
 the argument, the requirement, and the value found. Unless a docstring says otherwise, the host does
-not wait for the GPU.
+not wait for the GPU. A returned vector of 32 MiB or more on the CPU is in memory that earlier ones
+had, and cannot be resized in place (``resize_``).
 
 With ``group=``, a process group of ``torch.distributed`` (``torch.distributed.group.WORLD`` for all
 processes), an operation selects among the rows of all its processes. Each process passes the scores

@@ -15,7 +15,8 @@ import torch
 import dynloader
 from dynloader import ops
 
-LARGE = 3_000_000  # results of at least this size reuse memory
+LARGE = 3_000_000  # samples; half of them are in memory of torch's allocator
+HUGE = 9_000_000  # half of them take more than 32 MiB, and reuse the memory of earlier results
 
 PEAK = """
 import torch
@@ -59,15 +60,23 @@ def test_a_selection_takes_little_memory_beyond_scores_and_result(call: str) -> 
     assert extra <= most
 
 
-def test_reused_memory_is_not_in_use() -> None:
-    scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
-    kept = [ops.top_k(scores, LARGE // 2, epoch=epoch) for epoch in range(3)]
+@pytest.mark.parametrize("n", [LARGE, HUGE])
+def test_reused_memory_is_not_in_use(n: int) -> None:
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    kept = [ops.top_k(scores, n // 2, epoch=epoch) for epoch in range(3)]
     copies = [result.clone() for result in kept]
     for epoch in range(20):
-        ops.top_k(-scores, LARGE // 2 + epoch)
+        ops.top_k(-scores, n // 2 + epoch)
     for result, copy in zip(kept, copies, strict=True):
         assert torch.equal(result, copy)
     assert len({result.data_ptr() for result in kept}) == 3
+
+
+def test_a_huge_result_has_the_memory_of_the_last_one() -> None:
+    scores = torch.rand(HUGE, generator=torch.Generator().manual_seed(0))
+    begin = ops.top_k(scores, HUGE // 2).data_ptr()
+    for epoch in range(5):
+        assert ops.top_k(scores, HUGE // 2, epoch=epoch).data_ptr() == begin
 
 
 def test_large_zeros_are_zeros_in_memory_that_was_used() -> None:
@@ -86,9 +95,10 @@ def test_zeros_larger_than_memory_are_refused(size: tuple[int, ...]) -> None:
         ops.zeros(size, torch.float64, torch.device("cpu"))
 
 
-def test_a_large_result_is_a_tensor_like_others() -> None:
-    scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
-    result = ops.top_k(scores, LARGE // 2)
+@pytest.mark.parametrize("n", [LARGE, HUGE])
+def test_a_large_result_is_a_tensor_like_others(n: int) -> None:
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    result = ops.top_k(scores, n // 2)
     copy = result.clone()
     assert torch.equal(pickle.loads(pickle.dumps(result)), copy)
     file = io.BytesIO()
@@ -96,13 +106,17 @@ def test_a_large_result_is_a_tensor_like_others() -> None:
     file.seek(0)
     assert torch.equal(torch.load(file), copy)
     assert torch.equal(result.share_memory_(), copy)
-    result = ops.top_k(scores, LARGE // 2)
-    result.resize_(LARGE)
-    assert torch.equal(result[: LARGE // 2], copy)
+    result = ops.top_k(scores, n // 2)
+    if n == HUGE:
+        with pytest.raises(RuntimeError, match="not resizable"):
+            result.resize_(n)
+    else:
+        result.resize_(n)
+    assert torch.equal(result[: n // 2], copy)
 
 
 def test_a_truncated_result_is_saved_truncated() -> None:
-    for n in (1000, LARGE):
+    for n in (1000, LARGE, HUGE):
         scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
         indices, weights, _ = ops.info_batch(scores, 0.9)
         assert weights is not None
@@ -112,7 +126,8 @@ def test_a_truncated_result_is_saved_truncated() -> None:
             file = io.BytesIO()
             torch.save(result, file)
             assert file.tell() < len(result) * result.element_size() + 4096
-            result.resize_(n)  # grows, and keeps its values
+            if result.nbytes < 2**25:
+                result.resize_(n)  # grows, and keeps its values
         assert torch.equal(
             indices[: len(ops.info_batch(scores, 0.9).indices)], ops.info_batch(scores, 0.9).indices
         )
@@ -140,12 +155,13 @@ def test_kept_memory_is_freed_when_memory_is_needed() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_forked_process_selects() -> None:
-    scores = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
-    before = ops.top_k(scores, LARGE // 2)
+@pytest.mark.parametrize("n", [LARGE, HUGE])
+def test_a_forked_process_selects(n: int) -> None:
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    before = ops.top_k(scores, n // 2)
     context = torch.multiprocessing.get_context("fork")
     with context.Pool(1) as pool:
         threads = pool.apply(torch.set_num_threads, (1,))
         assert threads is None
-        found = pool.apply(ops.top_k, (scores, LARGE // 2))
+        found = pool.apply(ops.top_k, (scores, n // 2))
     assert torch.equal(found, before)
