@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dynloader import ops
+from dynloader.bench import cub
 from dynloader.bench.case import OURS, Call, Case, Group, Role
 from dynloader.bench.inputs import copy, held, in_turn, losses, way
 
@@ -70,6 +71,20 @@ def on_cupy(group: Group) -> Case:
     return way(group, "cupy.argpartition", call, scratch=36 * group.n, missing=missing)
 
 
+def on_cub(group: Group) -> Case:
+    """Return the case of CUB's DeviceTopK, which is compiled for it."""
+
+    def build() -> Call:
+        inputs = in_turn(4 * group.n, group.device, lambda number: losses(group.n, "cuda", number))
+        select = cub.top_k(group.n, group.k)
+        return lambda: select(next(inputs))
+
+    memory = held(4 * group.n, group.device) + 12 * group.k + 16 * group.n
+    what = "CUB DeviceTopK"
+    missing = cub.missing()
+    return Case(group=group, what=what, role="peer", build=build, memory=memory, missing=missing)
+
+
 def top_k(n: int, device: str, share: Fraction = Fraction(1, 2)) -> list[Case]:
     """Make cases that select the k = n * share highest scores."""
     k = int(n * share)
@@ -92,6 +107,7 @@ def top_k(n: int, device: str, share: Fraction = Fraction(1, 2)) -> list[Case]:
                 scratch=36 * n,
             ),
             on_cupy(group),
+            on_cub(group),
         ]
     return [
         way(group, OURS, lambda s: ops.top_k(s, k), scratch=8 * k),
