@@ -14,8 +14,8 @@ import grid
 import numpy as np
 from speedrun_methods import METHODS
 
-Curve = list[tuple[float, list[float]]]
-"""(cost, accuracies of the seeds) for each number of epochs, cheapest first."""
+Curve = list[list[tuple[float, float]]]
+"""(cost, accuracy) of each seed, for each number of epochs, cheapest first."""
 
 TARGETS = (12, 24)
 NUM_RESAMPLES = 2000
@@ -72,12 +72,18 @@ def curves(cells: Sequence[dict[str, Any]], cost: str) -> dict[tuple[str, float]
     """Return the curve of accuracies over ``cost`` for each (method, keep)."""
     found: dict[tuple[str, float], Curve] = defaultdict(list)
     for (method, keep, _), seeds in grouped(cells).items():
-        point = (
-            float(np.median([cell[cost] for cell in seeds])),
-            [100 * cell["accuracy"] for cell in seeds],
-        )
-        found[method, keep].append(point)
-    return {key: sorted(curve) for key, curve in found.items()}
+        found[method, keep].append([(cell[cost], 100 * cell["accuracy"]) for cell in seeds])
+    return {key: sorted(curve, key=point) for key, curve in found.items()}
+
+
+def point(
+    seeds: Sequence[tuple[float, float]], rng: np.random.Generator | None = None
+) -> tuple[float, float]:
+    """Return the median cost and the mean accuracy of ``seeds``, resampled if there is an rng."""
+    values = np.array(seeds)
+    if rng is not None:
+        values = values[rng.integers(len(values), size=len(values))]
+    return float(np.median(values[:, 0])), float(np.mean(values[:, 1]))
 
 
 def cost_ratio(
@@ -89,19 +95,18 @@ def cost_ratio(
         full: curve of full data.
         other: curve of a rule.
         target: index of the point in ``full``.
-        rng: resamples the seeds with replacement. None uses each seed once.
+        rng: resamples the seeds with replacement, each with its cost. None uses each seed once.
     """
-
-    def mean(values: list[float]) -> float:
-        return float(np.mean(values if rng is None else rng.choice(values, len(values))))
-
-    means = [(cost, mean(values)) for cost, values in full]
-    accuracy = means[target][1]
-    return seconds_for(accuracy, [(cost, mean(v)) for cost, v in other]) / means[target][0]
+    cost, accuracy = point(full[target], rng)
+    return seconds_for(accuracy, sorted(point(seeds, rng) for seeds in other)) / cost
 
 
 def claims(cells: Sequence[dict[str, Any]], cost: str = "cpu_seconds") -> list[dict[str, Any]]:
-    """Return the cost ratio of each rule and target, with a 95 % interval over resampled seeds."""
+    """Return the cost ratio of each rule and target, with a 95 % interval over resampled seeds.
+
+    ``longest`` is the largest number of epochs of the rule: a longer training might reach the
+    accuracy.
+    """
     found = curves(cells, cost)
     full = found.get(("full", 1.0), [])
     lengths = sorted({cell["epochs"] for cell in cells if cell["method"] == "full"})
@@ -119,7 +124,10 @@ def claims(cells: Sequence[dict[str, Any]], cost: str = "cpu_seconds") -> list[d
                     "method": method,
                     "keep": keep,
                     "target_epochs": target,
-                    "target_accuracy": float(np.mean(full[place][1])),
+                    "target_accuracy": point(full[place])[1],
+                    "longest": max(
+                        c["epochs"] for c in cells if c["method"] == method and c["keep"] == keep
+                    ),
                     "ratio": cost_ratio(full, curve, place),
                     "low": float(low),
                     "high": float(high),
@@ -160,7 +168,7 @@ def headline(rows: Sequence[dict[str, Any]], foot: str) -> str:
     ]
     head = ["method", "accuracy, %", "samples", "time"]
     note = (
-        f"{most} seeds, mean ± standard deviation; processor time relative to "
+        f"{most} seeds, mean ± standard deviation; median processor time relative to "
         f"full data for {base['epochs']} epochs. {foot}"
     )
     return f"{table(lines, head)}\n\n{note}\n"
@@ -183,6 +191,8 @@ def figure(ratio: float) -> str:
 def interval(claim: dict[str, Any]) -> str:
     """Format the ratio of a claim, with its interval unless no resample reached the accuracy."""
     ratio = figure(claim["ratio"])
+    if math.isinf(claim["ratio"]):
+        ratio += f" in {claim['longest']} epochs"
     if math.isinf(claim["low"]):
         return ratio
     return f"{ratio} ({figure(claim['low'])} to {figure(claim['high'])})"
@@ -254,15 +264,23 @@ def write(folder: Path) -> str:
                     f"{c['keep']:g}",
                     f"{c['target_accuracy']:.2f} ({c['target_epochs']} epochs)",
                     interval(c),
+                    interval(samples),
                 ]
-                for c in found["cpu_seconds"]
+                for c, samples in zip(found["cpu_seconds"], found["samples"], strict=True)
             ],
-            ["rule", "keep", "accuracy of full data", "time / full data (95 %)"],
+            [
+                "rule",
+                "keep",
+                "accuracy of full data",
+                "time / full data (95 %)",
+                "samples / full data (95 %)",
+            ],
         )
     foot = footer(cells)
     text += f"\n\n{foot}\n"
     (folder / "table.md").write_text(text)
-    (folder / "headline.md").write_text(headline(rows, foot))
+    if short := headline(rows, foot):
+        (folder / "headline.md").write_text(short)
     draw(folder / "frontier.png", cells)
     return text
 
@@ -281,11 +299,12 @@ def draw(path: Path, cells: Sequence[dict[str, Any]]) -> None:
     ):
         for number, ((method, keep), curve) in enumerate(curves(cells, cost).items()):
             name = METHODS[method].name + ("" if method == "full" else f", keep {keep:g}")
-            costs = [point[0] for point in curve]
-            means = [float(np.mean(point[1])) for point in curve]
+            costs, means = zip(*map(point, curve), strict=True)
             errors = [
-                float(np.std(p[1], ddof=1) / math.sqrt(len(p[1]))) if len(p[1]) > 1 else 0.0
-                for p in curve
+                float(np.std([a for _, a in seeds], ddof=1)) / math.sqrt(len(seeds))
+                if len(seeds) > 1
+                else 0.0
+                for seeds in curve
             ]
             style: dict[str, Any] = {"linewidth": 1.3}
             if method == "full":
@@ -295,7 +314,7 @@ def draw(path: Path, cells: Sequence[dict[str, Any]]) -> None:
         axis.set_xscale("log")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy, %")
+    axes[0].set_ylabel("test accuracy, %, mean ± standard error")
     handles, names = axes[0].get_legend_handles_labels()
     page.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8)
     page.savefig(path, dpi=130)

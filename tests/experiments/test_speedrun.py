@@ -154,8 +154,19 @@ def test_the_claim_is_a_ratio_of_costs_with_an_interval() -> None:
     assert at_12["low"] < 0.5 < at_12["high"]
     assert at_24["ratio"] == math.inf
     assert report.figure(at_24["high"]) == "not reached"
-    assert report.interval(at_24) == "not reached"
+    assert report.interval(at_24) == "not reached in 20 epochs"
     assert report.interval(at_12 | {"high": math.inf}).endswith(" to not reached)")
+
+
+def test_the_interval_includes_the_spread_of_the_times() -> None:
+    cells = []
+    for seed, factor in enumerate((0.5, 1.0, 1.5)):  # equal accuracies at another speed
+        for epochs, accuracy in ((6, 83), (12, 84)):
+            cells.append(cell("full", epochs, seed, accuracy, 10 * epochs))
+            cells.append(cell("ucb", epochs, seed, accuracy, 5 * epochs * factor))
+    (claim,) = report.claims(cells)
+    found = [claim["low"], claim["ratio"], claim["high"]]
+    assert found == pytest.approx([0.25, 0.5, 0.75])
 
 
 def test_a_fraction_moves_from_epoch_to_epoch() -> None:
