@@ -35,7 +35,8 @@ class Recipe:
         label_smoothing: share of the target spread over all classes.
         schedule: "triangular" or "constant".
         augment: whether to translate and flip images.
-        whitening_images: number of training images from which to compute the whitening filters.
+        whitening_images: number of training images from which to compute the whitening filters, the
+            first ones. Folders are read class by class, so 5,000 of CIFAR-10 are of one class.
         precision: "bf16" (autocast) or "fp32".
     """
 
