@@ -100,7 +100,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--samples", type=int, default=20000, help="training samples (default: 20000)"
     )
-    parser.add_argument("--quick", action="store_true", help="2 epochs, 1 seed, 2000 samples")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="2 epochs, 1 seed, 2000 samples: does it run at all?",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="output folder (default: runs/demo)"
     )
@@ -141,6 +145,8 @@ def run(options: argparse.Namespace) -> int:
         folder = runs / f"{method.name.replace(' ', '-').replace(',', '')}-{seed}"
         found[method.name].append(trained(data, method, seed, options.epochs, folder))
     print(compared(found))
+    if options.quick:
+        print("These trainings are too short to compare methods; leave --quick out for that.")
     title = f"MNIST-1D, {options.samples:,} training samples, with and without pruning"
     print(f"\nReport: {write_report([runs], options.out, title=title)}")
     return 0

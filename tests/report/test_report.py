@@ -769,6 +769,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"\nUCB +\d+\.\d\d ± \d+\.\d\d +1,600 ", captured.out)
     assert re.search(r"\nfull data, same steps .* 1,728 ", captured.out)  # 15 steps, as for UCB
     assert captured.out.count("8 trainings of at most 3 epochs") == 2
+    assert "too short" not in captured.out
     assert "training" not in captured.err  # no progress bar without a terminal
     assert (tmp_path / "demo" / "report.html").exists()
     # A folder with the user's own runs is left alone.
@@ -778,6 +779,21 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "runs" / "ucb-0").exists()
     assert main(["demo", "--epochs", "0"]) == 2
     assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_quick_demo_says_that_it_compares_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mnist1d", "matplotlib", "PIL", "tqdm"):
+        pytest.importorskip(name)
+    threads = torch.get_num_threads()
+    try:
+        assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert re.search(r"\nfull data +\d+\.\d\d +4,000 ", out)
+    assert "too short to compare methods" in out
 
 
 def outcomes(*pairs: tuple[float, float]) -> list[demo.Outcome]:
