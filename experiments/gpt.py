@@ -230,7 +230,7 @@ def write_report(
     from speedrun_report import finite
 
     about = cells[0]["about"]
-    commits = sorted({cell["about"]["commit"]["hash"] or "unknown" for cell in cells})
+    commits = grid.commits_of(cells)
     summary = {"about": about, "summary": rows, "commits": commits}
     grid.write(out / "results.json", finite(summary))
     text += (

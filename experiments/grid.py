@@ -135,11 +135,22 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
             )
 
 
+def commits_of(cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the commits of ``cells``, with "+" if a cell was trained with uncommitted changes."""
+    found = [cell["about"]["commit"] for cell in cells]
+    changed = {commit["hash"] for commit in found if commit["uncommitted_changes"]}
+    hashes = {commit["hash"] for commit in found}
+    return sorted((each or "unknown") + "+" * (each in changed) for each in hashes)
+
+
 def named(commits: Collection[str]) -> str:
     """Name the commit of a result for a caption, or say how many there are and where."""
+    changed = sum(commit.endswith("+") for commit in commits)
     if len(commits) == 1:
-        return f"commit {next(iter(commits))[:10]}"
-    return f"{len(commits)} commits, listed in results.json"
+        name = next(iter(commits)).rstrip("+")[:10]
+        return f"commit {name}" + (" with uncommitted changes" if changed else "")
+    note = f", {changed} of them with uncommitted changes" if changed else ""
+    return f"{len(commits)} commits{note}, listed in results.json"
 
 
 def write(path: Path, value: Any) -> None:

@@ -172,7 +172,7 @@ def report(out: Path) -> str:
             f"{statistics.mean(line['draws']):.0%} |"
         )
     about = runs[0]["about"]
-    commits = {run["about"]["commit"]["hash"] for run in runs}
+    commits = grid.commits_of(runs)
     lines += [
         "",
         f"{found[0]['runs']} seeds, mean ± standard deviation. *Reward*: the mean probability of "
@@ -184,7 +184,7 @@ def report(out: Path) -> str:
         f"{grid.named(commits)}",
     ]
     table = "\n".join(lines) + "\n"
-    grid.write(out / "results.json", {"methods": found, "commits": sorted(commits)})
+    grid.write(out / "results.json", {"methods": found, "commits": commits})
     (out / "table.md").write_text(table)
     return table
 

@@ -201,7 +201,7 @@ def interval(claim: dict[str, Any]) -> str:
 def origin(cells: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """The commits and machines of the cells."""
     return {
-        "commits": sorted({cell["about"]["commit"]["hash"] or "unknown" for cell in cells}),
+        "commits": grid.commits_of(cells),
         "machines": sorted({cell["about"]["machine"]["cpu"] for cell in cells}),
     }
 

@@ -130,6 +130,7 @@ def _commit() -> dict[str, Any]:
     # An installed package may be inside another project's repository.
     if git("ls-files", "--error-unmatch", "_version.py") is None:
         return {"hash": None, "uncommitted_changes": None}
-    # Ignore untracked files, because runs write results.
-    changes = git("status", "--porcelain", "--untracked-files=no", ":/")
+    # Ignore untracked files and folders of results, because runs write results.
+    results = [f":(top,exclude){folder}/results" for folder in ("bench", "experiments")]
+    changes = git("status", "--porcelain", "--untracked-files=no", ":/", *results)
     return {"hash": git("rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}

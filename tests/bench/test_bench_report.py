@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,32 @@ def test_the_command_measures_and_prints(
     tables = [(tmp_path / folder / "table.md").read_text() for folder in ("first", "again")]
     assert tables[0] == tables[1]
     assert (tmp_path / "first" / "chart.png").exists() == has_matplotlib
+
+
+def test_changed_code_is_recorded_and_changed_results_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    names = ["dynloader/_version.py", "bench/results/a.md", "experiments/results/a.md"]
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "a")
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path / "dynloader")
+    clean = {"hash": git("rev-parse", "HEAD"), "uncommitted_changes": False}
+    (tmp_path / "dynloader" / "new.py").touch()
+    for path in paths[1:]:
+        path.write_text("2")
+    assert machine.describe()["commit"] == clean
+    paths[0].write_text("2")
+    assert machine.describe()["commit"] == clean | {"uncommitted_changes": True}
 
 
 @pytest.mark.parametrize(("taken", "is_busy"), [(1.26, True), (0.05, False), (None, False)])

@@ -57,3 +57,20 @@ def test_a_training_that_fails_removes_its_lock(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="diverged"):
         run(tmp_path, fail)
     assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_a_caption_says_whether_the_code_was_that_of_the_commit() -> None:
+    def cell(commit: str | None, changes: bool | None) -> dict[str, Any]:
+        return {"about": {"commit": {"hash": commit, "uncommitted_changes": changes}}}
+
+    clean, changed = cell("a" * 40, False), cell("a" * 40, True)
+    assert grid.commits_of([clean, clean]) == ["a" * 40]
+    assert grid.named(grid.commits_of([clean])) == "commit aaaaaaaaaa"
+    assert grid.commits_of([clean, changed]) == ["a" * 40 + "+"]
+    assert grid.named(["a" * 40 + "+"]) == "commit aaaaaaaaaa with uncommitted changes"
+    several = grid.commits_of([changed, cell("b" * 40, False), cell(None, None)])
+    assert several == ["a" * 40 + "+", "b" * 40, "unknown"]
+    assert grid.named(several) == (
+        "3 commits, 1 of them with uncommitted changes, listed in results.json"
+    )
+    assert grid.named(["a", "b"]) == "2 commits, listed in results.json"
