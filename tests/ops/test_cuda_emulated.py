@@ -17,7 +17,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from emulator.build import KINDS, Change, changed_sources, compile_library, environment
+from emulator.build import KINDS, Change, calls_of, changed_sources, compile_library, environment
 from emulator.faults import FAULTS
 from paths import TESTS
 
@@ -36,6 +36,7 @@ SUITES = (
     "pass_scores",
     "spread",
     "reduce",
+    "exchange",
 )
 SMALL_SIZES = (
     Change("backends/cuda.h", "kAllKeysUpTo = 16384", "kAllKeysUpTo = 100"),
@@ -111,7 +112,8 @@ def found(
 
     def find(number: int, name: str) -> subprocess.CompletedProcess[str]:
         fault = FAULTS[name]
-        built = library(fault.kind, (*MISSES, fault.change), folder / str(number))
+        changes = (*calls_of(fault.suite), *MISSES, fault.change)
+        built = library(fault.kind, changes, folder / str(number))
         return run(built, fault.suite, 0)
 
     return {name: pool.submit(find, i, name) for i, name in enumerate(FAULTS)}
