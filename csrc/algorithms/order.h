@@ -5,17 +5,20 @@
 #include <type_traits>
 
 #include "../core/permutation.h"
+#include "../core/prefetch.h"
 #include "calls.h"
 
 namespace dynloader {
 
 struct AllSamples {
+  DYNLOADER_FN void ask_for(int64_t /*place*/) const {}
   DYNLOADER_FN int64_t operator()(uint64_t place) const { return static_cast<int64_t>(place); }
 };
 
 template <class Index>
 struct SelectedSamples {
   const Index* selected;
+  DYNLOADER_FN void ask_for(int64_t place) const { prefetch_to_read(selected + place); }
   DYNLOADER_FN int64_t operator()(uint64_t place) const {
     return static_cast<int64_t>(selected[place]);
   }
@@ -67,6 +70,7 @@ template <class Samples>
 struct WriteOrder {
   Samples samples;
   int64_t* order;
+  DYNLOADER_FN void ask_for(int64_t place) const { samples.ask_for(place); }
   DYNLOADER_FN void operator()(int64_t j, uint64_t place) const { order[j] = samples(place); }
 };
 

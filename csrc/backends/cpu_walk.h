@@ -55,6 +55,9 @@ struct WalkAll {
         }
         count = left;
       }
+      for (int64_t j = 0; j < size; ++j) {
+        dynloader::ask_for(local_emit, static_cast<int64_t>(places[j]), 0);
+      }
       for (int64_t j = 0; j < size; ++j) local_emit(first + j, places[j]);
     }
   }
