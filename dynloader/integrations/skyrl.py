@@ -134,7 +134,8 @@ class PassRateTrainer:
 
     ``prompts`` must be ``trainer.train_batch_size``. The rewards are those of the generator, before
     ``postprocess_generator_output`` and dynamic sampling: of each trajectory, or the sum over its
-    tokens; of trajectories in steps, those of the last step.
+    tokens; of trajectories in steps, those of the last step. ``trainer.fully_async.enabled`` must
+    be False.
 
     Attributes:
         prompt_policy: chooses the prompts of a step.
@@ -155,6 +156,12 @@ class PassRateTrainer:
         if self.train_dataset is None:
             return
         batch_size = self.cfg.trainer.train_batch_size
+        # Its batches have one prompt, which may also be the train_batch_size.
+        if getattr(getattr(self.cfg.trainer, "fully_async", None), "enabled", False):
+            raise ValueError(
+                "trainer.fully_async.enabled must be False for PassRateTrainer, got True: the "
+                "fully asynchronous trainer feeds each prompt once an epoch"
+            )
         if self.train_dataloader.batch_size != batch_size:
             raise ValueError(
                 "PassRateTrainer needs a trainer that requests train_batch_size="

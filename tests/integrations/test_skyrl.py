@@ -165,11 +165,11 @@ def trainer_of(
     generator: Any = None,
     resume: Path | None = None,
     in_steps: bool = False,
+    **options: Any,
 ) -> Any:
     folder.mkdir(exist_ok=True)
-    trainer = SimpleNamespace(
-        train_batch_size=BATCH, epochs=3, seed=SEED, ckpt_path=str(folder), resume_path=resume
-    )
+    ours = {"train_batch_size": BATCH, "epochs": 3, "seed": SEED, "ckpt_path": str(folder)}
+    trainer = SimpleNamespace(**ours | {"resume_path": resume} | options)
     cfg = SimpleNamespace(
         trainer=trainer, generator=SimpleNamespace(step_wise_trajectories=in_steps)
     )
@@ -303,6 +303,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"train_batch_size=4 prompts at a time, got 1: the fully"):
         trainer_of(tmp_path, Async)
+    # Batches of one prompt, as the fully asynchronous trainer has them.
+    enabled, single = SimpleNamespace(enabled=True), PassRate(prompts=1)
+    one = type("One", (Async,), {"prompt_policy": single})
+    with pytest.raises(ValueError, match=r"fully_async.enabled must be False .*, got True"):
+        trainer_of(tmp_path, one, train_batch_size=1, fully_async=enabled)
+    synchronous = type("Synchronous", (Trainer,), {"prompt_policy": single})
+    for known in ({}, {"fully_async": SimpleNamespace(enabled=False)}):
+        trainer = trainer_of(tmp_path, synchronous, train_batch_size=1, **known)
+        assert len(trainer.train_dataloader) == N
     for policy, message in (
         (PassRate(prompts=5), "prompts must be the batch size 4, .* got 5"),
         (PassRate(keep=0.5), "prompts must be the batch size 4, .* got None"),
