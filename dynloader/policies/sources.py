@@ -239,7 +239,12 @@ class Sources(Policy):
                     f"{tuple(weights)} at epoch {epoch}: end the training, retire fewer, or give "
                     "weight to other sources"
                 )
-            k = min(k, num_left)
+            # Only prompts that have retired make a round smaller, not weights that leave too few.
+            num_weighted = sum(
+                len(where) for where, weight in zip(places, weights, strict=True) if weight > 0
+            )
+            if num_weighted >= k:
+                k = min(k, num_left)
         quotas = shares(sizes, weights, k)
         parts = []
         for number, (source, where, quota) in enumerate(zip(sources, places, quotas, strict=True)):

@@ -243,6 +243,21 @@ def test_prompts_of_all_sources_that_run_out() -> None:
         next(iter(loader))
 
 
+@pytest.mark.parametrize("retired", [[], MEMBERS[2][:1]])
+def test_weights_that_leave_too_few_prompts_are_an_error_whoever_retired(
+    retired: list[int],
+) -> None:
+    inner = PassRate(prompts=24, retire_below=0.0, evidence=1, decay=0.0)
+    weights = {0: [1, 1, 1], 1: [0, 1, 0]}  # source 1 has 20 prompts
+    loader = make(Sources(policy=inner, groups=GROUPS, weights=weights.__getitem__), batch_size=4)
+    assert loader.table is not None
+    for index in loader:
+        loader.update(torch.ones(len(index)))
+    loader.table.update(retired, torch.zeros(len(retired)))
+    with pytest.raises(ValueError, match="weights must leave 24 samples to select from, got 20"):
+        next(iter(loader))
+
+
 def test_a_source_of_low_loss_fills_up_the_selection() -> None:
     mixer = LossMixer(rate=1.0, floor=0.0)
     loader = make(Sources(policy=RandomDynamic(keep=0.8), groups=GROUPS, weights=mixer))
