@@ -119,13 +119,15 @@ def scorer_of(score: str | Score, model: nn.Module) -> Callable[[Any, Tensor], T
     function = score_of(score)
 
     def scored(inputs: Any, labels: Tensor) -> Tensor:
-        found = function(model(inputs), labels).float()
+        found = function(model(inputs), labels)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"score must return a tensor, got {type(found).__name__}")
         if found.shape != labels.shape[:1]:
             raise ValueError(
                 f"score must return one number per sample, {list(labels.shape[:1])}, "
                 f"got {list(found.shape)}"
             )
-        return found
+        return found.float()
 
     return scored
 

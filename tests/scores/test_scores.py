@@ -275,6 +275,9 @@ def test_sequences_are_scored_by_a_function() -> None:
     assert found.tolist() == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(ValueError, match=r"one number per sample, \[4\], got \[4, 4\]"):
         scores.scoring_pass(model, TorchDataLoader(data, 4), lambda logits, labels: logits[..., 0])
+    number: Any = lambda logits, labels: float(loss(logits, labels).mean())  # noqa: E731
+    with pytest.raises(TypeError, match="score must return a tensor, got float"):
+        scores.scoring_pass(model, TorchDataLoader(data, 4), number)
     with pytest.raises(ValueError, match=r"logits must be float \[b, classes\], got .*\[4, 4, 7\]"):
         scores.scoring_pass(model, TorchDataLoader(data, 4))
     with pytest.raises(ValueError, match=r"labels must have shape \[4\], got \[4, 4\]"):
