@@ -75,3 +75,24 @@ def test_the_upper_half_of_a_batch(name: str) -> None:
         scores = losses if training.reference is None else losses - gpt.losses_of(small, data[0])
         found = training._loss(model, data[0], 0)
     torch.testing.assert_close(found, losses[scores.topk(32).indices].mean(), rtol=1e-3, atol=0)
+
+
+def test_windows_keep_the_highest_losses_of_the_small_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(one_epoch, "NUM_WINDOWS", 1)  # so the window holds all sequences
+    data, fed = (text(64), text(16)), []
+    training = one_epoch.Training(data, one_epoch.METHODS["window"], RECIPE, REFERENCE, 0)
+    loss_of = training._loss
+
+    def loss(model: ByteGPT, batch: Tensor, step: int) -> Tensor:
+        fed.append(batch)
+        return loss_of(model, batch, step)
+
+    monkeypatch.setattr(training, "_loss", loss)
+    training.run()
+    assert training.reference is not None
+    with torch.no_grad():
+        losses = gpt.losses_of(training.reference, data[0])
+    wanted = data[0][losses.topk(32).indices]
+    assert sorted(torch.cat(fed).tolist()) == sorted(wanted.tolist())

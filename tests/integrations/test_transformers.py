@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ledger import loss_of
+from ledger import Numbers, loss_of
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dynloader import UCB, EpsilonGreedy, InfoBatch, Policy, RandomDynamic, ScoreTable
+from dynloader import (
+    UCB,
+    DataLoader,
+    EpsilonGreedy,
+    InfoBatch,
+    Policy,
+    RandomDynamic,
+    ScoreTable,
+    Steps,
+)
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -155,6 +165,61 @@ def test_resumed_from_a_checkpoint(step: int, accumulated: int, tmp_path: Path) 
     assert whole.loader is not None
     assert torch.equal(resumed.loader.table.records, whole.loader.table.records)
     assert resumed.lr_scheduler.get_last_lr() == whole.lr_scheduler.get_last_lr() == [0.0, 0.0]
+
+
+WITHIN = [Steps(window=0.25), Steps(2), Steps(window=0.1, warmup=5)]
+
+
+@pytest.mark.parametrize(("accumulated", "num_workers"), [(1, 0), (3, 0), (3, 2)])
+@pytest.mark.parametrize("every", WITHIN, ids=str)
+def test_selections_within_an_epoch(
+    every: Steps, accumulated: int, num_workers: int, tmp_path: Path
+) -> None:
+    """They are those of a loop that fetches all batches of a step before it trains on them."""
+    options = {"dataloader_num_workers": num_workers, "gradient_accumulation_steps": accumulated}
+    policy = UCB(keep=0.5, every=every)
+    trainer = trained(tmp_path, policy, num_train_epochs=2, **options)
+    assert trainer.loader is not None
+    loader = DataLoader(
+        Numbers(100),
+        8,
+        policy=policy,
+        seed=trainer.args.seed,
+        num_workers=num_workers,
+        return_index=True,
+        steps_per_epoch=len(trainer.loader),
+    )
+    assert loader.table is not None
+    wanted = []
+    for _ in range(2):
+        batches = iter(loader)
+        while step := list(itertools.islice(batches, accumulated)):
+            for _, index in step:
+                loader.update(loss_of(index), index)
+                wanted.append(index.tolist())
+    assert trainer.steps == wanted
+    assert torch.equal(trainer.loader.table.records, loader.table.records)
+
+
+@pytest.mark.parametrize(("step", "accumulated"), [(2, 1), (5, 1), (2, 3)])
+@pytest.mark.parametrize("every", WITHIN, ids=str)
+def test_resumed_between_selections(
+    every: Steps, step: int, accumulated: int, tmp_path: Path
+) -> None:
+    options = {
+        "num_train_epochs": 2,
+        "gradient_accumulation_steps": accumulated,
+        "save_strategy": "steps",
+        "save_steps": step,
+    }
+    policy = UCB(keep=0.5, every=every)
+    whole = trained(tmp_path / "whole", policy, **options)
+    checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
+    resumed = trained(tmp_path / "resumed", policy, resume_from_checkpoint=checkpoint, **options)
+    assert resumed.steps == whole.steps[step * accumulated :]
+    assert resumed.loader is not None
+    assert whole.loader is not None
+    assert torch.equal(resumed.loader.table.records, whole.loader.table.records)
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path) -> None:
