@@ -70,12 +70,27 @@ def sampling_weights(
     return scaled.clamp(min=_FLOAT32.tiny).where(is_outside, weights)
 
 
+def _bound_unknown(weights: Tensor, highest_of: Callable[[Tensor], Tensor]) -> None:
+    """Give samples without a finite loss the highest weight of the others, or 1 without others.
+
+    By their own, the highest of float32, no others would be drawn while there are enough of them,
+    and their mean would stand for their share of the samples alone.
+    """
+    if weights.is_cpu and highest_of(weights) < _FLOAT32.max:
+        return
+    is_unknown = weights == _FLOAT32.max
+    highest = highest_of(weights.masked_fill_(is_unknown, 0.0))
+    # masked_fill_ would read the value on the host.
+    torch.where(is_unknown, highest.where(highest > 0, 1.0), weights, out=weights)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Policy):
     """Samples drawn without replacement, in favor of high losses.
 
     The sampling weight of a sample is ``(max(loss, 0) + offset) ** exponent``. If float32 cannot
-    hold it, all weights are scaled.
+    hold it, all weights are scaled. A sample that was never seen, or whose loss is +inf or NaN, is
+    given the highest weight of the others; without ``rescale``, it is drawn before all others.
 
     Args:
         exponent: exponent of the loss, at least 0; 0 draws uniformly.
@@ -103,6 +118,7 @@ class Weighted(Policy):
         options = {"seed": seed, "epoch": epoch, "validate": False, **table.group_arguments}
         if not self.rescale:
             return Selection(ops.sample(weights, k, **options))
+        _bound_unknown(weights, table.highest)
         indices, threshold = ops.priority_sample(weights, k, **options)
         num_represented = weights[table.rows_of(indices)].double()  # then written in place
         torch.div(threshold, num_represented, out=num_represented).clamp_(min=1)

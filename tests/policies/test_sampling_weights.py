@@ -80,6 +80,42 @@ def test_diverged_samples_weigh_most() -> None:
     assert found[1] == 2.0**100
 
 
+@pytest.mark.parametrize("num_unseen", [0, 1, 10, 30, 39, 40])
+@pytest.mark.parametrize("options", [{}, {"exponent": 1.0}, {"exponent": 5.0}], ids=str)
+def test_the_loss_is_unbiased_while_samples_are_unseen(
+    options: dict[str, float], num_unseen: int
+) -> None:
+    """The samples drawn stand for all, not only for those never seen."""
+    table, losses = ScoreTable(40, "cpu"), torch.linspace(0.9, 1.1, 40)
+    seen = (torch.arange(40) * 7 % 40)[num_unseen:]
+    table.update(seen, losses[seen])
+    policy = Weighted(keep=0.25, **options)
+    found = []
+    for seed in range(1000):
+        indices, weights, _ = policy.select(table, 10, seed=seed, epoch=1)
+        assert weights is not None
+        found.append(float((losses[indices] * weights).mean()))
+    error = np.std(found) / math.sqrt(len(found))
+    assert abs(np.mean(found) - 1) < 5 * error
+    assert error < 0.02
+
+
+def test_unseen_samples_weigh_as_much_as_the_highest_loss() -> None:
+    table = ScoreTable(8, "cpu")
+    losses = [1.0, 3.0, math.inf, math.nan, 2.0]
+    table.update(torch.arange(5), torch.tensor(losses))
+    alike = ScoreTable(8, "cpu")
+    alike.update(torch.arange(8), torch.tensor([1.0, 3.0, 3.0, 3.0, 2.0, 3.0, 3.0, 3.0]))
+    for policy in (Weighted(keep=0.5), Weighted(keep=0.5, exponent=2.0)):
+        for seed in range(20):
+            found = policy.select(table, 4, seed=seed, epoch=1)
+            wanted = policy.select(alike, 4, seed=seed, epoch=1)
+            assert torch.equal(found.indices, wanted.indices)
+            assert found.weights.tolist() == wanted.weights.tolist()
+    first = Weighted(keep=0.5, rescale=False).select(table, 5, seed=0, epoch=1).indices
+    assert sorted(first.tolist()) == [2, 3, 5, 6, 7]
+
+
 HARD = [
     Prioritized(exponent=8, beta=1),
     Prioritized(exponent=8, beta=1, keep=1.0),
