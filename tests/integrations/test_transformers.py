@@ -75,9 +75,10 @@ def trained(folder: Path, policy: Policy, *callbacks: Any, **options: Any) -> Re
         "save_strategy": "no",
         "logging_steps": 1,
     }
+    given = {name: options.pop(name) for name in ("loader_options",) if name in options}
     arguments = transformers.TrainingArguments(str(folder), **ours | options)
     data: dict[str, Any] = {"train_dataset": Rows(), "eval_dataset": Rows()}
-    trainer = Recorder(Model(), arguments, **data, policy=policy, callbacks=[*callbacks])
+    trainer = Recorder(Model(), arguments, **data, **given, policy=policy, callbacks=[*callbacks])
     for callback in callbacks:
         callback.trainer = trainer
     trainer.train(options.get("resume_from_checkpoint"))
@@ -199,6 +200,18 @@ def test_selections_within_an_epoch(
                 wanted.append(index.tolist())
     assert trainer.steps == wanted
     assert torch.equal(trainer.loader.table.records, loader.table.records)
+
+
+def test_scores_from_before_the_training_decide_the_first_window(tmp_path: Path) -> None:
+    table = ScoreTable(100, "cpu")
+    table.update(torch.arange(100), torch.arange(100.0))
+    trainer = trained(
+        tmp_path,
+        UCB(keep=0.48, every=Steps(window=1.0)),
+        num_train_epochs=1,
+        loader_options={"table": table},
+    )
+    assert sorted(number for step in trainer.steps for number in step) == [*range(52, 100)]
 
 
 @pytest.mark.parametrize(("step", "accumulated"), [(2, 1), (5, 1), (2, 3)])
