@@ -10,7 +10,7 @@ import torch
 
 from dynloader._checks import check_integer, check_state, refusing_states
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._prompt_rounds import PromptRounds, metrics_of
+from dynloader.sampling._prompt_rounds import PromptRounds, check_draws, metrics_of
 from dynloader.table._table import ScoreTable
 
 
@@ -47,11 +47,7 @@ class PassRateLoader:
                 f"prompts must be the batch size {batch_size}, because a batch is a round, "
                 f"got {policy.prompts}"
             )
-        for name, none in (("warmup", 0), ("anneal", None)):
-            if (value := getattr(policy, name)) != none:
-                raise ValueError(
-                    f"{name} must be {none}, because every batch is drawn, got {value}"
-                )
+        check_draws(policy, "batch")
         self.dataset = dataset
         self.batch_size = batch_size
         table = ScoreTable(len(dataset), "cpu")

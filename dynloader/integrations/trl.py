@@ -16,7 +16,7 @@ from trl import GRPOTrainer
 
 from dynloader.integrations._trainer_loader import STATE_NAME, state_path
 from dynloader.policies.pass_rate import PassRate
-from dynloader.sampling._prompt_rounds import PromptRounds, metrics_of
+from dynloader.sampling._prompt_rounds import PromptRounds, check_draws, metrics_of
 from dynloader.table._table import ScoreTable
 
 
@@ -50,7 +50,8 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Raises:
         TypeError: the training dataset is not a ``datasets.Dataset``.
-        ValueError: the policy draws another number of prompts than a generation needs.
+        ValueError: the policy draws another number of prompts than a generation needs, or all of
+            them in some rounds (``warmup``, ``anneal``).
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # The rewards are few, and the reward functions return them on the host.
         table = ScoreTable(num_prompts, "cpu")
         self.rounds = PromptRounds(policy, num_prompts, seed=seed, table=table)
+        check_draws(policy, "generation")
         needed = self.args.generation_batch_size // self.num_generations
         drawn = policy.num_kept(num_prompts, policy.first_checkpoint)
         if drawn != needed:
@@ -113,7 +115,12 @@ class PruningGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._rows = self._remove_unused_columns(self.train_dataset, description="training")
         needed = num_rows * self.accelerator.num_processes // self.num_generations
         prompts = self.rounds.draw()
-        if len(prompts) != needed:
+        if len(prompts) > needed:
+            raise RuntimeError(
+                f"a generation needs {needed} prompts, but keep makes {len(prompts)} of round "
+                f"{self.rounds.number - 1}: pass prompts={needed}"
+            )
+        if len(prompts) < needed:
             raise RuntimeError(
                 f"a generation needs {needed} prompts, but only {len(prompts)} have not retired"
             )

@@ -32,6 +32,13 @@ def metrics_of(table: ScoreTable) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def check_draws(policy: PassRate, unit: str) -> None:
+    """Raise ValueError if ``policy`` uses all prompts in some rounds; a round is one ``unit``."""
+    for name, none in (("warmup", 0), ("anneal", None)):
+        if (value := getattr(policy, name)) != none:
+            raise ValueError(f"{name} must be {none}, because every {unit} is drawn, got {value}")
+
+
 class PromptRounds:
     """The prompts of one round after another, drawn by the rewards known when each is drawn.
 

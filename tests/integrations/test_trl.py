@@ -177,6 +177,16 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     message = "must draw 4 prompts (generation_batch_size / num_generations), got 5: pass prompts=4"
     with pytest.raises(ValueError, match=re.escape(message)):
         trainer_of(tmp_path, PassRate(prompts=5), Rewards(PASSES))
+    for policy, message in (
+        (PassRate(prompts=4, warmup=1), "warmup must be 0, because every generation is drawn"),
+        (PassRate(prompts=4, anneal=0.5, epochs=9), "anneal must be None, .* got 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer_of(tmp_path, policy, Rewards(PASSES))
+    growing = PassRate(keep=lambda number: 0.25 if number < 2 else 0.5)
+    trainer = trainer_of(tmp_path, growing, Rewards(PASSES))
+    with pytest.raises(RuntimeError, match="needs 4 prompts, but keep makes 8 of round 2"):
+        trainer.train()
     with pytest.raises(TypeError, match=r"policy must be a dynloader\.PassRate, got UCB"):
         trainer_of(tmp_path, UCB(), Rewards(PASSES))
     stream = Dataset.from_dict({"prompt": ["1"] * 20}).to_iterable_dataset()
