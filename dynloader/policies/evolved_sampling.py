@@ -41,8 +41,9 @@ class EvolvedSampling(Policy):
     ``loader.table.scoring = EvolvedSampling().scoring``.
 
     As a policy of the loader, it draws by the weights of the samples' last visits, and needs no
-    forward pass over the others. With ``every=Steps(window=...)``, it draws from each window. The
-    rule by which the paper also leaves samples out of an epoch (ESWP) is not included.
+    forward pass over the others. With ``every=Steps(window=...)``, it draws from each window, and
+    samples that were never fed before all others. The rule by which the paper also leaves samples
+    out of an epoch (ESWP) is not included.
 
     The smallest weight is that of the smallest normal float32, so samples with w = 0 or below it
     are drawn last.
