@@ -4,7 +4,8 @@ A thread of gloo lets go of a collective's tensors some time after the collectiv
 Python knows the tensors, the thread then needs the interpreter's lock. A process that is forked at
 that moment, as a worker of a loader is, may inherit a locked mutex that no thread will ever
 release, in Python before 3.10.15 and 3.11.10 (github.com/python/cpython/issues/112275). There,
-TorchScript calls the collectives, so their tensors are never seen by Python. Other collectives of
+TorchScript calls the collectives, with copies of their tensors, or with others of the same memory,
+that Python never sees. Other collectives of
 a training, of DistributedDataParallel too, may still cause it: ``num_workers > 0`` with
 ``multiprocessing_context="forkserver"`` is safe in every Python.
 """
@@ -35,6 +36,14 @@ def all_gather(mine: Tensor, processes: int, group: str) -> Tensor:
     sent = mine.clone(memory_format=torch.contiguous_format).view(-1)
     made = torch.ops._c10d_functional.all_gather_into_tensor(sent, processes, group)
     return torch.ops._c10d_functional.wait_tensor(made).clone()
+
+def alias(given: Tensor) -> Tensor:
+    return torch.empty([0], dtype=given.dtype, device=given.device).set_(given)
+
+def all_gather_into(whole: Tensor, mine: Tensor, processes: int, group: str) -> int:
+    sent, made = alias(mine).view(-1), alias(whole).view(-1)
+    made = torch.ops._c10d_functional.all_gather_into_tensor_out(sent, processes, group, out=made)
+    return torch.ops._c10d_functional.wait_tensor(made).numel()
 
 def all_reduce(mine: Tensor, reduction: str, group: str) -> Tensor:
     sent = mine.clone(memory_format=torch.contiguous_format)
@@ -69,18 +78,27 @@ def is_lost(error: Exception) -> bool:
 
 
 @_marking_lost()
-def all_gather(mine: Tensor, group: Any = None) -> Tensor:
+def all_gather(mine: Tensor, group: Any = None, out: Tensor | None = None) -> Tensor:
     """Return the tensors of all processes, stacked: [processes, ...].
 
     Args:
         mine: the tensor of this process; shape and dtype must be equal in all processes.
         group: a process group; None means all processes.
+        out: the tensor to write and return, contiguous like ``mine``, so that nothing is copied or
+            allocated. Neither may be changed by others or used again if the collective fails.
     """
     processes = dist.get_world_size(group)
+    if out is not None:
+        assert out.is_contiguous()
+        assert mine.is_contiguous()
+        assert out.shape == (processes, *mine.shape)
     if _is_native(group):
+        if out is not None:
+            _native().all_gather_into(out, mine, processes, _name_of(group))
+            return out
         gathered: Tensor = _native().all_gather(mine, processes, _name_of(group))
         return gathered.view(processes, *mine.shape)
-    whole = mine.new_empty(processes, *mine.shape)
+    whole = mine.new_empty(processes, *mine.shape) if out is None else out
     dist.all_gather(list(whole.unbind()), mine.contiguous(), group=group)
     return whole
 

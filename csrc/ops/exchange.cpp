@@ -11,6 +11,10 @@
 namespace dynloader {
 namespace {
 
+// Fresh memory for the rows that have changed takes longer than the scan. But a vector for more
+// samples than this would leave too little of the memory that is kept to the rows received.
+constexpr int64_t kMostReused = int64_t{1} << 25;
+
 void check_known(const char* op, const Tensor& known_visits, int64_t n, const Tensor& records) {
   check_dtype(op, "known_visits", known_visits, codes.int32);
   check_vector(op, "known_visits", known_visits);
@@ -27,7 +31,10 @@ std::tuple<Tensor, Tensor> changed_rows(const Tensor& records, const Tensor& kno
   CHECK_VALUE(n <= kMaxSamples, op, ": records must have fewer than 2**32 rows, got ", n);
   check_known(op, known_visits, n, records);
   const Contiguous known = known_visits;
-  Tensor changed = empty_vector(n, codes.int64, records.device());
+  const int64_t stride = 1;
+  Tensor changed = n <= kMostReused
+                       ? empty_reused({&n, 1}, {&stride, 1}, codes.int64, records.device())
+                       : empty_vector(n, codes.int64, records.device());
   Tensor count = empty_vector(1, codes.int64, records.device());
   run_on(records.device(),
          ChangedRows{data, reinterpret_cast<const uint32_t*>(known->data<int32_t>()), n,

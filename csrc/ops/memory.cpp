@@ -47,8 +47,9 @@ class LeftOver {
     return *left_over;
   }
 
-  // Returns the last kept block that fits, or else a fresh one. Before allocating, frees as many
-  // bytes of kept blocks, oldest first, so that they do not add to the memory in use.
+  // Returns the last kept block that fits, or else a fresh one. Before allocating, frees up to as
+  // many bytes of kept blocks, oldest first, so that they add little to the memory in use. Larger
+  // blocks stay: otherwise, calls that need different sizes would free each other's memory in turn.
   Block take(size_t bytes) {
     Blocks surplus;
     {
@@ -61,10 +62,14 @@ class LeftOver {
             return block;
           }
         }
-        size_t given_up = 0;
-        while (blocks_.count > 0 && given_up < bytes) {
-          given_up += blocks_.items[0].bytes;
-          surplus.add(blocks_.remove(0));
+        size_t left = bytes;
+        for (size_t j = 0; j < blocks_.count;) {
+          if (blocks_.items[j].bytes > left) {
+            ++j;
+            continue;
+          }
+          left -= blocks_.items[j].bytes;
+          surplus.add(blocks_.remove(j));
         }
       }
     }

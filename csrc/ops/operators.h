@@ -64,7 +64,8 @@ Tensor gather_images(const Tensor& images, const Tensor& index, Tensor& faults,
 std::tuple<Tensor, Tensor, Tensor> draw_mixtures(const Tensor& index, int64_t num_samples,
                                                  double alpha, bool cuts, int64_t height,
                                                  int64_t width, int64_t seed, int64_t epoch);
-// For tables: allocates large tensors as memory.cpp describes.
+// For tables and what processes send: allocate large tensors as memory.cpp describes.
+Tensor empty(const std::vector<int64_t>& size, int32_t dtype, Device device);
 Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device);
 std::tuple<Tensor, Tensor> score_mean(const Tensor& scores);
 Tensor power_weights(const Tensor& scores, double exponent, double offset);

@@ -67,6 +67,7 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
   m.def(
       "draw_mixtures(Tensor index, int num_samples, float alpha, bool cuts, int height, int width, "
       "SymInt seed, SymInt epoch) -> (Tensor partners, Tensor shares, Tensor squares)");
+  m.def("empty(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("zeros(int[] size, ScalarType dtype, Device device) -> Tensor");
   m.def("score_mean(Tensor scores) -> (Tensor mean, Tensor counts)");
   m.def("power_weights(Tensor scores, float exponent, float offset) -> Tensor");
@@ -157,6 +158,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynloader, CompositeExplicitAutograd, m) {
   m.impl("order_of_range", Boxed<order_of_range>::call);
   m.impl("subset", Boxed<subset>::call);
   m.impl("positions", Boxed<positions>::call);
+  m.impl("empty", Boxed<empty>::call);
   m.impl("zeros", Boxed<zeros>::call);
   m.impl("feeder_open", Boxed<feeder_open>::call);
   m.impl("feeder_add_rows", Boxed<feeder_add_rows>::call);

@@ -71,7 +71,7 @@ const int64_t* check_loss_counts(const char* op, const std::optional<Tensor>& co
 
 }  // namespace
 
-Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device) {
+Tensor empty(const std::vector<int64_t>& size, int32_t dtype, Device device) {
   std::vector<int64_t> strides(size.size());
   int64_t apart = 1;
   for (size_t d = size.size(); d-- > 0;) {
@@ -79,8 +79,11 @@ Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device) {
     apart *= std::max(size[d], int64_t{1});
   }
   const auto count = static_cast<int64_t>(size.size());
-  Tensor result =
-      empty_reused({size.data(), count}, {strides.data(), count}, dtype, with_index(device));
+  return empty_reused({size.data(), count}, {strides.data(), count}, dtype, with_index(device));
+}
+
+Tensor zeros(const std::vector<int64_t>& size, int32_t dtype, Device device) {
+  Tensor result = empty(size, dtype, device);
   if (device.is_cpu()) {
     auto* bytes = result.mutable_data<char>();
     in_parallel(result.numel() * result.element_size(), int64_t{1} << 16,

@@ -18,7 +18,7 @@ processes), an operation selects among the rows of all its processes. Each proce
 or weights of its own rows: consecutive ones, in order of rank, of any number, also none. All other
 arguments must be equal. Numbers such as ``k`` and the returned indices count the rows of all:
 together, in order of rank, the results are those of one process on all rows, to the bit. There may
-be 2**40 rows in all, of which a process sends none, but at most eight histograms of 512 KiB. If an
+be 2**40 rows in all, of which a process sends none, but at most six histograms of 512 KiB. If an
 argument is wrong in one process, all raise the same error. The host waits for the GPU. A graph of
 ``torch.compile`` or CUDA cannot hold such a call.
 """
@@ -42,6 +42,9 @@ from dynloader.ops._calls import (
     ucb_visits,
     update,
     update_forgetting,
+)
+from dynloader.ops._calls import (
+    empty as empty,
 )
 from dynloader.ops._calls import (
     info_batch_uncut as info_batch_uncut,

@@ -443,6 +443,11 @@ def positions(
     return _tensor(_operators.positions(*arguments))
 
 
+def empty(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return ``torch.empty``, but on the CPU in large pages that earlier calls have used."""
+    return _tensor(_operators.empty(size, dtype, device))
+
+
 def zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return ``torch.zeros``, but in large pages of memory on the CPU, which suits tables."""
     return _tensor(_operators.zeros(size, dtype, device))

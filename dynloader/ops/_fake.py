@@ -40,6 +40,11 @@ def _indices(like: Tensor, count: int | torch.SymInt) -> Tensor:
     return like.new_empty((count,), dtype=torch.int64)
 
 
+@_fake("empty")
+def _(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=dtype, device=device)
+
+
 @_fake("zeros")
 def _(size: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.zeros(size, dtype=dtype, device=device)

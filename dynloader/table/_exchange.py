@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -30,6 +31,8 @@ _ROWS = 2**18
 # Received rows are kept in memory until the last has arrived if they are at most this many for
 # each sample.
 _MOST = 1
+# Words in a piece of the memory for received rows, if a round needs no more.
+_PIECE = 2**25
 # Processes send their rows in turn if together they would send more than this many times as much.
 _UNEVEN = 2
 
@@ -215,18 +218,40 @@ def _together(
         device: the device that tensors must be on for the group to send them.
         group: a process group; None means all processes.
     """
-    widths = _widths(parts)
-    for begin in range(0, max(counts), _ROWS):
-        ends = [max(0, min(count, begin + _ROWS) - begin) for count in counts]
-        mine = changed[begin : begin + _ROWS]
-        if _UNEVEN * sum(ends) >= max(ends) * len(ends):
-            whole = all_gather(_packed(parts, mine, max(ends)).to(device), group)
-            words = list(whole.to(parts[0].device))
+    widths, home = _widths(parts), parts[0].device
+    rounds = range(0, max(counts), _ROWS)
+    ends_of = [[max(0, min(count, begin + _ROWS) - begin) for count in counts] for begin in rounds]
+    is_even = [_UNEVEN * sum(ends) >= max(ends) * len(ends) for ends in ends_of]
+    sizes = [
+        _num_words(max(ends), widths) * even for ends, even in zip(ends_of, is_even, strict=True)
+    ]
+    room = ops.empty((max(sizes, default=0),), torch.int32, home)
+    received: Iterator[Tensor | None] = itertools.repeat(None)
+    if device == home:
+        received = _rooms([len(counts) * size for size in sizes], home)
+    for begin, ends, even, size in zip(rounds, ends_of, is_even, sizes, strict=True):
+        mine, out = changed[begin : begin + _ROWS], next(received)
+        if even:
+            packed = _packed(parts, mine, room[:size]).to(device)
+            out = None if out is None else out.view(len(counts), size)
+            words = list(all_gather(packed, group, out).to(home))
         else:
             words = [
                 _sent_by(rank, parts, mine, count, device, group) for rank, count in enumerate(ends)
             ]
         yield [_columns(each, widths, count) for each, count in zip(words, ends, strict=True)]
+
+
+def _rooms(sizes: list[int], device: torch.device) -> Iterator[Tensor]:
+    """Yield undefined int32 vectors of these sizes, several in one piece of memory.
+
+    The next exchange uses the pieces again, if they are not too large: fresh memory takes longer
+    than writing the rows there.
+    """
+    at_a_time = max(1, _PIECE // max(1, max(sizes, default=1)))
+    for begin in range(0, len(sizes), at_a_time):
+        part = sizes[begin : begin + at_a_time]
+        yield from torch.split(ops.empty((sum(part),), torch.int32, device), part)
 
 
 def _in_turn(
@@ -252,29 +277,35 @@ def _sent_by(
 ) -> Tensor:
     """Return the ``count`` rows of the process ``rank``, which are ``mine`` in that process."""
     is_mine = rank == dist.get_rank(group)
-    words = _packed(parts, mine if is_mine else mine[:0], count)
-    return broadcast(words.to(device), rank, group).to(words.device) if count else words
+    home = parts[0].device
+    room = ops.empty((_num_words(count, _widths(parts)),), torch.int32, home)
+    words = _packed(parts, mine if is_mine else mine[:0], room)
+    return broadcast(words.to(device), rank, group).to(home) if count else words
 
 
 def _widths(parts: list[Tensor]) -> list[int]:
     return [part.shape[1] for part in parts] + [1]
 
 
-def _packed(parts: list[Tensor], samples: Tensor, room: int) -> Tensor:
-    """Return rows in one tensor: the first columns of all rows, then the next columns.
+def _num_words(rows: int, widths: list[int]) -> int:
+    """Return the size of the tensor that rows are packed into."""
+    # A multiple of 4 rows, because records must begin at a multiple of 16 bytes.
+    return -(-rows // 4) * 4 * sum(widths)
+
+
+def _packed(parts: list[Tensor], samples: Tensor, words: Tensor) -> Tensor:
+    """Write rows into one tensor: the first columns of all rows, then the next columns.
 
     Args:
         parts: the columns of a table, int32 [n, columns].
         samples: the rows to pack, int64 [c]; they are the last column.
-        room: the number of rows to leave room for, at least c.
+        words: int32, of a size from :func:`_num_words` for at least c rows. What is beyond the rows
+            is not written.
 
     Returns:
-        int32; beyond the rows, its values are undefined.
+        ``words``.
     """
-    widths = _widths(parts)
-    # A multiple of 4, because records must begin at a multiple of 16 bytes.
-    words = parts[0].new_empty(-(-room // 4) * 4 * sum(widths))
-    *values, index = _columns(words, widths, len(samples))
+    *values, index = _columns(words, _widths(parts), len(samples))
     for part, place in zip(parts, values, strict=True):
         torch.index_select(part, 0, samples, out=place)
     index.view(-1).copy_(samples)  # as the bits of an unsigned integer

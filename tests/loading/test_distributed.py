@@ -215,7 +215,9 @@ class Meeting:
         monkeypatch.setattr(exchange, "broadcast", self._broadcast)
         monkeypatch.setattr(exchange, "all_reduce", self._all_reduce)
 
-    def _all_gather(self, mine: torch.Tensor, group: object = None) -> torch.Tensor:
+    def _all_gather(
+        self, mine: torch.Tensor, group: object = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self._given[self._local.rank] = mine.clone()
         self._barrier.wait()
         gathered = torch.stack(self._given)  # fails if shapes differ, as in torch.distributed
@@ -437,6 +439,24 @@ def test_collectives_in_one_process(
         assert _collectives.all_texts("", group) == [""]
     by_torch = [dist.ReduceOp.SUM, dist.ReduceOp.MAX] * 2
     assert reductions == ([] if is_native else by_torch)
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_gather_writes_where_it_is_told(
+    is_native: bool, group_of_one: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_collectives, "_is_native", lambda group: is_native)
+    both = torch.zeros(2, 1, 3, 4, dtype=torch.int32)
+    for group in (None, dist.new_group([0])):
+        mine = torch.arange(12, dtype=torch.int32).view(3, 4)
+        given = both[1]
+        assert _collectives.all_gather(mine, group, given) is given
+        assert torch.equal(given[0], mine)
+        assert not both[0].any()
+        given.zero_()
+    # Later writes are those of the caller: the tensors are not shared with anything that is left.
+    mine.fill_(7)
+    assert not both.any()
 
 
 @pytest.mark.parametrize(("num_processes", "expected"), [(1, False), (2, True), (None, False)])

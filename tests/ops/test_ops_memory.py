@@ -79,6 +79,29 @@ def test_a_huge_result_has_the_memory_of_the_last_one() -> None:
         assert ops.top_k(scores, HUGE // 2, epoch=epoch).data_ptr() == begin
 
 
+def test_large_memory_is_used_again_once_it_is_free() -> None:
+    cpu = torch.device("cpu")
+    made = ops.empty((700_000, 4), torch.int32, cpu)
+    assert (made.shape, made.dtype) == ((700_000, 4), torch.int32)
+    assert made.is_contiguous()
+    place = made.data_ptr()
+    other = ops.empty((700_000, 4), torch.int32, cpu)
+    assert other.data_ptr() != place
+    del made
+    again = ops.empty((1_400_000,), torch.float64, cpu)
+    assert again.data_ptr() == place
+
+
+def test_a_small_piece_of_memory_does_not_take_the_place_of_a_large_one() -> None:
+    cpu = torch.device("cpu")
+    made = ops.empty((30_000_000,), torch.int32, cpu).fill_(7)
+    del made
+    small = ops.empty((900_000,), torch.int32, cpu)
+    again = ops.empty((30_000_000,), torch.int32, cpu)
+    assert bool((again == 7).all())  # fresh memory has zeros
+    assert small.data_ptr() != again.data_ptr()
+
+
 def test_large_zeros_are_zeros_in_memory_that_was_used() -> None:
     for _ in range(3):
         made = ops.zeros((700_000, 4), torch.int32, torch.device("cpu"))

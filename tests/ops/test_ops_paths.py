@@ -190,6 +190,7 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
         "score_sums": (scores,),
         "count_weights": (scores,),
         "gather": (losses[:, None], index % 4, 1, 3, 1, 0, faults[:1], faults.clone()),
+        "empty": ([0, 4], torch.int32, device),  # elements are undefined
         "zeros": ([50, 4], torch.int32, device),
         "score_mean": (scores,),
         "power_weights": (scores, 0.5, 0.1),

@@ -514,7 +514,7 @@ def test_updates_replayed_by_a_graph_are_exchanged(
     monkeypatch.setattr(exchange, "device_for", lambda group, home: home)
     sent = []
 
-    def both(mine: torch.Tensor, group: object) -> torch.Tensor:
+    def both(mine: torch.Tensor, group: object, out: object = None) -> torch.Tensor:
         sent.append(mine)
         nothing = torch.zeros_like(mine)
         if len(sent) == 1:  # the header: no rows and no updates, but otherwise equal
