@@ -93,7 +93,8 @@ def measure_within_epoch(n: int, rounds: int) -> dict[str, Any]:
     rank = dist.get_rank()
     table = ScoreTable(n, device="cpu")
     index = torch.randperm(n, generator=torch.Generator().manual_seed(1))
-    table.update(index, torch.rand(n))
+    for part in index.split(2**20):
+        table.update(part, torch.rand(len(part)))
     table.synchronize()
     times: dict[str, list[float]] = {"exchange": [], "selection": []}
     size = BATCH * NUM_BATCHES
