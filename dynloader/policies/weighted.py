@@ -70,7 +70,7 @@ def sampling_weights(
     return scaled.clamp(min=_FLOAT32.tiny).where(is_outside, weights)
 
 
-def _bound_unknown(weights: Tensor, highest_of: Callable[[Tensor], Tensor]) -> None:
+def _bound_unknown(weights: Tensor, scores: Tensor, highest_of: Callable[[Tensor], Tensor]) -> None:
     """Give samples without a finite loss the highest weight of the others, or 1 without others.
 
     By their own, the highest of float32, no others would be drawn while there are enough of them,
@@ -78,7 +78,7 @@ def _bound_unknown(weights: Tensor, highest_of: Callable[[Tensor], Tensor]) -> N
     """
     if weights.is_cpu and highest_of(weights) < _FLOAT32.max:
         return
-    is_unknown = weights == _FLOAT32.max
+    is_unknown = (weights == _FLOAT32.max) & ~scores.isfinite()
     highest = highest_of(weights.masked_fill_(is_unknown, 0.0))
     # masked_fill_ would read the value on the host.
     torch.where(is_unknown, highest.where(highest > 0, 1.0), weights, out=weights)
@@ -118,7 +118,7 @@ class Weighted(Policy):
         options = {"seed": seed, "epoch": epoch, "validate": False, **table.group_arguments}
         if not self.rescale:
             return Selection(ops.sample(weights, k, **options))
-        _bound_unknown(weights, table.highest)
+        _bound_unknown(weights, table.scores, table.highest)
         indices, threshold = ops.priority_sample(weights, k, **options)
         num_represented = weights[table.rows_of(indices)].double()  # then written in place
         torch.div(threshold, num_represented, out=num_represented).clamp_(min=1)

@@ -116,6 +116,16 @@ def test_unseen_samples_weigh_as_much_as_the_highest_loss() -> None:
     assert sorted(first.tolist()) == [2, 3, 5, 6, 7]
 
 
+@pytest.mark.parametrize("exponent", [0.3, 1.0, 2.0])
+def test_the_highest_finite_loss_is_known(exponent: float) -> None:
+    highest = torch.finfo(torch.float32).max
+    table = ScoreTable(4, "cpu")
+    table.update(torch.arange(4), torch.tensor([1.0, 2.0, 3.0, highest]))
+    policy = Weighted(keep=0.25, exponent=exponent)
+    drawn = [policy.select(table, 1, seed=seed, epoch=1).indices.item() for seed in range(50)]
+    assert drawn == [3] * 50
+
+
 HARD = [
     Prioritized(exponent=8, beta=1),
     Prioritized(exponent=8, beta=1, keep=1.0),
