@@ -40,15 +40,20 @@ extern "C" int top_k(void* scratch, size_t* bytes, const float* scores, float* h
 """
 
 
+def nvcc() -> str | None:
+    """Return the path of nvcc, or None."""
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
 @functools.cache
 def nvcc_with_header() -> tuple[str, ...] | None:
     """Return nvcc and its arguments that make it find ``HEADER``, or None if it does not."""
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
+    compiler = nvcc()
+    if compiler is None:
         return None
     packages = Path(sysconfig.get_path("purelib")) / "nvidia"
     include = next((found.parents[2] for found in sorted(packages.glob(f"**/{HEADER}"))), None)
-    command = (nvcc, "-x", "cu", *(() if include is None else ("-I", str(include))))
+    command = (compiler, "-x", "cu", *(() if include is None else ("-I", str(include))))
     done = subprocess.run(
         [*command, "-M", "-"],
         input=f"#if !__has_include(<{HEADER}>)\n#error missing\n#endif\n",
@@ -61,7 +66,9 @@ def nvcc_with_header() -> tuple[str, ...] | None:
 
 def missing() -> str | None:
     """Return why CUB's selection cannot be measured, or None."""
-    return None if nvcc_with_header() is not None else "not in this toolkit"
+    if nvcc_with_header() is not None:
+        return None
+    return "needs nvcc" if nvcc() is None else "not in this toolkit"
 
 
 def compiled(architecture: str, folder: Path) -> Path:
@@ -94,6 +101,14 @@ def compiled(architecture: str, folder: Path) -> Path:
     return library
 
 
+@functools.cache
+def library_of_the_gpu() -> ctypes.CDLL:
+    """Compile the call for the current GPU once, and return its library."""
+    major, minor = torch.cuda.get_device_capability()
+    with tempfile.TemporaryDirectory() as folder:
+        return ctypes.CDLL(str(compiled(f"sm_{major}{minor}", Path(folder))))
+
+
 def top_k(n: int, k: int) -> Callable[[Tensor], Tensor]:
     """Return a function of float32 [n] on the GPU that returns the indices of the k highest.
 
@@ -107,9 +122,7 @@ def top_k(n: int, k: int) -> Callable[[Tensor], Tensor]:
     Raises:
         UnavailableError: it cannot be compiled.
     """
-    major, minor = torch.cuda.get_device_capability()
-    with tempfile.TemporaryDirectory() as folder:
-        call = ctypes.CDLL(str(compiled(f"sm_{major}{minor}", Path(folder)))).top_k
+    call = library_of_the_gpu().top_k
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     size = ctypes.POINTER(ctypes.c_size_t)
     call.argtypes = [pointer, size, pointer, pointer, pointer, integer, integer, pointer]

@@ -31,10 +31,10 @@ def test_without_nvcc_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(inputs, "cache_bytes", lambda device: 2**25)
     cub.nvcc_with_header.cache_clear()
     try:
-        assert cub.missing() == "not in this toolkit"
+        assert cub.missing() == "needs nvcc"
         case = next(c for c in select_cases.top_k(100, "cuda") if c.what == "CUB DeviceTopK")
-        assert case.missing == "not in this toolkit"
-        with pytest.raises(UnavailableError, match="not in this toolkit"):
+        assert case.missing == "needs nvcc"
+        with pytest.raises(UnavailableError, match="needs nvcc"):
             cub.compiled("sm_90", tmp_path)
     finally:
         cub.nvcc_with_header.cache_clear()
