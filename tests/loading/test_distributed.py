@@ -222,6 +222,10 @@ class Meeting:
         self._barrier.wait()
         gathered = torch.stack(self._given)  # fails if shapes differ, as in torch.distributed
         self._barrier.wait()
+        if out is not None:
+            assert out.shape == gathered.shape
+            assert out.is_contiguous()
+            return out.copy_(gathered)
         return gathered
 
     def _broadcast(self, mine: torch.Tensor, source: int, group: object = None) -> torch.Tensor:
@@ -306,11 +310,13 @@ def test_loaded_updates_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("most", [0, 1])
 @pytest.mark.parametrize("uneven", [0, 2, 10**9])
+@pytest.mark.parametrize("piece", [1, 150, exchange._PIECE])
 def test_many_rows_are_exchanged_in_parts(
-    most: int, uneven: int, monkeypatch: pytest.MonkeyPatch
+    most: int, uneven: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some processes have forgetting counts and a history, and others do not."""
     monkeypatch.setattr(exchange, "_ROWS", 3)
+    monkeypatch.setattr(exchange, "_PIECE", piece)  # words: of one round, two, all
     monkeypatch.setattr(exchange, "_MOST", most)  # 0: write into a copy
     monkeypatch.setattr(exchange, "_UNEVEN", uneven)  # 0: always in turn; 10**9: always together
     tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
