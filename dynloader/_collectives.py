@@ -85,7 +85,8 @@ def all_gather(mine: Tensor, group: Any = None, out: Tensor | None = None) -> Te
         mine: the tensor of this process; shape and dtype must be equal in all processes.
         group: a process group; None means all processes.
         out: the tensor to write and return, contiguous like ``mine``, so that nothing is copied or
-            allocated. Neither may be changed by others or used again if the collective fails.
+            allocated here; gloo does both itself. Neither may be changed by others or used again if
+            the collective fails.
     """
     processes = dist.get_world_size(group)
     if out is not None:

@@ -25,7 +25,7 @@ DYNLOADER_FN F fetched(F f) {
   return f;
 }
 
-// Prefetches the memory that f(i) will touch.
+// Prefetches the memory that f(i) will touch; in a walk, the memory of place i.
 template <class F>
 DYNLOADER_FN auto ask_for(const F& f, int64_t i, int) -> decltype(f.ask_for(i)) {
   f.ask_for(i);

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> changed_rows(const Tensor& records, const Tensor& kno
   const int64_t stride = 1;
   Tensor changed = n <= kMostReused
                        ? empty_reused({&n, 1}, {&stride, 1}, codes.int64, records.device())
-                       : empty_vector(n, codes.int64, records.device());
+                       : empty_strided({&n, 1}, {&stride, 1}, codes.int64, records.device());
   Tensor count = empty_vector(1, codes.int64, records.device());
   run_on(records.device(),
          ChangedRows{data, reinterpret_cast<const uint32_t*>(known->data<int32_t>()), n,

@@ -17,6 +17,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -74,6 +75,8 @@ class LeftOver {
       }
     }
     surplus.free_all();
+    const Block made = fresh(bytes);
+    if (made.memory != nullptr || !free_kept()) return made;
     return fresh(bytes);
   }
 
@@ -117,6 +120,17 @@ class LeftOver {
       for (size_t j = 0; j < count; ++j) std::free(items[j].memory);
     }
   };
+
+  // Frees all kept blocks, and returns whether there were any.
+  bool free_kept() {
+    Blocks kept;
+    {
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock.owns_lock()) std::swap(kept, blocks_);
+    }
+    kept.free_all();
+    return kept.count > 0;
+  }
 
   static Block fresh(size_t bytes) {
     const size_t size = (bytes + kPage - 1) / kPage * kPage;

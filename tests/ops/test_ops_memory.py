@@ -102,6 +102,39 @@ def test_a_small_piece_of_memory_does_not_take_the_place_of_a_large_one() -> Non
     assert small.data_ptr() != again.data_ptr()
 
 
+CROWDED = """
+import resource
+import torch
+from dynloader import ops
+
+cpu = torch.device("cpu")
+ops.empty((900 << 20,), torch.uint8, cpu)  # kept from here on
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
+assert ops.empty((400 << 20,), torch.uint8, cpu).numel() == 400 << 20
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_kept_memory_is_freed_before_memory_runs_out() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CROWDED],
+        env={"PYTHONPATH": str(Path(dynloader.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_changed_rows_of_a_large_table_is_not_kept() -> None:
+    for n, is_resizable in ((2**25, False), (2**25 + 1, True)):
+        records = torch.zeros(n, 4, dtype=torch.int32)
+        changed, _ = torch.ops.dynloader.changed_rows(records, records[:, 3].contiguous())
+        assert changed.untyped_storage().resizable() == is_resizable
+
+
 def test_large_zeros_are_zeros_in_memory_that_was_used() -> None:
     for _ in range(3):
         made = ops.zeros((700_000, 4), torch.int32, torch.device("cpu"))
@@ -164,7 +197,7 @@ def test_a_truncated_result_is_not_a_view() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
-def test_kept_memory_is_freed_when_memory_is_needed() -> None:
+def test_little_memory_is_kept_for_selections_of_fewer_samples() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
