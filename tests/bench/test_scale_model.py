@@ -224,14 +224,19 @@ def measure_in_shards(folder: Path, n: int, is_weighted: bool) -> None:
     """Write the most memory that a selection and a request for samples need for a moment."""
     # Let the allocator return what is freed, so that only what is in use counts.
     ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
-    table = ScoreTable(n, "cpu", shard=True)
-    table.scores.copy_(torch.rand(len(table.scores)))
-    table.num_updates_known = 1
-    for column in (table.records, table.selections):
-        column.add_(0)  # let the system allocate it
-    policy = Weighted(keep=0.5) if is_weighted else UCB(keep=0.5)
-    loader = DataLoader(Numbers(n), 1024, policy=policy, table=table, seed=1)
-    found = [most_of(lambda: loader.set_epoch(1)), most_of(lambda: iter(loader))]
+
+    def needed(n: int) -> list[int]:
+        table = ScoreTable(n, "cpu", shard=True)
+        table.scores.copy_(torch.rand(len(table.scores)))
+        table.num_updates_known = 1
+        for column in (table.records, table.selections):
+            column.add_(0)  # let the system allocate it
+        policy = Weighted(keep=0.5) if is_weighted else UCB(keep=0.5)
+        loader = DataLoader(Numbers(n), 1024, policy=policy, table=table, seed=1)
+        return [most_of(lambda: loader.set_epoch(1)), most_of(lambda: iter(loader))]
+
+    needed(2**12)  # the system loads the pages of the libraries, as many at a time as it likes
+    found = needed(n)
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
