@@ -445,6 +445,8 @@ def positions(
 
 def empty(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return ``torch.empty``, but on the CPU in large pages that earlier calls have used."""
+    if device.type != "cpu":
+        return torch.empty(size, dtype=dtype, device=device)
     return _tensor(_operators.empty(size, dtype, device))
 
 

@@ -216,6 +216,8 @@ def native_calls(device: torch.device) -> dict[str, tuple[Any, ...]]:
 
 @pytest.mark.parametrize("op", list(native_calls(torch.device("cpu"))))
 def test_opcheck(op: str, device: torch.device) -> None:
+    if op == "empty" and device.type != "cpu":
+        pytest.skip("dynloader calls torch.empty there")
     native = getattr(torch.ops.dynloader, op).default
     torch.library.opcheck(native, native_calls(device)[op])
 
