@@ -77,7 +77,7 @@ def measure(n: int, rounds: int) -> dict[str, Any]:
         record()
         for name, call in calls.items():
             times[name].append(seconds_of(call))
-    unchanged = seconds_of(table.synchronize)
+    unchanged = statistics.median(seconds_of(table.synchronize) for _ in range(rounds))
     return {
         "n": n,
         "changed_in_each": num_mine,
@@ -119,7 +119,7 @@ def process(
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", world_size=WORLD, rank=rank)
     measure_one = measure_within_epoch if is_within_epoch else measure
-    found = [measure_one(n, rounds if n < 10**7 else 3) for n in sizes]
+    found = [measure_one(n, rounds if n < 10**7 else min(rounds, 5)) for n in sizes]
     if rank == 0:
         result = {"about": machine.describe(), "processes": WORLD, "measured": found}
         text = table_within_epoch(result) if is_within_epoch else table_of(result)
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", default="bench/results/exchange")
     parser.add_argument("--sizes", default="1280000,100000000")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--within-epoch", action="store_true")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]

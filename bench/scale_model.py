@@ -19,7 +19,7 @@ import outputs
 # Bytes. A row: its record, score and index. A loss sent to the owner of its sample: the row there,
 # the loss, and which update it came from.
 ROW, SENT_LOSS = 24, 12
-ROWS_AT_A_TIME = 2**18
+ROWS_AT_A_TIME = 2**19
 # What processes tell each other before a call.
 HEAD = 15 * 8
 # Of a table: score, record, number of selections; with several processes that each hold all rows,
@@ -108,7 +108,7 @@ def exchange_calls(rows: list[int]) -> list[int]:
     for begin in range(0, max(rows), ROWS_AT_A_TIME):
         most = min(max(rows), begin + ROWS_AT_A_TIME) - begin
         calls.append(math.ceil(most / 4) * 4 * ROW)
-    return [*calls, 4]
+    return [*calls, 4] if max(rows) > 0 else calls
 
 
 def replicated_exchange(fed: int, processes: int) -> Cost:

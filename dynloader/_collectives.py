@@ -50,6 +50,16 @@ def all_reduce(mine: Tensor, reduction: str, group: str) -> Tensor:
     made = torch.ops._c10d_functional.all_reduce(sent, reduction, group)
     return torch.ops._c10d_functional.wait_tensor(made).clone()
 
+def broadcast_all(pieces: List[Tensor], group: str) -> int:
+    made: List[Tensor] = []
+    for source, piece in enumerate(pieces):
+        if piece.numel() > 0:
+            made.append(torch.ops._c10d_functional.broadcast_(alias(piece), source, group))
+    words = 0
+    for each in made:
+        words += torch.ops._c10d_functional.wait_tensor(each).numel()
+    return words
+
 def broadcast(mine: Tensor, source: int, group: str) -> Tensor:
     sent = mine.clone(memory_format=torch.contiguous_format)
     made = torch.ops._c10d_functional.broadcast(sent, source, group)
@@ -139,6 +149,33 @@ def broadcast(mine: Tensor, source: int, group: Any = None) -> Tensor:
     whole = mine.clone(memory_format=torch.contiguous_format)
     dist.broadcast(whole, group=group, group_src=source)
     return whole
+
+
+@_marking_lost()
+def broadcast_all(pieces: Sequence[Tensor], group: Any = None) -> None:
+    """Write into each tensor of a list what the process of that rank has in it.
+
+    Nothing is copied or allocated here, nor by gloo, which copies twice in an all-gather.
+
+    Args:
+        pieces: a contiguous tensor for each process. A tensor's size and dtype must be equal in all
+            processes, and may differ between tensors. None may be changed by others or used again
+            if the collective fails.
+        group: a process group; None means all processes.
+    """
+    assert len(pieces) == dist.get_world_size(group)
+    assert all(piece.is_contiguous() for piece in pieces)
+    if _is_native(group):
+        _native().broadcast_all(list(pieces), _name_of(group))
+        return
+    started = [
+        dist.broadcast(piece, group=group, group_src=source, async_op=True)
+        for source, piece in enumerate(pieces)
+        if piece.numel() > 0
+    ]
+    for work in started:
+        if work is not None:
+            work.wait()
 
 
 def all_to_all(

@@ -170,13 +170,15 @@ def write_newer(
     index: Array,
     new_scores: Array,
     new_records: Array,
+    *,
+    wins_ties: bool = True,
 ) -> Array:
     """Write the rows whose samples do not have more visits here; return which were written."""
     is_written = np.zeros(len(index), bool)
     for j, i in enumerate(index.view(np.uint32)):
         if i >= len(scores):
             continue
-        if new_records[j, 3] >= records[i, 3]:
+        if new_records[j, 3] >= records[i, 3] + (not wins_ties):
             records[i], scores[i], is_written[j] = new_records[j], new_scores[j], True
         known_visits[i] = records[i, 3]
     return is_written

@@ -230,6 +230,7 @@ struct WriteNewer {
   const Record* new_records;
   uint32_t* known_visits;  // [n], set to the visits of the listed samples
   int64_t count;
+  bool wins_ties;    // rows with as many visits as here are written
   bool* is_written;  // [count]
 };
 

@@ -65,7 +65,8 @@ struct WriteIfNewer {
     call.is_written[j] = false;
     if (i >= call.n) return;
     const Record row = call.new_records[j];
-    if (row.visits >= call.records[i].visits) {
+    const uint32_t visits = call.records[i].visits;
+    if (row.visits > visits || (call.wins_ties && row.visits == visits)) {
       call.records[i] = row;
       call.scores[i] = call.new_scores[j];
       call.is_written[j] = true;

@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor> changed_rows(const Tensor& records, const Tensor& kno
 }
 
 Tensor write_newer(Tensor& scores, Tensor& records, Tensor& known_visits, const Tensor& index,
-                   const Tensor& new_scores, const Tensor& new_records) {
+                   const Tensor& new_scores, const Tensor& new_records, bool wins_ties) {
   constexpr auto* op = "write_newer";
   const int64_t n = check_samples(op, "scores", scores, codes.float32);
   check_written(op, "scores", scores);
@@ -75,7 +75,7 @@ Tensor write_newer(Tensor& scores, Tensor& records, Tensor& known_visits, const 
       WriteNewer{scores.mutable_data<float>(), written, n,
                  reinterpret_cast<const uint32_t*>(where->data<int32_t>()), values->data<float>(),
                  from, reinterpret_cast<uint32_t*>(known_visits.mutable_data<int32_t>()), count,
-                 is_written.mutable_data<bool>()});
+                 wins_ties, is_written.mutable_data<bool>()});
   return is_written;
 }
 

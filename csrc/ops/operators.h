@@ -93,7 +93,7 @@ Tensor spread(const Tensor& values, const Tensor& selected, int64_t n, double re
 
 std::tuple<Tensor, Tensor> changed_rows(const Tensor& records, const Tensor& known_visits);
 Tensor write_newer(Tensor& scores, Tensor& records, Tensor& known_visits, const Tensor& index,
-                   const Tensor& new_scores, const Tensor& new_records);
+                   const Tensor& new_scores, const Tensor& new_records, bool wins_ties);
 
 // The feeder (feeder.h), by a number that feeder_open returns.
 int64_t feeder_open(int64_t seed, int64_t epoch, bool pin_memory);

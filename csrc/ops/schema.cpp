@@ -94,7 +94,7 @@ STABLE_TORCH_LIBRARY(dynloader, m) {
   m.def("changed_rows(Tensor records, Tensor known_visits) -> (Tensor changed, Tensor count)");
   m.def(
       "write_newer(Tensor(a!) scores, Tensor(b!) records, Tensor(c!) known_visits, Tensor index, "
-      "Tensor new_scores, Tensor new_records) -> Tensor");
+      "Tensor new_scores, Tensor new_records, bool wins_ties=True) -> Tensor");
   m.def("feeder_open(int seed, int epoch, bool pin_memory) -> int");
   m.def("feeder_add_rows(int feeder, Tensor data) -> ()");
   m.def(

@@ -35,6 +35,8 @@ def write_newer(
     index: Tensor,
     new_scores: Tensor,
     new_records: Tensor,
+    *,
+    wins_ties: bool = True,
 ) -> Tensor:
     """Write rows in place, unless the rows there have more visits.
 
@@ -48,6 +50,7 @@ def write_newer(
             [0, n) are skipped.
         new_scores: float32 [b] on the device of ``scores``.
         new_records: int32 [b, 4] on the device of ``scores``.
+        wins_ties: whether rows with as many visits as the rows there are written.
 
     Returns:
         bool [b] on the device of ``scores``, which rows were written.
@@ -55,7 +58,7 @@ def write_newer(
     written_arguments("write_newer", scores=scores, records=records, known_visits=known_visits)
     tensor_arguments("write_newer", index=index, new_scores=new_scores, new_records=new_records)
     is_written: Tensor = _operators.write_newer(
-        scores, records, known_visits, index, new_scores, new_records
+        scores, records, known_visits, index, new_scores, new_records, wins_ties
     )
     mark_written(scores, records, known_visits)
     return is_written

@@ -354,6 +354,7 @@ def _(
     index: Tensor,
     new_scores: Tensor,
     new_records: Tensor,
+    wins_ties: bool = True,
 ) -> Tensor:
     return index.new_empty(index.shape, dtype=torch.bool)
 

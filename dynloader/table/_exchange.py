@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -19,6 +18,7 @@ from dynloader._collectives import (
     all_texts,
     as_told,
     broadcast,
+    broadcast_all,
     device_for,
     head_of,
     is_told,
@@ -27,14 +27,20 @@ from dynloader._version import __version__
 
 # Rows sent at a time. Each process sends 24 bytes per row, plus 4 per loss of the history, and 16
 # for a record of passes.
-_ROWS = 2**18
+_ROWS = 2**19
 # Received rows are kept in memory until the last has arrived if they are at most this many for
 # each sample.
 _MOST = 1
+# How many visits can be copied in order in the time of copying one by its index.
+_SCATTERED = 8
 # Words in a piece of the memory for received rows, if a round needs no more.
 _PIECE = 2**25
-# Processes send their rows in turn if together they would send more than this many times as much.
+# Each process sends its rows by itself, not in an all-gather, if that would send more than this
+# many times as much.
 _UNEVEN = 2
+# So it does with gloo if it sends at least this many words. An all-gather of gloo copies, but takes
+# fewer messages.
+_LARGE = 2**18
 
 
 class Shared(NamedTuple):
@@ -162,6 +168,8 @@ def exchange(
     if any(forgetting) and rows.forgetting is None:
         rows = rows._replace(forgetting=torch.zeros(num_samples, dtype=torch.int32, device=home))
     shared = shared._replace(num_updates=shared.num_updates + sum(updates))
+    if not any(counts):
+        return rows, shared
     sending = rows.parts(), changed, counts, device, group
     # Keep what is received until all have received everything; if that is more than a table, keep
     # a copy of the table instead, and write into that.
@@ -169,9 +177,13 @@ def exchange(
         with saying_what_failed():
             received = list(_together(*sending))
             _wait_for_all(group, device)
-        for rank in reversed(range(len(counts))):
+        # The rows of this process are there already. Those of a lower rank win a tie, and those of
+        # a higher one do not; the lower of two is written later or first.
+        own = dist.get_rank(group)
+        for rank in (*range(own + 1, len(counts)), *reversed(range(own))):
             for chunk in received:
-                _write(rows, shared.visits, chunk[rank])
+                _write(rows, shared.visits, chunk[rank], wins_ties=rank < own)
+        _note_visits(shared.visits, rows.records, changed)
         return rows, shared
     copies = rows.copied()
     shared = shared._replace(visits=shared.visits.clone())
@@ -219,27 +231,31 @@ def _together(
         group: a process group; None means all processes.
     """
     widths, home = _widths(parts), parts[0].device
-    rounds = range(0, max(counts), _ROWS)
-    ends_of = [[max(0, min(count, begin + _ROWS) - begin) for count in counts] for begin in rounds]
-    is_even = [_UNEVEN * sum(ends) >= max(ends) * len(ends) for ends in ends_of]
-    sizes = [
-        _num_words(max(ends), widths) * even for ends, even in zip(ends_of, is_even, strict=True)
-    ]
-    room = ops.empty((max(sizes, default=0),), torch.int32, home)
-    received: Iterator[Tensor | None] = itertools.repeat(None)
-    if device == home:
-        received = _rooms([len(counts) * size for size in sizes], home)
-    for begin, ends, even, size in zip(rounds, ends_of, is_even, sizes, strict=True):
-        mine, out = changed[begin : begin + _ROWS], next(received)
-        if even:
-            packed = _packed(parts, mine, room[:size]).to(device)
-            out = None if out is None else out.view(len(counts), size)
-            words = list(all_gather(packed, group, out).to(home))
+    is_gloo = dist.get_backend(group) == "gloo"
+    rounds = []
+    for begin in range(0, max(counts), _ROWS):
+        ends = [max(0, min(count, begin + _ROWS) - begin) for count in counts]
+        size = _num_words(max(ends), widths)
+        is_even = _UNEVEN * sum(ends) >= max(ends) * len(ends)
+        in_one = is_even and not (is_gloo and size >= _LARGE)
+        sizes = [size if in_one else _num_words(count, widths) for count in ends]
+        rounds.append((changed[begin : begin + _ROWS], ends, sizes, in_one))
+    rooms = _rooms([sum(sizes) for _, _, sizes, _ in rounds], device)
+    for (mine, ends, sizes, in_one), room in zip(rounds, rooms, strict=True):
+        pieces = torch.split(room, sizes)
+        own = pieces[dist.get_rank(group)]
+        if device == home:
+            _packed(parts, mine, own)
         else:
-            words = [
-                _sent_by(rank, parts, mine, count, device, group) for rank, count in enumerate(ends)
-            ]
-        yield [_columns(each, widths, count) for each, count in zip(words, ends, strict=True)]
+            own.copy_(_packed(parts, mine, ops.empty((len(own),), torch.int32, home)))
+        if in_one:
+            all_gather(own, group, room.view(len(counts), -1))
+        else:
+            broadcast_all(pieces, group)
+        yield [
+            _columns(piece.to(home), widths, count)
+            for piece, count in zip(pieces, ends, strict=True)
+        ]
 
 
 def _rooms(sizes: list[int], device: torch.device) -> Iterator[Tensor]:
@@ -319,18 +335,38 @@ def _columns(words: Tensor, widths: list[int], count: int) -> list[Tensor]:
     return [part.view(room, width)[:count] for part, width in zip(parts, widths, strict=True)]
 
 
-def _write(rows: Rows, known_visits: Tensor, columns: list[Tensor]) -> None:
+def _write(
+    rows: Rows, known_visits: Tensor, columns: list[Tensor], *, wins_ties: bool = True
+) -> None:
     """Write received rows into ``rows``, unless those have more visits.
 
-    The lowest rank is written last, so it wins a tie.
+    Args:
+        rows: the columns to write into.
+        known_visits: int32 [n], set to the visits that the received samples then have.
+        columns: the received columns; see :func:`_columns`.
+        wins_ties: whether to write rows with as many visits as those in ``rows``.
     """
     records, scores, *others, index = columns
     index, scores = index.view(-1), scores.view(-1).view(torch.float32)
-    is_newer = ops.write_newer(rows.scores, rows.records, known_visits, index, scores, records)
+    is_newer = ops.write_newer(
+        rows.scores, rows.records, known_visits, index, scores, records, wins_ties=wins_ties
+    )
     if others:
         samples = index[is_newer].long() & 0xFFFFFFFF
         for part, values in zip(rows.parts()[2:], others, strict=True):
             part.index_copy_(0, samples, values[is_newer])
+
+
+def _note_visits(known_visits: Tensor, records: Tensor, changed: Tensor) -> None:
+    """Set the known visits of the samples in ``changed`` to those of their records.
+
+    Those of all other samples must be equal already.
+    """
+    visits = records[:, 3]
+    if len(changed) * _SCATTERED > len(visits):
+        known_visits.copy_(visits)
+    else:
+        known_visits.index_copy_(0, changed, visits.index_select(0, changed))
 
 
 def raise_difference(of: str, group: Any, device: torch.device) -> NoReturn:

@@ -6,7 +6,7 @@ import ctypes
 import json
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -44,18 +44,32 @@ def passed_in_threads(
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     monkeypatch.setattr(exchange.dist, "get_backend", lambda group=None: "gloo")
     barrier, local = threading.Barrier(processes, timeout=60), threading.local()
+    monkeypatch.setattr(exchange.dist, "get_rank", lambda group=None: local.rank)
     given: dict[int, torch.Tensor] = {}
     passed: list[list[int]] = [[] for _ in range(processes)]
 
-    def gather(mine: torch.Tensor, group: object = None, out: object = None) -> torch.Tensor:
+    def all_given(mine: torch.Tensor) -> list[torch.Tensor]:
         passed[local.rank].append(mine.nbytes)
+        barrier.wait()
         given[local.rank] = mine
         barrier.wait()
-        whole = torch.stack([given[rank] for rank in range(processes)])
+        return [given[rank].clone() for rank in range(processes)]
+
+    def gather(
+        mine: torch.Tensor, group: object = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        whole = torch.stack(all_given(mine))
         barrier.wait()
-        return whole
+        return whole if out is None else out.copy_(whole)
+
+    def broadcast_all(pieces: Sequence[torch.Tensor], group: object = None) -> None:
+        whole = all_given(pieces[local.rank])
+        barrier.wait()
+        for piece, part in zip(pieces, whole, strict=True):
+            piece.copy_(part)
 
     monkeypatch.setattr(exchange, "all_gather", gather)
+    monkeypatch.setattr(exchange, "broadcast_all", broadcast_all)
     monkeypatch.setattr(exchange, "all_reduce", lambda mine, *_: gather(mine).sum(0))
 
     def start(rank: int) -> None:
@@ -72,11 +86,13 @@ def passed_in_threads(
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 @pytest.mark.parametrize("each", [0, 1, 7, 8, 30])
+@pytest.mark.parametrize("in_one", [True, False])
 def test_a_replicated_exchange_sends_what_the_formula_says(
-    processes: int, each: int, model: ModuleType, monkeypatch: pytest.MonkeyPatch
+    processes: int, each: int, in_one: bool, model: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process changes as many rows, and the last one fewer."""
     monkeypatch.setattr(exchange, "_ROWS", 8)
+    monkeypatch.setattr(exchange, "_LARGE", 10**9 if in_one else 1)
     monkeypatch.setattr(model, "ROWS_AT_A_TIME", 8)
     counts = [each] * (processes - 1) + [each - each // 8]
 
@@ -86,7 +102,11 @@ def test_a_replicated_exchange_sends_what_the_formula_says(
         table.synchronize()
 
     passed = passed_in_threads(processes, run, monkeypatch)
-    assert passed == [model.exchange_calls(counts)] * processes
+    wanted = [model.exchange_calls(counts) for _ in counts]
+    if not in_one and each:  # the last process sends only what it has
+        own = [min(8, max(0, counts[-1] - begin)) for begin in range(0, each, 8)]
+        wanted[-1][1:-1] = [math.ceil(rows / 4) * 4 * model.ROW for rows in own]
+    assert passed == wanted
 
 
 @pytest.mark.parametrize("differs", [False, True])

@@ -727,6 +727,7 @@ def check_exchange(gpu: Gpu) -> None:
         new_records = rng.integers(0, 3, (len(index), 4), np.int32)
         written = gpu.empty(len(index), dtype=np.bool_)
         given = (scores, records, known, index, new_scores, new_records)
+        wins_ties = bool(n % 2)
         gpu.run(
             "WriteNewer",
             scores=there[0],
@@ -737,9 +738,10 @@ def check_exchange(gpu: Gpu) -> None:
             new_records=gpu.put(new_records),
             known_visits=there[2],
             count=len(index),
+            wins_ties=wins_ties,
             is_written=written,
         )
-        same(written.read(), reference_table.write_newer(*given), n)
+        same(written.read(), reference_table.write_newer(*given, wins_ties=wins_ties), n)
         for found, after in zip(there, given, strict=False):
             same(found.read(), after, n)
         gpu.free_all()

@@ -311,6 +311,7 @@ CALLS = {
             *integers("n"),
             *pointers("index", "new_scores", "new_records", "known_visits"),
             *integers("count"),
+            ("wins_ties", c_bool),
             *pointers("is_written"),
         ),
     )

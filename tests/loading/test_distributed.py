@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +176,7 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
     "name",
     [
         "killed_in_rows",
+        "killed_in_broadcasts",
         "killed_at_the_end",
         "late",
         "killed_in_all_to_all",
@@ -213,6 +214,7 @@ class Meeting:
         for module in (exchange, _collectives):
             monkeypatch.setattr(module, "all_gather", self._all_gather)
         monkeypatch.setattr(exchange, "broadcast", self._broadcast)
+        monkeypatch.setattr(exchange, "broadcast_all", self._broadcast_all)
         monkeypatch.setattr(exchange, "all_reduce", self._all_reduce)
 
     def _all_gather(
@@ -230,6 +232,10 @@ class Meeting:
 
     def _broadcast(self, mine: torch.Tensor, source: int, group: object = None) -> torch.Tensor:
         return self._all_gather(mine)[source]
+
+    def _broadcast_all(self, pieces: Sequence[torch.Tensor], group: object = None) -> None:
+        for source, piece in enumerate(pieces):
+            piece.copy_(self._broadcast(piece, source))
 
     def _all_reduce(self, mine: torch.Tensor, reduction: str, group: object = None) -> torch.Tensor:
         assert reduction == "sum"
@@ -310,15 +316,17 @@ def test_loaded_updates_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("most", [0, 1])
 @pytest.mark.parametrize("uneven", [0, 2, 10**9])
+@pytest.mark.parametrize("large", [1, 10**9])
 @pytest.mark.parametrize("piece", [1, 150, exchange._PIECE])
 def test_many_rows_are_exchanged_in_parts(
-    most: int, uneven: int, piece: int, monkeypatch: pytest.MonkeyPatch
+    most: int, uneven: int, large: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some processes have forgetting counts and a history, and others do not."""
     monkeypatch.setattr(exchange, "_ROWS", 3)
     monkeypatch.setattr(exchange, "_PIECE", piece)  # words: of one round, two, all
     monkeypatch.setattr(exchange, "_MOST", most)  # 0: write into a copy
-    monkeypatch.setattr(exchange, "_UNEVEN", uneven)  # 0: always in turn; 10**9: always together
+    monkeypatch.setattr(exchange, "_UNEVEN", uneven)  # 0: never all-gather what is uneven
+    monkeypatch.setattr(exchange, "_LARGE", large)  # 1: never all-gather
     tables = [ScoreTable(20, "cpu", history=2) for _ in range(3)]
     alone = ScoreTable(20, "cpu", history=2)
     for rank, samples in enumerate((range(1, 11), range(9, 14), range(0))):
@@ -460,6 +468,8 @@ def test_a_gather_writes_where_it_is_told(
         assert torch.equal(given[0], mine)
         assert not both[0].any()
         given.zero_()
+        _collectives.broadcast_all([mine], group)
+        assert mine.view(-1).tolist() == list(range(12))
     # Later writes are those of the caller: the tensors are not shared with anything that is left.
     mine.fill_(7)
     assert not both.any()

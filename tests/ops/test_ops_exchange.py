@@ -23,8 +23,9 @@ def test_changed_rows(n: int, share: float, place: torch.device) -> None:
     same(found, reference_table.changed_rows(records, known), n, share)
 
 
+@pytest.mark.parametrize("wins_ties", [True, False])
 @pytest.mark.parametrize("n", [*SMALL, 70_001])
-def test_write_newer(n: int, place: torch.device) -> None:
+def test_write_newer(n: int, wins_ties: bool, place: torch.device) -> None:
     """Some rows are older, some as old; some indices are out of range."""
     rng = np.random.default_rng(n)
     records, known = rng.integers(0, 4, (n, 4), np.int32), rng.integers(0, 4, n, np.int32)
@@ -35,8 +36,8 @@ def test_write_newer(n: int, place: torch.device) -> None:
     new_scores = np.resize(values("any bits", n + 1), len(index))
     given = [scores, records, known, index, new_scores, new_records]
     there = [tensor(array, place) for array in given]
-    found = ops.write_newer(*there)
-    same(found, reference_table.write_newer(*given), n)
+    found = ops.write_newer(*there, wins_ties=wins_ties)
+    same(found, reference_table.write_newer(*given, wins_ties=wins_ties), n)
     for one, other in zip(there, given, strict=True):
         same(one, other, n)
 

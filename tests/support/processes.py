@@ -55,6 +55,7 @@ from dynloader._collectives import (
     all_reduce,
     all_texts,
     all_to_all,
+    broadcast_all,
 )
 from dynloader.table import _exchange as exchange
 from dynloader.table import _parts, _shard
@@ -553,9 +554,18 @@ def collectives(folder: Path) -> None:
                 before = each.clone()
                 assert torch.equal(all_reduce(each, reduction), reduced)
                 assert torch.equal(each, before)
+    for counts in ([3, 0, 1000], [0, 5], [0]):
+        sizes = [counts[source % len(counts)] for source in range(world)]
+        pieces = torch.full((sum(sizes),), rank).split(sizes)
+        broadcast_all(pieces)
+        for source, piece in enumerate(pieces):
+            assert piece.tolist() == [source] * sizes[source]
     # In a group of two processes.
     group = dist.new_group([0, world - 1])
     if rank in (0, world - 1):
+        pair = torch.full((2, 3), rank)
+        broadcast_all(pair.unbind(), group)
+        assert pair.tolist() == [[0] * 3, [world - 1] * 3]
         assert all_gather(torch.tensor(rank), group).tolist() == [0, world - 1]
         assert all_reduce(torch.tensor(rank), "sum", group) == world - 1
     assert all_texts("ä" * rank) == ["ä" * number for number in range(world)]
@@ -563,6 +573,9 @@ def collectives(folder: Path) -> None:
     group = dist.new_group(backend="at_once")
     assert all_gather(torch.tensor(3), group).tolist() == [3] * world
     assert all_reduce(torch.tensor(3), "sum", group) == 6
+    pieces = list(torch.full((world, 2), rank))
+    broadcast_all(pieces, group)
+    assert torch.stack(pieces).tolist() == [[7 + source] * 2 for source in range(world)]
     with pytest.raises(ValueError, match='reduction must be "max" or "sum", got "min"'):
         all_reduce(mine, "min")
 
@@ -704,6 +717,7 @@ def interpreter(folder: Path) -> None:
     for ours in (
         lambda: all_gather(values),
         lambda: all_reduce(values, "sum"),
+        lambda: broadcast_all(list(torch.zeros(dist.get_world_size(), 100))),
         lambda: all_to_all(values, counts),
         lambda: all_texts("text"),
         exchange,
@@ -733,6 +747,9 @@ class AtOnce(dist.ProcessGroup):
 
     def allreduce(self, values: Any, options: Any = None) -> None:
         values[0].mul_(2)
+
+    def broadcast(self, values: Any, options: Any = None) -> None:
+        values[0].fill_(7 + options.rootRank)
 
     def alltoall_base(self, received: Any, sent: Any, *rest: Any) -> None:
         received.copy_(sent)
@@ -835,6 +852,19 @@ def killed_in_rows(folder: Path) -> None:
         return all_gather(*arguments)
 
     leave("all_gather", gather)
+
+
+def killed_in_broadcasts(folder: Path) -> None:
+    """A process is killed when it has sent some of its rows, each process its own."""
+    calls = itertools.count()
+
+    def send(*arguments: Any) -> None:
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        broadcast_all(*arguments)
+
+    exchange._LARGE = 1
+    leave("broadcast_all", send)
 
 
 def killed_at_the_end(folder: Path) -> None:

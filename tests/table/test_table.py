@@ -512,14 +512,17 @@ def test_updates_replayed_by_a_graph_are_exchanged(
     """The process is one of two, and the other recorded nothing."""
     monkeypatch.setattr("dynloader.table._table.is_alone", lambda group=None: False)
     monkeypatch.setattr(exchange, "device_for", lambda group, home: home)
+    monkeypatch.setattr(exchange.dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(exchange.dist, "get_rank", lambda group: 0)
     sent = []
 
-    def both(mine: torch.Tensor, group: object, out: object = None) -> torch.Tensor:
+    def both(mine: torch.Tensor, group: object, out: torch.Tensor | None = None) -> torch.Tensor:
         sent.append(mine)
         nothing = torch.zeros_like(mine)
         if len(sent) == 1:  # the header: no rows and no updates, but otherwise equal
             nothing[0], nothing[3:] = mine[0], mine[3:]
-        return torch.stack([mine, nothing])
+        whole = torch.stack([mine, nothing])
+        return whole if out is None else out.copy_(whole)
 
     monkeypatch.setattr(exchange, "all_gather", both)
     monkeypatch.setattr(exchange, "all_reduce", lambda mine, reduction, group: mine)
