@@ -131,7 +131,7 @@ class Training:
         history, seconds = [], 0.0
         for epoch in range(self.epochs):
             begin = time.process_time()
-            losses = self._train_epoch()
+            losses = self._train_epoch(epoch)
             seconds += time.process_time() - begin
             history.append({"samples": self.samples, "cpu_seconds": seconds} | distribution(losses))
             if self.after_epoch is not None:
@@ -148,12 +148,17 @@ class Training:
             **self.test(),
         }
 
-    def _train_epoch(self) -> Tensor:
+    def _train_epoch(self, epoch: int) -> Tensor:
         """Train for one epoch, and return the losses of its samples without label smoothing."""
         recipe, seen = self.recipe, []
         self.model.train()
-        for images, labels in self.loader:
-            self._set_learning_rate()
+        for batch, (images, labels) in enumerate(self.loader):
+            # If the losses decide how many samples are kept, the number of steps is unknown.
+            within = epoch + batch / len(self.loader)
+            is_open = self.loader.has_open_length
+            self._set_learning_rate(
+                within / self.epochs if is_open else self.steps / self.num_steps
+            )
             with self._autocast():
                 logits = self.model(images)
             log_p = logits.float().log_softmax(1)
@@ -169,10 +174,10 @@ class Training:
             seen.append(plain.detach())
         return torch.cat(seen)
 
-    def _set_learning_rate(self) -> None:
+    def _set_learning_rate(self, done: float) -> None:
         rate = self._peak
         if self.recipe.schedule == "triangular":
-            rate *= triangle(self.steps / self.num_steps)
+            rate *= triangle(done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 

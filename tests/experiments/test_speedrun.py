@@ -67,6 +67,23 @@ def test_the_schedule_rises_and_falls() -> None:
     assert max(rates) == rates[23]
 
 
+@pytest.mark.parametrize(
+    "policy", [dynloader.UCB(keep=0.5), dynloader.InfoBatch(anneal=None, drop_probability=0.9)]
+)
+def test_the_learning_rate_falls_to_its_end_whatever_is_kept(policy: dynloader.Policy) -> None:
+    training = Training(data(320), policy, 5, 0, RECIPE)
+    rates: list[float] = []
+    training.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"] / training._peak)
+    )
+    training.run()
+    assert len(rates) == training.steps
+    assert training.loader.has_open_length == (training.steps < training.num_steps)
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) > 0.9
+    assert rates[-1] < 0.07 + 2.6 / training.steps
+
+
 def test_a_training_minimizes_the_smoothed_loss_and_records_the_plain_one() -> None:
     training = Training(data(), dynloader.UCB(keep=0.5, every=1), 2, 0, RECIPE)
     found = training.run()
