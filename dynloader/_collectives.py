@@ -50,6 +50,10 @@ def all_reduce(mine: Tensor, reduction: str, group: str) -> Tensor:
     made = torch.ops._c10d_functional.all_reduce(sent, reduction, group)
     return torch.ops._c10d_functional.wait_tensor(made).clone()
 
+def broadcast(mine: Tensor, source: int, group: str) -> int:
+    made = torch.ops._c10d_functional.broadcast_(alias(mine), source, group)
+    return torch.ops._c10d_functional.wait_tensor(made).numel()
+
 def broadcast_all(pieces: List[Tensor], group: str) -> int:
     made: List[Tensor] = []
     for source, piece in enumerate(pieces):
@@ -59,11 +63,6 @@ def broadcast_all(pieces: List[Tensor], group: str) -> int:
     for each in made:
         words += torch.ops._c10d_functional.wait_tensor(each).numel()
     return words
-
-def broadcast(mine: Tensor, source: int, group: str) -> Tensor:
-    sent = mine.clone(memory_format=torch.contiguous_format)
-    made = torch.ops._c10d_functional.broadcast(sent, source, group)
-    return torch.ops._c10d_functional.wait_tensor(made).clone()
 
 def all_to_all(mine: Tensor, received: List[int], counts: List[int], group: str) -> Tensor:
     sent = mine.clone(memory_format=torch.contiguous_format)
@@ -134,21 +133,23 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
 
 
 @_marking_lost()
-def broadcast(mine: Tensor, source: int, group: Any = None) -> Tensor:
-    """Return the tensor of one process in all processes.
+def broadcast(mine: Tensor, source: int, group: Any = None) -> None:
+    """Write into the tensor of each process what one process has in it.
+
+    Nothing is copied or allocated here: with copies of many MB, glibc's heap would grow by one in
+    almost every call, since small allocations that last take parts of those that were freed.
 
     Args:
-        mine: in the process ``source``, the tensor to send; in the others, any tensor of its shape
-            and dtype.
+        mine: a contiguous tensor, of the same size and dtype in all processes. It may not be
+            changed by others or used again if the collective fails.
         source: the rank of the sender within the group.
         group: a process group; None means all processes.
     """
+    assert mine.is_contiguous()
     if _is_native(group):
-        made: Tensor = _native().broadcast(mine, source, _name_of(group))
-        return made
-    whole = mine.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(whole, group=group, group_src=source)
-    return whole
+        _native().broadcast(mine, source, _name_of(group))
+        return
+    dist.broadcast(mine, group=group, group_src=source)
 
 
 @_marking_lost()

@@ -295,8 +295,13 @@ def _sent_by(
     is_mine = rank == dist.get_rank(group)
     home = parts[0].device
     room = ops.empty((_num_words(count, _widths(parts)),), torch.int32, home)
-    words = _packed(parts, mine if is_mine else mine[:0], room)
-    return broadcast(words.to(device), rank, group).to(home) if count else words
+    if is_mine:
+        _packed(parts, mine, room)
+    if count == 0:
+        return room
+    words = room.to(device)
+    broadcast(words, rank, group)
+    return words.to(home)
 
 
 def _widths(parts: list[Tensor]) -> list[int]:

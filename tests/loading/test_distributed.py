@@ -23,6 +23,7 @@ import torch.distributed as dist
 from ledger import Numbers
 from paths import TESTS, python_path
 from processes import resumable
+from resident import needs_linux
 
 import dynloader
 from dynloader import DataLoader, Full, RandomDynamic, ScoreTable, _collectives
@@ -120,6 +121,12 @@ def test_each_feeds_its_share_and_all_select_alike(world: int, tmp_path: Path) -
 def test_rows_reach_the_processes_they_are_for(world: int, tmp_path: Path) -> None:
     for text in together("to_each", tmp_path, world):
         assert text.endswith("done to_each\n"), text
+
+
+@needs_linux
+def test_exchanges_do_not_take_more_and_more_memory(tmp_path: Path) -> None:
+    for text in together("memory", tmp_path, 2):
+        assert text.endswith("done memory\n"), text
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -230,12 +237,12 @@ class Meeting:
             return out.copy_(gathered)
         return gathered
 
-    def _broadcast(self, mine: torch.Tensor, source: int, group: object = None) -> torch.Tensor:
-        return self._all_gather(mine)[source]
+    def _broadcast(self, mine: torch.Tensor, source: int, group: object = None) -> None:
+        mine.copy_(self._all_gather(mine)[source])
 
     def _broadcast_all(self, pieces: Sequence[torch.Tensor], group: object = None) -> None:
         for source, piece in enumerate(pieces):
-            piece.copy_(self._broadcast(piece, source))
+            self._broadcast(piece, source)
 
     def _all_reduce(self, mine: torch.Tensor, reduction: str, group: object = None) -> torch.Tensor:
         assert reduction == "sum"
@@ -469,6 +476,7 @@ def test_a_gather_writes_where_it_is_told(
         assert not both[0].any()
         given.zero_()
         _collectives.broadcast_all([mine], group)
+        _collectives.broadcast(mine, 0, group)
         assert mine.view(-1).tolist() == list(range(12))
     # Later writes are those of the caller: the tensors are not shared with anything that is left.
     mine.fill_(7)

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 from cut_short import ACTS, check_same, cut_short, known, trained
 from ledger import Numbers, loss_of
+from resident import most_of
 from torch.utils.data import DistributedSampler, TensorDataset
 from within_epoch import Noted, arrays, expected, samples_of
 from within_epoch import make as make_loader
@@ -840,6 +841,24 @@ def lose(folder: Path) -> None:
         print("lost:", type(error).__name__, flush=True)
         os._exit(0)
     print("no error", flush=True)
+
+
+def memory(folder: Path) -> None:
+    """The memory of a process does not grow from exchange to exchange."""
+    n = 2**20
+    for share, in_turn in ((n, True), (n // 2, False)):
+        table = ScoreTable(n, "cpu")
+        samples = torch.arange(share) + (0 if in_turn else dist.get_rank() * share)
+        exchange_again(table, samples, 3)
+        grown = most_of(functools.partial(exchange_again, table, samples, 8))
+        # Received rows and, in turn, a copy of the table; the rows of eight epochs are 190 MiB.
+        assert grown < 100 * 2**20, (in_turn, grown)
+
+
+def exchange_again(table: ScoreTable, samples: torch.Tensor, number: int) -> None:
+    for _ in range(number):
+        table.update(samples, torch.rand(len(samples)))
+        table.synchronize()
 
 
 def killed_in_rows(folder: Path) -> None:
