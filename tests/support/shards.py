@@ -284,8 +284,8 @@ def many(folder: Path) -> None:
     world, _ = world_and_rank()
     n = 10**6 if world > 2 else 1_400_000
     assert world > 2 or num_rounds(n // 2 // world) == 2
-    for policy in (UCB(keep=0.5), InfoBatch(anneal=None), Weighted(keep=0.5)):
-        ours, theirs = pair(TensorDataset(torch.arange(n)), 8192, policy, seed=1)
+    for policy in policies(n) if world == 4 else [UCB(keep=0.5), Weighted(keep=0.5)]:
+        ours, theirs = pair(TensorDataset(torch.arange(n)), 65_536 // world, policy, seed=1)
         for epoch in range(3):
             assert one_epoch(ours, epoch) == one_epoch(theirs, epoch), (policy, epoch)
         for loader in (ours, theirs):
