@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 from emulator.build import compile_library  # noqa: E402
-from emulator.gpu import Gpu  # noqa: E402
+from emulator.gpu import Gpu, LossRows  # noqa: E402
 
 # An address that no kernel reads, because none is executed.
 SOMEWHERE = 1 << 40
@@ -49,7 +49,7 @@ WIDTHS = {".U8": 1, ".S8": 1, ".U16": 2, ".S16": 2, ".64": 8, ".128": 16}
 
 
 def calls(n: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield the name of each operation, its call and the fields of the call."""
+    """Yield the name of each operation on n samples, its call and the fields of the call."""
     k = n // 2
     scores = {"scores": SOMEWHERE, "n": n}
     yield "top_k", "TopK", {**scores, "k": k}
@@ -58,6 +58,16 @@ def calls(n: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "info_batch, by the mean", "InfoBatch", {**scores, **mean}
     yield "sample", "WeightedSample", {"weights": SOMEWHERE, "n": n, "k": k}
     yield "score_mean", "ScoreMean", scores
+
+
+def reductions() -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield the form of each reduction of losses, their number, and the fields of the call."""
+    for each, forms in ((1, ("one of each entry",)), (1024, ("padded", "packed"))):
+        for entries in (64, 4096, 262_144):
+            for form in forms:
+                offsets = {"offsets": SOMEWHERE} if form == "packed" else {}
+                rows = LossRows(width=each, count=entries, **offsets)
+                yield form, each * entries, {"index": SOMEWHERE, "rows": rows}
 
 
 def launches(sizes: Sequence[int]) -> list[str]:
@@ -69,6 +79,14 @@ def launches(sizes: Sequence[int]) -> list[str]:
             count, memsets, scratch = gpu.cost(call, **fields)
             size = f"{scratch / 1e6:.1f}" if scratch < 1e7 else f"{scratch / 1e6:.0f}"
             lines.append(f"| `{name}` | {fields['n']:.3g} | {count} + {memsets} | {size} |")
+        for name, losses, fields in reductions():
+            known = {"losses": SOMEWHERE, "num_losses": losses, "reduced": SOMEWHERE}
+            count, memsets, scratch = gpu.cost("ReduceByIndex", **known, **fields)
+            entries = fields["rows"].count
+            lines.append(
+                f"| `reduce_by_index`, {name} | {losses:,} losses, {entries:,} entries "
+                f"| {count} + {memsets} | {scratch / 1e6:.2f} |"
+            )
     return lines
 
 
