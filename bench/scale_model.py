@@ -33,7 +33,7 @@ KEPT_LOSS, PLACE, COPIED_ROW = 16, 4, 24 + 4
 KEPT, FED = 8, 8
 # Losses, and samples, of a round in shards, unless there would be more rounds than these.
 AT_A_TIME, MOST_ROUNDS_OF_LOSSES, MOST_ROUNDS = 2**18, 64, 16
-# A loss in its round: measured at 90 bytes, and at 210 if all samples have several. A sample in its
+# A loss in its round: at most 90 bytes, or 210 if all samples have several. A sample in its
 # round: measured at 67 bytes while it is asked for, and at 87 with loss weights.
 ROUND_LOSS, ROUND_SAMPLE = 210, 90
 # Of a selection by weights: the weight of a row, and twice the precision for a sample kept.
