@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -242,6 +244,19 @@ def head_of(of: str, numbers: Sequence[int]) -> list[int]:
     """
     assert len(numbers) < HEAD
     return [zlib.crc32(of.encode()), *numbers, *[0] * (HEAD - 1 - len(numbers))]
+
+
+@functools.cache
+def machine_number() -> int:
+    """Return a number that is equal in processes of one machine, and almost certainly in no others.
+
+    Containers of one machine may have different numbers where Linux does not tell its boot.
+    """
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        name = platform.node()
+    return zlib.crc32(name.encode())
 
 
 def as_told(error: _E) -> _E:

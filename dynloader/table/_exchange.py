@@ -22,6 +22,7 @@ from dynloader._collectives import (
     device_for,
     head_of,
     is_told,
+    machine_number,
 )
 from dynloader._version import __version__
 
@@ -38,8 +39,8 @@ _PIECE = 2**25
 # Each process sends its rows by itself, not in an all-gather, if that would send more than this
 # many times as much.
 _UNEVEN = 2
-# So it does with gloo if it sends at least this many words. An all-gather of gloo copies, but takes
-# fewer messages.
+# So it does with gloo on one machine if it sends at least this many words. An all-gather of gloo
+# copies, but takes fewer messages. Between machines, it uses all links at once; broadcasts do not.
 _LARGE = 2**18
 
 
@@ -144,6 +145,7 @@ def exchange(
         0 if rows.history is None else rows.history.shape[1],
         rows.passes is not None,
         shared.digest,
+        machine_number(),
     ]
 
     def gathered() -> tuple[Tensor, list[list[int]]]:
@@ -154,7 +156,7 @@ def exchange(
         return changed, heads.cpu().T.tolist()[: 1 + len(head)]
 
     changed, (digests, counts, *told) = gathered()
-    updates, forgetting, lengths, histories, passes, loaded = told
+    updates, forgetting, lengths, histories, passes, loaded, machines = told
     if any(len(set(found)) > 1 for found in (digests, lengths, histories, passes)):
         rank = dist.get_rank(group)
         kept = f", {histories[rank]} losses of each" if any(histories) else ""
@@ -175,7 +177,7 @@ def exchange(
     # a copy of the table instead, and write into that.
     if sum(counts) <= _MOST * num_samples:
         with saying_what_failed():
-            received = list(_together(*sending))
+            received = list(_together(*sending, on_one_machine=len(set(machines)) == 1))
             _wait_for_all(group, device)
         # The rows of this process are there already. Those of a lower rank win a tie, and those of
         # a higher one do not; the lower of two is written later or first.
@@ -219,7 +221,13 @@ def _wait_for_all(group: Any, device: torch.device) -> None:
 
 
 def _together(
-    parts: list[Tensor], changed: Tensor, counts: list[int], device: torch.device, group: Any
+    parts: list[Tensor],
+    changed: Tensor,
+    counts: list[int],
+    device: torch.device,
+    group: Any,
+    *,
+    on_one_machine: bool,
 ) -> Iterator[list[list[Tensor]]]:
     """Yield the changed rows of all processes, some at a time: a list of columns for each rank.
 
@@ -229,15 +237,16 @@ def _together(
         counts: the number of rows that each process changed.
         device: the device that tensors must be on for the group to send them.
         group: a process group; None means all processes.
+        on_one_machine: whether all processes run on the same machine.
     """
     widths, home = _widths(parts), parts[0].device
-    is_gloo = dist.get_backend(group) == "gloo"
+    is_copied = on_one_machine and dist.get_backend(group) == "gloo"
     rounds = []
     for begin in range(0, max(counts), _ROWS):
         ends = [max(0, min(count, begin + _ROWS) - begin) for count in counts]
         size = _num_words(max(ends), widths)
         is_even = _UNEVEN * sum(ends) >= max(ends) * len(ends)
-        in_one = is_even and not (is_gloo and size >= _LARGE)
+        in_one = is_even and not (is_copied and size >= _LARGE)
         sizes = [size if in_one else _num_words(count, widths) for count in ends]
         rounds.append((changed[begin : begin + _ROWS], ends, sizes, in_one))
     rooms = _rooms([sum(sizes) for _, _, sizes, _ in rounds], device)

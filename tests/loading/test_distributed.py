@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -353,6 +354,31 @@ def test_many_rows_are_exchanged_in_parts(
     alone.num_updates = tables[0].num_updates
     assert tables[0].num_updates == 4  # an update without samples does not count
     assert_all_equal([alone, tables[2]])
+
+
+@pytest.mark.parametrize("machines", [[7, 7, 7], [7, 7, 8]])
+def test_gloo_broadcasts_rows_on_one_machine_only(
+    machines: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between machines, broadcasts take longer: most links are idle."""
+    monkeypatch.setattr(exchange, "_LARGE", 1)
+    tables = [ScoreTable(20, "cpu") for _ in machines]
+    for rank, table in enumerate(tables):
+        table.update(torch.arange(5) + 5 * rank, torch.ones(5) * rank)
+    meeting = Meeting(monkeypatch, tables)
+    monkeypatch.setattr(
+        exchange, "machine_number", lambda: machines[exchange.dist.get_rank()], raising=False
+    )
+    calls = itertools.count()
+
+    def counted(pieces: Sequence[torch.Tensor], group: object) -> None:
+        next(calls)
+        meeting._broadcast_all(pieces)
+
+    monkeypatch.setattr(exchange, "broadcast_all", counted)
+    assert meeting.synchronize() == [None] * 3
+    assert_all_equal(tables)
+    assert next(calls) == (3 if len(set(machines)) == 1 else 0)
 
 
 @pytest.mark.parametrize("most", [0, 1])
