@@ -4,10 +4,12 @@ A thread of gloo lets go of a collective's tensors some time after the collectiv
 Python knows the tensors, the thread then needs the interpreter's lock. A process that is forked at
 that moment, as a worker of a loader is, may inherit a locked mutex that no thread will ever
 release, in Python before 3.10.15 and 3.11.10 (github.com/python/cpython/issues/112275). There,
-TorchScript calls the collectives, with copies of their tensors, or with others of the same memory,
-that Python never sees. Other collectives of
-a training, of DistributedDataParallel too, may still cause it: ``num_workers > 0`` with
-``multiprocessing_context="forkserver"`` is safe in every Python.
+TorchScript calls the collectives with other tensors of the same memory, which Python never sees.
+It makes no copies: torch records something small of every collective, which glibc puts into what
+was freed of the last copy, so that its heap would grow by one copy in every call.
+
+Other collectives of a training, of DistributedDataParallel too, may still make a worker hang:
+``num_workers > 0`` with ``multiprocessing_context="forkserver"`` is safe in every Python.
 """
 
 from __future__ import annotations
@@ -34,23 +36,17 @@ HEAD = 15
 _FORK_MAY_HANG = sys.version_info < (3, 10, 15) or (3, 11) <= sys.version_info < (3, 11, 10)
 
 _SCRIPT = """
-def all_gather(mine: Tensor, processes: int, group: str) -> Tensor:
-    sent = mine.clone(memory_format=torch.contiguous_format).view(-1)
-    made = torch.ops._c10d_functional.all_gather_into_tensor(sent, processes, group)
-    return torch.ops._c10d_functional.wait_tensor(made).clone()
-
 def alias(given: Tensor) -> Tensor:
     return torch.empty([0], dtype=given.dtype, device=given.device).set_(given)
 
-def all_gather_into(whole: Tensor, mine: Tensor, processes: int, group: str) -> int:
+def all_gather(whole: Tensor, mine: Tensor, processes: int, group: str) -> int:
     sent, made = alias(mine).view(-1), alias(whole).view(-1)
     made = torch.ops._c10d_functional.all_gather_into_tensor_out(sent, processes, group, out=made)
     return torch.ops._c10d_functional.wait_tensor(made).numel()
 
-def all_reduce(mine: Tensor, reduction: str, group: str) -> Tensor:
-    sent = mine.clone(memory_format=torch.contiguous_format)
-    made = torch.ops._c10d_functional.all_reduce(sent, reduction, group)
-    return torch.ops._c10d_functional.wait_tensor(made).clone()
+def all_reduce(whole: Tensor, reduction: str, group: str) -> int:
+    made = torch.ops._c10d_functional.all_reduce_(alias(whole), reduction, group)
+    return torch.ops._c10d_functional.wait_tensor(made).numel()
 
 def broadcast(mine: Tensor, source: int, group: str) -> int:
     made = torch.ops._c10d_functional.broadcast_(alias(mine), source, group)
@@ -66,10 +62,17 @@ def broadcast_all(pieces: List[Tensor], group: str) -> int:
         words += torch.ops._c10d_functional.wait_tensor(each).numel()
     return words
 
-def all_to_all(mine: Tensor, received: List[int], counts: List[int], group: str) -> Tensor:
-    sent = mine.clone(memory_format=torch.contiguous_format)
-    made = torch.ops._c10d_functional.all_to_all_single(sent, received, counts, group)
-    return torch.ops._c10d_functional.wait_tensor(made).clone()
+def all_to_all(
+    whole: Tensor,
+    mine: Tensor,
+    received: List[int],
+    counts: List[int],
+    group: __torch__.torch.classes.c10d.ProcessGroup,
+) -> int:
+    # The functional one allocates its result.
+    work = torch.ops.c10d.alltoall_base_(alias(whole), alias(mine), group, received, counts)
+    work.wait()
+    return whole.numel()
 """
 
 
@@ -104,14 +107,11 @@ def all_gather(mine: Tensor, group: Any = None, out: Tensor | None = None) -> Te
         assert out.is_contiguous()
         assert mine.is_contiguous()
         assert out.shape == (processes, *mine.shape)
-    if _is_native(group):
-        if out is not None:
-            _native().all_gather_into(out, mine, processes, _name_of(group))
-            return out
-        gathered: Tensor = _native().all_gather(mine, processes, _name_of(group))
-        return gathered.view(processes, *mine.shape)
     whole = mine.new_empty(processes, *mine.shape) if out is None else out
-    dist.all_gather(list(whole.unbind()), mine.contiguous(), group=group)
+    if _is_native(group):
+        _native().all_gather(whole, mine.contiguous(), processes, _name_of(group))
+    else:
+        dist.all_gather(list(whole.unbind()), mine.contiguous(), group=group)
     return whole
 
 
@@ -126,11 +126,11 @@ def all_reduce(mine: Tensor, reduction: Literal["max", "sum"], group: Any = None
     """
     if reduction not in ("max", "sum"):
         raise ValueError(f'all_reduce: reduction must be "max" or "sum", got "{reduction}"')
-    if _is_native(group):
-        reduced: Tensor = _native().all_reduce(mine, reduction, _name_of(group))
-        return reduced
     whole = mine.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
+    if _is_native(group):
+        _native().all_reduce(whole, reduction, _name_of(group))
+    else:
+        dist.all_reduce(whole, getattr(dist.ReduceOp, reduction.upper()), group=group)
     return whole
 
 
@@ -220,11 +220,12 @@ def all_to_all(
 
 @_marking_lost()
 def _all_to_all(mine: Tensor, received: list[int], counts: list[int], group: Any) -> Tensor:
-    if _is_native(group):
-        made: Tensor = _native().all_to_all(mine, received, counts, _name_of(group))
-        return made
     made = mine.new_empty(sum(received), *mine.shape[1:])
-    dist.all_to_all_single(made, mine.contiguous(), received, counts, group=group)
+    if _is_native(group):
+        boxed = _resolved(group).boxed()
+        _native().all_to_all(made, mine.contiguous(), received, counts, boxed)
+    else:
+        dist.all_to_all_single(made, mine.contiguous(), received, counts, group=group)
     return made
 
 
