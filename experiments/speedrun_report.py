@@ -235,7 +235,7 @@ def write(folder: Path) -> str:
     lines = [
         [
             METHODS[r["method"]].name,
-            "" if r["method"] == "full" else f"{r['keep']:g}",
+            f"{r['keep']:g}" if METHODS[r["method"]].has_keep else "",
             str(r["epochs"]),
             f"{r['accuracy']:.2f} ± {r['deviation']:.2f}"
             if r["seeds"] > 1
@@ -298,7 +298,7 @@ def draw(path: Path, cells: Sequence[dict[str, Any]]) -> None:
         (axes[1], "cpu_seconds", "processor seconds, one thread"),
     ):
         for number, ((method, keep), curve) in enumerate(curves(cells, cost).items()):
-            name = METHODS[method].name + ("" if method == "full" else f", keep {keep:g}")
+            name = METHODS[method].name + (f", keep {keep:g}" if METHODS[method].has_keep else "")
             costs, means = zip(*map(point, curve), strict=True)
             errors = [
                 float(np.std([a for _, a in seeds], ddof=1)) / math.sqrt(len(seeds))
