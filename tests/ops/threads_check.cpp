@@ -141,7 +141,7 @@ void helpers_move() {
   check(CPU_COUNT(&moved) == 1, "a helper without a processor is not moved");
   bool is_back = false;
   for (int again = 0; again < 300 && !is_back; ++again) {
-    // The kernel may have moved the caller. On another processor, it would keep the helper off that.
+    // The kernel may have moved the caller, which would then keep the helper off another processor.
     usleep(5'000);  // the helper falls asleep
     sched_setaffinity(0, sizeof(moved), &moved);
     sched_setaffinity(0, sizeof(all), &all);
