@@ -185,6 +185,7 @@ def test_when_one_is_killed_the_others_raise_and_resume_from_the_checkpoint(
     [
         "killed_in_rows",
         "killed_in_broadcasts",
+        "killed_between_broadcasts",
         "killed_at_the_end",
         "late",
         "killed_in_all_to_all",

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -881,6 +881,17 @@ def killed_in_broadcasts(folder: Path) -> None:
         if next(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         broadcast_all(*arguments)
+
+    exchange._LARGE = 1
+    leave("broadcast_all", send)
+
+
+def killed_between_broadcasts(folder: Path) -> None:
+    """A process is killed when it has taken part in some of the broadcasts of a round."""
+
+    def send(pieces: Sequence[torch.Tensor], group: Any) -> None:
+        dist.broadcast(pieces[0], group=group, group_src=0)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     exchange._LARGE = 1
     leave("broadcast_all", send)
