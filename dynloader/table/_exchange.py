@@ -179,8 +179,8 @@ def exchange(
         with saying_what_failed():
             received = list(_together(*sending, on_one_machine=len(set(machines)) == 1))
             _wait_for_all(group, device)
-        # The rows of this process are there already. Those of a lower rank win a tie, and those of
-        # a higher one do not; the lower of two is written later or first.
+        # The rows of this process are there already. Of the higher ranks, the lowest is written
+        # first, and none wins a tie; then the lower ranks, the lowest last, and each wins a tie.
         own = dist.get_rank(group)
         for rank in (*range(own + 1, len(counts)), *reversed(range(own))):
             for chunk in received:
