@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,6 @@ import scale_model
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Dataset
 from typing_extensions import override
 
 from dynloader import (
@@ -42,23 +42,14 @@ from dynloader import (
 )
 from dynloader.bench import machine
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+
+from ledger import Numbers
+from resident import most_of
+
 WORLD, NUM_CLASSES = 2, 10
 M_MMAP_THRESHOLD = -3
 EXCHANGES = {"an exchange": 1, "an exchange, two losses of each sample": 2}
-
-
-class Numbers(Dataset[int]):
-    """The numbers below ``n``."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    @override
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,20 +82,6 @@ def policies(n: int) -> dict[str, Callable[[], Policy]]:
         "IES": lambda: IES(keep=0.5),
         "your own": lambda: Highest(keep=0.5),
     }
-
-
-def most_of(call: Callable[[], object]) -> int:
-    """Return by how many bytes the resident memory of this process grows in a call at most."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
-
-
-def resident(name: str) -> int:
-    """Return the bytes that Linux counts as ``name``."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def touch(table: ScoreTable) -> None:

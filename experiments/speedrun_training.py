@@ -152,13 +152,13 @@ class Training:
         """Train for one epoch, and return the losses of its samples without label smoothing."""
         recipe, seen = self.recipe, []
         self.model.train()
+        is_open = self.loader.has_open_length
         for batch, (images, labels) in enumerate(self.loader):
             # If the losses decide how many samples are kept, the number of steps is unknown.
-            within = epoch + batch / len(self.loader)
-            is_open = self.loader.has_open_length
-            self._set_learning_rate(
-                within / self.epochs if is_open else self.steps / self.num_steps
-            )
+            if is_open:
+                self._set_learning_rate((epoch + batch / len(self.loader)) / self.epochs)
+            else:
+                self._set_learning_rate(self.steps / self.num_steps)
             with self._autocast():
                 logits = self.model(images)
             log_p = logits.float().log_softmax(1)

@@ -253,10 +253,7 @@ def _together(
     for (mine, ends, sizes, in_one), room in zip(rounds, rooms, strict=True):
         pieces = torch.split(room, sizes)
         own = pieces[dist.get_rank(group)]
-        if device == home:
-            _packed(parts, mine, own)
-        else:
-            own.copy_(_packed(parts, mine, ops.empty((len(own),), torch.int32, home)))
+        _pack(parts, mine, own)
         if in_one:
             all_gather(own, group, room.view(len(counts), -1))
         else:
@@ -288,29 +285,11 @@ def _in_turn(
         for begin in range(0, counts[rank], _ROWS):
             count = min(_ROWS, counts[rank] - begin)
             mine = changed[begin : begin + _ROWS]
-            words = _sent_by(rank, parts, mine, count, device, group)
-            yield _columns(words, widths, count)
-
-
-def _sent_by(
-    rank: int,
-    parts: list[Tensor],
-    mine: Tensor,
-    count: int,
-    device: torch.device,
-    group: Any,
-) -> Tensor:
-    """Return the ``count`` rows of the process ``rank``, which are ``mine`` in that process."""
-    is_mine = rank == dist.get_rank(group)
-    home = parts[0].device
-    room = ops.empty((_num_words(count, _widths(parts)),), torch.int32, home)
-    if is_mine:
-        _packed(parts, mine, room)
-    if count == 0:
-        return room
-    words = room.to(device)
-    broadcast(words, rank, group)
-    return words.to(home)
+            words = ops.empty((_num_words(count, widths),), torch.int32, device)
+            if rank == dist.get_rank(group):
+                _pack(parts, mine, words)
+            broadcast(words, rank, group)
+            yield _columns(words.to(parts[0].device), widths, count)
 
 
 def _widths(parts: list[Tensor]) -> list[int]:
@@ -323,23 +302,23 @@ def _num_words(rows: int, widths: list[int]) -> int:
     return -(-rows // 4) * 4 * sum(widths)
 
 
-def _packed(parts: list[Tensor], samples: Tensor, words: Tensor) -> Tensor:
+def _pack(parts: list[Tensor], samples: Tensor, words: Tensor) -> None:
     """Write rows into one tensor: the first columns of all rows, then the next columns.
 
     Args:
         parts: the columns of a table, int32 [n, columns].
         samples: the rows to pack, int64 [c]; they are the last column.
         words: int32, of a size from :func:`_num_words` for at least c rows. What is beyond the rows
-            is not written.
-
-    Returns:
-        ``words``.
+            is not written. It may be on another device than the table.
     """
-    *values, index = _columns(words, _widths(parts), len(samples))
+    home = parts[0].device
+    packed = words if words.device == home else ops.empty((len(words),), torch.int32, home)
+    *values, index = _columns(packed, _widths(parts), len(samples))
     for part, place in zip(parts, values, strict=True):
         torch.index_select(part, 0, samples, out=place)
     index.view(-1).copy_(samples)  # as the bits of an unsigned integer
-    return words
+    if packed is not words:
+        words.copy_(packed)
 
 
 def _columns(words: Tensor, widths: list[int], count: int) -> list[Tensor]:
