@@ -18,7 +18,7 @@ struct AllSamples {
 template <class Index>
 struct SelectedSamples {
   const Index* selected;
-  DYNLOADER_FN void ask_for(int64_t place) const { prefetch_to_read(selected + place); }
+  DYNLOADER_FN void ask_for(int64_t place) const { prefetch_to_read_later(selected + place); }
   DYNLOADER_FN int64_t operator()(uint64_t place) const {
     return static_cast<int64_t>(selected[place]);
   }
