@@ -76,14 +76,18 @@ struct LookAtKey {
   int64_t n;
   int log2_looks;
   DYNLOADER_FN void fetch() { dynloader::fetch(key, 0); }
-  DYNLOADER_FN void ask_for(int64_t j) const {
-    dynloader::ask_for(key, static_cast<int64_t>(place_of(j, mixed(j))), 0);
+  DYNLOADER_FN void ask_for(int64_t j) const { dynloader::ask_for(key, place(j), 0); }
+  DYNLOADER_FN uint64_t operator()(int64_t j) const { return whole(j, key.high(place(j))); }
+
+  // The number of the sample to look at.
+  DYNLOADER_FN int64_t place(int64_t j) const {
+    const uint64_t first = (static_cast<uint64_t>(j) * static_cast<uint64_t>(n)) >> log2_looks;
+    const uint64_t length = static_cast<uint64_t>(n) >> log2_looks;
+    return static_cast<int64_t>(first + ((mixed(j) * length) >> 32));
   }
-  DYNLOADER_FN uint64_t operator()(int64_t j) const {
-    const uint32_t hash = mixed(j);
-    const uint32_t high = key.high(static_cast<int64_t>(place_of(j, hash)));
-    // The low half of a key is as good as random, so any random bits can stand in for it.
-    return (static_cast<uint64_t>(high) << 32) | (hash * 0xC2B2AE35u);
+  // The low half of a key is as good as random, so any random bits can stand in for it.
+  static DYNLOADER_FN uint64_t whole(int64_t j, uint32_t high) {
+    return (static_cast<uint64_t>(high) << 32) | (mixed(j) * 0xC2B2AE35u);
   }
 
  private:
@@ -91,11 +95,6 @@ struct LookAtKey {
     uint32_t hash = static_cast<uint32_t>(j) * 0x9E3779B1u;
     hash ^= hash >> 15;
     return hash * 0x85EBCA77u;
-  }
-  DYNLOADER_FN uint64_t place_of(int64_t j, uint32_t hash) const {
-    const uint64_t first = (static_cast<uint64_t>(j) * static_cast<uint64_t>(n)) >> log2_looks;
-    const uint64_t length = static_cast<uint64_t>(n) >> log2_looks;
-    return first + ((hash * length) >> 32);
   }
 };
 

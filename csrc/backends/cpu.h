@@ -166,7 +166,7 @@ class Cpu {
   void keys_of_ranks(const Before& before, int64_t count, const KeyAt& key_at, uint64_t* keys,
                      int wanted, const int64_t* ranks, uint64_t* results, const After& after) {
     before();
-    for_each(count, WriteKey<Isa, KeyAt>{key_at, keys});
+    write_keys(count, key_at, keys);
     for (int j = 0; j < wanted; ++j) results[j] = key_of_rank(keys, count, ranks[j]);
     after();
   }
@@ -223,6 +223,16 @@ class Cpu {
   static constexpr int64_t kTile = Marks::kTile;
   // The most elements that one thread processes without checking whether other threads would help.
   static constexpr int64_t kOneRange = 2 * kTile;
+
+  template <class KeyAt>
+  void write_keys(int64_t count, const KeyAt& key_at, uint64_t* keys) {
+    for_each(count, WriteKey<Isa, KeyAt>{key_at, keys});
+  }
+  template <class Key>
+    requires(Key::kIsDrawn)
+  void write_keys(int64_t count, const LookAtKey<Key>& look, uint64_t* keys) {
+    in_ranges(count, LookAtDrawn<Isa, Key>{look, keys});
+  }
 
   uint64_t key_of_rank(const uint64_t* keys, int64_t count, int64_t rank) {
     if (rank < 1) return ~uint64_t{0};

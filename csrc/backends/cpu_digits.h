@@ -38,7 +38,8 @@ struct CountWideDigits {
   void count_block(const Key& local, int64_t first, int64_t length, uint32_t* own) const {
     uint32_t high[kRowBlock];
     uint32_t digits[kRowBlock];
-    HighHalves<Isa, Key>::write(local, first, length, high);
+    const KeysOfBlock<Isa, Key> here{local, first, length};
+    here.write_high(high);
     const WideDigit rule = digit;
     uint32_t least = kNoDigit;
     for (int64_t j = 0; j < length; ++j) {

@@ -31,13 +31,13 @@ struct MarkTiles {
   }
 
   int64_t mark_tile(int64_t first, int64_t size) const {
-    uint64_t keys[Marks::kTile + Simd<Isa>::kSlack];
+    uint64_t drawn[Marks::kTile];
     uint32_t samples[Marks::kTile + Simd<Isa>::kSlack];
     int64_t count = 0;
     int64_t num_open = 0;
     for (int64_t start = 0; start < size; start += kRowBlock) {
       const int64_t length = size - start < kRowBlock ? size - start : kRowBlock;
-      count += mark_block(first, start, length, keys, samples, &num_open);
+      count += mark_block(first, start, length, drawn, samples, &num_open);
     }
     const int64_t tile = first / Marks::kTile;
     marks.tile_counts[tile] = count;
@@ -48,22 +48,26 @@ struct MarkTiles {
     if (place + num_open > marks.open_capacity) return count;
     marks.open_starts[tile] = place;
     marks.open_counts[tile] = static_cast<int32_t>(num_open);
-    for (int64_t j = 0; j < num_open; ++j) marks.open_keys[place + j] = keys[j];
+    KeysOfBlock<Isa, Key>::write_keys(key, first, num_open, samples, drawn,
+                                      marks.open_keys + place);
     for (int64_t j = 0; j < num_open; ++j) {
       marks.open_samples[place + j] = static_cast<uint16_t>(samples[j]);
     }
     return count;
   }
 
-  int64_t mark_block(int64_t first, int64_t start, int64_t length, uint64_t* keys,
+  // Marks the samples of one block, and lists those that are open, with what is drawn of their
+  // keys.
+  int64_t mark_block(int64_t first, int64_t start, int64_t length, uint64_t* drawn,
                      uint32_t* samples, int64_t* num_open) const {
     const int64_t words = (length + 63) / 64;
     uint64_t* bits = marks.bits + (first + start) / 64;
     uint64_t open[kRowBlock / 64];
-    uint32_t high[kRowBlock];
     bool is_near = false;
-    if constexpr (Key::kHasNearlyHigh) is_near = decide_nearly(first + start, length, bits, open);
-    if (!is_near) decide(first + start, length, high, bits, open);
+    const Key local = key;
+    const KeysOfBlock<Isa, Key> here{local, first + start, length};
+    if constexpr (Key::kHasNearlyHigh) is_near = decide_nearly(here, bits, open);
+    if (!is_near) decide(here, bits, open);
     int64_t count = 0;
     for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bits[w]);
     const int64_t already = *num_open;
@@ -72,14 +76,8 @@ struct MarkTiles {
       const auto place = static_cast<uint32_t>(start + 64 * w);
       listed += Simd<Isa>::places(open[w], place, samples + listed);
     }
-    const Key local = key;
-    if (is_near) {
-      for (int64_t j = already; j < listed; ++j) keys[j] = whole(local, first + samples[j]);
-    } else {
-      for (int64_t j = already; j < listed; ++j) {
-        const uint32_t place = samples[j];
-        keys[j] = (static_cast<uint64_t>(high[place - start]) << 32) | local.low(first + place);
-      }
+    for (int64_t j = already; j < listed; ++j) {
+      drawn[j] = here.drawn(static_cast<int64_t>(samples[j]) - start);
     }
     *num_open = listed;
     return count;
@@ -89,15 +87,20 @@ struct MarkTiles {
   // ends. Leaves samples open that share a high half with an end, or nearly so, which is right as
   // long as the list holds them.
   // Returns false if it might not.
-  bool decide_nearly(int64_t begin, int64_t length, uint64_t* bits, uint64_t* open) const {
+  bool decide_nearly(const KeysOfBlock<Isa, Key>& here, uint64_t* bits, uint64_t* open) const {
     if (bracket.lower == bracket.upper) return false;
-    const Key local = key;
+    const int64_t length = here.length;
     const auto upper_high = static_cast<uint32_t>(bracket.upper >> 32);
     const auto lower_high = static_cast<uint32_t>(bracket.lower >> 32);
-    const uint32_t upper = Key::range_of_nearly_high(upper_high).most;
-    const uint32_t lower = Key::range_of_nearly_high(lower_high).least;
+    uint32_t upper = Key::range_of_nearly_high(upper_high).most;
+    uint32_t lower = Key::range_of_nearly_high(lower_high).least;
     uint32_t nearly[kRowBlock];
-    HighHalves<Isa, Key>::write_nearly(local, begin, length, nearly);
+    if constexpr (Key::kIsDrawn) {
+      here.write_places(bit_cast<float>(lower), bit_cast<float>(upper), nearly);
+      upper = lower = static_cast<uint32_t>(NearlyAt::kOpen);
+    } else {
+      here.write_nearly_high(nearly);
+    }
     const int64_t words = (length + 63) / 64;
     for (int64_t j = length; j < words * 64; ++j) nearly[j] = 0;
     for (int64_t w = 0; w < words; ++w) {
@@ -110,11 +113,12 @@ struct MarkTiles {
     return num_open * n <= marks.open_capacity * length;
   }
 
-  void decide(int64_t begin, int64_t length, uint32_t* high, uint64_t* bits, uint64_t* open) const {
-    const Key local = key;
+  void decide(const KeysOfBlock<Isa, Key>& here, uint64_t* bits, uint64_t* open) const {
+    const int64_t length = here.length;
+    uint32_t high[kRowBlock];
     const uint32_t upper = static_cast<uint32_t>(bracket.upper >> 32);
     const uint32_t lower = static_cast<uint32_t>(bracket.lower >> 32);
-    HighHalves<Isa, Key>::write(local, begin, length, high);
+    here.write_high(high);
     uint32_t is_equal = 0;
     for (int64_t j = 0; j < length; ++j) {
       is_equal |= static_cast<uint32_t>(high[j] == upper) | static_cast<uint32_t>(high[j] == lower);
@@ -129,7 +133,7 @@ struct MarkTiles {
       }
     } else {
       uint32_t low[kRowBlock];
-      for (int64_t j = 0; j < length; ++j) low[j] = local.low(begin + j);
+      for (int64_t j = 0; j < length; ++j) low[j] = here.key.low(here.begin + j);
       for (int64_t j = length; j < words * 64; ++j) low[j] = 0;
       for (int64_t w = 0; w < words; ++w) {
         bits[w] = reaching(high + 64 * w, low + 64 * w, bracket.upper);

@@ -19,10 +19,10 @@ struct Simd {
   // The number of elements that `places` and `keep` may write past the end of their results.
   static constexpr int64_t kSlack = 8;
 
-  // Draws the random bits of the samples of consecutive pairs, an upper and a lower half for each,
-  // and returns for how many pairs. The caller draws the rest.
-  static inline int64_t random_halves(Address /*address*/, Purpose /*purpose*/, uint64_t /*pair*/,
-                                      int64_t /*pairs*/, uint32_t* /*high*/, uint32_t* /*low*/) {
+  // Writes the four words of each of consecutive Philox calls, and returns of how many. The caller
+  // makes the rest.
+  static inline int64_t random_words(Address /*address*/, Purpose /*purpose*/, uint64_t /*first*/,
+                                     int64_t /*calls*/, uint32_t* /*words*/) {
     return 0;
   }
 

@@ -30,14 +30,42 @@ struct NumbersOfBits {
   }
 };
 
+struct LanesOfAvx2 {
+  using Vector = __m256i;
+  static constexpr int64_t kCount = 4;
+
+  static inline Vector all(uint32_t word) { return _mm256_set1_epi64x(word); }
+  static inline Vector ascending_from(uint64_t first) {
+    return _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(first)),
+                            _mm256_set_epi64x(3, 2, 1, 0));
+  }
+  static inline Vector product(Vector a, Vector b) { return _mm256_mul_epu32(a, b); }
+  static inline Vector upper_halves(Vector a) { return _mm256_srli_epi64(a, 32); }
+  static inline Vector exclusive_or(Vector a, Vector b, Vector c) {
+    return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+  }
+  static inline Vector joined(Vector lower, Vector upper) {
+    return _mm256_or_si256(_mm256_slli_epi64(upper, 32),
+                           _mm256_and_si256(lower, _mm256_set1_epi64x(0xffffffff)));
+  }
+  static inline void store_in_turn(Vector a, Vector b, uint32_t* words) {
+    const Vector even = _mm256_unpacklo_epi64(a, b);
+    const Vector odd = _mm256_unpackhi_epi64(a, b);
+    _mm256_storeu_si256(reinterpret_cast<Vector*>(words),
+                        _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256(reinterpret_cast<Vector*>(words + 8),
+                        _mm256_permute2x128_si256(even, odd, 0x31));
+  }
+};
+
 template <>
 struct Simd<Avx2> {
   static constexpr int64_t kSlack = 8;
   static constexpr NumbersOfBits kNumbers = {};
 
-  static inline int64_t random_halves(Address address, Purpose purpose, uint64_t pair,
-                                      int64_t pairs, uint32_t* high, uint32_t* low) {
-    return WideRandom<Avx2>::halves(address, purpose, pair, pairs, high, low);
+  static inline int64_t random_words(Address address, Purpose purpose, uint64_t first,
+                                     int64_t calls, uint32_t* words) {
+    return WideRandom<LanesOfAvx2>::words(address, purpose, first, calls, words);
   }
 
   // There is no unsigned comparison: with the sign bits flipped, a signed one is the same.

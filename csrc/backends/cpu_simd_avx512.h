@@ -5,37 +5,49 @@
 
 #include <cstdint>
 
-#include "../core/random.h"
 #include "cpu_simd.h"
+#include "cpu_simd_random.h"
 
 namespace dynloader {
+
+struct LanesOfAvx512 {
+  using Vector = __m512i;
+  static constexpr int64_t kCount = 8;
+
+  static inline Vector all(uint32_t word) { return _mm512_set1_epi64(word); }
+  static inline Vector ascending_from(uint64_t first) {
+    return _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(first)),
+                            _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+  }
+  static inline Vector product(Vector a, Vector b) { return _mm512_maskz_mul_epu32(kAll, a, b); }
+  static inline Vector upper_halves(Vector a) { return _mm512_maskz_srli_epi64(kAll, a, 32); }
+  static inline Vector exclusive_or(Vector a, Vector b, Vector c) {
+    return _mm512_ternarylogic_epi64(a, b, c, 0x96);
+  }
+  static inline Vector joined(Vector lower, Vector upper) {
+    return _mm512_or_si512(_mm512_maskz_slli_epi64(kAll, upper, 32),
+                           _mm512_and_si512(lower, _mm512_set1_epi64(0xffffffff)));
+  }
+  static inline void store_in_turn(Vector a, Vector b, uint32_t* words) {
+    const Vector first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const Vector last = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+    _mm512_storeu_si512(words, _mm512_permutex2var_epi64(a, first, b));
+    _mm512_storeu_si512(words + 16, _mm512_permutex2var_epi64(a, last, b));
+  }
+
+ private:
+  // With all lanes in a mask: the functions without one read a variable that they leave undefined,
+  // of which GCC 12 warns.
+  static constexpr __mmask8 kAll = 0xff;
+};
 
 template <>
 struct Simd<Avx512> {
   static constexpr int64_t kSlack = 16;
 
-  static inline int64_t random_halves(Address address, Purpose purpose, uint64_t pair,
-                                      int64_t pairs, uint32_t* high, uint32_t* low) {
-    const __m512i half = _mm512_set1_epi64(0xffffffff);
-    const __m512i lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
-    const auto key0 = static_cast<uint32_t>(address.seed);
-    const auto key1 = static_cast<uint32_t>(address.seed >> 32);
-    int64_t j = 0;
-    for (; j + 8 <= pairs; j += 8) {
-      const __m512i index = _mm512_add_epi64(
-          _mm512_set1_epi64(static_cast<int64_t>(pair + static_cast<uint64_t>(j))), lanes);
-      // Each word is in the low half of a 64-bit lane: a multiplication reads only that half, so
-      // the halves are put together once, at the end.
-      __m512i c[4] = {index, _mm512_maskz_srli_epi64(kAll, index, 32),
-                      _mm512_set1_epi64(address.epoch),
-                      _mm512_set1_epi64(static_cast<int64_t>(purpose))};
-      for (uint32_t round = 0; round < 10; ++round) {
-        philox_round(c, key0 + round * 0x9E3779B9u, key1 + round * 0xBB67AE85u);
-      }
-      _mm512_storeu_si512(high + 2 * j, in_halves(c[2], c[0], half));
-      _mm512_storeu_si512(low + 2 * j, in_halves(c[3], c[1], half));
-    }
-    return j;
+  static inline int64_t random_words(Address address, Purpose purpose, uint64_t first,
+                                     int64_t calls, uint32_t* words) {
+    return WideRandom<LanesOfAvx512>::words(address, purpose, first, calls, words);
   }
 
   static inline uint64_t at_least(const uint32_t* values, uint32_t bound) {
@@ -90,27 +102,6 @@ struct Simd<Avx512> {
       kept += __builtin_popcount(_cvtmask8_u32(mask));
     }
     return kept;
-  }
-
- private:
-  // With all lanes in a mask: the functions without one read a variable that they leave undefined,
-  // of which GCC 12 warns.
-  static constexpr __mmask8 kAll = 0xff;
-
-  static inline void philox_round(__m512i* c, uint32_t key0, uint32_t key1) {
-    constexpr int kXorOfThree = 0x96;
-    const __m512i product0 = _mm512_maskz_mul_epu32(kAll, c[0], _mm512_set1_epi64(0xD2511F53));
-    const __m512i product1 = _mm512_maskz_mul_epu32(kAll, c[2], _mm512_set1_epi64(0xCD9E8D57));
-    c[0] = _mm512_ternarylogic_epi64(_mm512_maskz_srli_epi64(kAll, product1, 32), c[1],
-                                     _mm512_set1_epi64(key0), kXorOfThree);
-    c[2] = _mm512_ternarylogic_epi64(_mm512_maskz_srli_epi64(kAll, product0, 32), c[3],
-                                     _mm512_set1_epi64(key1), kXorOfThree);
-    c[1] = product1;
-    c[3] = product0;
-  }
-
-  static inline __m512i in_halves(__m512i upper, __m512i lower, __m512i half) {
-    return _mm512_or_si512(_mm512_maskz_slli_epi64(kAll, upper, 32), _mm512_and_si512(lower, half));
   }
 };
 

@@ -106,16 +106,13 @@ DYNLOADER_FN double unit_interval(uint64_t u) {
   return (static_cast<double>(u) + 0.5) * kTwoToMinus64;
 }
 
-// The nearly_* functions below return the same as their namesakes times 1 + e, |e| < 2^-15. They
-// use floats and read u in halves, so that twice as many fit in a vector.
-constexpr double kNearlyError = 0x1p-15;
+// The nearly_* functions below return the same as their namesakes times 1 + e, |e| < 2^-10, for
+// numbers without a lower half (random.h), so 2^-12 or more from 0 and 1. They use floats, so that
+// twice as many fit in a vector.
+constexpr double kNearlyError = 0x1p-10;
 
-DYNLOADER_FN float nearly_with_half(uint32_t high, uint32_t low) {
-  return static_cast<float>(high) * 0x1p32f + (static_cast<float>(low) + 0.5f);
-}
-
-DYNLOADER_FN float nearly_unit_interval(uint32_t high, uint32_t low) {
-  return nearly_with_half(high, low) * 0x1p-64f;
+DYNLOADER_FN float nearly_unit_interval(uint32_t upper) {
+  return (static_cast<float>(upper) + 0.5f) * 0x1p-32f;
 }
 
 // Returns -ln((u + 1/2) / 2^64), an exponential variate with mean 1. For u above 2^64 / sqrt(2),
@@ -133,25 +130,18 @@ DYNLOADER_FN double exponential_variate(uint64_t u) {
   return -(exponent * kLn2 + log1p_reduced(d));
 }
 
-DYNLOADER_FN float nearly_exponential_variate(uint32_t high, uint32_t low) {
-  const uint32_t near_one = high >= 0xb504f333u ? ~uint32_t{0} : 0;
-  const float x = nearly_with_half(high ^ near_one, low ^ near_one);
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const float m = bit_cast<float>((bits & 0x007fffffu) | 0x3f800000u);
-  const bool above = m > 1.41421356f;
-  const int32_t exponent = static_cast<int32_t>(bits >> 23) - 127 - 64 + (above ? 1 : 0);
-  const float elsewhere = (above ? m * 0.5f : m) - 1.0f;
-  const float d = bit_cast<float>((bit_cast<uint32_t>(x * -0x1p-64f) & near_one) |
-                                  (bit_cast<uint32_t>(elsewhere) & ~near_one));
-  // ln(1 + d) / d for d in [sqrt(1/2) - 1, sqrt(2) - 1] to 8e-6, fitted at Chebyshev's points.
-  float p = -0.143383130f;
-  p = p * d + 0.220702991f;
-  p = p * d - 0.253978312f;
-  p = p * d + 0.332567781f;
-  p = p * d - 0.499903619f;
-  p = p * d + 1.00000465f;
-  const auto whole = static_cast<float>(exponent & static_cast<int32_t>(~near_one));
-  return -(whole * static_cast<float>(kLn2) + d * p);
+DYNLOADER_FN float nearly_exponential_variate(uint32_t upper) {
+  const uint32_t bits = bit_cast<uint32_t>(nearly_unit_interval(upper));
+  // (1 + d) * 2^exponent, with 1 + d between sqrt(1/2) and sqrt(2).
+  const uint32_t from_root = bits - 0x3f3504f3u;
+  const int32_t exponent = bit_cast<int32_t>(from_root) >> 23;
+  const float d = bit_cast<float>(bits - (from_root & 0xff800000u)) - 1.0f;
+  // -ln(1 + d) / d to 5e-4, fitted at Chebyshev's points.
+  float p = 0.223625632f;
+  p = p * d - 0.353632072f;
+  p = p * d + 0.502323656f;
+  p = p * d - 0.999731068f;
+  return static_cast<float>(exponent) * static_cast<float>(-kLn2) + d * p;
 }
 
 }  // namespace dynloader

@@ -75,6 +75,9 @@ struct NearlyRange {
   uint32_t least, most;
 };
 
+// Where a key is, as far as an approximation tells.
+enum class NearlyAt : uint32_t { kBelow = 0, kOpen = 1, kAbove = 2 };
+
 // Returns the smallest and the largest nearly_ordered_bits of the scores with these ordered_bits.
 DYNLOADER_FN NearlyRange range_of_nearly_ordered(uint32_t ordered) {
   if (ordered > 0xff800000u) return {0xff800001u - 0x007fffffu, 0xffffffffu};

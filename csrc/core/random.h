@@ -27,6 +27,8 @@ enum class Purpose : uint32_t {
   kPartner = 14,    // which image is mixed into another one, and where a part of it goes
   kShare = 15,      // how much of each is in the mixture
 };
+// Added to a purpose: the stream of the lower halves of its numbers.
+constexpr uint32_t kLowerHalves = 0x80000000u;
 
 struct Address {
   uint64_t seed;
@@ -85,20 +87,37 @@ DYNLOADER_FN Words random_words(Address address, Purpose purpose, uint64_t index
                        static_cast<uint32_t>(address.seed >> 32));
 }
 
-// 64 random bits for each of samples 2j and 2j + 1, which share the four words of one Philox call.
-struct BitsOfPair {
-  uint64_t even, odd;
-};
+// The number of a sample in a draw: 64 bits. Four samples share the words of one Philox call as
+// their upper halves. The lower half matters only where the upper one is near its bounds, because
+// what is computed from the number has a precision of 2^-20 or so of its distance to them: there it
+// is drawn, too, and elsewhere it is the middle.
+constexpr uint32_t kMiddle = 0x80000000u;
 
-DYNLOADER_FN BitsOfPair random_bits_of_pair(Address address, Purpose purpose, uint64_t j) {
-  const Words words = random_words(address, purpose, j);
-  return {(static_cast<uint64_t>(words.word[0]) << 32) | words.word[1],
-          (static_cast<uint64_t>(words.word[2]) << 32) | words.word[3]};
+DYNLOADER_FN bool has_lower_half(uint32_t upper) {
+  constexpr uint32_t kNear = uint32_t{1} << 20;
+  return upper + kNear < 2 * kNear;
+}
+
+DYNLOADER_FN uint32_t word_of(const Words& words, uint64_t j) {
+  const uint32_t of_two = (j & 1) != 0 ? words.word[1] : words.word[0];
+  const uint32_t of_others = (j & 1) != 0 ? words.word[3] : words.word[2];
+  return (j & 2) != 0 ? of_others : of_two;
+}
+
+DYNLOADER_FN uint32_t upper_bits(Address address, Purpose purpose, uint64_t i) {
+  return word_of(random_words(address, purpose, i >> 2), i);
+}
+
+// Call only if has_lower_half(upper).
+DYNLOADER_FN uint32_t lower_bits(Address address, Purpose purpose, uint64_t i) {
+  const auto stream = static_cast<Purpose>(static_cast<uint32_t>(purpose) | kLowerHalves);
+  return word_of(random_words(address, stream, i >> 2), i);
 }
 
 DYNLOADER_FN uint64_t random_bits64(Address address, Purpose purpose, uint64_t i) {
-  const BitsOfPair bits = random_bits_of_pair(address, purpose, i >> 1);
-  return (i & 1) != 0 ? bits.odd : bits.even;
+  const uint32_t upper = upper_bits(address, purpose, i);
+  const uint32_t lower = has_lower_half(upper) ? lower_bits(address, purpose, i) : kMiddle;
+  return (static_cast<uint64_t>(upper) << 32) | lower;
 }
 
 // A keyed bijection of the 32-bit integers, which gives equal scores distinct low halves of their

@@ -7,9 +7,11 @@
 //
 // - kHighBits: the number of bits of high();
 // - kIsDrawn: high() draws random bits, for kPurpose at `address`, so reading all keys again is
-//   slow; high_of() and nearly_high_of() take the bits, for those who draw many at a time;
-// - kHasNearlyHigh: nearly_high() costs less than high(); range_of_nearly_high(high) returns bounds
-//   of it: below the least, a sample's high() is below `high`, and above the most, it is above.
+//   slow; high_of() and nearly_at() take the weight and the bits, for those who draw many at a
+//   time;
+// - kHasNearlyHigh: nearly_high(), or nearly_at() if it is drawn, costs less than high();
+//   range_of_nearly_high(high) returns bounds: of what is below the least, high() is below `high`,
+//   and of what is above the most, it is above.
 //
 // A key takes the number of a row, and is that of sample `first` + row. All rows of a key are in
 // one block of 2^32 samples. Samples of different blocks may have equal keys: then one is put
@@ -161,8 +163,9 @@ struct RacePriority {
   static DYNLOADER_FN double of(double weight, uint64_t bits) {
     return weight / exponential_variate(bits);
   }
-  static DYNLOADER_FN float nearly_of(float weight, uint32_t high, uint32_t low) {
-    return weight / nearly_exponential_variate(high, low);
+  // The approximate priority is weight / nearly_under(upper).
+  static DYNLOADER_FN float nearly_under(uint32_t upper) {
+    return nearly_exponential_variate(upper);
   }
 };
 
@@ -173,13 +176,11 @@ struct UniformPriority {
   static DYNLOADER_FN double of(double weight, uint64_t bits) {
     return weight / unit_interval(bits);
   }
-  static DYNLOADER_FN float nearly_of(float weight, uint32_t high, uint32_t low) {
-    return weight / nearly_unit_interval(high, low);
-  }
+  static DYNLOADER_FN float nearly_under(uint32_t upper) { return nearly_unit_interval(upper); }
 };
 
-// Returns bounds of the bits of a nearly_of() whose priority has these priority_bits. Near the ends
-// of a float's range they leave everything open.
+// Returns bounds, the bits of floats, of an approximate priority whose exact one has these
+// priority_bits. Near the ends of a float's range they leave everything open.
 DYNLOADER_FN NearlyRange range_of_nearly_priority(uint32_t high) {
   constexpr double kRoom = 2.0 * kNearlyError;
   constexpr double kSmall = 0x1p-100;
@@ -209,17 +210,24 @@ struct PriorityKey {
     address.fetch();
     tie = Shuffle32::keyed(address, Purpose::kTie, block_of(first));
   }
+  DYNLOADER_FN void ask_for(int64_t i) const { prefetch_to_read(weights + i); }
   DYNLOADER_FN uint32_t high(int64_t i) const {
-    return high_of(i, random_bits64(address, kPurpose, static_cast<uint64_t>(first + i)));
+    return high_of(weights[i], random_bits64(address, kPurpose, static_cast<uint64_t>(first + i)));
   }
-  DYNLOADER_FN uint32_t high_of(int64_t i, uint64_t bits) const {
-    const double weight = static_cast<double>(weights[i]);
+  static DYNLOADER_FN uint32_t high_of(float the_weight, uint64_t bits) {
+    const double weight = static_cast<double>(the_weight);
     return priority_bits(weight > 0.0 ? Priority::of(weight, bits) : 0.0);
   }
-  // The bits of an approximate priority, a float.
-  DYNLOADER_FN uint32_t nearly_high_of(int64_t i, uint32_t upper, uint32_t lower) const {
-    const float weight = weights[i];
-    return bit_cast<uint32_t>(weight > 0.0f ? Priority::nearly_of(weight, upper, lower) : 0.0f);
+  // Where a sample is between the lower and the upper end of a bracket, which are given as bounds
+  // of approximate priorities. Multiplies, because a division takes longer than all the rest.
+  static DYNLOADER_FN NearlyAt nearly_at(float the_weight, uint32_t upper, float lower_end,
+                                         float upper_end) {
+    const float weight = the_weight > 0.0f ? the_weight : 0.0f;
+    const float under = Priority::nearly_under(upper);
+    const bool is_below = weight < lower_end * under;
+    const bool is_above = weight > upper_end * under;
+    const NearlyAt at = is_below ? NearlyAt::kBelow : is_above ? NearlyAt::kAbove : NearlyAt::kOpen;
+    return has_lower_half(upper) ? NearlyAt::kOpen : at;
   }
   static DYNLOADER_FN NearlyRange range_of_nearly_high(uint32_t high) {
     return range_of_nearly_priority(high);

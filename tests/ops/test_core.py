@@ -39,10 +39,9 @@ LOOP(log_of, double, double, natural_log(x))
 LOOP(exponential_of, double, double, exponential(x))
 LOOP(unit_interval_of, uint64_t, double, unit_interval(x))
 LOOP(variate_of, uint64_t, double, exponential_variate(x))
-LOOP(nearly_unit_of, uint64_t, float,
-     nearly_unit_interval(static_cast<uint32_t>(x >> 32), static_cast<uint32_t>(x)))
-LOOP(nearly_variate_of, uint64_t, float,
-     nearly_exponential_variate(static_cast<uint32_t>(x >> 32), static_cast<uint32_t>(x)))
+LOOP(nearly_unit_of, uint32_t, float, nearly_unit_interval(x))
+LOOP(nearly_variate_of, uint32_t, float, nearly_exponential_variate(x))
+LOOP(with_lower_half, uint32_t, uint8_t, has_lower_half(x))
 LOOP(least_nearly_priority, uint32_t, uint32_t, range_of_nearly_priority(x).least)
 LOOP(most_nearly_priority, uint32_t, uint32_t, range_of_nearly_priority(x).most)
 LOOP(is_finite_of, float, uint8_t, is_finite(x))
@@ -130,6 +129,20 @@ def random64(n: int = 4096) -> Array:
     return np.concatenate([np.array(edges, np.uint64), small, large, ~small, some])
 
 
+def upper_halves(n: int) -> Array:
+    """Return the upper halves of numbers without a lower one."""
+    near = 2**20
+    edges = [near, near + 1, 0xB504F333, 0xB504F334, 2**32 - near - 2, 2**32 - near - 1]
+    powers = [2**bit + more for bit in range(21, 32) for more in (-1, 0, 1)]
+    some = np.random.default_rng(4).integers(near, 2**32 - near, n)
+    return np.concatenate([edges, powers, some]).astype(np.uint32)
+
+
+def whole(upper: Array) -> Array:
+    """Return the numbers that have these upper halves, and no lower ones."""
+    return upper.astype(np.uint64) << np.uint64(32) | np.uint64(2**31)
+
+
 def test_logarithm_and_exponential(core: Core) -> None:
     rng = np.random.default_rng(1)
     x = np.exp2(rng.uniform(-1022, 1023, 4096)) * rng.uniform(1, 2, 4096)
@@ -147,9 +160,10 @@ def test_random_variates(core: Core) -> None:
     u = random64()
     same_bits(core("unit_interval_of", u, np.float64), reference.unit_interval(u))
     same_bits(core("variate_of", u, np.float64), reference.exponential_variate(u))
-    index = np.arange(1001, dtype=np.uint64)
+    index = np.arange(1 << 14, dtype=np.uint64)
     wanted = reference.random_bits64(5 << 32 | 6, 7, reference.RACE, index)
     same_bits(core("bits_at", index, np.uint64), wanted)
+    assert (core("with_lower_half", (wanted >> np.uint64(32)).astype(np.uint32), bool)).sum() > 2
     below = core("below_7", u.astype(np.uint32), np.int32)
     same_bits(below, ((u.astype(np.uint32).astype(np.uint64) * 7) >> 32).astype(np.int32))
 
@@ -203,40 +217,49 @@ def test_priorities(core: Core) -> None:
 
 
 def test_approximate_variates(core: Core) -> None:
-    u = random64(1 << 16)
+    upper = upper_halves(1 << 18)
+    u = whole(upper)
     for name in ("unit", "variate"):
         exact = core("unit_interval_of" if name == "unit" else "variate_of", u, np.float64)
-        nearly = core(f"nearly_{name}_of", u, np.float32).astype(np.float64)
-        assert (np.abs(nearly / exact - 1) < 2.0**-15).all()
+        nearly = core(f"nearly_{name}_of", upper, np.float32).astype(np.float64)
+        assert (np.abs(nearly / exact - 1) < 2.0**-10).all()
         assert (nearly > 0).all()
+    ends = np.array([0, 2**20 - 1, 2**20, 2**32 - 2**20 - 1, 2**32 - 2**20, 2**32 - 1], np.uint32)
+    assert core("with_lower_half", ends, bool).tolist() == [True, True, False, False, True, True]
 
 
 def test_bounds_of_approximate_priorities(core: Core) -> None:
     rng = np.random.default_rng(3)
-    u = random64(1 << 14)
+    upper = upper_halves(1 << 14)
+    u = whole(upper)
     weights = np.exp2(rng.uniform(-149, 128, len(u))).astype(np.float32)
     weights[: len(u) // 2] = rng.uniform(0, 10, len(u) // 2)
     weights[:4] = [0, 1e-45, np.finfo(np.float32).max, 1]
+
+    def beside(weights: Array, under: Array, bits: Array) -> tuple[Array, Array]:
+        """Return which samples are surely below priorities with these bits, and which above."""
+        least = core("least_nearly_priority", bits, np.uint32).view(np.float32)
+        most = core("most_nearly_priority", bits, np.uint32).view(np.float32)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return weights < least * under, weights > most * under
+
     for name in ("unit_interval", "variate"):
         exact = weights / core(f"{name}_of", u, np.float64)
-        near = core(f"nearly_{name.split('_')[0]}_of", u, np.float32)
-        with np.errstate(over="ignore", under="ignore"):
-            nearly = (weights / near).view(np.uint32)
+        under = core(f"nearly_{name.split('_')[0]}_of", upper, np.float32)
         high = core("priority", exact, np.uint32)
         # Bounds below, at and above the sample's own priority, and those of any other.
         for other in (high, high - (high > 0), high + 1, high + 30, high[::-1], rng.permuted(high)):
             other = np.ascontiguousarray(other.astype(np.uint32))
-            least = core("least_nearly_priority", other, np.uint32)
-            most = core("most_nearly_priority", other, np.uint32)
-            assert (high[nearly < least] < other[nearly < least]).all()
-            assert (high[nearly > most] > other[nearly > most]).all()
+            is_below, is_above = beside(weights, under, other)
+            assert (high[is_below] < other[is_below]).all()
+            assert (high[is_above] > other[is_above]).all()
         # They decide nearly all: hardly any sample lies within the bounds of another.
-        ordinary = slice(8, len(u) // 2)
+        ordinary = slice(64, len(u) // 2)
         bound = np.full(len(u), np.median(high[ordinary]), np.uint32)
-        is_open = (nearly >= core("least_nearly_priority", bound, np.uint32)) & (
-            nearly <= core("most_nearly_priority", bound, np.uint32)
-        )
-        assert is_open[ordinary].mean() < 0.001
+        is_below, is_above = beside(weights, under, bound)
+        assert not (is_below & is_above).any()
+        assert not (is_below | is_above)[ordinary].all()
+        assert (is_below | is_above)[ordinary].mean() > 0.995
     ends = np.array([0, 1, 0x7FE00000 * 2 - 1, 0xFFE00000, 0xFFFFFFFF], np.uint32)
     assert core("least_nearly_priority", ends, np.uint32)[0] == 0
     assert (core("most_nearly_priority", ends, np.uint32)[2:] == 0xFFFFFFFF).all()

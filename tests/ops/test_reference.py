@@ -25,12 +25,20 @@ def test_philox_gives_the_published_answers() -> None:
         assert [int(word) for word in words] == row[6:]
 
 
-def test_random_bits_take_two_words_each() -> None:
-    bits = ref.random_bits64(2**32 + 5, 7, ref.RACE, np.arange(5))
-    w0, w1, w2, w3 = (int(word) for word in ref.philox(2**32 + 5, 7, ref.RACE, 1))
-    assert int(bits[2]) == w0 << 32 | w1
-    assert int(bits[3]) == w2 << 32 | w3
-    assert bits[4] == ref.random_bits64(2**32 + 5, 7, ref.RACE, 4)
+def test_random_bits_take_a_word_or_two_each() -> None:
+    bits = ref.random_bits64(2**32 + 5, 7, ref.RACE, np.arange(1 << 16))
+    words = [int(word) for word in ref.philox(2**32 + 5, 7, ref.RACE, 1)]
+    assert [int(number) for number in bits[4:8]] == [word << 32 | 1 << 31 for word in words]
+    assert bits[5] == ref.random_bits64(2**32 + 5, 7, ref.RACE, 5)
+    upper, lower = bits >> np.uint64(32), bits & ref.LOW_WORD
+    is_drawn = (upper < 2**20) | (upper >= 2**32 - 2**20)
+    # One in 2,048, on average.
+    assert 16 < is_drawn.sum() < 56
+    assert (lower[~is_drawn] == 2**31).all()
+    assert len(np.unique(lower[is_drawn])) == is_drawn.sum()
+    for i in np.flatnonzero(is_drawn)[:4]:
+        drawn = ref.philox(2**32 + 5, 7, 2**31 + ref.RACE, i // 4)[i % 4]
+        assert int(lower[i]) == int(drawn)
 
 
 def test_ordered_bits_are_monotone() -> None:
