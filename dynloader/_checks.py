@@ -154,16 +154,16 @@ def check_range(name: str, indices: Tensor, n: int) -> None:
         raise IndexError(f"{name} must be in [0, {n}), got {lowest if lowest < 0 else highest}")
 
 
-def as_labels(labels: Any, *, takes_bools: bool = True) -> Tensor:
+def as_labels(labels: Any, *, takes_bools: bool = True, name: str = "labels") -> Tensor:
     """Return the classes of samples, integers [n], as a new int64 tensor on the host."""
     try:
         found = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"labels must be integers [n]: {error}") from error
+        raise TypeError(f"{name} must be integers [n]: {error}") from error
     if found.dtype == torch.bool and not takes_bools:
-        raise TypeError(f"labels must be integers, got {found.dtype}")
+        raise TypeError(f"{name} must be integers, got {found.dtype}")
     if found.ndim != 1 or found.is_floating_point() or found.is_complex():
-        raise TypeError(f"labels must be integers [n], got {found.dtype} {list(found.shape)}")
+        raise TypeError(f"{name} must be integers [n], got {found.dtype} {list(found.shape)}")
     return found.to(torch.int64, copy=True)
 
 

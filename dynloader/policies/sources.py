@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -103,8 +104,10 @@ class Sources(Policy):
             raise TypeError(f"policy must be a dynloader.Policy, got {inner!r}")
         for name in _COPIED:
             default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise ValueError(f"{name} must be set in the inner policy, got it for Sources")
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"{name} must be set in the inner policy, got {name}={value!r} for Sources"
+                )
             object.__setattr__(self, name, getattr(inner, name))
         for name in ("explore", "min_per_class"):
             if getattr(inner, name) or getattr(self, name):
@@ -117,20 +120,22 @@ class Sources(Policy):
         # Instances shadow the class variables by those of the inner policy.
         object.__setattr__(self, "needs_scores", inner.needs_scores or self._reads_losses)
         object.__setattr__(self, "keeps_more", inner.keeps_more)
-        groups = as_labels(self.groups, takes_bools=False)
+        groups = as_labels(self.groups, takes_bools=False, name="groups")
         if len(groups) == 0 or int(groups.min()) < 0:
-            raise ValueError("groups must hold a source of at least 0 for each sample")
+            found = int(groups.min()) if len(groups) else "no samples"
+            raise ValueError(f"groups must hold a source of at least 0 per sample, got {found}")
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "labels", groups)
-        num_sources = int(groups.max()) + 1
-        counts = torch.bincount(groups, minlength=num_sources).tolist()
-        if 0 in counts:
+        # Unlike bincount, this needs no memory for numbers without samples.
+        sources, counts = torch.unique(groups, return_counts=True)
+        without = (sources != torch.arange(len(sources))).nonzero()
+        if len(without):
             raise ValueError(
-                f"groups must have samples of each source up to {num_sources - 1}, "
-                f"got none of {counts.index(0)}"
+                f"groups must have samples of each source up to {int(sources[-1])}, "
+                f"got none of {int(without[0])}"
             )
         by_source = groups.argsort(stable=True)
-        object.__setattr__(self, "_members", torch.split(by_source, counts))
+        object.__setattr__(self, "_members", torch.split(by_source, counts.tolist()))
         if self.weights is not None and not self._is_drawn_late:
             object.__setattr__(self, "weights", self._checked("weights", self.weights))
         if self.weights is not None and inner.keep is None and not self._counts_prompts:
@@ -153,6 +158,9 @@ class Sources(Policy):
         """Leave the check to the inner policy."""
 
     def _checked(self, name: str, weights: Any) -> tuple[float, ...]:
+        is_array = isinstance(weights, (Tensor, np.ndarray)) and weights.ndim == 1
+        if not is_array and (not isinstance(weights, Sequence) or isinstance(weights, str)):
+            raise TypeError(f"{name} must be a sequence, source 0 first, got {weights!r}")
         if len(weights) != self.num_sources:
             raise ValueError(
                 f"{name} must hold one weight for each of {self.num_sources} sources, "

@@ -277,7 +277,7 @@ def test_the_description_holds_the_inner_policy() -> None:
     ("options", "message"),
     [
         ({"policy": 5}, "policy must be a dynloader.Policy, got 5"),
-        ({"keep": 0.5}, "keep must be set in the inner policy"),
+        ({"keep": 0.3}, "keep must be set in the inner policy, got keep=0.3 for Sources"),
         ({"every": 3}, "every must be set in the inner policy"),
         ({"policy": UCB(explore=0.1)}, "explore must be 0 inside sources"),
         ({"explore": 0.1}, "explore must be 0 inside sources"),
@@ -289,7 +289,11 @@ def test_the_description_holds_the_inner_policy() -> None:
             {"policy": Sources(policy=UCB(keep=0.5), groups=GROUPS)},
             "policy must select from the table alone, got Sources",
         ),
-        ({"groups": [0, 1, -1]}, "groups must hold a source of at least 0"),
+        ({"groups": [0, 1, -1]}, "groups must hold a source of at least 0 per sample, got -1"),
+        (
+            {"groups": torch.empty(0, dtype=torch.int64)},
+            "groups must hold a source of at least 0 per sample, got no samples",
+        ),
         ({"groups": [0, 2]}, "groups must have samples of each source up to 2, got none of 1"),
         ({"weights": [1, 2]}, "weights must hold one weight for each of 3 sources, got 2"),
         ({"weights": [1, 2, -1]}, "weights must be in [0, 1e300], got -1"),
@@ -304,6 +308,51 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     given_options = {"policy": UCB(keep=0.5), "groups": GROUPS} | options
     with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}"):
         Sources(**given_options)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {0: 1.0, 1: 2.0, 2: 3.0},
+        {1.0, 2.0, 3.0},
+        (weight for weight in (1.0, 2.0, 3.0)),
+        "123",
+        5.0,
+        torch.tensor(5.0),
+        torch.ones(3, 1),
+    ],
+    ids=lambda weights: type(weights).__name__,
+)
+def test_weights_without_an_order_are_refused(weights: Any) -> None:
+    """The keys of a mapping are no weights, and a set has no first source."""
+    inner = RandomDynamic(keep=0.5)
+    with pytest.raises(TypeError, match="weights must be a sequence, source 0 first, got "):
+        Sources(policy=inner, groups=GROUPS, weights=weights)
+    policy = Sources(policy=inner, groups=GROUPS, weights=lambda _: weights)
+    with pytest.raises(TypeError, match=r"weights\(0\) must be a sequence, source 0 first, got "):
+        make(policy)
+
+
+@pytest.mark.parametrize("convert", [list, tuple, np.array, torch.tensor])
+def test_weights_of_any_sequence(convert: Any) -> None:
+    inner = RandomDynamic(keep=0.5)
+    loader = make(Sources(policy=inner, groups=GROUPS, weights=convert([0.0, 1.0, 1.0])))
+    assert counts_of(train(loader)) == [0, 20, 10]
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (None, TypeError, r"groups must be integers \[n\]"),
+        (["a", "b"], TypeError, r"groups must be integers \[n\]"),
+        ([True, False], TypeError, "groups must be integers, got torch.bool"),
+        ([0.0, 1.0], TypeError, r"groups must be integers \[n\], got torch.float32 \[2\]"),
+        ([0, 2**40], ValueError, "of each source up to 1099511627776, got none of 1"),
+    ],
+)
+def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Sources(policy=UCB(keep=0.5), groups=groups)
 
 
 def test_options_that_do_not_fit_the_data() -> None:
