@@ -46,6 +46,13 @@ class RePB(Policy):
     rescale: bool = True
     drop_probability: float = 0.5
 
+    @override
+    def _check_steps(self, steps: Steps) -> None:
+        raise ValueError(
+            "every must be a number of epochs for RePB, whose losses decide what is kept, "
+            f"got {steps}"
+        )
+
     def _check_keep(self) -> None:
         if self.keep is not None:
             raise ValueError(
