@@ -96,7 +96,7 @@ def select_batch(
     check_integer("seed", seed, 0, _SEEDS)
     check_integer("step", step, 0, 2**32)
     if reference is not None:
-        if reference.shape != scores.shape:
+        if check_losses(reference, "reference").shape != scores.shape:
             raise ValueError(
                 f"reference must have the shape of scores, [{b}], got {list(reference.shape)}"
             )
@@ -287,11 +287,16 @@ def _check_offsets(cu_seqlens: Any, losses: Tensor) -> Tensor:
             f"got {list(cu_seqlens.shape)}"
         )
     if cu_seqlens.device.type == "cpu":
-        is_rising = bool((cu_seqlens.diff() >= 0).all())
-        if not is_rising or int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != len(losses):
+        first, last, total = int(cu_seqlens[0]), int(cu_seqlens[-1]), len(losses)
+        falls = (cu_seqlens.diff() < 0).nonzero()
+        if first != 0 or last != total or len(falls):
+            found = f"{first} to {last}"
+            if len(falls):
+                place = int(falls[0]) + 1
+                before, after = cu_seqlens[place - 1 : place + 1].tolist()
+                found = f"{after} after {before} at position {place}"
             raise ValueError(
-                f"cu_seqlens must rise from 0 to the number of tokens, {len(losses)}, "
-                f"got {cu_seqlens.tolist()}"
+                f"cu_seqlens must ascend from 0 to the number of tokens, {total}, got {found}"
             )
     return cu_seqlens.to(losses.device, torch.int64).clamp(0, len(losses))
 

@@ -187,12 +187,18 @@ PACKED = {"per": "sequence", "cu_seqlens": torch.tensor([0, 4])}
         (torch.ones(4), {"per": "token"}, ValueError, "per must be 'batch' or 'sequence'"),
         (torch.ones(4), {"per": "sequence"}, ValueError, "cu_seqlens must be given if.* got none"),
         (torch.ones(1, 4), PACKED, ValueError, "cu_seqlens must be given if.* got one"),
-        (torch.ones(5), PACKED, ValueError, r"from 0 to the number of tokens, 5, got \[0, 4\]"),
+        (torch.ones(5), PACKED, ValueError, "0 to the number of tokens, 5, got 0 to 4$"),
+        (
+            torch.ones(4),
+            PACKED | {"cu_seqlens": torch.tensor([1, 4])},
+            ValueError,
+            "from 0 to the number of tokens, 4, got 1 to 4$",
+        ),
         (
             torch.ones(4),
             PACKED | {"cu_seqlens": torch.tensor([0, 3, 2, 4])},
             ValueError,
-            "cu_seqlens must rise from 0",
+            "ascend from 0 to the number of tokens, 4, got 2 after 3 at position 2$",
         ),
         (
             torch.ones(4),

@@ -172,3 +172,15 @@ def test_at_least_one_is_kept() -> None:
 def test_refused(scores: list[float], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select_batch(torch.tensor(scores), **options)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ([0.0, 0.0], "reference must be a tensor, got list"),
+        (torch.zeros(2, dtype=torch.int64), "reference must be floating point, got torch.int64"),
+    ],
+)
+def test_a_reference_that_holds_no_losses_is_refused(reference: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        select_batch(torch.tensor([1.0, 2.0]), 1, reference=reference)
