@@ -82,6 +82,11 @@ def scoring_pass(
                 inputs = prepare(inputs)
             found = function(inputs, labels)
             index = as_index(index)
+            if index.shape != labels.shape[:1]:
+                raise ValueError(
+                    "loader must yield as many indices as labels, "
+                    f"{list(labels.shape[:1])}, got {list(index.shape)}"
+                )
             check_range("index", index, num_samples)
             index = index.to(device)
             scores[index] = found

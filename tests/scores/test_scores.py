@@ -345,6 +345,18 @@ def test_a_pass_that_is_not_over_all_is_refused() -> None:
     assert model.training
 
 
+@pytest.mark.parametrize("num_labels", [1, 49, 50])
+def test_indices_that_do_not_fit_the_labels_are_refused(num_labels: int) -> None:
+    """One score for many indices would otherwise be that of all of them."""
+    model, data = made()
+    inputs, labels = (part[:num_labels] for part in data.tensors)
+    index = torch.arange(50)[: 50 if num_labels < 50 else 1]
+    message = rf"as many indices as labels, \[{num_labels}\], got \[{len(index)}\]"
+    with pytest.raises(ValueError, match=message):
+        scores.scoring_pass(model, [(inputs, labels, index)], num_samples=50)
+    assert model.training
+
+
 def test_the_scores_choose_a_static_subset() -> None:
     import dynloader
 
