@@ -123,8 +123,11 @@ class PassRateSampler(Iterator[Any]):
                 is changed.
         """
         if not isinstance(state_dict, Mapping) or not {"rounds", "left"} <= state_dict.keys():
-            raise ValueError(f"state must have the keys 'rounds' and 'left', got {state_dict!r}")
+            found = list(state_dict) if isinstance(state_dict, Mapping) else state_dict
+            raise ValueError(f"state must have the keys 'rounds' and 'left', got {found!r}")
         left = state_dict["left"]
+        if not isinstance(left, list):
+            raise ValueError(f"left of the state must be a list, got {type(left).__name__}")
         with refusing_states():
             for number in left:
                 check_integer("left of the state", number, 0, len(self.tasks))

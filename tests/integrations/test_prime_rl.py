@@ -113,14 +113,23 @@ def test_a_resumed_run_hands_out_the_same_tasks() -> None:
     resumed = Curriculum(PassRateSampler(TASKS, POLICY, seed=5))
     resumed.load_state_dict(state)
     assert run(resumed, range(14, 40)) == expected
-    for wrong in (
-        None,
-        {},
-        {"left": [30], "rounds": state["sampler"]["rounds"]},
-        {"left": ["a"], "rounds": {}},
+    rounds = state["sampler"]["rounds"]
+    before = resumed.state_dict()["sampler"]
+    for wrong, message in (
+        (None, "state must have the keys 'rounds' and 'left', got None"),
+        ({"rounds": rounds}, r"state must have the keys 'rounds' and 'left', got \['rounds'\]$"),
+        ({"left": [30], "rounds": rounds}, r"left of the state must be in \[0, 30\), got 30"),
+        ({"left": ["a"], "rounds": {}}, "left of the state must be an integer, got 'a'"),
+        ({"left": None, "rounds": rounds}, "left of the state must be a list, got NoneType"),
+        ({"left": [1], "rounds": {}}, r"state must have the keys .* got only \[\]"),
     ):
-        with pytest.raises(ValueError, match="state"):
+        with pytest.raises(ValueError, match=message):
             resumed.sampler.load_state_dict(wrong)
+        after = resumed.state_dict()["sampler"]
+        assert (after["left"], after["rounds"]["number"]) == (
+            before["left"],
+            before["rounds"]["number"],
+        )
 
 
 def test_traces_with_errors_and_untrained_agents_do_not_count() -> None:
