@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ledger import loss_of
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 from within_epoch import N, Noted, expected
 
 from dynloader import UCB, DataLoader, Steps, scores
@@ -87,3 +87,25 @@ def test_the_first_window_by_hand() -> None:
         hardest = sorted(rows, key=lambda row: -float(known[row]))[: len(kept)]
         assert kept == sorted(hardest)
         assert len(kept) in (quarter // 2, quarter // 2 + 1)
+
+
+def test_scores_of_some_samples() -> None:
+    """A window keeps its samples without a score, and then the hardest of the others."""
+    dataset, quarter = data(), N // 4
+    known = scored(dataset)
+    part = torch.arange(0, N, 2)
+    pairs = Subset(TensorDataset(*dataset.tensors[:2]), part.tolist())
+    found = scores.scoring_pass(small_model(), DataLoader(pairs, 7, return_index=True))
+    assert torch.allclose(found.scores, known[part])
+    policy = UCB(keep=0.8, every=Steps(window=0.25, delay=0))
+    loader = DataLoader(dataset, 6, policy=policy, shuffle=False, return_index=True)
+    assert loader.table is not None
+    loader.table.update(part, found.scores)
+    fed = [sample for batch in epoch_of(loader) for sample in batch]
+    assert len(fed) == 0.8 * N
+    for window in range(4):
+        rows = list(range(window * quarter, (window + 1) * quarter))
+        unknown = [row for row in rows if row % 2]
+        hardest = sorted(set(rows) - set(unknown), key=lambda row: -float(known[row]))
+        wanted = unknown + hardest[: 12 - len(unknown)]
+        assert [sample for sample in fed if sample in rows] == sorted(wanted)
