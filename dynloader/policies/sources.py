@@ -33,12 +33,13 @@ _STEPS = 2**20
 class LossMixer:
     """Weights of sources that favor high losses.
 
-    With m_g the mean of the finite scores of source g, the weight of each of G sources is
-    ``(1 - floor) * exp(rate * m_g) / sum(exp(rate * m)) + floor / G``, the mixture of Exp3 (Auer et
-    al. 2002). Online Data Mixing (Albalak et al. 2023, arXiv 2312.02406) applies it to losses
-    observed in the batches drawn from each source, averaged over time and divided by the
+    With m_g the mean of the last losses of source g that are finite, the weight of each of G
+    sources is ``(1 - floor) * exp(rate * m_g) / sum(exp(rate * m)) + floor / G``, the mixture of
+    Exp3 (Auer et al. 2002). Online Data Mixing (Albalak et al. 2023, arXiv 2312.02406) applies it
+    to losses observed in the batches drawn from each source, averaged over time and divided by the
     probability of the source. The table knows the last losses of all sources, so the mean of those
-    is used instead, and there is no state besides the table.
+    is used instead, and there is no state besides the table. With :class:`PassRate` inside, the
+    losses are the rewards.
 
     Args:
         rate: factor of the mean losses, at least 0; 0 weights all sources equally.
@@ -225,8 +226,10 @@ class Sources(Policy):
         if self.weights is None:
             return tuple(float(len(members)) for members in self._members)
         if isinstance(self.weights, LossMixer):
-            scores = (table.scores[members.to(table.device)] for members in self._members)
-            means = [float(ops.score_mean(each).mean) for each in scores]
+            # Not the scores, which for some policies are more than the loss.
+            losses = table.last_loss.where(table.visits > 0, torch.inf)
+            found = (losses[members.to(table.device)] for members in self._members)
+            means = [float(ops.score_mean(each).mean) for each in found]
             return tuple(self.weights.weights(means))
         if callable(self.weights):
             return self._checked(f"weights({epoch})", self.weights(epoch))

@@ -22,6 +22,7 @@ from dynloader import (
     UCB,
     DataLoader,
     EpsilonGreedy,
+    EvolvedSampling,
     InfoBatch,
     LossMixer,
     PassRate,
@@ -132,6 +133,28 @@ def test_weights_by_the_step_and_by_loss() -> None:
     assert counts_of(train(loader)) == shares([30, 20, 10], weights.tolist(), 15)
     assert mixer.weights([math.nan, 1.0]) == mixer.weights([1.0, 1.0]) == [0.5, 0.5]
     assert mixer.weights([1e300, -1e300]) == pytest.approx([0.85, 0.15], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inner", [RandomDynamic(keep=0.5), UCB(keep=0.5), EvolvedSampling(keep=0.5)], ids=type
+)
+def test_weights_by_loss_are_by_the_last_losses_for_any_policy(inner: Policy) -> None:
+    """The scores of UCB add the variance, and those of Evolved Sampling earlier losses."""
+    mixer = LossMixer(rate=0.5, floor=0.2)
+    policy = Sources(policy=inner, groups=GROUPS, weights=mixer)
+    loader = make(policy)
+    table, sources = loader.table, torch.tensor(GROUPS)
+    assert table is not None
+    table.update(range(60), 100.0 * sources)
+    table.update(range(60), 2.0 - sources)
+    assert policy.weights_at(table, 1) == tuple(mixer.weights([2.0, 1.0, 0.0]))
+    table.update(MEMBERS[1][:2], torch.tensor([math.nan, math.inf]))
+    table.update(MEMBERS[2][:5], torch.full((5,), 4.0))
+    assert policy.weights_at(table, 1) == tuple(mixer.weights([2.0, 1.0, 2.0]))
+    unseen = make(policy).table
+    assert unseen is not None
+    unseen.update(MEMBERS[0][:3], torch.tensor([-1.0, -2.0, -3.0]))
+    assert policy.weights_at(unseen, 1) == tuple(mixer.weights([-2.0, math.nan, math.nan]))
 
 
 @pytest.mark.parametrize(
