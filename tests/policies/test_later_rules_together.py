@@ -1,4 +1,4 @@
-"""Evolved Sampling and RePB in several processes: the samples, weights and scores of one."""
+"""Evolved Sampling, RePB and sources in several processes: the samples and weights of one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ from ledger import Numbers
 from together import together
 from torch import Tensor
 
-from dynloader import DataLoader, EvolvedSampling, Policy, RePB, ScoreTable, Steps
+from dynloader import (
+    UCB,
+    DataLoader,
+    EvolvedSampling,
+    LossMixer,
+    Policy,
+    RePB,
+    ScoreTable,
+    Sources,
+    Steps,
+    Weighted,
+)
 from dynloader._collectives import all_gather
 
 N, SIZE, SEED = 203, 7, 2**63 + 9
+GROUPS = [min(i % 5, 2) for i in range(N)]  # the last source is the largest
+MIXER = LossMixer(rate=0.1, floor=0.2)
 
 POLICIES: dict[str, Policy] = {
     "evolved": EvolvedSampling(keep=0.5, beta1=0.3, beta2=0.6),
@@ -22,6 +35,10 @@ POLICIES: dict[str, Policy] = {
     "evolved_every_third_step": EvolvedSampling(keep=0.5, every=Steps(3)),
     "repb": RePB(drop_probability=0.4),
     "repb_every_second_epoch": RePB(drop_probability=0.7, every=2, warmup=1),
+    "sources_by_loss": Sources(policy=Weighted(keep=0.5), groups=GROUPS, weights=MIXER),
+    "sources_by_loss_every_third_step": Sources(
+        policy=UCB(keep=0.5, every=Steps(3)), groups=GROUPS, weights=MIXER
+    ),
 }
 
 
@@ -58,6 +75,7 @@ def as_one_process(name: str, save_at: tuple[int, int]) -> None:
     policy, world, rank = POLICIES[name], dist.get_world_size(), dist.get_rank()
     ours, alone = fresh(policy, SIZE), fresh(policy, SIZE * world, 1)
     numbers, num_weighted, is_resumed = set(), 0, False
+    mixtures = set()
     for epoch in range(6):
         numbers.add(ours.num_selected)
         steps = iter(ours)
@@ -83,9 +101,13 @@ def as_one_process(name: str, save_at: tuple[int, int]) -> None:
             assert table is not None
             table.synchronize()
         same_table(ours.table, alone.table)
+        if isinstance(policy, Sources):
+            mixtures.add(policy.weights_at(ours.table, epoch))
         assert ours.epoch == alone.epoch == epoch + 1
     assert is_resumed
     assert ours.table.num_selections >= 2
+    if isinstance(policy, Sources):
+        assert len(mixtures) > 2  # the losses decide how much of each source is kept
     if isinstance(policy, RePB):
         assert len(numbers) > 2  # the losses decide how many are kept
         assert num_weighted > 5
