@@ -73,7 +73,8 @@ class Recording:
         If an index appears twice in a batch, it counts as one visit with its highest loss (NaN is
         highest). With ``reduce``, all losses of a sample in the batch are reduced to one, as
         :func:`dynloader.ops.reduce_by_index` defines, which counts as one visit. A sample without
-        losses that count is not recorded. Updates must not overlap: do not call this from two
+        losses that count is not recorded. :attr:`passes` counts every reward that counts, whatever
+        ``reduce`` is. Updates must not overlap: do not call this from two
         threads or on two streams.
 
         Args:
