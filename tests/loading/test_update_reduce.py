@@ -300,6 +300,16 @@ def test_scores_are_reduced_in_place_of_the_losses() -> None:
         ]
 
 
+def test_padding_as_high_as_the_highest_loss_has_no_gradient() -> None:
+    loader = lowest()
+    losses = torch.tensor([[4.0, 4.0, 4.0, 1.0], [2.0, 9.0, 2.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([[True, False, True, True], [True, False, False, True]])
+    assert loader.update(losses, [1, 2], reduce="max", mask=mask).item() == 3.0
+    loader.update(losses, [1, 2], reduce="max", mask=mask).backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == [[0.25, 0.0, 0.25, 0.0], [0.5, 0.0, 0.0, 0.0]]
+
+
 def test_no_loss_at_all() -> None:
     loader = lowest()
     losses = torch.full((2, 3), float("nan"), requires_grad=True)

@@ -204,6 +204,19 @@ def test_repb_never_drops_everything() -> None:
     assert len(found.indices) == 30
 
 
+@pytest.mark.parametrize("loss", [1e-7, -1e-7, 1 / 3, -1 / 3])
+def test_equal_losses_are_not_below_their_mean(loss: float) -> None:
+    """The mean is of losses in steps of 2**-32, and the small ones have digits below."""
+    policy = RePB(drop_probability=0.9)
+    table = ScoreTable(80, "cpu")
+    table.scoring = policy.scoring
+    table.update(torch.arange(60), torch.full((60,), loss))
+    table.update(torch.arange(60, 80), torch.arange(20.0))  # 10 of them are below their mean
+    kept = on_host(policy.select(table, 80, seed=1, epoch=1)).indices.tolist()
+    assert len(kept) == 71
+    assert {*range(60), *range(70, 80)} <= set(kept)
+
+
 # --- both ----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
@@ -37,6 +38,7 @@ from dynloader import (
 )
 from dynloader._address import Address
 from dynloader.policies.sources import shares
+from dynloader.table._candidates import Candidates
 
 # 30 samples of source 0, 20 of source 1 and 10 of source 2, interleaved.
 GROUPS = [0, 1, 0, 2, 1, 0] * 10
@@ -165,6 +167,7 @@ def test_weights_by_loss_are_by_the_last_losses_for_any_policy(inner: Policy) ->
         InfoBatch(anneal=None),
         Weighted(keep=0.5),
         IES(keep=0.2, threshold=20.0, window=1),
+        SeTa(keep=0.25, window=0.75, cycle=3),
     ],
     ids=Policy.describe,
 )
@@ -398,8 +401,29 @@ def test_options_that_do_not_fit_the_data() -> None:
             LossMixer(**wrong)
 
 
+def test_rules_that_count_selections_count_those_within_an_epoch() -> None:
+    inner = SeTa(keep=0.25, window=0.75, cycle=3, every=Steps(2))
+    policy = Sources(policy=inner, groups=GROUPS)
+    table = ScoreTable(60, "cpu")
+    table.update(torch.arange(60), loss_of(torch.arange(60)))
+    selections = []
+    for num_before in range(3):
+        found = policy.select(Candidates(table, None, num_before), 15, seed=6, epoch=0)
+        wanted: list[int] = []
+        for number, (members, quota) in enumerate(
+            zip(MEMBERS, shares([30, 20, 10], [30, 20, 10], 15), strict=True)
+        ):
+            rows = torch.tensor(members)
+            at = Address(6, 0).derived(number)._asdict()
+            chosen = inner.select(Candidates(table, rows, num_before), quota, **at)
+            wanted += rows[chosen].tolist()
+        assert sorted(found.indices.tolist()) == sorted(wanted)
+        selections.append(set(wanted))
+    assert all(one != other for one, other in itertools.combinations(selections, 2))
+
+
 def test_sources_within_an_epoch() -> None:
-    """Rules that count selections count those within epochs, and the stats those of the steps."""
+    """The stats of the sources are those of the selections that the epoch has begun."""
     groups = torch.arange(120) % 3
     every = Steps(2, delay=0)
     policy = Sources(policy=SeTa(keep=0.5, every=every), groups=groups, weights=[2.0, 1.0, 1.0])

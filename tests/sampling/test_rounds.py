@@ -98,7 +98,7 @@ def test_a_resumed_run_draws_the_same() -> None:
     assert torch.equal(resumed.table.selections, rounds.table.selections)
     other = PromptRounds(PassRate(prompts=8), N)
     before = other.state_dict()
-    for wrong in (state, {}, 5, before | {"number": -1}, before | {"table": {}}):
+    for wrong in (state, {}, 5, before | {"number": -1}, before | {"number": 7, "table": {}}):
         with pytest.raises(ValueError, match="state"):
             other.load_state_dict(wrong)  # type: ignore[arg-type]
         assert other.state_dict()["number"] == before["number"]
