@@ -326,8 +326,11 @@ class PruningTrainer(Trainer):  # type: ignore[misc]
             return found.is_counted
         reference = None
         if self.reference_model is not None:
+            # Transformers keeps joined samples apart only if it makes no cache.
+            has_cache = getattr(getattr(self.reference_model, "config", None), "use_cache", False)
+            given = dict(inputs) | ({"use_cache": False} if has_cache else {})
             with torch.no_grad():
-                outputs = self.reference_model(**inputs)
+                outputs = self.reference_model(**given)
                 plain = self._label_losses(outputs, inputs, self.reference_model).plain
             reference = of_samples(plain, lengths, inputs)
         assert self.loader is not None

@@ -363,6 +363,31 @@ def test_the_loss_of_selected_tokens(is_sft: bool, has_reference: bool, tmp_path
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_joined_samples_select_the_tokens_of_padded_ones(
+    has_reference: bool, tmp_path: Path
+) -> None:
+    options = {"learning_rate": 0.0, "num_train_epochs": 1}
+    found = []
+    for kind in ("padded", "padding-free"):
+        reference = llama(seed=7) if has_reference else None
+        trainer = trainer_of(
+            tmp_path / kind,
+            kind,
+            policy=Full(),
+            keep_tokens=0.4,
+            reference_model=reference,
+            options=options,
+        )
+        trainer.train()
+        found.append(trainer.batches)
+    assert len(found[0]) == len(found[1]) == N // 4
+    for padded, joined in zip(*found, strict=True):
+        assert joined["input_ids"].shape[0] == 1 < padded["input_ids"].shape[0]
+        assert torch.equal(joined["index"], padded["index"])
+        torch.testing.assert_close(joined["loss"], padded["loss"], rtol=1e-4, atol=1e-6)
+
+
 def test_evaluation_is_that_of_sft_trainer(tmp_path: Path) -> None:
     options = {"num_train_epochs": 1, "learning_rate": 0.0, "per_device_eval_batch_size": 4}
     trainer = trainer_of(tmp_path / "a", "prompts", policy=Full(), keep_tokens=0.5, options=options)
