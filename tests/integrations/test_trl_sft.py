@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 tokenizers = pytest.importorskip("tokenizers")
-from dynloader.integrations._tokens import of_samples  # noqa: E402
+from dynloader.integrations._tokens import mean_over_tokens, of_samples  # noqa: E402
 from dynloader.integrations.transformers import PruningTrainer  # noqa: E402
 
 WORDS, N = 20, 24
@@ -386,6 +386,15 @@ def test_joined_samples_select_the_tokens_of_padded_ones(
         assert joined["input_ids"].shape[0] == 1 < padded["input_ids"].shape[0]
         assert torch.equal(joined["index"], padded["index"])
         torch.testing.assert_close(joined["loss"], padded["loss"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_mean_over_no_tokens_is_zero() -> None:
+    losses = torch.ones(2, 3, requires_grad=True)
+    mean_over_tokens(losses, torch.zeros(2, 3, dtype=torch.bool)).mean().backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == [[0.0] * 3] * 2
+    means = mean_over_tokens(losses, torch.tensor([[True, False, True], [False, False, True]]))
+    assert means.tolist() == pytest.approx([2 * 2 / 3, 1 * 2 / 3])
 
 
 def test_evaluation_is_that_of_sft_trainer(tmp_path: Path) -> None:

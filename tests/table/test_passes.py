@@ -55,6 +55,16 @@ def test_the_mean_of_eight_rollouts_counts_as_eight() -> None:
     assert rows(one)[1][2:] == (32, -2)
 
 
+def test_rollouts_and_streaks_stop_at_the_highest_number() -> None:
+    most = 2**31 - 1
+    table = make(2)
+    assert table.passes is not None
+    table.passes.rollouts.fill_(most - 1)
+    table.passes.streak.copy_(torch.tensor([most, -most]))
+    table.update([0, 0, 1, 1], torch.tensor([1.0, 1, 0, 0]))
+    assert [row[2:] for row in rows(table)] == [(most, most), (most, -most)]
+
+
 def test_half_precision_and_an_empty_batch() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         table = make(2)
