@@ -1,4 +1,8 @@
-"""Inputs of the benchmarks. None is zero, or in the cache unless it would be in real use."""
+"""Inputs of the benchmarks. None is zero, or in the cache unless it would be in real use.
+
+Large ones are in large pages, as are tables and selections: which pages the system happens to give
+to a tensor makes a difference of two in the time of a copy, and of an order.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dynloader import ops
 from dynloader.bench.case import COPY, OURS, Call, Case, Group
 from dynloader.bench.machine import cache_bytes
 
@@ -38,14 +43,15 @@ def in_turn(num_bytes: int, device: str, make: Callable[[int], _T]) -> Iterator[
 def losses(n: int, device: str, number: int = 0) -> Tensor:
     """Return losses like those of training, float32 [n]: mostly small, some large, none zero."""
     generator = torch.Generator(device).manual_seed(number)
-    made = torch.empty(n, dtype=torch.float32, device=device)
+    made = ops.empty((n,), torch.float32, torch.device(device))
     return made.exponential_(generator=generator).add_(1e-3)
 
 
 def selected(n: int, device: str, number: int = 0) -> Tensor:
     """Return one random index of each pair in [0, n), ascending, int64 [n // 2]."""
     generator = torch.Generator(device).manual_seed(number)
-    half = torch.randint(2, (n // 2,), device=device, generator=generator)
+    half = ops.empty((n // 2,), torch.int64, torch.device(device))
+    half.random_(2, generator=generator)
     return half.add_(torch.arange(0, 2 * (n // 2), 2, device=device))
 
 
@@ -89,10 +95,10 @@ def copy(group: Group) -> Case:
     def build() -> Call:
         def make(number: int) -> tuple[Tensor, Tensor]:
             generator = torch.Generator(group.device).manual_seed(number)
-            source = torch.randint(
-                1, 2**31, (words,), dtype=torch.int32, device=group.device, generator=generator
+            source, target = (
+                ops.empty((words,), torch.int32, torch.device(group.device)) for _ in range(2)
             )
-            return torch.ones_like(source), source
+            return target.fill_(1), source.random_(1, 2**31 - 1, generator=generator)
 
         pairs = in_turn(8 * words, group.device, make)
 
