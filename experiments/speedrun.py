@@ -64,7 +64,8 @@ def train(cell: grid.Cell, images: Images, recipe: Recipe) -> dict[str, Any]:
         policy = method.policy(cell.keep, cell.epochs)
     else:
         policy, cost = replay(cell, images, recipe, method.proxy_epochs)
-    found = Training(images, policy, cell.epochs, cell.seed, recipe).run()
+    training = Training(images, policy, cell.epochs, cell.seed, recipe, rescores=method.rescores)
+    found = training.run()
     found["cpu_seconds"] += cost["cpu_seconds"]
     return found | {"proxy": cost}
 

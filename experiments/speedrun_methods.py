@@ -21,12 +21,15 @@ class Method:
         has_keep: whether the method uses the fraction to keep.
         proxy_epochs: number of epochs of a network of the widths "proxy", which is trained first if
             ``policy`` is None; its mean losses are replayed.
+        rescores: whether a score is the loss without augmentation, which takes another
+            forward pass of each batch.
     """
 
     name: str
     policy: Make | None
     has_keep: bool = True
     proxy_epochs: int = 0
+    rescores: bool = False
 
 
 def ramp(keep: float, epochs: int, first: float, last: float) -> Callable[[int], float]:
@@ -85,6 +88,11 @@ METHODS: dict[str, Method] = {
     "ucb-explore": Method(
         "UCB, a tenth takes turns",
         lambda keep, epochs: dynloader.UCB(keep=keep, every=1, explore=0.1),
+    ),
+    "ucb-rescored": Method(
+        "UCB, scores without augmentation",
+        lambda keep, epochs: dynloader.UCB(keep=keep, every=1),
+        rescores=True,
     ),
     "ucb-anneal": Method(
         "UCB, last eighth on all data",

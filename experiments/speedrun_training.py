@@ -72,12 +72,21 @@ class Training:
         epochs: number of epochs.
         seed: seed of the weights, order, augmentation and selection.
         recipe: all other settings.
+        rescores: score each batch by another forward pass, without augmentation.
     """
 
     def __init__(
-        self, images: Images, policy: dynloader.Policy, epochs: int, seed: int, recipe: Recipe
+        self,
+        images: Images,
+        policy: dynloader.Policy,
+        epochs: int,
+        seed: int,
+        recipe: Recipe,
+        *,
+        rescores: bool = False,
     ) -> None:
         self.images, self.epochs, self.recipe = images, epochs, recipe
+        self._rescores = rescores
         torch.manual_seed(seed)
         normalize = transforms.Normalize(MEAN, STD)
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
@@ -94,6 +103,7 @@ class Training:
             policy=policy,
             table=table,
             seed=seed,
+            return_index=rescores,
             transforms=(augmentation if recipe.augment else []) + final,
         )
         self.model = SpeedrunNet(
@@ -153,7 +163,7 @@ class Training:
         recipe, seen = self.recipe, []
         self.model.train()
         is_open = self.loader.has_open_length
-        for batch, (images, labels) in enumerate(self.loader):
+        for batch, (images, labels, *index) in enumerate(self.loader):
             # If the losses decide how many samples are kept, the number of steps is unknown.
             if is_open:
                 self._set_learning_rate((epoch + batch / len(self.loader)) / self.epochs)
@@ -165,7 +175,8 @@ class Training:
             plain = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
             smooth = -log_p.mean(1)
             losses = (1 - recipe.label_smoothing) * plain + recipe.label_smoothing * smooth
-            loss = self.loader.update(losses, scores=plain)
+            scores = self._losses_without_augmentation(index[0], labels) if index else plain
+            loss = self.loader.update(losses, scores=scores)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -173,6 +184,15 @@ class Training:
             self.samples += len(labels)
             seen.append(plain.detach())
         return torch.cat(seen)
+
+    @torch.no_grad()
+    def _losses_without_augmentation(self, index: Tensor, labels: Tensor) -> Tensor:
+        # The statistics of the batch norms are those of training, and must not change here.
+        self.model.eval()
+        with self._autocast():
+            logits = self.model(normalized(self.images.train[index]).to(self._dtype))
+        self.model.train()
+        return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
     def _set_learning_rate(self, done: float) -> None:
         rate = self._peak

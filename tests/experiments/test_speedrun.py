@@ -67,6 +67,26 @@ def test_the_schedule_rises_and_falls() -> None:
     assert max(rates) == rates[23]
 
 
+def test_scores_without_augmentation_leave_the_training_as_it_is() -> None:
+    plain, rescored = (
+        Training(data(), dynloader.Full(), 2, 0, RECIPE, rescores=rescores)
+        for rescores in (False, True)
+    )
+    found = [training.run() for training in (plain, rescored)]
+    assert found[0]["history"][-1]["loss"] == found[1]["history"][-1]["loss"]
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, rescored.model.state_dict()[name]), name
+    tables = plain.loader.table, rescored.loader.table
+    assert all(table is not None and (table.visits == 2).all() for table in tables)
+    assert not torch.equal(tables[0].last_loss, tables[1].last_loss)
+    # The same image, whatever the batch it is in.
+    index, labels = torch.tensor([5, 3, 7]), rescored.images.train_labels
+    together = rescored._losses_without_augmentation(index, labels[index])
+    alone = rescored._losses_without_augmentation(index[1:2], labels[index[1:2]])
+    torch.testing.assert_close(alone, together[1:2], atol=2e-2, rtol=2e-2)
+    assert rescored.model.training
+
+
 @pytest.mark.parametrize(
     "policy", [dynloader.UCB(keep=0.5), dynloader.InfoBatch(anneal=None, drop_probability=0.9)]
 )
