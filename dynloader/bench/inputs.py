@@ -1,7 +1,7 @@
 """Inputs of the benchmarks. None is zero, or in the cache unless it would be in real use.
 
-Large ones are in large pages, as are tables and selections: which pages the system happens to give
-to a tensor makes a difference of two in the time of a copy, and of an order.
+Large ones are in large pages, as are tables and selections: an order reads its selection at random
+places, of which the processor's TLB covers more.
 """
 
 from __future__ import annotations
