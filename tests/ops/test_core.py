@@ -44,6 +44,12 @@ LOOP(nearly_variate_of, uint32_t, float, nearly_exponential_variate(x))
 LOOP(with_lower_half, uint32_t, uint8_t, has_lower_half(x))
 LOOP(least_nearly_priority, uint32_t, uint32_t, range_of_nearly_priority(x).least)
 LOOP(most_nearly_priority, uint32_t, uint32_t, range_of_nearly_priority(x).most)
+LOOP(place_in_race, uint32_t, uint32_t,
+     static_cast<uint32_t>(PriorityKey<RacePriority>::nearly_at(1.0f, x, 0.5f, 2.0f)))
+LOOP(place_by_unit, uint32_t, uint32_t,
+     static_cast<uint32_t>(PriorityKey<UniformPriority>::nearly_at(1.0f, x, 1.25f, 2.0f)))
+LOOP(place_of_weight, float, uint32_t,
+     static_cast<uint32_t>(PriorityKey<UniformPriority>::nearly_at(x, 0x80000000u, 2.0f, 4.0f)))
 LOOP(is_finite_of, float, uint8_t, is_finite(x))
 LOOP(ordered, float, uint32_t, ordered_bits(x))
 LOOP(nearly_ordered, float, uint32_t, nearly_ordered_bits(x))
@@ -263,6 +269,27 @@ def test_bounds_of_approximate_priorities(core: Core) -> None:
     ends = np.array([0, 1, 0x7FE00000 * 2 - 1, 0xFFE00000, 0xFFFFFFFF], np.uint32)
     assert core("least_nearly_priority", ends, np.uint32)[0] == 0
     assert (core("most_nearly_priority", ends, np.uint32)[2:] == 0xFFFFFFFF).all()
+
+
+def test_places_beside_a_bracket(core: Core) -> None:
+    below, is_open, above = range(3)
+    upper = upper_halves(1 << 12)
+    for name, near, lower_end, upper_end in (
+        ("place_in_race", "nearly_variate_of", 0.5, 2.0),
+        ("place_by_unit", "nearly_unit_of", 1.25, 2.0),
+    ):
+        under = core(near, upper, np.float32)
+        places = core(name, upper, np.uint32)
+        wanted = [np.float32(lower_end) * under > 1, np.float32(upper_end) * under < 1]
+        assert (places == np.select(wanted, [below, above], is_open)).all()
+        assert np.unique(places).tolist() == [below, is_open, above]
+        # Without its lower half, a number next to 0 or 1 says too little.
+        ends = np.array([0, 1, 2**20 - 1, 2**32 - 2**20, 2**32 - 1], np.uint32)
+        assert (core(name, ends, np.uint32) == is_open).all()
+    # The priorities are twice the weights.
+    weights = [0, -0.0, -1, -np.inf, np.nan, 1e-45, 0.99, 1.5, 2.01, np.finfo(np.float32).max]
+    places = core("place_of_weight", np.array([*weights, np.inf], np.float32), np.uint32)
+    assert places.tolist() == [below] * 7 + [is_open] + [above] * 3
 
 
 def test_scores_in_fixed_point(core: Core) -> None:
