@@ -85,8 +85,7 @@ struct MarkTiles {
 
   // Like decide(), but compares nearly_high() with its bounds for the high halves of the bracket's
   // ends. Leaves samples open that share a high half with an end, or nearly so, which is right as
-  // long as the list holds them.
-  // Returns false if it might not.
+  // long as the list holds them. Returns false if it might not.
   bool decide_nearly(const KeysOfBlock<Isa, Key>& here, uint64_t* bits, uint64_t* open) const {
     if (bracket.lower == bracket.upper) return false;
     const int64_t length = here.length;

@@ -111,8 +111,7 @@ struct WalkAll {
     for (int64_t j = count; j % kAbreast != 0; ++j) places[j] = 0;
   }
 
-  // Calls meanwhile(from, to)
-  // between the steps, for all places in turn.
+  // Calls meanwhile(from, to) between the steps, for all places in turn.
   template <class Place, class Meanwhile>
   static void step_all(const Walk& walk, Place* places, int64_t count, const Meanwhile& meanwhile) {
     for (int64_t j = 0; j < count; j += kMeanwhile) {

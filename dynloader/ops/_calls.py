@@ -232,7 +232,7 @@ def sample(
 
     Equivalent in distribution to ``torch.multinomial(weights, k)``, without its limit of 2**24
     samples. The algorithm is an exponential race (Efraimidis and Spirakis 2006): the k smallest
-    E / w are selected, where each E comes from 64 separate random bits.
+    E / w are selected, where each E comes from 32 separate random bits, and from 64 near its ends.
 
     Args:
         weights: float32 [n], n < 2**32, finite and >= 0, at least k of them above 0. A sample of
