@@ -86,7 +86,6 @@ class Training:
         rescores: bool = False,
     ) -> None:
         self.images, self.epochs, self.recipe = images, epochs, recipe
-        self._rescores = rescores
         torch.manual_seed(seed)
         normalize = transforms.Normalize(MEAN, STD)
         self._dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
